@@ -1,0 +1,34 @@
+# Two commands do all the set-up: `make demo` shows the main job, `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CHECKPOINTS := checkpoints
+
+.PHONY: setup demo test benchmarks checkpoints clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/dictlab stitch $(CHECKPOINTS)/local-topk16-256-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s0.safetensors --out out/stitch --force
+	$(BIN)/dictlab report geometry $(CHECKPOINTS)/local-topk16-512-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s1.safetensors \
+	    $(CHECKPOINTS)/local-relu10-1024-s0.safetensors $(CHECKPOINTS)/local-relu10-1024-s1.safetensors \
+	    $(CHECKPOINTS)/e2e-relu0.25-1024-s0.safetensors $(CHECKPOINTS)/e2e+ds-relu4-1024-s0.safetensors --out out/geometry --force
+
+test: setup
+	$(BIN)/python -m pytest
+
+benchmarks: setup
+	$(BIN)/python benchmarks/family.py
+	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/main_job.py
+
+checkpoints: setup
+	$(BIN)/python checkpoints/build.py
+
+clean:
+	rm -rf out $(VENV)
