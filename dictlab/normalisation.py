@@ -1,0 +1,104 @@
+"""What happens to an activation before the encoder, and is undone after the decoder?
+
+Like the activation function, a normalisation is a small value that a file stores as a tagged record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictlab.errors import DictlabError
+
+
+class Undo(NamedTuple):
+    """Per token, what brings a decoded vector back: `y * scale + shift`."""
+
+    scale: Tensor | float
+    shift: Tensor | float
+
+
+class Normalisation(Protocol):
+    """From an activation x to the encoder's input h, and how to come back."""
+
+    kind: ClassVar[str]
+    per_token: ClassVar[bool]
+
+    def __call__(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, "tokens d_in"], Undo]:
+        """The encoder's input, and how to undo it on the decoder's output."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoNormalisation:
+    """h = x."""
+
+    kind: ClassVar[str] = "none"
+    per_token: ClassVar[bool] = False
+
+    def __call__(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, "tokens d_in"], Undo]:
+        return x, Undo(1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """h = factor * x, one factor for all tokens: the units a dictionary is trained in."""
+
+    factor: float
+    kind: ClassVar[str] = "scale"
+    per_token: ClassVar[bool] = False
+
+    def __call__(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, "tokens d_in"], Undo]:
+        return x * self.factor, Undo(1.0 / self.factor, 0.0)
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Each token centred over its coordinates and divided by their standard deviation (n - 1) plus eps.
+
+    The way back multiplies by the standard deviation without eps, as OpenAI's and SAELens' dictionaries do.
+    """
+
+    eps: float = 1e-5
+    kind: ClassVar[str] = "layer_norm"
+    per_token: ClassVar[bool] = True
+
+    def __call__(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, "tokens d_in"], Undo]:
+        mean = x.mean(dim=-1, keepdim=True)
+        std = x.std(dim=-1, keepdim=True)
+        return (x - mean) / (std + self.eps), Undo(std, mean)
+
+
+KINDS: dict[str, type] = {cls.kind: cls for cls in (NoNormalisation, Scale, LayerNorm)}
+
+
+def to_record(normalisation: Normalisation) -> dict[str, Any]:
+    """What a file's header says of it."""
+    return {"kind": normalisation.kind, **asdict(normalisation)}  # type: ignore[call-overload]
+
+
+def from_record(record: Mapping[str, Any]) -> Normalisation:
+    """The normalisation that a file describes.
+
+    Raises:
+        DictlabError: Its kind is unknown, or its numbers are not what that kind needs.
+    """
+    kind = record.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise DictlabError(f"input normalisation {kind!r} is unknown; known are {', '.join(KINDS)}.")
+    given = {name: value for name, value in record.items() if name != "kind"}
+    needed = {field.name for field in fields(KINDS[kind])}
+    if given.keys() != needed:
+        raise DictlabError(f"input normalisation {kind}: it has {sorted(given)}; expected {sorted(needed)}.")
+    for name, value in given.items():
+        # eps may be 0; by a factor one divides
+        least = 0.0 if kind == LayerNorm.kind else torch.finfo(torch.float32).tiny
+        if type(value) not in (int, float) or not least <= value <= torch.finfo(torch.float32).max:
+            raise DictlabError(f"input normalisation {kind}: {name} is {value!r}; expected a positive number.")
+    made: Normalisation = KINDS[kind](**{name: float(value) for name, value in given.items()})
+    return made
