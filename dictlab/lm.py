@@ -1,0 +1,454 @@
+"""What does a language model do, and what does it do when one of its activations is replaced?
+
+`LanguageModel` wraps any Hugging Face causal language model. No model is re-implemented: activations are read and
+written by hooks, and a forward from the middle is the model's own forward with its earlier blocks made to pass their
+input on untouched. That is why `resume(capture(tokens, site), site)` gives the logits of the full forward, bit for bit.
+
+Sites are written as the field writes them, and any module path works too:
+
+    blocks.3.hook_resid_pre     the residual stream entering block 3
+    blocks.3.hook_resid_mid     between attention and MLP (not where both read the same stream, as in Pythia)
+    blocks.3.hook_resid_post    leaving block 3
+    blocks.3.hook_attn_out      what attention adds            blocks.3.hook_mlp_out    what the MLP adds
+    transformer.h.3.mlp:in      a module's input               transformer.h.3.mlp      (or :out) its output
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dictlab.errors import DictlabError
+
+ATTENTION = ("attn", "attention", "self_attn", "self_attention")
+MLP = ("mlp", "feed_forward", "ffn")
+HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
+
+Replacement = Tensor | Callable[[Tensor], Tensor]
+
+
+class Forward(NamedTuple):
+    """What a forward gave: logits `[batch, context, vocabulary]`, and the activations that were asked for, by site."""
+
+    logits: Float[Tensor, "batch context vocabulary"]
+    activations: dict[str, Float[Tensor, "batch context d_in"]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site, found in a model.
+
+    Attributes:
+        block: The block it lies in; None outside the blocks.
+        kind: "resid_pre", "resid_mid", "resid_post", or "module".
+        module: The module at whose input or output it is read.
+        side: "in" or "out".
+    """
+
+    block: int | None
+    kind: str
+    module: nn.Module
+    side: str
+
+
+class LanguageModel:
+    """A Hugging Face causal language model with three verbs: `capture`, `splice`, `resume`.
+
+    Its weights are frozen and it is put in evaluation mode; gradients flow through to activations.
+
+    Args:
+        model: Any causal language model of `transformers`.
+        tokenizer: Its tokenizer.
+        name: What reports call it, and how it can be found again.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.blocks = _blocks(model)
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, beside: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> LanguageModel:
+        """Open a model from a folder or the Hugging Face Hub.
+
+        Args:
+            name: A folder, or a name on the Hub.
+            beside: Where to look for the folder first: next to the dictionary that names it.
+            device: "cpu", "cuda", ...
+            dtype: Precision of the weights.
+
+        Raises:
+            DictlabError: It is in none of these places; the message says which were tried.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        check_device(device)
+        folders = [Path(name)] if beside is None else [beside / name, Path(name)]
+        found = next((folder for folder in folders if (folder / "config.json").exists()), None)
+        source, tried = str(found or name), [f"the folder {folder}" for folder in folders]
+        if found is None and not _may_be_on_hub(source):
+            raise DictlabError(f"model {source!r} was not found. Tried: {'; '.join(tried)}.")
+        try:
+            with _quiet():
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            where = "; ".join(tried if found else [*tried, f"{source!r} on the Hugging Face Hub"])
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DictlabError(f"model {str(name)!r} could not be opened. Tried: {where} ({first}).") from error
+        return cls(model.to(device), tokenizer, str(name))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def context(self) -> int:
+        """The longest context it was built for, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 1024))
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal weights: SHA-256 over each parameter's name, shape and up to 1,024 of its values."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            flat = weight.detach().flatten()
+            sample = flat[:: max(1, len(flat) // 1024)][:1024].float().cpu()
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def capture(
+        self, tokens: Int[Tensor, "batch context"], sites: str | Sequence[str]
+    ) -> dict[str, Float[Tensor, "batch context d_in"]]:
+        """Activations at some sites. The forward is left as soon as the last of them is reached.
+
+        Raises:
+            DictlabError: A site is not one of this model's.
+        """
+        sites = [sites] if isinstance(sites, str) else list(sites)
+        caught: dict[str, Tensor] = {}
+        with self._catching(sites, caught, leave=True), suppress(_Reached):
+            self._logits(tokens)
+        return caught
+
+    def forward(self, tokens: Int[Tensor, "batch context"], sites: Sequence[str] = ()) -> Forward:
+        """The whole forward: logits, and activations at some sites."""
+        caught: dict[str, Tensor] = {}
+        with self._catching(sites, caught):
+            return Forward(self._logits(tokens), caught)
+
+    def splice(
+        self, tokens: Int[Tensor, "batch context"], site: str, replacement: Replacement, sites: Sequence[str] = ()
+    ) -> Forward:
+        """The forward of `tokens` with the activation at `site` replaced.
+
+        Args:
+            tokens: Token ids.
+            site: Where.
+            replacement: A tensor, or a function of the clean activation.
+            sites: Where to catch activations of the altered forward.
+
+        Raises:
+            DictlabError: The site is not one of this model's, or the replacement has another shape.
+        """
+        place = self.locate(site)
+        if place.block is not None:
+            start = f"blocks.{place.block}.hook_resid_pre"
+            clean = self.capture(tokens, [start, site])
+            return self.resume(_applied(replacement, clean[site], site), site, sites, residual=clean[start])
+        caught: dict[str, Tensor] = {}
+        with self._catching(sites, caught), _hook(place, lambda x: _applied(replacement, x, site)):
+            return Forward(self._logits(tokens), caught)
+
+    def resume(
+        self,
+        activation: Float[Tensor, "batch context d_in"],
+        site: str,
+        sites: Sequence[str] = (),
+        *,
+        residual: Float[Tensor, "batch context d_model"] | None = None,
+    ) -> Forward:
+        """The rest of the forward, from an activation at `site`: only the blocks from there on are computed.
+
+        Args:
+            activation: What stands at `site`. Gradients flow back to it.
+            site: Where it stands.
+            sites: Where to catch activations on the way.
+            residual: The residual stream entering the block of `site`. Needed where the site is not the residual
+                stream itself but something inside a block, such as `hook_mlp_out`.
+
+        Raises:
+            DictlabError: The site lies outside the blocks, or `residual` is needed and missing.
+        """
+        place, lengths = self.locate(site), self._returns
+        if place.block is None:
+            raise DictlabError(f"site {site}: resuming needs a site inside a block; use splice.")
+        if place.kind == "module" and residual is None:
+            start = f"blocks.{place.block}.hook_resid_pre"
+            raise DictlabError(f"site {site} is not the whole residual stream: give resume the residual at {start}.")
+        first = place.block + (place.kind == "resid_post")
+        entering = residual if place.kind == "module" else activation
+        caught: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for block in self.blocks[:first]:
+                stack.enter_context(_forward(block, _passing_on(lengths[block])))
+            stack.enter_context(self._entering(first, entering))
+            if place.kind == "resid_mid":
+                attention = _child(self.blocks[first], ATTENTION)
+                stack.enter_context(_forward(attention, _adding_nothing(lengths[attention], activation)))
+            if place.kind == "module":
+                stack.enter_context(_hook(place, lambda _: activation))
+            stack.enter_context(self._catching(sites, caught))
+            tokens = torch.zeros(activation.shape[:2], dtype=torch.long, device=activation.device)
+            return Forward(self._logits(tokens), caught)
+
+    def locate(self, site: str) -> Place:
+        """Find a site in this model.
+
+        Raises:
+            DictlabError: There is none of that name; the message says what is possible.
+        """
+        match = HOOK.fullmatch(site)
+        if match is None:
+            return self._module(site)
+        block, hook = int(match[1]), match[2]
+        if block >= self.n_blocks:
+            raise DictlabError(f"site {site}: {self.name} has blocks 0 to {self.n_blocks - 1}.")
+        module = self.blocks[block]
+        if hook in ("resid_pre", "resid_post"):
+            return Place(block, hook, module, "in" if hook == "resid_pre" else "out")
+        if hook == "attn_out":
+            return Place(block, "module", _child(module, ATTENTION), "out")
+        if hook == "mlp_out":
+            return Place(block, "module", _child(module, MLP), "out")
+        if getattr(module, "use_parallel_residual", False) or hasattr(module, "pre_feedforward_layernorm"):
+            raise DictlabError(
+                f"site {site}: {self.name} has no residual stream between attention and MLP "
+                "(they run in parallel, or add through a norm of their own)."
+            )
+        return Place(block, hook, _child(module, ATTENTION), "out")
+
+    def d_site(self, site: str) -> int:
+        """Width of the activations at a site, found with a forward of one token."""
+        tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        return int(self.capture(tokens, site)[site].shape[-1])
+
+    def later_sites(self, site: str) -> list[str]:
+        """The residual stream entering each block after `site`: where e2e+downstream training compares activations."""
+        place = self.locate(site)
+        if place.block is None:
+            raise DictlabError(f"site {site}: it lies outside the blocks, so no block comes after it.")
+        # The stream entering block b + 1 is the site itself when the site is resid_post of block b.
+        first = place.block + 1 + (place.kind == "resid_post")
+        return [f"blocks.{block}.hook_resid_pre" for block in range(first, self.n_blocks)]
+
+    def _module(self, site: str) -> Place:
+        path, _, side = site.partition(":")
+        modules = dict(self.model.named_modules())
+        if not path or path not in modules or side not in ("", "in", "out"):
+            raise DictlabError(
+                f"site {site!r} is not in {self.name}. Write blocks.I.hook_resid_pre, hook_resid_mid, hook_resid_post, "
+                f"hook_attn_out or hook_mlp_out with I from 0 to {self.n_blocks - 1}, or a module's path with :in or "
+                f":out, such as {next(name for name, m in modules.items() if m is self.blocks[0])}:in."
+            )
+        module = modules[path]
+        for index, block in enumerate(self.blocks):
+            if module is block:
+                return Place(index, "resid_pre" if side == "in" else "resid_post", module, side or "out")
+            if any(module is inner for inner in block.modules()):
+                return Place(index, "module", module, side or "out")
+        return Place(None, "module", module, side or "out")
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+        return logits
+
+    @contextmanager
+    def _catching(self, sites: Sequence[str], caught: dict[str, Tensor], leave: bool = False) -> Iterator[None]:
+        """Put the activation at each site into `caught`; optionally leave the forward when all are there."""
+        with ExitStack() as stack:
+            for site in sites:
+                place = self.locate(site)
+
+                def catch(x: Tensor, site: str = site) -> None:
+                    caught[site] = x
+                    if leave and len(caught) == len(set(sites)):
+                        raise _Reached
+
+                if place.kind == "resid_mid":
+                    stack.enter_context(_hook_sum(self.blocks[place.block or 0], place.module, catch))
+                else:
+                    stack.enter_context(_hook(place, catch))
+            yield
+
+    @contextmanager
+    def _entering(self, block: int, activation: Tensor | None) -> Iterator[None]:
+        """Replace what enters a block (or, after the last one, what leaves the blocks)."""
+        if block < self.n_blocks:
+            place = Place(block, "resid_pre", self.blocks[block], "in")
+        else:
+            place = Place(block, "resid_post", self.blocks[-1], "out")
+        with _hook(place, lambda _: activation):
+            yield
+
+    @cached_property
+    def _returns(self) -> dict[nn.Module, int]:
+        """For each block and attention module, the length of the tuple it returns; 0 where it returns a tensor."""
+        modules = [*self.blocks, *(_child(block, ATTENTION) for block in self.blocks)]
+        lengths: dict[nn.Module, int] = {}
+
+        def note(module: nn.Module, _: Any, output: Any) -> None:
+            lengths[module] = len(output) if isinstance(output, tuple) else 0
+
+        handles = [module.register_forward_hook(note) for module in modules]
+        try:
+            with torch.no_grad():
+                self._logits(torch.zeros(1, 1, dtype=torch.long))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return lengths
+
+
+class _Reached(Exception):
+    """The last site of a capture was reached."""
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Whether a name can be one on the Hub (`gpt2`, `owner/name`), not a path. Asking in vain costs half a minute."""
+    return name.count("/") <= 1 and name[0] not in "./~" and not ("/" in name and Path(name).parent.is_dir())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for weights that load in a moment; the caller's setting is put back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, rather than quietly use another.
+
+    Raises:
+        DictlabError: CUDA was asked for and this machine, or this build of torch, has none.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DictlabError(f"device {device!r}: no CUDA device is available to torch {torch.__version__}; use cpu.")
+
+
+def _blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's list of blocks: the module list as long as the configuration says there are layers."""
+    n_layers = getattr(model.config, "num_hidden_layers", None)
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
+    if not lists:
+        raise DictlabError(
+            f"{type(model).__name__}: no list of {n_layers} blocks found; is it a causal language model?"
+        )
+    return lists[0]
+
+
+def _child(block: nn.Module, names: Sequence[str]) -> nn.Module:
+    for name in names:
+        if hasattr(block, name):
+            child: nn.Module = getattr(block, name)
+            return child
+    raise DictlabError(f"{type(block).__name__} has no module called {' or '.join(names)}; give the module's path.")
+
+
+def _applied(replacement: Replacement, clean: Tensor, site: str) -> Tensor:
+    new = replacement if isinstance(replacement, Tensor) else replacement(clean)
+    if new.shape != clean.shape:
+        raise DictlabError(f"site {site}: the activation is {list(clean.shape)}, its replacement {list(new.shape)}.")
+    return new
+
+
+def _passing_on(length: int) -> Callable[..., Any]:
+    """A forward that returns its input, in a tuple of that length (0: bare)."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs["hidden_states"]
+        return (x, *[None] * (length - 1)) if length else x
+
+    return forward
+
+
+def _adding_nothing(length: int, like: Tensor) -> Callable[..., Any]:
+    """A forward that returns zeros, in a tuple of that length (0: bare)."""
+    zeros = torch.zeros_like(like)
+    return lambda *_, **__: (zeros, *[None] * (length - 1)) if length else zeros
+
+
+@contextmanager
+def _forward(module: nn.Module, instead: Callable[..., Any]) -> Iterator[None]:
+    """Let another function stand in for a module's forward."""
+    module.forward = instead  # shadows the class's method
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@contextmanager
+def _hook(place: Place, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Show the tensor at a place to `visit`, and put what it returns in its stead."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            new = visit(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
+        new = visit(kwargs["hidden_states"])
+        return None if new is None else (args, kwargs | {"hidden_states": new})
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        new = visit(output[0] if isinstance(output, tuple) else output)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    if place.side == "in":
+        handle = place.module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = place.module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _hook_sum(block: nn.Module, attention: nn.Module, visit: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Show the residual stream after attention: what entered the block plus what attention adds."""
+    entered: list[Tensor] = []
+    with (
+        _hook(Place(None, "resid_pre", block, "in"), lambda x: entered.append(x)),
+        _hook(Place(None, "module", attention, "out"), lambda x: visit(x + entered.pop())),
+    ):
+        yield
