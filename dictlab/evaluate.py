@@ -1,0 +1,272 @@
+"""How well does a dictionary reconstruct, and does the model still work with it spliced in?
+
+Every metric is a ratio or difference of sums over tokens, kept by sequence, so that an interval comes from
+resampling sequences (tokens of one sequence are not independent). x are activations, x_hat their reconstructions, mu
+the mean activation of the sample:
+
+    L0                    active latents a token
+    MSE                   mean over tokens and coordinates of (x - x_hat)^2
+    explained variance    1 - sum |x - x_hat|^2 / sum |x - mu|^2           (a ratio of sums, not a mean of ratios)
+    CE increase           next-token cross-entropy with x_hat in place of x, minus without; nats a token
+    KL                    KL(original || spliced) of the next-token distributions; nats a token
+    CE recovered          (CE_ablated - CE_spliced) / (CE_ablated - CE_clean), the activation ablated to 0, or to mu
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import log_softmax, nll_loss
+from tqdm.auto import tqdm
+
+from dictlab.activations import statistics
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError
+from dictlab.lm import LanguageModel
+from dictlab.text import Text
+
+BATCH_TOKENS = 2048  # a few matrices of this times the vocabulary are held at once
+RESAMPLES = 1000
+COVERAGE = 0.95
+
+Sums = Mapping[str, NDArray[np.float64]]
+
+
+class Metric(NamedTuple):
+    """A number that follows from sums over tokens: its name, its unit, and how."""
+
+    label: str
+    unit: str
+    of: Callable[[Sums], NDArray[np.float64]]
+
+
+METRICS = {
+    "l0": Metric("L0", "latents/token", lambda s: s["l0"] / s["tokens"]),
+    "mse": Metric("MSE", "activation²", lambda s: s["squared_error"] / s["coordinates"]),
+    "explained_variance": Metric("explained variance", "share", lambda s: 1 - s["squared_error"] / s["variance"]),
+    "ce_increase": Metric("CE increase", "nats/token", lambda s: (s["ce"] - s["ce_clean"]) / s["predicted"]),
+    "kl": Metric("KL", "nats/token", lambda s: s["kl"] / s["tokens"]),
+    "ce_recovered_zero": Metric(
+        "CE recovered (zero)", "share", lambda s: (s["ce_zero"] - s["ce"]) / (s["ce_zero"] - s["ce_clean"])
+    ),
+    "ce_recovered_mean": Metric(
+        "CE recovered (mean)", "share", lambda s: (s["ce_mean"] - s["ce"]) / (s["ce_mean"] - s["ce_clean"])
+    ),
+    "ce_clean": Metric("CE without dictionary", "nats/token", lambda s: s["ce_clean"] / s["predicted"]),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was measured of one dictionary, by sequence.
+
+    Attributes:
+        name: The dictionary's name.
+        sums: For each quantity, its sum over the tokens of each sequence, `[sequences]`.
+        fired: Whether each latent was active in each sequence.
+        seed: Of the resampling. Evaluations of the same text and seed share their resamples: differences are paired.
+    """
+
+    name: str
+    sums: Sums
+    fired: Float[Tensor, "sequences n_latents"]
+    seed: int
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences measured."""
+        return len(self.sums["tokens"])
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens measured."""
+        return int(self.sums["tokens"].sum())
+
+    @property
+    def alive(self) -> int:
+        """Latents active at least once in this sample."""
+        return int((self.fired > 0).any(dim=0).sum())
+
+    @property
+    def firing(self) -> Float[Tensor, " n_latents"]:
+        """Share of sequences in which each latent was active."""
+        return self.fired.mean(dim=0)
+
+    def value(self, metric: str) -> float:
+        """A metric of METRICS over all sequences."""
+        return float(METRICS[metric].of({name: values.sum() for name, values in self.sums.items()}))
+
+    def draws(self, metric: str) -> NDArray[np.float64]:
+        """The metric in each bootstrap resample of the sequences."""
+        return METRICS[metric].of({name: self._weights @ values for name, values in self.sums.items()})
+
+    def interval(self, metric: str) -> tuple[float, float]:
+        """95 % percentile bootstrap interval over sequences."""
+        return bounds(self.draws(metric))
+
+    def alive_interval(self) -> tuple[float, float]:
+        """From the latents seen alive to how many a larger sample might show, at 95 %.
+
+        Resampling loses latents that fired in one sequence only; the basic bootstrap turns that loss round. What was
+        seen is certain, so it is the lower end.
+        """
+        present = torch.from_numpy((self._weights > 0).astype(np.float32))
+        seen = (present @ self.fired > 0).sum(dim=1).double().numpy()
+        high = bounds(2 * self.alive - seen)[1]
+        return self.alive, min(max(high, self.alive), self.fired.shape[1])
+
+    def table(self) -> pd.DataFrame:
+        """One row a metric: value, 95 % interval, unit."""
+        rows = [(m.label, self.value(key), *self.interval(key), m.unit) for key, m in METRICS.items()]
+        rows.insert(3, ("alive latents", self.alive, *self.alive_interval(), f"of {self.fired.shape[1]}"))
+        frame = pd.DataFrame(rows, columns=["metric", "value", "low", "high", "unit"])
+        frame.insert(0, "dictionary", self.name)
+        return frame
+
+    def record(self) -> dict[str, float | list[float] | int]:
+        """The metrics for a dictionary's metadata."""
+        entries: dict[str, float | list[float] | int] = {"alive": self.alive, "evaluation_tokens": self.n_tokens}
+        for metric in METRICS:
+            entries[metric] = self.value(metric)
+            entries[f"{metric}_interval"] = list(self.interval(metric))
+        return entries
+
+    @cached_property
+    def _weights(self) -> NDArray[np.float64]:
+        """How often each sequence is drawn in each resample; one product with the sums gives every metric."""
+        n = self.n_sequences
+        return np.random.default_rng(self.seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+
+
+def bounds(draws: NDArray[np.float64]) -> tuple[float, float]:
+    """The central 95 % of bootstrap draws."""
+    low, high = np.quantile(draws, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return float(low), float(high)
+
+
+@torch.no_grad()
+def evaluate(
+    dictionaries: Sequence[Dictionary],
+    model: LanguageModel,
+    text: Text,
+    *,
+    contexts: int = 64,
+    context: int | None = None,
+    seed: int = 0,
+) -> list[Evaluation]:
+    """Measure dictionaries on the first contexts of a text. One clean forward serves them all.
+
+    Args:
+        dictionaries: Each at the site in its metadata.
+        model: The model they belong to.
+        text: What to run it on; the held-out split, if it is to mean anything.
+        contexts: Sequences to measure; fewer where the text ends before.
+        context: Tokens a sequence; the model's own by default, 1,024 at most.
+        seed: Of the bootstrap.
+
+    Raises:
+        DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site.
+    """
+    sites = [site_of(dictionary) for dictionary in dictionaries]
+    length = context or min(model.context, 1024)
+    batches = list(_batches(model, text, length, contexts))
+    means = {
+        site: statistics(model.capture(tokens, site)[site] for tokens in batches).mean for site in dict.fromkeys(sites)
+    }
+    rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
+    fired: list[list[Tensor]] = [[] for _ in dictionaries]
+    for tokens in tqdm(batches, desc="evaluate", leave=False):
+        for index, (row, active) in enumerate(_measure(dictionaries, sites, means, model, tokens)):
+            rows[index].append(row)
+            fired[index].append(active)
+    return [
+        Evaluation(
+            dictionary.name,
+            {key: torch.cat([row[key] for row in own]).double().cpu().numpy() for key in own[0]},
+            torch.cat(active).cpu(),
+            seed,
+        )
+        for dictionary, own, active in zip(dictionaries, rows, fired, strict=True)
+    ]
+
+
+def site_of(dictionary: Dictionary) -> str:
+    """The site in a dictionary's metadata.
+
+    Raises:
+        DictlabError: It names none.
+    """
+    if dictionary.metadata.site is None:
+        raise DictlabError(f"{dictionary.name}: its file does not say at which site of the model it belongs.")
+    return dictionary.metadata.site
+
+
+def _measure(
+    dictionaries: Sequence[Dictionary],
+    sites: Sequence[str],
+    means: Mapping[str, Tensor],
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch context"],
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """For each dictionary, sums over the tokens of each sequence, and which latents were active in it."""
+    starts = {site: f"blocks.{model.locate(site).block}.hook_resid_pre" for site in sites}
+    clean = model.forward(tokens, list(dict.fromkeys([*sites, *starts.values()])))
+    log_p = log_softmax(clean.logits.float(), dim=-1)
+    tokens = tokens.to(log_p.device)
+
+    def spliced(site: str, x: Tensor) -> Tensor:
+        residual = clean.activations[starts[site]]
+        return log_softmax(model.resume(x, site, residual=residual).logits.float(), dim=-1)
+
+    ablated = {}
+    for site, mean in means.items():
+        x = clean.activations[site]
+        ablated[site] = {
+            "ce_zero": _ce(spliced(site, torch.zeros_like(x)), tokens),
+            "ce_mean": _ce(spliced(site, mean.to(x).expand_as(x)), tokens),
+        }
+    batch, length = tokens.shape
+    for dictionary, site in zip(dictionaries, sites, strict=True):
+        x = clean.activations[site]
+        codes, x_hat = dictionary(x.float())
+        log_q = spliced(site, x_hat.to(x.dtype))
+        row = {
+            "tokens": torch.full((batch,), float(length)),
+            "predicted": torch.full((batch,), float(length - 1)),
+            "coordinates": torch.full((batch,), float(length * x.shape[-1])),
+            "l0": codes.l0().reshape(batch, length).sum(dim=1),
+            "squared_error": (x - x_hat).double().square().sum(dim=(1, 2)),
+            "variance": (x - means[site].to(x)).double().square().sum(dim=(1, 2)),
+            "ce_clean": _ce(log_p, tokens),
+            "ce": _ce(log_q, tokens),
+            "kl": (log_p.exp() * (log_p - log_q)).sum(dim=-1).double().sum(dim=1),
+            **ablated[site],
+        }
+        active = torch.zeros(batch, dictionary.n_latents)
+        on = codes.values != 0
+        active[(codes.rows[on] // length).cpu(), codes.indices[on].cpu()] = 1.0
+        yield row, active
+
+
+def _ce(log_p: Float[Tensor, "batch context vocabulary"], tokens: Int[Tensor, "batch context"]) -> Tensor:
+    """Cross-entropy of the next token, summed over the positions that have one."""
+    losses = nll_loss(log_p[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    return losses.reshape(len(tokens), -1).double().sum(dim=1)
+
+
+def _batches(model: LanguageModel, text: Text, length: int, contexts: int) -> Iterator[Tensor]:
+    left = contexts
+    for tokens in text.batches(model.tokenizer, length, max(1, BATCH_TOKENS // length)):
+        yield tokens[:left]
+        left -= len(tokens)
+        if left <= 0:
+            return

@@ -1,0 +1,270 @@
+"""What an analysis has to say: a sentence, tables, figures, dictionaries it made, and how it came by them.
+
+A `Report` shows itself in a notebook and saves itself as a folder: every table as CSV and Parquet, every figure as PNG
+and SVG, every dictionary as safetensors, one self-contained `report.html`, and `report.json` with the provenance.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from dictlab.__about__ import VERSION
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError
+from dictlab.formats import native
+
+SHOWN_ROWS = 20  # rows of a table in the page; the files hold all of them
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A frame and what it is about."""
+
+    frame: pd.DataFrame
+    caption: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plot:
+    """A figure and what it shows: n, the interval and the chance level belong in the caption."""
+
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The outcome of an analysis.
+
+    Attributes:
+        title: The question that was asked.
+        summary: The answer, in one or two sentences.
+        tables: By the name of their files.
+        plots: By the name of their files.
+        dictionaries: What the analysis made, by the name of their files.
+        settings: The analysis' parameters, seeds included.
+        inputs: The dictionaries that went in.
+        warnings: What the reader must not overlook.
+    """
+
+    title: str
+    summary: str
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    plots: Mapping[str, Plot] = field(default_factory=dict)
+    dictionaries: Mapping[str, Dictionary] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[Dictionary, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def save(self, folder: str | Path, *, force: bool = False, command: str | None = None) -> Path:
+        """Write everything to a folder. It is prepared aside and moved in when complete: nothing is half-written.
+
+        Args:
+            folder: Made if it does not exist. Other files in it are left alone.
+            force: Replace a report that is already there.
+            command: What the user typed, for the provenance.
+
+        Raises:
+            DictlabError: `force` is False and the folder already holds a report or other files of the same names, or
+                it is a file.
+        """
+        folder = Path(folder)
+        check_folder(folder, force=force)
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as partial:
+                self._write(Path(partial), command)
+                _move(Path(partial), folder, force)
+        except BaseException:
+            if made:
+                with suppress(OSError):  # somebody else has put something there by now
+                    folder.rmdir()
+            raise
+        return folder
+
+    def provenance(self, command: str | None = None) -> dict[str, Any]:
+        """Versions, settings, and a hash of every dictionary that went in."""
+        return {
+            "dictlab": VERSION,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "numpy": numpy.__version__,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command,
+            "settings": dict(self.settings),
+            "inputs": [_described(dictionary) for dictionary in self.inputs],
+        }
+
+    def html(self, command: str | None = None) -> str:
+        """One self-contained page."""
+        return _template().render(
+            report=self,
+            tables={name: (table.caption, _shown(table.frame)) for name, table in self.tables.items()},
+            plots={name: (plot.caption, _data_uri(plot.figure)) for name, plot in self.plots.items()},
+            provenance=_json(self.provenance(command)),
+            page=True,
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return _template().render(
+            report=self,
+            tables={name: (table.caption, _shown(table.frame)) for name, table in self.tables.items()},
+            plots={name: (plot.caption, _data_uri(plot.figure)) for name, plot in self.plots.items()},
+            page=False,
+        )
+
+    def __str__(self) -> str:
+        """Title, summary and warnings."""
+        return "\n".join([self.title, "", self.summary, *(f"\nWarning: {warning}" for warning in self.warnings)])
+
+    def _write(self, folder: Path, command: str | None) -> None:
+        for name, table in self.tables.items():
+            table.frame.to_csv(folder / f"{name}.csv", index=False)
+            table.frame.to_parquet(folder / f"{name}.parquet", index=False)
+        for name, plot in self.plots.items():
+            plot.figure.savefig(folder / f"{name}.png", dpi=150)
+            # A fixed salt and no date: equal figures are equal files.
+            with _svg_settings():
+                plot.figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        for name, dictionary in self.dictionaries.items():
+            native.save(dictionary, folder / f"{name}.safetensors")
+        (folder / "report.html").write_text(self.html(command), encoding="utf-8")
+        files = sorted(path.name for path in folder.iterdir())
+        content = {
+            "title": self.title,
+            "summary": self.summary,
+            "warnings": list(self.warnings),
+            "files": [*files, "report.json"],
+            "provenance": self.provenance(command),
+        }
+        (folder / "report.json").write_text(_json(content) + "\n", encoding="utf-8")
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Refuse, before any work is done, a folder that `Report.save` would refuse.
+
+    Raises:
+        DictlabError: It already holds a report and `force` is False, or it is a file.
+    """
+    standing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not standing.is_dir():
+        raise DictlabError(f"{standing}: this is a file; the output is a folder. Choose another with --out.")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise DictlabError(f"{standing}: you may not write there. Choose another folder with --out.")
+    if (folder / "report.json").exists() and not force:
+        raise DictlabError(f"{folder}: already holds a report. Choose another folder with --out, or give --force.")
+
+
+def _move(partial: Path, folder: Path, force: bool) -> None:
+    """Put a complete report in its place, and take away the one that was there. report.json comes last."""
+    old, new = _listed(folder), sorted(partial.iterdir(), key=lambda path: path.name == "report.json")
+    taken = [path.name for path in new if (folder / path.name).exists() and path.name not in old]
+    if taken and not force:
+        raise DictlabError(
+            f"{folder}: already holds {', '.join(taken)}, which no report wrote. "
+            "Choose another folder with --out, or give --force."
+        )
+    for name in old:
+        (folder / name).unlink(missing_ok=True)
+    for path in new:
+        os.replace(path, folder / path.name)
+
+
+def _listed(folder: Path) -> list[str]:
+    """The files that an earlier report wrote to a folder, by its own list; of a damaged one, report.json alone."""
+    try:
+        names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["files"]
+        return [name for name in names if Path(name).name == name and (folder / name).is_file()]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        return ["report.json"]
+
+
+def _described(dictionary: Dictionary) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for _, weight in dictionary._weights():
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    metadata = dictionary.metadata
+    return {
+        "name": dictionary.name,
+        "sha256_of_weights": digest.hexdigest(),
+        "activation": dictionary.activation.record(),
+        "model": metadata.model,
+        "model_fingerprint": metadata.model_fingerprint,
+        "site": metadata.site,
+    }
+
+
+def _shown(frame: pd.DataFrame) -> dict[str, Any]:
+    head = frame.head(SHOWN_ROWS)
+    rows = [[_cell(value) for value in row] for row in head.itertuples(index=False)]
+    return {"columns": [str(column) for column in frame.columns], "rows": rows, "left_out": len(frame) - len(head)}
+
+
+def _cell(value: Any) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return "–"
+    if isinstance(value, float | numpy.floating):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def _json(content: Any) -> str:
+    return json.dumps(_plain(content), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it; what JSON has no word for, NaN included, as its text."""
+    if isinstance(value, numpy.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    known = value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if known else str(value)
+
+
+def _data_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _svg_settings() -> Any:
+    import matplotlib as mpl
+
+    return mpl.rc_context({"svg.hashsalt": "dictlab", "svg.fonttype": "none"})
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("dictlab", "templates")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        "report.html"
+    )
