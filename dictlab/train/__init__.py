@@ -1,0 +1,7 @@
+"""Training sparse dictionaries."""
+
+from dictlab.train.config import OBJECTIVES, Member, Objective, TrainConfig
+from dictlab.train.run import Run
+from dictlab.train.trainer import train
+
+__all__ = ["OBJECTIVES", "Member", "Objective", "Run", "TrainConfig", "train"]

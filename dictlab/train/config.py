@@ -1,0 +1,165 @@
+"""What is to be trained, and how? One frozen dataclass, which is the library call, the command's flags and a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from dictlab.errors import DictlabError
+from dictlab.sparsity import Activation, ReLU, TopK
+
+ObjectiveName = Literal["local", "e2e", "e2e+ds"]
+ActivationName = Literal["topk", "relu"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the terms of a loss; sparsity comes on top (Braun et al. 2024, section 2).
+
+    Attributes:
+        reconstruction: Of the squared error at the site, mean over tokens and coordinates.
+        kl: Of KL(original || spliced) of the model's output, mean over tokens.
+        downstream: Of the squared error at the sites after, mean over tokens, coordinates and sites.
+    """
+
+    reconstruction: float = 0.0
+    kl: float = 0.0
+    downstream: float = 0.0
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the reconstruction has to be spliced into the model."""
+        return bool(self.kl or self.downstream)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "local": Objective(reconstruction=1.0),
+    "e2e": Objective(kl=1.0),
+    "e2e+ds": Objective(kl=0.5, downstream=2.5),
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dictionary of a family."""
+
+    width: int
+    activation: Activation
+    l1: float
+    objective: ObjectiveName
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its file's name: objective, activation function with its sparsity, width, seed."""
+        sparsity = f"topk{self.activation.k}" if isinstance(self.activation, TopK) else f"relu{self.l1:g}"
+        return f"{self.objective}-{sparsity}-{self.width}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run: a family of dictionaries, every combination of the settings that take several values.
+
+    Attributes:
+        model: The language model: a folder or a name on the Hugging Face Hub.
+        site: Where in the model, such as blocks.3.hook_resid_pre.
+        text: Where tokens come from: builtin, a file, a folder, or a dataset on the Hub.
+        width: Latents; several give several dictionaries.
+        activation: TopK with AuxK, or ReLU with an L1 penalty.
+        k: Active latents a token (topk); several give several dictionaries.
+        l1: Sparsity coefficient lambda of (lambda / d_in) |codes|_1 (relu); several give several dictionaries.
+        objective: local (reconstruct the activation), e2e (keep the model's output), e2e+ds (and what lies between).
+        seed: Of initialisation; several give several dictionaries. The first also orders the data.
+        tokens: Tokens to train on.
+        batch: Tokens a step.
+        context: Tokens a context; the model's own by default, 1,024 at most.
+        downstream: Weight of the later sites' error in e2e+ds.
+        lr: Peak learning rate; by default 2e-4 / sqrt(width / 16384), the scaling law of Gao et al. 2024.
+        warmup: Share of the steps in which the learning rate rises from 0.
+        final_lr: What the cosine decay ends at, as a share of the peak.
+        clip: Largest gradient norm.
+        ema: Decay of an exponential moving average of the weights, which is then what is kept; none by default.
+        aux_k: Dead latents that AuxK revives at once (topk); the power of two nearest d_in / 2 by default.
+        dead_after: Tokens without firing after which a latent counts as dead; 10 million, or a twentieth of the run.
+        device: cpu, cuda, ...
+    """
+
+    model: str
+    site: str
+    _: KW_ONLY
+    text: str = "builtin"
+    width: tuple[int, ...] = (1024,)
+    activation: ActivationName = "topk"
+    k: tuple[int, ...] = (16,)
+    l1: tuple[float, ...] = (1.0,)
+    objective: tuple[ObjectiveName, ...] = ("local",)
+    seed: tuple[int, ...] = (0,)
+    tokens: int = 2_000_000
+    batch: int = 2048
+    context: int | None = None
+    downstream: float = OBJECTIVES["e2e+ds"].downstream
+    lr: float | None = None
+    warmup: float = 0.05
+    final_lr: float = 0.1
+    clip: float = 10.0
+    ema: float | None = None
+    aux_k: int | None = None
+    dead_after: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            DictlabError: A setting is out of its range.
+        """
+        for name in ("width", "k", "objective", "seed", "l1"):
+            if not getattr(self, name):
+                raise DictlabError(f"train: {name} is empty; give at least one value.")
+        for name, values in (
+            ("width", self.width),
+            ("k", self.k),
+            ("batch", (self.batch,)),
+            ("tokens", (self.tokens,)),
+        ):
+            if min(values) < 1:
+                raise DictlabError(f"train: {name} is {min(values)}; expected 1 or more.")
+        if self.activation == "topk" and max(self.k) > min(self.width):
+            raise DictlabError(f"train: k {max(self.k)} exceeds width {min(self.width)}; keep k below the width.")
+        if self.tokens < self.batch:
+            raise DictlabError(f"train: tokens {self.tokens} is less than one batch of {self.batch}.")
+        if not (0 <= self.warmup < 1 and 0 <= self.final_lr <= 1):
+            raise DictlabError(f"train: warmup {self.warmup} and final_lr {self.final_lr} are shares between 0 and 1.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise DictlabError(f"train: ema is {self.ema}; expected a decay between 0 and 1, such as 0.999.")
+
+    @property
+    def steps(self) -> int:
+        """Training steps; a last, smaller batch is not taken."""
+        return self.tokens // self.batch
+
+    @property
+    def dead_tokens(self) -> int:
+        """`dead_after`, or its default."""
+        return self.dead_after if self.dead_after is not None else min(10_000_000, self.tokens // 20)
+
+    def members(self) -> Iterator[Member]:
+        """Every combination of width, sparsity, objective and seed."""
+        sparsities: list[tuple[Activation, float]] = (
+            [(TopK(k), 0.0) for k in self.k] if self.activation == "topk" else [(ReLU(), l1) for l1 in self.l1]
+        )
+        for objective, width, (activation, l1), seed in product(self.objective, self.width, sparsities, self.seed):
+            yield Member(width, activation, l1, objective, seed)
+
+    def weights(self, member: Member) -> Objective:
+        """The weights of a member's loss."""
+        if member.objective == "e2e+ds":
+            return Objective(kl=OBJECTIVES["e2e+ds"].kl, downstream=self.downstream)
+        return OBJECTIVES[member.objective]
+
+    def default_out(self) -> Path:
+        """Where the run goes when nobody says."""
+        return Path("runs") / f"{'-'.join(self.objective)}-{self.activation}-{'-'.join(map(str, self.width))}"
