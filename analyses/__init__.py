@@ -1,0 +1,9 @@
+"""Analyses of dictionaries: each one plain function that returns a Report. Call it, or `dictlab report NAME`."""
+
+from analyses.geometry import geometry
+from analyses.matching import matching
+from analyses.novelty import novelty
+from analyses.pareto import pareto
+from analyses.stitching import stitching
+
+__all__ = ["geometry", "matching", "novelty", "pareto", "stitching"]

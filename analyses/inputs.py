@@ -1,0 +1,90 @@
+"""What analyses are given: dictionaries, models and texts, each as the thing itself or as its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError
+from dictlab.formats import native
+from dictlab.lm import LanguageModel
+from dictlab.text import Text
+
+DictionaryLike: TypeAlias = Dictionary | str | Path
+ModelLike: TypeAlias = LanguageModel | str
+TextLike: TypeAlias = Text | str
+
+
+def open_dictionary(given: DictionaryLike) -> Dictionary:
+    """A dictionary, read from its file if need be."""
+    return given if isinstance(given, Dictionary) else native.load(given)
+
+
+def open_dictionaries(given: Sequence[DictionaryLike], least: int = 1) -> list[Dictionary]:
+    """Several dictionaries.
+
+    Raises:
+        DictlabError: There are fewer than the analysis needs, or two have the same name.
+    """
+    opened = [open_dictionary(one) for one in given]
+    if len(opened) < least:
+        raise DictlabError(f"this analysis compares {least} or more dictionaries; {len(opened)} were given.")
+    names = [dictionary.name for dictionary in opened]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DictlabError(f"two dictionaries are called {twice!r}: rename a file, so that tables can tell them apart.")
+    return opened
+
+
+def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary]) -> LanguageModel:
+    """The model given, or the one that the dictionaries name; its weights must be those they were trained on.
+
+    Raises:
+        DictlabError: None is named, it is not found, or its weights are others.
+    """
+    first = dictionaries[0]
+    if given is None:
+        given = first.metadata.model
+        if given is None:
+            raise DictlabError(f"{first.name}: its file names no model; give one with --model.")
+    if isinstance(given, str):
+        given = LanguageModel.load(given, beside=first.path.parent if first.path else None)
+    for dictionary in dictionaries:
+        expected = dictionary.metadata.model_fingerprint
+        if expected is not None and expected != given.fingerprint:
+            raise DictlabError(
+                f"{dictionary.name} was trained on {dictionary.metadata.model} with fingerprint {expected}; "
+                f"{given.name} has other weights ({given.fingerprint}). Give the right one with --model."
+            )
+    return given
+
+
+def open_text(given: TextLike) -> Text:
+    """A text, opened by name if need be."""
+    return given if isinstance(given, Text) else Text.open(given)
+
+
+def check_same_place(dictionaries: Sequence[Dictionary]) -> None:
+    """Refuse dictionaries that do not read the same activations. What a file does not say is taken on trust.
+
+    Raises:
+        DictlabError: Two differ in width, site or model; both are named.
+    """
+    first = dictionaries[0]
+    for other in dictionaries[1:]:
+        for what, a, b in (
+            ("width d_in", first.d_in, other.d_in),
+            ("site", first.metadata.site, other.metadata.site),
+            ("model", _model(first), _model(other)),
+        ):
+            if a is not None and b is not None and a != b:
+                raise DictlabError(f"{first.name} and {other.name} cannot be compared: {what} is {a} and {b}.")
+
+
+def _model(dictionary: Dictionary) -> str | None:
+    metadata = dictionary.metadata
+    if metadata.model_fingerprint is not None:
+        return f"{metadata.model} ({metadata.model_fingerprint})"
+    return metadata.model

@@ -1,0 +1,193 @@
+"""Which dictionary gives more for its sparsity?
+
+CE increase and explained variance against L0, each dictionary one point, each objective and activation function one
+curve (Braun et al. 2024, figure 1; Gao et al. 2024, figure 2). Two objectives are compared where their curves overlap:
+
+    at matched CE increase    L0 of the one / L0 of the other
+    at matched L0             CE increase of the one / CE increase of the other
+
+by interpolating linearly between neighbouring points of a curve, in log L0 and log CE increase, at 20 places of the
+overlap; the mean ratio is reported. No curve is extended beyond its points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analyses import style
+from analyses.inputs import (
+    DictionaryLike,
+    ModelLike,
+    TextLike,
+    check_same_place,
+    open_dictionaries,
+    open_model,
+    open_text,
+)
+from dictlab.dictionary import Dictionary
+from dictlab.evaluate import METRICS, Evaluation, evaluate
+from dictlab.report import Plot, Report, Table
+
+PLACES = 20
+Points = NDArray[np.float64]
+
+
+def mean_ratio(x: Points, y: Points, other_x: Points, other_y: Points) -> tuple[float, float, float]:
+    """Mean over the overlap in x of (y of the other curve) / (y of this one), and where the overlap lies.
+
+    Curves are piecewise linear in log x and log y. NaN where they do not overlap, or a curve has a single point.
+
+    Args:
+        x: Abscissae of this curve, positive.
+        y: Its ordinates, positive.
+        other_x: Abscissae of the other curve.
+        other_y: Its ordinates.
+    """
+    low, high = max(x.min(), other_x.min()), min(x.max(), other_x.max())
+    if not low < high:
+        return float("nan"), float("nan"), float("nan")
+    places = np.linspace(np.log(low), np.log(high), PLACES)
+    this, other = (np.interp(places, *_sorted(np.log(a), np.log(b))) for a, b in ((x, y), (other_x, other_y)))
+    return float(np.exp(other - this).mean()), float(low), float(high)
+
+
+def pareto(
+    dictionaries: Sequence[DictionaryLike],
+    *,
+    model: ModelLike | None = None,
+    text: TextLike = "builtin",
+    contexts: int = 64,
+    seed: int = 0,
+) -> Report:
+    """What does each dictionary give for its sparsity: CE increase and explained variance against L0?
+
+    Args:
+        dictionaries: Any number at the same site.
+        model: The language model; by default the one that the dictionaries name.
+        text: Where tokens come from; its held-out split is used.
+        contexts: Held-out sequences to measure on.
+        seed: Of the bootstrap.
+
+    Example:
+        dictlab report pareto runs/*/*.safetensors --contexts 128
+    """
+    opened = open_dictionaries(dictionaries)
+    check_same_place(opened)
+    model, text = open_model(model, opened), open_text(text).as_split("heldout")
+    found = evaluate(opened, model, text, contexts=contexts, seed=seed)
+    points = pd.DataFrame([_point(d, e) for d, e in zip(opened, found, strict=True)])
+    ratios = matched(points)
+    return Report(
+        title=f"What {len(opened)} dictionaries give for their sparsity",
+        summary=_summary(points, ratios),
+        tables={
+            "points": Table(
+                points, f"Measured on {found[0].n_sequences} held-out sequences ({found[0].n_tokens} tokens)."
+            ),
+            "matched": Table(
+                ratios, "Ratios between curves where they overlap, interpolated in log L0 and log CE increase."
+            ),
+            "metrics": Table(
+                pd.concat([e.table() for e in found], ignore_index=True), "Every metric with its 95 % interval."
+            ),
+        },
+        plots={"pareto": _plot(points, found[0])},
+        settings={"text": text.name, "tokens": found[0].n_tokens, "seed": seed},
+        inputs=tuple(opened),
+    )
+
+
+def matched(points: pd.DataFrame) -> pd.DataFrame:
+    """For every two curves: the ratio of L0 at matched CE increase, and of CE increase at matched L0."""
+    rows = []
+    curves = {
+        name: (part["L0"].to_numpy(), part["CE increase"].to_numpy())
+        for name, part in points.groupby("curve", sort=False)
+    }
+    positive = {name: l0_ce for name, l0_ce in curves.items() if len(l0_ce[0]) > 1 and (l0_ce[1] > 0).all()}
+    for name, (l0, ce) in positive.items():
+        for other, (other_l0, other_ce) in positive.items():
+            if name == other:
+                continue
+            for what, (ratio, low, high) in (
+                ("L0 at matched CE increase", mean_ratio(ce, l0, other_ce, other_l0)),
+                ("CE increase at matched L0", mean_ratio(l0, ce, other_l0, other_ce)),
+            ):
+                rows.append({"what": what, "of": other, "over": name, "ratio": ratio, "from": low, "to": high})
+    return pd.DataFrame(rows, columns=["what", "of", "over", "ratio", "from", "to"])
+
+
+def _point(dictionary: Dictionary, evaluation: Evaluation) -> dict[str, object]:
+    row: dict[str, object] = {
+        "dictionary": dictionary.name,
+        "curve": f"{dictionary.metadata.objective or 'unknown'} {dictionary.activation.kind}",
+        "latents": dictionary.n_latents,
+        "alive": evaluation.alive,
+    }
+    for key in ("l0", "explained_variance", "ce_increase"):
+        low, high = evaluation.interval(key)
+        label = METRICS[key].label
+        row |= {label: evaluation.value(key), f"{label} low": low, f"{label} high": high}
+    return row | {
+        "training tokens": dictionary.metadata.tokens,
+        "training seconds": dictionary.metadata.training.get("seconds"),
+    }
+
+
+def _sorted(x: Points, y: Points) -> tuple[Points, Points]:
+    order = np.argsort(x)
+    return x[order], y[order]
+
+
+def _summary(points: pd.DataFrame, ratios: pd.DataFrame) -> str:
+    best = points.loc[points["CE increase"].idxmin()]
+    said = f"Smallest CE increase: {best['CE increase']:.3g} nats a token ({best['dictionary']}, L0 {best['L0']:.1f})."
+    local = ratios[ratios["over"].str.startswith("local") & ratios["ratio"].notna()]
+    for row in local.itertuples():
+        said += f" {row.what}: {row.of} / {row.over} = {row.ratio:.2f}."
+    return said
+
+
+@style.applied
+def _plot(points: pd.DataFrame, evaluation: Evaluation) -> Plot:
+    figure, (left, right) = style.axes(2, width=5.2, height=4.0)
+    for number, (curve, part) in enumerate(points.groupby("curve", sort=False)):
+        part = part.sort_values("L0")
+        for ax, label in ((left, "CE increase"), (right, "explained variance")):
+            error = np.clip([part[label] - part[f"{label} low"], part[f"{label} high"] - part[label]], 0, None)
+            # Points of one curve that differ in width at the same L0 are no line.
+            linked = "-" if part["L0"].is_monotonic_increasing and part["latents"].nunique() == 1 else ""
+            ax.errorbar(
+                part["L0"],
+                part[label],
+                yerr=error,
+                color=style.colour(number),
+                marker=style.marker(number),
+                ls=linked,
+                ms=5,
+                lw=1.4,
+                label=curve,
+            )
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="L0 (active latents/token)",
+        ylabel="CE increase (nats/token)",
+        title="Does the model still work?",
+    )
+    right.set(
+        xscale="log",
+        xlabel="L0 (active latents/token)",
+        ylabel="explained variance (share)",
+        title="Is the activation reconstructed?",
+    )
+    left.legend()
+    return Plot(
+        figure,
+        f"One point a dictionary; {evaluation.n_sequences} held-out sequences, {evaluation.n_tokens} tokens. "
+        "Bars: 95 % bootstrap interval over sequences.",
+    )

@@ -1,0 +1,392 @@
+"""Can I have the best of both?
+
+SMALL keeps all its latents; the latents of LARGE that are novel are added (Bussmann, Leask et al. 2024). Three things
+decide whether the result is any good, and each is measured on held-out text:
+
+* Which latents: by their measured effect (see `novelty`), or by the published cosine rule.
+* How they are chosen at run time: every latent by its own dictionary's rule. A latent from a TopK dictionary fires
+  where it beats its old rivals, so rivals that are not taken along still compete, but emit nothing.
+* The decoder: effects of single insertions do not add up, and a set can overshoot badly. With the encoders frozen,
+  the best decoder D and bias b are a ridge regression, pulled towards the directions that the latents came with:
+
+      min  sum_t |x_t - b - f_t D|^2 + lambda |D - D_0|^2
+
+A refit helps any dictionary, so SMALL with its own decoder refitted stands beside the result as a control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from scipy import sparse
+from torch import Tensor
+
+from analyses import style
+from analyses.inputs import (
+    DictionaryLike,
+    ModelLike,
+    TextLike,
+    check_same_place,
+    open_dictionaries,
+    open_model,
+    open_text,
+)
+from analyses.matching import chance
+from analyses.novelty import agreement, effect_plot, effects_caption, insertion_effects, latent_table, nearest_alive
+from dictlab.__about__ import VERSION
+from dictlab.activations import in_order
+from dictlab.dictionary import Dictionary, Metadata
+from dictlab.errors import DictlabError
+from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, site_of
+from dictlab.report import Plot, Report, Table
+from dictlab.sparsity import ReLU, Union, emitting
+
+RIDGE = 1e-3  # of the mean squared activation of a latent: enough for latents that hardly fired
+LARGEST_REFIT = 16_384  # latents; the normal equations hold their square in float64
+
+Select = Literal["effect", "cosine"]
+Refit = Literal["decoder", "bias", "none"]
+
+
+def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"], name: str = "stitched") -> Dictionary:
+    """SMALL with the chosen latents of LARGE added; weights as they were, output bias SMALL's.
+
+    Pre-biases are folded into the encoders first, so that no latent changes when it moves. Codes of the result are
+    SMALL's codes and, beside them, LARGE's codes at the chosen latents.
+
+    Args:
+        small: Keeps all its latents, first in the result.
+        large: Its chosen latents follow in their order.
+        chosen: Which latents of LARGE.
+        name: Of the result.
+
+    Raises:
+        DictlabError: The two normalise their inputs in different ways, so that no one encoder can serve both.
+    """
+    a, b = small.folded(), large.folded()
+    if a.normalisation != b.normalisation:
+        raise DictlabError(
+            f"{small.name} and {large.name} cannot be stitched: their input normalisations are "
+            f"{a.normalisation.kind} and {b.normalisation.kind}."
+        )
+    # Element-wise functions need no rivals; any other keeps LARGE's whole encoder to decide by.
+    kept = chosen.nonzero().squeeze(1) if isinstance(b.activation, ReLU) else torch.arange(b.n_latents)
+    emits = torch.cat([emitting(a.activation, a.n_latents), (chosen & emitting(b.activation, b.n_latents))[kept]])
+    W_dec = torch.cat([a.W_dec, b.W_dec[kept]])
+    plain = isinstance(a.activation, ReLU) and isinstance(b.activation, ReLU)
+    return Dictionary(
+        W_enc=torch.cat([a.W_enc, b.W_enc[:, kept]], dim=1),
+        b_enc=torch.cat([a.b_enc, b.b_enc[kept]]),
+        W_dec=torch.where(emits[:, None], W_dec, 0.0),
+        b_pre=a.b_pre,
+        b_out=a.b_out,
+        activation=ReLU() if plain else Union(((a.n_latents, a.activation), (len(kept), b.activation)), emits),
+        normalisation=a.normalisation,
+        metadata=_stitched_metadata(small, large),
+        name=name,
+    )
+
+
+@torch.no_grad()
+def refit_decoder(
+    dictionary: Dictionary, batches: Iterable[Float[Tensor, "*tokens d_in"]], *, ridge: float = RIDGE
+) -> Dictionary:
+    """The same encoder with the decoder and output bias that explain these activations best, in closed form.
+
+    Directions of latents that never fire stay as they were. Rows no longer have unit length.
+
+    Args:
+        dictionary: Whose decoder is to be refitted.
+        batches: Activations to fit.
+        ridge: Pull towards the present directions, as a share of the mean squared activation of a latent.
+
+    Raises:
+        DictlabError: There are too many latents for the normal equations.
+    """
+    n = dictionary.n_latents
+    if n > LARGEST_REFIT:
+        raise DictlabError(
+            f"{dictionary.name}: refitting a decoder of {n} latents needs a matrix of their square; "
+            f"{LARGEST_REFIT} is the most. Use --refit bias."
+        )
+    gram, target = (
+        torch.zeros(n + 1, n + 1, dtype=torch.double),
+        torch.zeros(n + 1, dictionary.d_in, dtype=torch.double),
+    )
+    for batch in batches:
+        design, x = _design(dictionary, batch.reshape(-1, batch.shape[-1]))
+        gram += torch.from_numpy((design.T @ design).toarray())
+        target += torch.from_numpy(design.T @ x)
+    before = torch.cat([dictionary.W_dec, dictionary.b_out[None]]).double()
+    energies = gram.diagonal()[:-1]
+    pull = ridge * energies[energies > 0].mean() if bool((energies > 0).any()) else torch.ones(())
+    penalty = torch.full((n + 1,), float(pull), dtype=torch.double)
+    penalty[-1] = 1e-9 * gram[-1, -1]  # the bias is free
+    change = torch.cholesky_solve(target - gram @ before, torch.linalg.cholesky(gram + penalty.diag()))
+    after = (before + change).float()
+    return replace(dictionary, W_dec=after[:-1].to(dictionary.W_dec), b_out=after[-1].to(dictionary.b_out))
+
+
+@torch.no_grad()
+def refit_bias(dictionary: Dictionary, batches: Iterable[Float[Tensor, "*tokens d_in"]]) -> Dictionary:
+    """The same encoder and directions with the output bias that explains these activations best: b + E[(x - x_hat)].
+
+    With a per-token scale s of the input normalisation: b + E[s (x - x_hat)] / E[s^2].
+    """
+    top, bottom = torch.zeros(dictionary.d_in, dtype=torch.double), 0.0
+    for batch in batches:
+        x = batch.reshape(-1, batch.shape[-1])
+        scale = torch.as_tensor(dictionary.normalisation(x)[1].scale).expand(len(x), 1).double().cpu()
+        top += (scale * (x - dictionary.reconstruct(x)).double().cpu()).sum(dim=0)
+        bottom += float(scale.square().sum())
+    return replace(dictionary, b_out=dictionary.b_out + (top / bottom).to(dictionary.b_out))
+
+
+def stitching(
+    small: DictionaryLike,
+    large: DictionaryLike,
+    *,
+    model: ModelLike | None = None,
+    text: TextLike = "builtin",
+    select: Select = "effect",
+    threshold: float = 0.7,
+    refit: Refit = "decoder",
+    tokens: int = 131_072,
+    contexts: int = 64,
+    seed: int = 0,
+) -> Report:
+    """Add to SMALL what LARGE knows and SMALL lacks, and measure whether the result is better.
+
+    Args:
+        small: The dictionary that is added to.
+        large: A dictionary at the same site, whose novel latents are added.
+        model: The language model; by default the one that the dictionaries name.
+        text: Where tokens come from: the training split to choose and refit on, the held-out split to measure on.
+        select: Novel latents by their measured effect, or by the published cosine rule.
+        threshold: Cosine below which the cosine rule calls a latent novel.
+        refit: What is refitted in closed form, encoders frozen: decoder and bias, bias alone, or nothing.
+        tokens: Training tokens to choose and refit on.
+        contexts: Held-out sequences to measure on.
+        seed: Of chance level and bootstrap.
+
+    Example:
+        dictlab stitch small.safetensors large.safetensors --out out/stitched
+    """
+    small, large = open_dictionaries([small, large])
+    check_same_place([small, large])
+    model, text = open_model(model, [small, large]), open_text(text)
+    train, held_out = text.as_split("train"), text.as_split("heldout")
+    length = min(model.context, 1024)
+    fit = list(in_order(model, train, site_of(small), context=length, tokens=tokens))
+    effects, neighbours = insertion_effects(small, large, fit), nearest_alive(large, small)
+    latents = latent_table(effects, neighbours, threshold)
+    alive, cosine = effects.firing_rate > 0, neighbours.cosine[:, 0]
+    by = {"effect": alive & (effects.change < 0), "cosine": alive & (cosine < threshold)}
+
+    raw = {rule: join(small, large, chosen, f"inserted by {rule}") for rule, chosen in by.items()}
+    stitched = replace(refitted(raw[select], fit, refit), name="stitched")
+    control = replace(refitted(small, fit, refit), name=f"{small.name}, refitted")
+    candidates = [small, large, *raw.values(), *([control] if refit != "none" else []), stitched]
+    found = dict(
+        zip(
+            (d.name for d in candidates),
+            evaluate(candidates, model, held_out, contexts=contexts, seed=seed),
+            strict=True,
+        )
+    )
+    stitched = _measured(stitched, found["stitched"], by[select], effects.tokens, select, refit, threshold)
+
+    quality = _quality(found, _sizes(small, large, by, select))
+    level = chance(small.W_dec[small.alive], shaped=True, seed=seed)
+    return Report(
+        title=f"{small.name} stitched with what {large.name} adds",
+        summary=_summary(found, small, large, int(by[select].sum()), select, refit),
+        tables={
+            "quality": Table(quality, _quality_caption(found["stitched"])),
+            "differences": Table(
+                _against_small(found, small.name),
+                f"Each less {small.name}, with paired 95 % bootstrap intervals over sequences.",
+            ),
+            "latents": Table(
+                latents,
+                f"Each latent of {large.name}, inserted alone into {small.name}. {effects_caption(effects)}",
+            ),
+            "agreement": Table(
+                agreement(latents),
+                f"Active latents of {large.name} by measured effect and by the cosine rule at {threshold:g}.",
+            ),
+            "metrics": Table(
+                pd.concat([e.table() for e in found.values()], ignore_index=True),
+                "Every metric with its 95 % interval and unit.",
+            ),
+        },
+        plots={
+            "quality": _quality_plot(found),
+            "effects": effect_plot(latents, threshold, level, small, large),
+        },
+        dictionaries={"stitched": stitched},
+        settings={
+            "text": text.name,
+            "select": select,
+            "threshold": threshold,
+            "refit": refit,
+            "ridge": RIDGE,
+            "tokens": effects.tokens,
+            "held-out tokens": found["stitched"].n_tokens,
+            "seed": seed,
+        },
+        inputs=(small, large),
+        warnings=_warnings(found, small.name),
+    )
+
+
+def refitted(dictionary: Dictionary, batches: list[Tensor], refit: Refit) -> Dictionary:
+    """The dictionary after one of the refits."""
+    if refit == "decoder":
+        return refit_decoder(dictionary, batches)
+    return refit_bias(dictionary, batches) if refit == "bias" else dictionary
+
+
+def _design(dictionary: Dictionary, x: Tensor) -> tuple[sparse.csr_array, np.ndarray]:
+    """Regressors of x, [codes, 1] times the normalisation's scale, and what they are to explain."""
+    codes = dictionary.encode(x)
+    undo = dictionary.normalisation(x)[1]
+    scale = torch.as_tensor(undo.scale).expand(len(x), 1).double().cpu().numpy()
+    shape = (codes.n_tokens, codes.n_latents)
+    entries = (codes.values.double().cpu().numpy(), codes.indices.cpu().numpy(), codes.offsets.cpu().numpy())
+    design = sparse.hstack([sparse.csr_array(entries, shape=shape), np.ones((len(x), 1))]).tocsr()
+    return sparse.csr_array(design.multiply(scale)), (x - undo.shift).double().cpu().numpy()
+
+
+def _stitched_metadata(small: Dictionary, large: Dictionary) -> Metadata:
+    return replace(
+        small.metadata,
+        objective="stitched",
+        seed=None,
+        tokens=None,
+        training={},
+        metrics={},
+        sources=(small.name, large.name),
+        library=f"dictlab {VERSION}",
+    )
+
+
+def _measured(
+    stitched: Dictionary, found: Evaluation, chosen: Tensor, tokens: int, select: Select, refit: Refit, threshold: float
+) -> Dictionary:
+    """The stitched dictionary with its measurements in its metadata."""
+    training: dict[str, object] = {"select": select, "refit": refit, "tokens": tokens, "inserted": int(chosen.sum())}
+    if select == "cosine":
+        training["threshold"] = threshold
+    metrics = found.record() | {"dead": stitched.n_latents - found.alive}
+    return replace(stitched, metadata=replace(stitched.metadata, training=training, metrics=metrics))
+
+
+def _sizes(small: Dictionary, large: Dictionary, by: Mapping[str, Tensor], select: Select) -> dict[str, int]:
+    """Latents that can be active, by name."""
+    sizes = {small.name: small.n_latents, large.name: large.n_latents, f"{small.name}, refitted": small.n_latents}
+    sizes |= {f"inserted by {rule}": small.n_latents + int(chosen.sum()) for rule, chosen in by.items()}
+    return sizes | {"stitched": small.n_latents + int(by[select].sum())}
+
+
+def _quality(found: Mapping[str, Evaluation], sizes: Mapping[str, int]) -> pd.DataFrame:
+    """One row a dictionary."""
+    keys = ("l0", "mse", "explained_variance", "ce_increase")
+    return pd.DataFrame(
+        [
+            {"dictionary": name, "latents": sizes[name], **{METRICS[key].label: e.value(key) for key in keys}}
+            for name, e in found.items()
+        ]
+    )
+
+
+def _against_small(found: Mapping[str, Evaluation], small: str) -> pd.DataFrame:
+    """Paired differences from SMALL, with 95 % bootstrap intervals."""
+    rows = []
+    for name, evaluation in found.items():
+        for key in ("mse", "ce_increase", "l0"):
+            low, high = bounds(evaluation.draws(key) - found[small].draws(key))
+            difference = evaluation.value(key) - found[small].value(key)
+            rows.append((name, METRICS[key].label, difference, low, high, METRICS[key].unit))
+    return pd.DataFrame(rows, columns=["dictionary", "metric", "difference", "low", "high", "unit"])
+
+
+def _quality_caption(evaluation: Evaluation) -> str:
+    return (
+        f"Measured on {evaluation.n_sequences} held-out sequences ({evaluation.n_tokens} tokens). MSE in activation², "
+        "CE in nats a token. “Inserted” is without any refit. L0 differs between rows: this is no comparison at equal "
+        "sparsity."
+    )
+
+
+def _summary(
+    found: Mapping[str, Evaluation], small: Dictionary, large: Dictionary, inserted: int, select: Select, refit: Refit
+) -> str:
+    result, low_high = found["stitched"], found["stitched"].interval("mse")
+    how = {"decoder": "and the decoder refitted", "bias": "and the bias refitted", "none": "and nothing refitted"}[
+        refit
+    ]
+    parents = ", ".join(
+        f"{d.name} {found[d.name].value('mse'):.4g} (L0 {found[d.name].value('l0'):.1f})" for d in (small, large)
+    )
+    return (
+        f"With {inserted} of {large.n_latents} latents inserted by {select} {how}, the held-out MSE is "
+        f"{result.value('mse'):.4g} [{low_high[0]:.4g}, {low_high[1]:.4g}] at L0 {result.value('l0'):.1f}, "
+        f"CE increase {result.value('ce_increase'):.3g}; before: {parents}."
+    )
+
+
+def _warnings(found: Mapping[str, Evaluation], small: str) -> tuple[str, ...]:
+    low, high = bounds(found["stitched"].draws("mse") - found[small].draws("mse"))
+    difference = found["stitched"].value("mse") - found[small].value("mse")
+    if difference <= 0:
+        return ()
+    certain = "" if low > 0 else " (within the noise)"
+    return (
+        f"The stitched dictionary is WORSE than {small}: MSE {difference:+.4g} [{low:+.4g}, {high:+.4g}]{certain}. "
+        "Insert by effect and refit the decoder (--select effect --refit decoder), or keep the smaller dictionary.",
+    )
+
+
+@style.applied
+def _quality_plot(found: Mapping[str, Evaluation]) -> Plot:
+    figure, (left, right) = style.axes(2, width=5.2, height=3.6)
+    names = list(found)
+    for ax, key, label in (
+        (left, "explained_variance", "unexplained variance (share)"),
+        (right, "ce_increase", "CE increase (nats/token)"),
+    ):
+        values = np.array([found[n].value(key) for n in names])
+        spans = np.array([found[n].interval(key) for n in names]).T
+        if key == "explained_variance":
+            values, spans = 1 - values, 1 - spans[::-1]
+        height = np.arange(len(names))[::-1]
+        error = np.clip(np.abs(spans - values), 0, None)
+        ax.barh(
+            height, values, xerr=error, color=[style.colour(i) for i in range(len(names))], height=0.6, ecolor="black"
+        )
+        ax.set(yticks=height, yticklabels=style.short(names) if ax is left else [], xlabel=label)
+        for y, value, name in zip(height, values, names, strict=True):
+            note = f" {value:.3g}" + (f"  (L0 {found[name].value('l0'):.0f})" if ax is left else "")
+            ax.annotate(
+                note,
+                (max(value, spans.max() * 0) + error.max() * 0, y),
+                va="center",
+                ha="left",
+                fontsize=8,
+                xytext=(4, 7),
+                textcoords="offset points",
+            )
+    left.set_title("How much is left unexplained?")
+    right.set_title("How much does the model suffer?")
+    n = next(iter(found.values()))
+    return Plot(
+        figure,
+        f"Held-out text, {n.n_sequences} sequences, {n.n_tokens} tokens; bars: 95 % bootstrap interval over sequences.",
+    )
