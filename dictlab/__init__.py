@@ -1,0 +1,28 @@
+"""dictlab: train, compare and stitch sparse dictionaries of a language model's activations."""
+
+from dictlab.__about__ import VERSION
+from dictlab.dictionary import Dictionary, Metadata
+from dictlab.errors import DictlabError
+from dictlab.formats.native import load, save
+from dictlab.lm import LanguageModel
+from dictlab.report import Report
+from dictlab.sparsity import Codes, ReLU, TopK
+from dictlab.text import Text
+from dictlab.train import train
+
+__version__ = VERSION
+
+__all__ = [
+    "Codes",
+    "Dictionary",
+    "DictlabError",
+    "LanguageModel",
+    "Metadata",
+    "ReLU",
+    "Report",
+    "Text",
+    "TopK",
+    "load",
+    "save",
+    "train",
+]

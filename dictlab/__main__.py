@@ -1,0 +1,7 @@
+"""`python -m dictlab`."""
+
+import sys
+
+from dictlab.cli import main
+
+sys.exit(main())

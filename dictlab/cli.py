@@ -1,0 +1,347 @@
+"""The command line: it parses arguments, prints, and exits. An analysis' flags are its function's parameters."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from rich.console import Console
+from rich.table import Table as Grid
+
+from dictlab.__about__ import VERSION
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError
+from dictlab.lm import LanguageModel
+from dictlab.report import Report, Table, check_folder
+from dictlab.text import Text
+from dictlab.train import TrainConfig, train
+from dictlab.train.run import Run
+
+GROUP = "dictlab.analyses"
+STITCHING = "stitching"
+NOT_TYPED = (Dictionary, LanguageModel, Text)  # on a command line these are given by name
+SHOWN = 12  # rows of a table in the terminal
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        build(arguments)(arguments, exit_on_error=False, print_error=False)
+    except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
+        _console(stderr=True).print(f"dictlab: {_message(error)}", style="red", soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        _console(stderr=True).print("dictlab: interrupted.", style="red")
+        return 130
+    return 0
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        return f"nothing is known to do with {' '.join(error.unused_tokens or [])!r}; --help shows what is expected."
+    return str(error)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Text from files and users is shown as it is: brackets are no markup, colons no emoji."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def build(arguments: Sequence[str]) -> App:
+    """The application. Analyses are imported only where the arguments ask for one: they are slow to import."""
+    app = App(
+        name="dictlab",
+        version=VERSION,
+        help="Train, compare and stitch sparse dictionaries of a language model's activations.",
+        help_epilogue=_examples(
+            "dictlab info checkpoints/local-topk16-512-s0.safetensors",
+            "dictlab stitch checkpoints/local-topk16-512-s0.safetensors checkpoints/local-topk16-1024-s0.safetensors",
+            "dictlab report geometry checkpoints/local-topk16-1024-s*.safetensors",
+            "dictlab train checkpoints/gpt2-python-2m blocks.3.hook_resid_pre --width 512 1024",
+        ),
+        help_format="plaintext",
+        default_parameter=Parameter(negative=(), consume_multiple=True),
+    )
+    app.command(
+        _train,
+        name="train",
+        help_epilogue=_examples(
+            "dictlab train checkpoints/gpt2-python-2m blocks.3.hook_resid_pre --width 512 1024 --k 16 32 --seed 0 1",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --activation relu --l1 4 --objective local e2e --text my/texts",
+        ),
+    )
+    app.command(_info, name="info", help_epilogue=_examples("dictlab info checkpoints/local-topk16-512-s0.safetensors"))
+    known = {entry.name: entry for entry in entry_points(group=GROUP)}
+    asked = arguments[0] if arguments else ""
+    if asked == "stitch":
+        if STITCHING not in known:
+            raise DictlabError("the analyses are not installed; install dictlab with pip, so that they are found.")
+        app.command(
+            _command(_load(known[STITCHING]), arguments),
+            name="stitch",
+            help_epilogue=_own_examples(known[STITCHING]),
+        )
+    else:
+        app.command(_listed, name="stitch")
+    app.command(_reports(known if asked == "report" else {}, arguments))
+    return app
+
+
+def _reports(known: Mapping[str, EntryPoint], arguments: Sequence[str]) -> App:
+    """`dictlab report`, with a command for the analysis that is asked for, or for each."""
+    report = App(name="report", help="Run an analysis: tables, plots and a page in a folder.", help_format="plaintext")
+    wanted = arguments[1] if len(arguments) > 1 else ""
+    examples = []
+    for name, entry in {wanted: known[wanted]}.items() if wanted in known else sorted(known.items()):
+        try:
+            report.command(_command(_load(entry), arguments), name=name, help_epilogue=_own_examples(entry))
+            examples += _own_lines(entry)[:1]
+        except Exception as error:  # another package's code; it must not take the other analyses with it
+            reason = f"cannot be loaded from {entry.value} ({type(error).__name__}: {error})."
+            if name == wanted:
+                raise DictlabError(f"analysis {name!r} {reason}") from error
+            report.command(_listed, name=name, help=f"This analysis {reason}")
+    report.help_epilogue = _examples(*examples)
+    return report
+
+
+def _listed() -> None:
+    """Add to a small dictionary what a large one knows and it lacks, and measure the result."""
+
+
+def _train(
+    config: Annotated[TrainConfig, Parameter(name="*")], *, out: Path | None = None, force: bool = False
+) -> None:
+    """Train a family of dictionaries from one stream of activations.
+
+    Parameters
+    ----------
+    out
+        Folder of the run; runs/... by default.
+    force
+        Write into a folder that already holds a run.
+    """
+    run = train(config, out=out, force=force)
+    _print_run(run)
+
+
+def _info(file: Path) -> None:
+    """What a dictionary is, where it came from, and how good it was at the end of training.
+
+    Parameters
+    ----------
+    file
+        A dictionary's file.
+    """
+    from dictlab.formats import native
+
+    dictionary = native.load(file)
+    grid = Grid(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in describe(dictionary):
+        grid.add_row(name, value, style=None)
+    _console().print(grid)
+
+
+def describe(dictionary: Dictionary) -> list[tuple[str, str]]:
+    """What a researcher wants to know of a dictionary at a glance, as (name, text)."""
+    about, metrics = dictionary.metadata, dictionary.metadata.metrics
+    unknown = "not recorded"
+    competing = dictionary.n_latents - int(_emits(dictionary).sum())
+    rows = [
+        ("dictionary", dictionary.name),
+        (
+            "shape",
+            f"{dictionary.n_latents} latents x {dictionary.d_in}"
+            + (f" ({competing} only compete)" if competing else ""),
+        ),
+        (
+            "activation function",
+            ", ".join(f"{k} {v}" if k != "kind" else str(v) for k, v in dictionary.activation.record().items()),
+        ),
+        ("input normalisation", dictionary.normalisation.kind),
+        ("model", f"{about.model} (fingerprint {about.model_fingerprint})" if about.model else unknown),
+        ("site", about.site or unknown),
+        ("objective", about.objective or unknown),
+        ("made from", ", ".join(about.sources)),
+        ("sparsity coefficient", _number(about.training["l1"]) if about.training.get("l1") else ""),
+        ("seed", unknown if about.seed is None else str(about.seed)),
+        ("tokens trained on", unknown if about.tokens is None else f"{about.tokens:,}"),
+        ("dead latents", _dead(dictionary, metrics)),
+        ("L0", _metric(metrics, "l0")),
+        ("explained variance", _metric(metrics, "explained_variance")),
+        ("CE increase", _metric(metrics, "ce_increase", " nats/token")),
+        (
+            "measured on",
+            f"{_count(metrics['evaluation_tokens'])} held-out tokens" if "evaluation_tokens" in metrics else "",
+        ),
+        ("written by", about.library or unknown),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _emits(dictionary: Dictionary) -> Any:
+    from dictlab.sparsity import emitting
+
+    return emitting(dictionary.activation, dictionary.n_latents)
+
+
+def _dead(dictionary: Dictionary, metrics: Mapping[str, Any]) -> str:
+    if not isinstance(metrics.get("dead"), int):
+        return "not recorded"
+    seen = f" in {_count(metrics['firing_tokens'])} tokens" if "firing_tokens" in metrics else ""
+    return f"{metrics['dead']} ({metrics['dead'] / dictionary.n_latents:.1%}){seen}"
+
+
+def _metric(metrics: Mapping[str, Any], name: str, unit: str = "") -> str:
+    if name not in metrics:
+        return "not recorded"
+    interval = metrics.get(f"{name}_interval")  # other programs may write a value without one
+    between = f" [{', '.join(map(_number, interval))}]" if isinstance(interval, list) else ""
+    return f"{_number(metrics[name])}{between}{unit}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., None]:
+    """A command out of an analysis: its parameters, and where to write the report."""
+    signature = inspect.signature(analysis, eval_str=True)
+    own = [p.replace(annotation=_negatable(p, _typed(p.annotation))) for p in signature.parameters.values()]
+    out = inspect.Parameter(
+        "out",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            Path | None, Parameter(help="Folder of the report; out/<analysis>-<dictionaries> by default.")
+        ],
+    )
+    force = inspect.Parameter(
+        "force",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, Parameter(help="Replace a report that is already in the folder.")],
+    )
+
+    def command(*args: Any, **kwargs: Any) -> None:
+        bound = inspect.Signature([*own, out, force]).bind(*args, **kwargs)
+        bound.apply_defaults()
+        folder, overwrite = bound.arguments.pop("out"), bound.arguments.pop("force")
+        folder = folder or default_folder(analysis.__name__, bound.arguments)
+        check_folder(folder, force=overwrite)
+        positional = inspect.BoundArguments(signature, bound.arguments)
+        report = analysis(*positional.args, **positional.kwargs)
+        if not isinstance(report, Report):
+            raise DictlabError(f"analysis {analysis.__name__!r} returned {type(report).__name__}, not a Report.")
+        typed = shlex.join(["dictlab", *arguments])
+        report.save(folder, force=overwrite, command=typed)
+        _print_report(report, folder)
+
+    command.__signature__ = inspect.Signature([*own, out, force])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, out, force)}
+    command.__doc__ = inspect.cleandoc(analysis.__doc__ or "").split("\nExample", 1)[0]
+    command.__name__ = analysis.__name__
+    return command
+
+
+def default_folder(analysis: str, arguments: dict[str, Any]) -> Path:
+    """out/ANALYSIS-FIRST-SECOND, or out/ANALYSIS-FIRST-and-N-more."""
+    named = [a for value in arguments.values() for a in (value if isinstance(value, list) else [value])]
+    stems = [Path(a).stem for a in named if isinstance(a, str) and a.endswith(".safetensors")]
+    label = "-".join(stems) if len(stems) <= 2 else f"{stems[0]}-and-{len(stems) - 1}-more"
+    return Path("out") / (f"{analysis}-{label}" if label else analysis)
+
+
+def _typed(annotation: Any) -> Any:
+    """The annotation as it can be typed: dictionaries, models and texts by their names."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        members = [
+            m for m in get_args(annotation) if m not in NOT_TYPED and not (m is Path and str in get_args(annotation))
+        ]
+        return Union[tuple(_typed(m) for m in members)]  # noqa: UP007 (built at run time)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple:
+        return list[_typed(get_args(annotation)[0])]  # type: ignore[misc]
+    return annotation
+
+
+def _negatable(parameter: inspect.Parameter, annotation: Any) -> Any:
+    """What is done unless it is switched off has a flag to switch it off, --no-NAME."""
+    if parameter.default is not True:
+        return annotation
+    return Annotated[annotation, Parameter(negative=f"--no-{parameter.name.replace('_', '-')}")]
+
+
+def _load(entry: EntryPoint) -> Callable[..., Report]:
+    loaded: Callable[..., Report] = entry.load()
+    return loaded
+
+
+def _own_examples(entry: EntryPoint) -> str:
+    lines = _own_lines(entry)
+    return _examples(*lines) if lines else ""
+
+
+def _own_lines(entry: EntryPoint) -> list[str]:
+    """The lines after `Example:` in an analysis' docstring."""
+    _, _, after = inspect.cleandoc(_load(entry).__doc__ or "").partition("\nExample:\n")
+    return [line.strip() for line in after.splitlines() if line.strip()]
+
+
+def _examples(*lines: str) -> str:
+    """Lines to be copied; long ones continue after a backslash, so that the terminal does not break them."""
+    return "Examples:\n\n" + "\n".join(
+        " \\\n".join(textwrap.wrap(line, 76, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False))
+        for line in lines
+    )
+
+
+def _print_report(report: Report, folder: Path) -> None:
+    console = _console()
+    console.print(report.title, style="bold")
+    console.print(report.summary)
+    if report.tables:
+        console.print(_grid(next(iter(report.tables.values()))))
+    for warning in report.warnings:
+        console.print(f"WARNING: {warning}", style="bold yellow")
+    console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+    for name in report.dictionaries:
+        console.print(f"Dictionary: {folder / name}.safetensors", soft_wrap=True)
+
+
+def _print_run(run: Run) -> None:
+    import pandas as pd
+
+    keys = ("l0", "explained_variance", "ce_increase", "dead")
+    frame = pd.DataFrame([{"dictionary": d.name, **{k: d.metadata.metrics[k] for k in keys}} for d in run.dictionaries])
+    console = _console()
+    if run.interrupted:
+        console.print(
+            f"Stopped after {run.dictionaries[0].metadata.tokens:,} of {run.config.tokens:,} tokens.", style="yellow"
+        )
+    console.print(_grid(Table(frame, "held-out text")))
+    console.print(f"Run: {run.folder}", soft_wrap=True)
+
+
+def _grid(table: Table) -> Grid:
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for number, column in enumerate(table.frame.columns):
+        grid.add_column(str(column), overflow="fold", no_wrap=number == 0)
+    for row in table.frame.head(SHOWN).itertuples(index=False):
+        grid.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+    if len(table.frame) > SHOWN:
+        grid.caption = f"{len(table.frame) - SHOWN} more rows in the files"
+    return grid
