@@ -284,7 +284,7 @@ def _measured(
     training: dict[str, object] = {"select": select, "refit": refit, "tokens": tokens, "inserted": int(chosen.sum())}
     if select == "cosine":
         training["threshold"] = threshold
-    metrics = found.record() | {"dead": stitched.n_latents - found.alive}
+    metrics = found.record() | {"dead": int(emitting(stitched.activation, stitched.n_latents).sum()) - found.alive}
     return replace(stitched, metadata=replace(stitched.metadata, training=training, metrics=metrics))
 
 

@@ -218,7 +218,7 @@ def _measure(
     tokens: Int[Tensor, "batch context"],
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """For each dictionary, sums over the tokens of each sequence, and which latents were active in it."""
-    starts = {site: f"blocks.{model.locate(site).block}.hook_resid_pre" for site in sites}
+    starts = {site: model.start_of(site) for site in sites}
     clean = model.forward(tokens, list(dict.fromkeys([*sites, *starts.values()])))
     log_p = log_softmax(clean.logits.float(), dim=-1)
     tokens = tokens.to(log_p.device)

@@ -174,7 +174,7 @@ class LanguageModel:
         """
         place = self.locate(site)
         if place.block is not None:
-            start = f"blocks.{place.block}.hook_resid_pre"
+            start = self.start_of(site)
             clean = self.capture(tokens, [start, site])
             return self.resume(_applied(replacement, clean[site], site), site, sites, residual=clean[start])
         caught: dict[str, Tensor] = {}
@@ -201,18 +201,16 @@ class LanguageModel:
         Raises:
             DictlabError: The site lies outside the blocks, or `residual` is needed and missing.
         """
-        place, lengths = self.locate(site), self._returns
-        if place.block is None:
-            raise DictlabError(f"site {site}: resuming needs a site inside a block; use splice.")
+        (block, place), lengths = self._in_block(site), self._returns
         if place.kind == "module" and residual is None:
-            start = f"blocks.{place.block}.hook_resid_pre"
+            start = self.start_of(site)
             raise DictlabError(f"site {site} is not the whole residual stream: give resume the residual at {start}.")
-        first = place.block + (place.kind == "resid_post")
+        first = block + (place.kind == "resid_post")
         entering = residual if place.kind == "module" else activation
         caught: dict[str, Tensor] = {}
         with ExitStack() as stack:
-            for block in self.blocks[:first]:
-                stack.enter_context(_forward(block, _passing_on(lengths[block])))
+            for skipped in self.blocks[:first]:
+                stack.enter_context(_forward(skipped, _passing_on(lengths[skipped])))
             stack.enter_context(self._entering(first, entering))
             if place.kind == "resid_mid":
                 attention = _child(self.blocks[first], ATTENTION)
@@ -254,14 +252,26 @@ class LanguageModel:
         tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         return int(self.capture(tokens, site)[site].shape[-1])
 
+    def start_of(self, site: str) -> str:
+        """The residual stream entering the block of a site: what `resume` needs besides the activation.
+
+        Raises:
+            DictlabError: The site lies outside the blocks.
+        """
+        return f"blocks.{self._in_block(site)[0]}.hook_resid_pre"
+
     def later_sites(self, site: str) -> list[str]:
         """The residual stream entering each block after `site`: where e2e+downstream training compares activations."""
+        block, place = self._in_block(site)
+        # The stream entering block b + 1 is the site itself when the site is resid_post of block b.
+        first = block + 1 + (place.kind == "resid_post")
+        return [f"blocks.{block}.hook_resid_pre" for block in range(first, self.n_blocks)]
+
+    def _in_block(self, site: str) -> tuple[int, Place]:
         place = self.locate(site)
         if place.block is None:
-            raise DictlabError(f"site {site}: it lies outside the blocks, so no block comes after it.")
-        # The stream entering block b + 1 is the site itself when the site is resid_post of block b.
-        first = place.block + 1 + (place.kind == "resid_post")
-        return [f"blocks.{block}.hook_resid_pre" for block in range(first, self.n_blocks)]
+            raise DictlabError(f"site {site}: it lies outside the blocks, so the forward cannot be resumed from it.")
+        return place.block, place
 
     def _module(self, site: str) -> Place:
         path, _, side = site.partition(":")

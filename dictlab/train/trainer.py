@@ -106,7 +106,7 @@ def _splice(config: TrainConfig, model: LanguageModel) -> Splice | None:
     later = model.later_sites(config.site) if any(objective.downstream for objective in objectives) else []
     if any(objective.downstream for objective in objectives) and not later:
         raise DictlabError(f"site {config.site}: e2e+ds compares later blocks' inputs, and no block comes after it.")
-    return Splice(model, config.site, f"blocks.{model.locate(config.site).block}.hook_resid_pre", later)
+    return Splice(model, config.site, model.start_of(config.site), later)
 
 
 def _batches(config: TrainConfig, model: LanguageModel, text: Text, splice: Splice | None) -> Iterator[Batch]:
