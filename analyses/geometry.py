@@ -48,16 +48,16 @@ def relation(a: Dictionary, b: Dictionary) -> str:
         name
         for name, one, other in (
             ("objective", a.metadata.objective, b.metadata.objective),
-            ("width", a.n_latents, b.n_latents),
             ("activation", a.activation.kind, b.activation.kind),
-            ("sparsity", _sparsity(a), _sparsity(b)),
+            ("width", a.n_latents, b.n_latents),
         )
         if one != other
     ]
+    # A sparsity setting means something else under another objective or activation function.
+    if not {"objective", "activation"} & set(differs) and _sparsity(a) != _sparsity(b):
+        differs.append("sparsity")
     if not differs:
         return "cross-seed" if a.metadata.seed != b.metadata.seed else "same settings"
-    if differs == ["objective", "sparsity"]:
-        return "cross-objective"  # a sparsity coefficient means something else under another objective
     return "cross-" + "-".join(differs)
 
 

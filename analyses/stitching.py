@@ -310,6 +310,8 @@ def _against_small(found: Mapping[str, Evaluation], small: str) -> pd.DataFrame:
     """Paired differences from SMALL, with 95 % bootstrap intervals."""
     rows = []
     for name, evaluation in found.items():
+        if name == small:
+            continue
         for key in ("mse", "ce_increase", "l0"):
             low, high = bounds(evaluation.draws(key) - found[small].draws(key))
             difference = evaluation.value(key) - found[small].value(key)
