@@ -38,8 +38,13 @@ def open_dictionaries(given: Sequence[DictionaryLike], least: int = 1) -> list[D
     return opened
 
 
-def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary]) -> LanguageModel:
+def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], device: str = "cpu") -> LanguageModel:
     """The model given, or the one that the dictionaries name; its weights must be those they were trained on.
+
+    Args:
+        given: A model, which stays on its own device, or a name.
+        dictionaries: What it is to be run with.
+        device: Where to put a model that has to be opened.
 
     Raises:
         DictlabError: None is named, it is not found, or its weights are others.
@@ -50,7 +55,7 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary]) -> L
         if given is None:
             raise DictlabError(f"{first.name}: its file names no model; give one with --model.")
     if isinstance(given, str):
-        given = LanguageModel.load(given, beside=first.path.parent if first.path else None)
+        given = LanguageModel.load(given, beside=first.path.parent if first.path else None, device=device)
     for dictionary in dictionaries:
         expected = dictionary.metadata.model_fingerprint
         if expected is not None and expected != given.fingerprint:

@@ -37,7 +37,7 @@ from analyses.inputs import (
     open_text,
 )
 from analyses.matching import Neighbours, chance, nearest
-from dictlab.activations import in_order
+from dictlab import activations
 from dictlab.dictionary import Dictionary
 from dictlab.evaluate import site_of
 from dictlab.kernels.sparse import products_at
@@ -127,6 +127,7 @@ def novelty(
     tokens: int = 131_072,
     threshold: float = 0.7,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Report:
     """Which latents of LARGE bring something that SMALL lacks, by their measured effect and by their cosine?
 
@@ -137,20 +138,24 @@ def novelty(
         text: Where tokens come from; its training split is used.
         tokens: Tokens to measure on.
         threshold: Cosine below which the published rule calls a latent novel.
-        seed: Of the chance level.
+        seed: Of the sample of text and the chance level.
+        device: Where to run: cpu, cuda, ...
 
     Example:
         dictlab report novelty small.safetensors large.safetensors --threshold 0.5
     """
     small, large = open_dictionaries([small, large])
     check_same_place([small, large])
-    model, text = open_model(model, [small, large]), open_text(text).as_split("train")
-    batches = in_order(model, text, site_of(small), context=min(model.context, 1024), tokens=tokens)
+    model, text = open_model(model, [small, large], device), open_text(text).as_split("train")
+    small, large = small.to(model.device), large.to(model.device)
+    batches = activations.sample(
+        model, text, site_of(small), context=min(model.context, 1024), tokens=tokens, seed=seed
+    )
     effects = insertion_effects(small, large, batches)
     latents = latent_table(effects, nearest_alive(large, small), threshold)
     alive = latents[latents["class"] != "dead"]
     share, by_cosine = (float((alive[name] == "novel").mean()) for name in ("class", "class by cosine"))
-    level = chance(small.W_dec, shaped=True, seed=seed)
+    level = chance(small.W_dec[small.alive], shaped=True, seed=seed)
     return Report(
         title=f"What does {large.name} know that {small.name} does not?",
         summary=(
@@ -180,7 +185,7 @@ def nearest_alive(large: Dictionary, small: Dictionary) -> Neighbours:
 def latent_table(effects: Effects, neighbours: Neighbours, threshold: float) -> pd.DataFrame:
     """One row a latent of LARGE, most useful first: effect, cosine, and the class by each rule."""
     dead = effects.firing_rate == 0
-    cosine = neighbours.cosine[:, 0]
+    cosine = neighbours.cosine[:, 0].cpu()
     frame = pd.DataFrame(
         {
             "latent": np.arange(len(cosine)),
@@ -190,7 +195,7 @@ def latent_table(effects: Effects, neighbours: Neighbours, threshold: float) -> 
             "best scale": effects.scale.numpy(),
             "firing rate": effects.firing_rate.numpy(),
             "max cosine": cosine.numpy(),
-            "parent": neighbours.rows[:, 0].numpy(),
+            "parent": neighbours.rows[:, 0].cpu().numpy(),
             "class by cosine": _classes(cosine < threshold, dead),
         }
     )

@@ -62,6 +62,7 @@ def pareto(
     text: TextLike = "builtin",
     contexts: int = 64,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Report:
     """What does each dictionary give for its sparsity: CE increase and explained variance against L0?
 
@@ -70,15 +71,16 @@ def pareto(
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from; its held-out split is used.
         contexts: Held-out sequences to measure on.
-        seed: Of the bootstrap.
+        seed: Of the sample of text and the bootstrap.
+        device: Where to run: cpu, cuda, ...
 
     Example:
         dictlab report pareto runs/*/*.safetensors --contexts 128
     """
     opened = open_dictionaries(dictionaries)
     check_same_place(opened)
-    model, text = open_model(model, opened), open_text(text).as_split("heldout")
-    found = evaluate(opened, model, text, contexts=contexts, seed=seed)
+    model, text = open_model(model, opened, device), open_text(text).as_split("heldout")
+    found = evaluate([d.to(model.device) for d in opened], model, text, contexts=contexts, seed=seed)
     points = pd.DataFrame([_point(d, e) for d, e in zip(opened, found, strict=True)])
     ratios = matched(points)
     return Report(

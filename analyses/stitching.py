@@ -39,8 +39,8 @@ from analyses.inputs import (
 )
 from analyses.matching import chance
 from analyses.novelty import agreement, effect_plot, effects_caption, insertion_effects, latent_table, nearest_alive
+from dictlab import activations
 from dictlab.__about__ import VERSION
-from dictlab.activations import in_order
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError
 from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, site_of
@@ -76,14 +76,15 @@ def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"],
             f"{a.normalisation.kind} and {b.normalisation.kind}."
         )
     # Element-wise functions need no rivals; any other keeps LARGE's whole encoder to decide by.
+    chosen = chosen.cpu() & emitting(b.activation, b.n_latents)
     kept = chosen.nonzero().squeeze(1) if isinstance(b.activation, ReLU) else torch.arange(b.n_latents)
-    emits = torch.cat([emitting(a.activation, a.n_latents), (chosen & emitting(b.activation, b.n_latents))[kept]])
+    emits = torch.cat([emitting(a.activation, a.n_latents), chosen[kept]])
     W_dec = torch.cat([a.W_dec, b.W_dec[kept]])
     plain = isinstance(a.activation, ReLU) and isinstance(b.activation, ReLU)
     return Dictionary(
         W_enc=torch.cat([a.W_enc, b.W_enc[:, kept]], dim=1),
         b_enc=torch.cat([a.b_enc, b.b_enc[kept]]),
-        W_dec=torch.where(emits[:, None], W_dec, 0.0),
+        W_dec=torch.where(emits[:, None].to(W_dec.device), W_dec, 0.0),
         b_pre=a.b_pre,
         b_out=a.b_out,
         activation=ReLU() if plain else Union(((a.n_latents, a.activation), (len(kept), b.activation)), emits),
@@ -123,7 +124,7 @@ def refit_decoder(
         design, x = _design(dictionary, batch.reshape(-1, batch.shape[-1]))
         gram += torch.from_numpy((design.T @ design).toarray())
         target += torch.from_numpy(design.T @ x)
-    before = torch.cat([dictionary.W_dec, dictionary.b_out[None]]).double()
+    before = torch.cat([dictionary.W_dec, dictionary.b_out[None]]).double().cpu()
     energies = gram.diagonal()[:-1]
     pull = ridge * energies[energies > 0].mean() if bool((energies > 0).any()) else torch.ones(())
     penalty = torch.full((n + 1,), float(pull), dtype=torch.double)
@@ -160,6 +161,7 @@ def stitching(
     tokens: int = 131_072,
     contexts: int = 64,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Report:
     """Add to SMALL what LARGE knows and SMALL lacks, and measure whether the result is better.
 
@@ -173,77 +175,72 @@ def stitching(
         refit: What is refitted in closed form, encoders frozen: decoder and bias, bias alone, or nothing.
         tokens: Training tokens to choose and refit on.
         contexts: Held-out sequences to measure on.
-        seed: Of chance level and bootstrap.
+        seed: Of the samples of text, chance level and bootstrap.
+        device: Where to run: cpu, cuda, ...
 
     Example:
         dictlab stitch small.safetensors large.safetensors --out out/stitched
     """
     small, large = open_dictionaries([small, large])
     check_same_place([small, large])
-    model, text = open_model(model, [small, large]), open_text(text)
-    train, held_out = text.as_split("train"), text.as_split("heldout")
+    model, text = open_model(model, [small, large], device), open_text(text)
+    small, large = small.to(model.device), large.to(model.device)
     length = min(model.context, 1024)
-    fit = list(in_order(model, train, site_of(small), context=length, tokens=tokens))
-    effects, neighbours = insertion_effects(small, large, fit), nearest_alive(large, small)
-    latents = latent_table(effects, neighbours, threshold)
-    alive, cosine = effects.firing_rate > 0, neighbours.cosine[:, 0]
-    by = {"effect": alive & (effects.change < 0), "cosine": alive & (cosine < threshold)}
-
-    raw = {rule: join(small, large, chosen, f"inserted by {rule}") for rule, chosen in by.items()}
-    stitched = replace(refitted(raw[select], fit, refit), name="stitched")
-    control = replace(refitted(small, fit, refit), name=f"{small.name}, refitted")
-    candidates = [small, large, *raw.values(), *([control] if refit != "none" else []), stitched]
-    found = dict(
-        zip(
-            (d.name for d in candidates),
-            evaluate(candidates, model, held_out, contexts=contexts, seed=seed),
-            strict=True,
-        )
-    )
-    stitched = _measured(stitched, found["stitched"], by[select], effects.tokens, select, refit, threshold)
-
-    quality = _quality(found, _sizes(small, large, by, select))
+    site = site_of(small)
+    fit = list(activations.sample(model, text.as_split("train"), site, context=length, tokens=tokens, seed=seed))
+    effects = insertion_effects(small, large, fit)
+    latents = latent_table(effects, nearest_alive(large, small), threshold)
+    chosen = {"effect": _novel(latents, "class"), "cosine": _novel(latents, "class by cosine")}
+    candidates = _candidates(small, large, chosen, select, refit, fit)
+    evaluations = evaluate(list(candidates.values()), model, text.as_split("heldout"), contexts=contexts, seed=seed)
+    found = {evaluation.name: evaluation for evaluation in evaluations}
+    inserted = int(chosen[select].sum())
+    how: dict[str, object] = {
+        "select": select,
+        "threshold": threshold,
+        "refit": refit,
+        "ridge": RIDGE,
+        "tokens": effects.tokens,
+    }
     level = chance(small.W_dec[small.alive], shaped=True, seed=seed)
     return Report(
         title=f"{small.name} stitched with what {large.name} adds",
-        summary=_summary(found, small, large, int(by[select].sum()), select, refit),
+        summary=_summary(found, small, large, inserted, select, refit),
         tables={
-            "quality": Table(quality, _quality_caption(found["stitched"])),
-            "differences": Table(
-                _against_small(found, small.name),
-                f"Each less {small.name}, with paired 95 % bootstrap intervals over sequences.",
-            ),
-            "latents": Table(
-                latents,
-                f"Each latent of {large.name}, inserted alone into {small.name}. {effects_caption(effects)}",
-            ),
+            "quality": Table(_quality(found, candidates), _quality_caption(found["stitched"])),
+            "differences": Table(_against(found, small.name), _differences_caption(small.name)),
+            "latents": Table(latents, f"Each latent of {large.name}, inserted alone. {effects_caption(effects)}"),
             "agreement": Table(
-                agreement(latents),
-                f"Active latents of {large.name} by measured effect and by the cosine rule at {threshold:g}.",
+                agreement(latents), f"Active latents by effect and by the cosine rule at {threshold:g}."
             ),
             "metrics": Table(
-                pd.concat([e.table() for e in found.values()], ignore_index=True),
-                "Every metric with its 95 % interval and unit.",
+                pd.concat([e.table() for e in evaluations], ignore_index=True), "Every metric, 95 % interval."
             ),
         },
-        plots={
-            "quality": _quality_plot(found),
-            "effects": effect_plot(latents, threshold, level, small, large),
-        },
-        dictionaries={"stitched": stitched},
-        settings={
-            "text": text.name,
-            "select": select,
-            "threshold": threshold,
-            "refit": refit,
-            "ridge": RIDGE,
-            "tokens": effects.tokens,
-            "held-out tokens": found["stitched"].n_tokens,
-            "seed": seed,
-        },
+        plots={"quality": _quality_plot(found), "effects": effect_plot(latents, threshold, level, small, large)},
+        dictionaries={"stitched": _described(candidates["stitched"], found["stitched"], how | {"inserted": inserted})},
+        settings=how | {"text": text.name, "held-out tokens": found["stitched"].n_tokens, "seed": seed},
         inputs=(small, large),
-        warnings=_warnings(found, small.name),
+        warnings=_warnings(found, small.name, large.name),
     )
+
+
+def _novel(latents: pd.DataFrame, column: str) -> Bool[Tensor, " n_large"]:
+    """Which latents of LARGE a column of the latent table calls novel."""
+    novel = latents.sort_values("latent")[column] == "novel"
+    return torch.from_numpy(novel.to_numpy().copy())
+
+
+def _candidates(
+    small: Dictionary, large: Dictionary, chosen: Mapping[str, Tensor], select: Select, refit: Refit, fit: list[Tensor]
+) -> dict[str, Dictionary]:
+    """The parents, what each rule inserts, SMALL refitted as a control, and the result; by name."""
+    raw = {rule: join(small, large, latents, f"inserted by {rule}") for rule, latents in chosen.items()}
+    made = [small, large, *raw.values()]
+    if refit != "none":
+        made.append(replace(refitted(small, fit, refit), name=f"{small.name}, refitted"))
+    made.append(replace(refitted(raw[select], fit, refit), name="stitched"))
+    return {dictionary.name: dictionary for dictionary in made}
 
 
 def refitted(dictionary: Dictionary, batches: list[Tensor], refit: Refit) -> Dictionary:
@@ -277,36 +274,29 @@ def _stitched_metadata(small: Dictionary, large: Dictionary) -> Metadata:
     )
 
 
-def _measured(
-    stitched: Dictionary, found: Evaluation, chosen: Tensor, tokens: int, select: Select, refit: Refit, threshold: float
-) -> Dictionary:
-    """The stitched dictionary with its measurements in its metadata."""
-    training: dict[str, object] = {"select": select, "refit": refit, "tokens": tokens, "inserted": int(chosen.sum())}
-    if select == "cosine":
-        training["threshold"] = threshold
-    metrics = found.record() | {"dead": int(emitting(stitched.activation, stitched.n_latents).sum()) - found.alive}
-    return replace(stitched, metadata=replace(stitched.metadata, training=training, metrics=metrics))
+def _described(stitched: Dictionary, found: Evaluation, how: dict[str, object]) -> Dictionary:
+    """The stitched dictionary with how it was made, and what was measured, in its metadata."""
+    emits = emitting(stitched.activation, stitched.n_latents)
+    metrics = found.record() | {"dead": int(emits.sum()) - found.alive}
+    return replace(stitched, metadata=replace(stitched.metadata, training=how, metrics=metrics))
 
 
-def _sizes(small: Dictionary, large: Dictionary, by: Mapping[str, Tensor], select: Select) -> dict[str, int]:
-    """Latents that can be active, by name."""
-    sizes = {small.name: small.n_latents, large.name: large.n_latents, f"{small.name}, refitted": small.n_latents}
-    sizes |= {f"inserted by {rule}": small.n_latents + int(chosen.sum()) for rule, chosen in by.items()}
-    return sizes | {"stitched": small.n_latents + int(by[select].sum())}
-
-
-def _quality(found: Mapping[str, Evaluation], sizes: Mapping[str, int]) -> pd.DataFrame:
-    """One row a dictionary."""
+def _quality(found: Mapping[str, Evaluation], candidates: Mapping[str, Dictionary]) -> pd.DataFrame:
+    """One row a dictionary; latents that only compete are not counted."""
     keys = ("l0", "mse", "explained_variance", "ce_increase")
     return pd.DataFrame(
         [
-            {"dictionary": name, "latents": sizes[name], **{METRICS[key].label: e.value(key) for key in keys}}
+            {
+                "dictionary": name,
+                "latents": int(emitting(candidates[name].activation, candidates[name].n_latents).sum()),
+                **{METRICS[key].label: e.value(key) for key in keys},
+            }
             for name, e in found.items()
         ]
     )
 
 
-def _against_small(found: Mapping[str, Evaluation], small: str) -> pd.DataFrame:
+def _against(found: Mapping[str, Evaluation], small: str) -> pd.DataFrame:
     """Paired differences from SMALL, with 95 % bootstrap intervals."""
     rows = []
     for name, evaluation in found.items():
@@ -317,6 +307,10 @@ def _against_small(found: Mapping[str, Evaluation], small: str) -> pd.DataFrame:
             difference = evaluation.value(key) - found[small].value(key)
             rows.append((name, METRICS[key].label, difference, low, high, METRICS[key].unit))
     return pd.DataFrame(rows, columns=["dictionary", "metric", "difference", "low", "high", "unit"])
+
+
+def _differences_caption(small: str) -> str:
+    return f"Each less {small}, with paired 95 % bootstrap intervals over sequences."
 
 
 def _quality_caption(evaluation: Evaluation) -> str:
@@ -344,16 +338,21 @@ def _summary(
     )
 
 
-def _warnings(found: Mapping[str, Evaluation], small: str) -> tuple[str, ...]:
-    low, high = bounds(found["stitched"].draws("mse") - found[small].draws("mse"))
-    difference = found["stitched"].value("mse") - found[small].value("mse")
-    if difference <= 0:
-        return ()
-    certain = "" if low > 0 else " (within the noise)"
-    return (
-        f"The stitched dictionary is WORSE than {small}: MSE {difference:+.4g} [{low:+.4g}, {high:+.4g}]{certain}. "
-        "Insert by effect and refit the decoder (--select effect --refit decoder), or keep the smaller dictionary.",
-    )
+def _warnings(found: Mapping[str, Evaluation], small: str, large: str) -> tuple[str, ...]:
+    """What is said when a parent is better."""
+    said = []
+    for parent in (small, large):
+        difference = found["stitched"].value("mse") - found[parent].value("mse")
+        if difference <= 0:
+            continue
+        low, high = bounds(found["stitched"].draws("mse") - found[parent].draws("mse"))
+        certain = "" if low > 0 else ", within the noise"
+        said.append(
+            f"The stitched dictionary is WORSE than {parent}: MSE {difference:+.4g} [{low:+.4g}, {high:+.4g}]{certain}."
+        )
+    if said and small in said[0]:
+        said.append("Insert by effect and refit the decoder, or keep the smaller dictionary.")
+    return tuple(said)
 
 
 @style.applied

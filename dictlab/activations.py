@@ -57,14 +57,13 @@ def shuffled(
         yield from mixed[: held - held % batch].split(batch)
 
 
-def in_order(model: LanguageModel, text: Text, site: str, *, context: int, tokens: int) -> Iterator[Tensor]:
-    """Activations `[batch, context, d_in]` of the first contexts of a text: about `tokens` tokens of them."""
-    left = max(1, tokens // context)
-    for batch in text.batches(model.tokenizer, context, max(1, FORWARD_TOKENS // context)):
-        yield model.capture(batch[:left], site)[site]
-        left -= len(batch)
-        if left <= 0:
-            return
+def sample(
+    model: LanguageModel, text: Text, site: str, *, context: int, tokens: int, seed: int = 0
+) -> Iterator[Float[Tensor, "batch context d_in"]]:
+    """Activations, sequence by sequence, of contexts drawn from all over a text: about `tokens` tokens of them."""
+    contexts = text.sample(model.tokenizer, context, max(1, tokens // context), seed=seed)
+    for batch in contexts.split(max(1, FORWARD_TOKENS // context)):
+        yield model.capture(batch, site)[site]
 
 
 @dataclass(frozen=True)

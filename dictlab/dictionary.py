@@ -102,7 +102,7 @@ class Dictionary:
         """Latents that fire. Where no firing rate is known: all that can emit and have a decoder direction."""
         if self.firing_rate is not None:
             return self.firing_rate > 0
-        return emitting(self.activation, self.n_latents) & (self.W_dec != 0).any(dim=1)
+        return emitting(self.activation, self.n_latents).to(self.W_dec.device) & (self.W_dec != 0).any(dim=1)
 
     def encode(self, x: Float[Tensor, "*tokens d_in"]) -> Codes:
         """Sparse codes of activations x. Leading dimensions are flattened to tokens; differentiable.

@@ -163,7 +163,7 @@ def evaluate(
     context: int | None = None,
     seed: int = 0,
 ) -> list[Evaluation]:
-    """Measure dictionaries on the first contexts of a text. One clean forward serves them all.
+    """Measure dictionaries on contexts drawn from all over a text. One clean forward serves them all.
 
     Args:
         dictionaries: Each at the site in its metadata.
@@ -171,14 +171,14 @@ def evaluate(
         text: What to run it on; the held-out split, if it is to mean anything.
         contexts: Sequences to measure; fewer where the text ends before.
         context: Tokens a sequence; the model's own by default, 1,024 at most.
-        seed: Of the bootstrap.
+        seed: Of the sample and the bootstrap.
 
     Raises:
         DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site.
     """
     sites = [site_of(dictionary) for dictionary in dictionaries]
     length = context or min(model.context, 1024)
-    batches = list(_batches(model, text, length, contexts))
+    batches = text.sample(model.tokenizer, length, contexts, seed=seed).split(max(1, BATCH_TOKENS // length))
     means = {
         site: statistics(model.capture(tokens, site)[site] for tokens in batches).mean for site in dict.fromkeys(sites)
     }
@@ -261,12 +261,3 @@ def _ce(log_p: Float[Tensor, "batch context vocabulary"], tokens: Int[Tensor, "b
     """Cross-entropy of the next token, summed over the positions that have one."""
     losses = nll_loss(log_p[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     return losses.reshape(len(tokens), -1).double().sum(dim=1)
-
-
-def _batches(model: LanguageModel, text: Text, length: int, contexts: int) -> Iterator[Tensor]:
-    left = contexts
-    for tokens in text.batches(model.tokenizer, length, max(1, BATCH_TOKENS // length)):
-        yield tokens[:left]
-        left -= len(tokens)
-        if left <= 0:
-            return

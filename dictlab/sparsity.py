@@ -156,7 +156,7 @@ class Union:
             rows.append(codes.rows)
             start += width
         all_indices, all_rows, all_values = torch.cat(indices), torch.cat(rows), torch.cat(values)
-        keep = self.emits[all_indices]
+        keep = self.emits.to(all_indices.device)[all_indices]
         order = torch.argsort(all_rows[keep], stable=True)
         counts = torch.bincount(all_rows[keep], minlength=len(z))
         return Codes(all_values[keep][order], all_indices[keep][order], _offsets(counts), z.shape[1])
@@ -171,7 +171,7 @@ class Union:
 def emitting(activation: Activation, n_latents: int) -> Bool[Tensor, " n_latents"]:
     """False for latents that can never be active because they only compete."""
     if isinstance(activation, Union):
-        return activation.emits
+        return activation.emits.cpu()
     return torch.ones(n_latents, dtype=torch.bool)
 
 

@@ -26,11 +26,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from dictlab import seeds
 from dictlab.errors import DictlabError
 
 Split = Literal["train", "heldout"]
 
 HELD_OUT_SHARE = 10  # one document in ten, chosen by the checksum of its name, is never trained on
+SPREAD = 8  # contexts that a sampled one is drawn from
 PIECE = 1 << 20  # files are read in pieces of about this many characters, cut at line ends
 TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 # Test suites are missing from some distributions of Python; _sysconfigdata holds this machine's paths.
@@ -172,6 +174,16 @@ class Text:
                     f"text {self.name}: its {self.split} split holds less than one context of {length} tokens. "
                     "One document in ten is held out: give more documents, or a shorter context."
                 )
+
+    def sample(self, tokenizer: Any, length: int, size: int, *, seed: int = 0) -> Int[Tensor, "contexts length"]:
+        """Up to `size` contexts from all over the text: drawn from the first `SPREAD * size` of a shuffled pass.
+
+        Neighbouring contexts come from one document, and the first documents of a text are seldom typical of it.
+        Fewer where the text ends before.
+        """
+        pool = list(islice(self.contexts(tokenizer, length, seed=seed), SPREAD * size))
+        drawn = torch.randperm(len(pool), generator=seeds.generator(seed, "sample of contexts"))[:size]
+        return torch.stack([pool[i] for i in drawn.tolist()])
 
     def batches(
         self, tokenizer: Any, length: int, size: int, *, seed: int | None = None, repeat: bool = False

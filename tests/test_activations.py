@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dictlab import Text
-from dictlab.activations import in_order, shuffled, statistics
+from dictlab.activations import sample, shuffled, statistics
 from tests.planted import SITE, tiny_model
 
 
@@ -32,11 +32,23 @@ def test_statistics_of_nothing_are_refused():
         statistics([])
 
 
-def test_in_order_gives_the_captured_activations_of_the_first_contexts(text):
+def test_a_sample_is_of_captured_activations_sequence_by_sequence(text):
     model = tiny_model()
-    tokens = next(text.batches(model.tokenizer, 16, 3))
-    found = torch.cat(list(in_order(model, text, SITE, context=16, tokens=48)))
+    tokens = text.sample(model.tokenizer, 16, 3)
+    found = torch.cat(list(sample(model, text, SITE, context=16, tokens=48)))
     assert torch.allclose(found, model.capture(tokens, SITE)[SITE], atol=1e-6)
+
+
+def test_a_sample_comes_from_all_over_the_text(text):
+    """One context in four is drawn: most kinds of documents are among them, and not only the first."""
+    model = tiny_model()
+    everything = torch.stack(list(text.contexts(model.tokenizer, 16)))
+    drawn = text.sample(model.tokenizer, 16, len(everything) // 4)
+    assert len(drawn) == len(everything) // 4
+    assert len(set(drawn.mode(dim=1).values.tolist())) >= 8  # each document is mostly one of ten letters
+    assert len(set(everything[:5].mode(dim=1).values.tolist())) <= 3
+    assert torch.equal(drawn, text.sample(model.tokenizer, 16, len(everything) // 4))
+    assert not torch.equal(drawn, text.sample(model.tokenizer, 16, len(everything) // 4, seed=1))
 
 
 def test_the_stream_gives_every_activation_once_in_another_order(text):

@@ -29,7 +29,7 @@ def model():
 
 def by_hand(dictionary, model, text):
     """Every metric by plain full forwards, with a hook of torch's own."""
-    tokens = next(text.batches(model.tokenizer, CONTEXT, CONTEXTS))
+    tokens = text.sample(model.tokenizer, CONTEXT, CONTEXTS)
     x = model.capture(tokens, SITE)[SITE]
     x_hat = dictionary.reconstruct(x)
     mean = x.mean(dim=(0, 1))

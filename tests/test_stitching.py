@@ -4,14 +4,15 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from analyses.stitching import join, refit_bias, refit_decoder
-from dictlab import DictlabError, ReLU, TopK
+from analyses.stitching import join, refit_bias, refit_decoder, stitching
+from dictlab import DictlabError, ReLU, Text, TopK
 from dictlab.normalisation import LayerNorm, Scale
 from dictlab.sparsity import Union
-from tests.planted import random_dictionary
+from tests.planted import SITE, random_dictionary, tiny_model
 from tests.test_novelty import planted
 
 X = 2 * torch.randn(300, 8, generator=torch.Generator().manual_seed(0)) + 1
@@ -119,3 +120,75 @@ def test_too_many_latents_for_the_normal_equations_are_refused(monkeypatch):
     monkeypatch.setattr(sys.modules["analyses.stitching"], "LARGEST_REFIT", 10)
     with pytest.raises(DictlabError, match="--refit bias"):
         refit_decoder(random_dictionary(12, 8), [X])
+
+
+# The analysis
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Text:
+    folder = tmp_path_factory.mktemp("text")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(120):
+        letters = torch.randint(33, 127, (120,), generator=generator)
+        (folder / f"{number}.txt").write_text("".join(map(chr, letters.tolist())))
+    return Text.files(folder)
+
+
+def parents():
+    """Random dictionaries: whatever is inserted unrefitted only does harm."""
+    return (
+        random_dictionary(n, 16, seed=n, name=name, activation=TopK(4)) for n, name in ((20, "small"), (40, "large"))
+    )
+
+
+def run(text, **options):
+    return stitching(*parents(), model=tiny_model(), text=text, tokens=2000, contexts=20, **options)
+
+
+def test_the_report_measures_both_parents_both_rules_the_control_and_the_result(text):
+    report = run(text)
+    quality = report.tables["quality"].frame.set_index("dictionary")
+    assert list(quality.index) == [
+        "small",
+        "large",
+        "inserted by effect",
+        "inserted by cosine",
+        "small, refitted",
+        "stitched",
+    ]
+    assert quality["MSE"]["stitched"] < quality["MSE"]["small"]
+    stitched = report.dictionaries["stitched"]
+    assert stitched.metadata.sources == ("small", "large") and stitched.metadata.site == SITE
+    assert stitched.metadata.metrics["mse"] == quality["MSE"]["stitched"]
+    latents = report.tables["latents"].frame
+    novel = latents["latent"][latents["class"] == "novel"]
+    assert quality["latents"]["stitched"] == 20 + len(novel)
+    taken = stitched.alive.nonzero().squeeze(1)[20:] - 20
+    assert set(taken.tolist()) == set(novel)
+
+
+def test_a_result_that_is_worse_than_small_says_so(text):
+    report = run(text, select="cosine", threshold=1.1, refit="none")
+    quality = report.tables["quality"].frame.set_index("dictionary")["MSE"]
+    assert quality["stitched"] == quality["inserted by cosine"] > quality["small"]
+    assert "WORSE than small" in report.warnings[0]
+    assert not any("WORSE than small" in warning for warning in run(text).warnings)
+
+
+def test_the_same_seed_gives_the_same_tables_and_dictionary(text):
+    one, other = run(text), run(text)
+    for name, table in one.tables.items():
+        pd.testing.assert_frame_equal(table.frame, other.tables[name].frame, check_exact=True)
+    a, b = (r.dictionaries["stitched"] for r in (one, other))
+    assert all(torch.equal(t, u) for (_, t), (_, u) in zip(a._weights(), b._weights(), strict=True))
+
+
+def test_the_stitched_dictionary_is_a_file_like_any_other(text, tmp_path):
+    from dictlab import load
+
+    report = run(text)
+    report.save(tmp_path / "out")
+    loaded = load(tmp_path / "out" / "stitched.safetensors")
+    x = torch.randn(50, 16)
+    assert torch.equal(loaded.reconstruct(x), report.dictionaries["stitched"].reconstruct(x))

@@ -16,12 +16,12 @@ from tqdm.auto import tqdm
 from dictlab import __about__, activations
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError
-from dictlab.evaluate import evaluate
 from dictlab.formats import native
 from dictlab.lm import LanguageModel, check_device
 from dictlab.text import Text
 from dictlab.train.config import TrainConfig
 from dictlab.train.learner import Learner, geometric_median
+from dictlab.train.measure import measure
 from dictlab.train.objectives import Batch, Splice
 from dictlab.train.run import Log, Run, interruptible
 
@@ -81,7 +81,14 @@ def train(
     finished = [_described(one, config, model, steps, seconds[one.member.name] + shared) for one in learners]
     for dictionary in finished:  # safe before anything else can go wrong
         native.save(dictionary, folder / f"{dictionary.name}.safetensors")
-    measured = _measured(finished, config, model, text, held_out)
+    measured = measure(
+        finished,
+        model,
+        text,
+        context=_context(config, model),
+        tokens=min(FIRING_TOKENS, config.tokens),
+        contexts=EVALUATION_CONTEXTS,
+    )
     for dictionary in measured:
         native.save(dictionary, folder / f"{dictionary.name}.safetensors")
     return Run(folder, config, tuple(measured), steps < config.steps)
@@ -131,7 +138,7 @@ def _learners(config: TrainConfig, model: LanguageModel, text: Text) -> list[Lea
     """Every member, initialised from the same sample of activations."""
     context = _context(config, model)
     tokens = min(SAMPLE, max(config.tokens, 4 * context))
-    sample = [x.flatten(0, 1) for x in activations.in_order(model, text, config.site, context=context, tokens=tokens)]
+    sample = [x.flatten(0, 1) for x in activations.sample(model, text, config.site, context=context, tokens=tokens)]
     statistics = activations.statistics(sample)
     if not statistics.variance > 0:
         raise DictlabError(f"site {config.site}: the activations of {config.text} do not vary; nothing to learn.")
@@ -188,24 +195,3 @@ def _described(learner: Learner, config: TrainConfig, model: LanguageModel, step
         library=f"dictlab {__about__.VERSION}",
     )
     return replace(learner.finished(), metadata=metadata)
-
-
-@torch.no_grad()
-def _measured(
-    dictionaries: Sequence[Dictionary], config: TrainConfig, model: LanguageModel, text: Text, held_out: Text
-) -> list[Dictionary]:
-    """Firing rates on training text, metrics on held-out text."""
-    context = _context(config, model)
-    tokens, seen = min(FIRING_TOKENS, config.tokens), 0
-    fired = [torch.zeros(d.n_latents, dtype=torch.long) for d in dictionaries]
-    for x in activations.in_order(model, text, config.site, context=context, tokens=tokens):
-        seen += x.shape[0] * x.shape[1]
-        for count, dictionary in zip(fired, dictionaries, strict=True):
-            count += dictionary.encode(x).firings().cpu()
-    found = evaluate(dictionaries, model, held_out, contexts=EVALUATION_CONTEXTS, context=context)
-    out = []
-    for dictionary, count, evaluation in zip(dictionaries, fired, found, strict=True):
-        metrics = evaluation.record() | {"dead": int((count == 0).sum()), "firing_tokens": seen}
-        metadata = replace(dictionary.metadata, metrics=metrics)
-        out.append(replace(dictionary, firing_rate=(count / seen).float(), metadata=metadata))
-    return out
