@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        build(arguments)(arguments, exit_on_error=False, print_error=False)
+        build(arguments)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
         _console(stderr=True).print(f"dictlab: {_message(error)}", style="red", soft_wrap=True)
         return 2
@@ -70,6 +70,7 @@ def build(arguments: Sequence[str]) -> App:
         ),
         help_format="plaintext",
         default_parameter=Parameter(negative=(), consume_multiple=True),
+        suppress_keyboard_interrupt=False,  # main says it
     )
     app.command(
         _train,

@@ -146,10 +146,11 @@ class Report:
             table.frame.to_csv(folder / f"{name}.csv", index=False)
             table.frame.to_parquet(folder / f"{name}.parquet", index=False)
         for name, plot in self.plots.items():
-            plot.figure.savefig(folder / f"{name}.png", dpi=150)
+            figure = _settled(plot.figure)
+            figure.savefig(folder / f"{name}.png", dpi=150)
             # A fixed salt and no date: equal figures are equal files.
             with _svg_settings():
-                plot.figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         for name, dictionary in self.dictionaries.items():
             native.save(dictionary, folder / f"{name}.safetensors")
         (folder / "report.html").write_text(self.html(command), encoding="utf-8")
@@ -252,8 +253,16 @@ def _plain(value: Any) -> Any:
 
 def _data_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    _settled(figure).savefig(buffer, format="png", dpi=110)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _settled(figure: Figure) -> Figure:
+    """The figure, its layout worked out once for all: each drawing would move it by another rounding error."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    return figure
 
 
 def _svg_settings() -> Any:

@@ -83,7 +83,7 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, no two in the same memory (as a bias that serves twice is): the file format knows no sharing."""
+    """The same tensors, no two in the same memory as a bias that serves twice is: the file format refuses that."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
