@@ -27,6 +27,7 @@ from analyses import style
 from analyses.inputs import DictionaryLike, check_same_place, open_dictionaries
 from analyses.matching import alive_directions, chance, mean_interval, nearest
 from dictlab.dictionary import Dictionary
+from dictlab.errors import check_at_least
 from dictlab.report import Plot, Report, Table
 
 MAP_POINTS = 3000  # directions on the map; more are sampled down to this
@@ -83,6 +84,7 @@ def geometry(dictionaries: Sequence[DictionaryLike], *, umap: bool = True, seed:
     Example:
         dictlab report geometry a.safetensors b.safetensors c.safetensors --out out/geometry
     """
+    check_at_least(0, seed=seed)
     opened = open_dictionaries(dictionaries)
     check_same_place(opened)
     values = {(a.name, b.name): max_cosines(a, b) for a in opened for b in opened}

@@ -24,6 +24,7 @@ from analyses import style
 from analyses.inputs import DictionaryLike, check_same_place, open_dictionaries
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
+from dictlab.errors import check_at_least
 from dictlab.report import Plot, Report, Table
 
 BLOCK = 4096  # rows, and columns, of the cosine matrix that are held at once
@@ -116,6 +117,8 @@ def matching(a: DictionaryLike, b: DictionaryLike, *, top: int = 3, threshold: f
     Example:
         dictlab report matching a.safetensors b.safetensors --top 5
     """
+    check_at_least(1, top=top)
+    check_at_least(0, seed=seed)
     a, b = open_dictionaries([a, b])
     check_same_place([a, b])
     forward, backward = (_directed(one, other, top, seed) for one, other in ((a, b), (b, a)))

@@ -39,6 +39,7 @@ from analyses.inputs import (
 from analyses.matching import Neighbours, chance, nearest
 from dictlab import activations
 from dictlab.dictionary import Dictionary
+from dictlab.errors import check_at_least
 from dictlab.evaluate import site_of
 from dictlab.kernels.sparse import products_at
 from dictlab.report import Plot, Report, Table
@@ -144,13 +145,12 @@ def novelty(
     Example:
         dictlab report novelty small.safetensors large.safetensors --threshold 0.5
     """
+    check_at_least(0, seed=seed)
     small, large = open_dictionaries([small, large])
     check_same_place([small, large])
     model, text = open_model(model, [small, large], device), open_text(text).as_split("train")
     small, large = small.to(model.device), large.to(model.device)
-    batches = activations.sample(
-        model, text, site_of(small), context=min(model.context, 1024), tokens=tokens, seed=seed
-    )
+    batches = activations.sample(model, text, site_of(small), context=model.context_length(), tokens=tokens, seed=seed)
     effects = insertion_effects(small, large, batches)
     latents = latent_table(effects, nearest_alive(large, small), threshold)
     alive = latents[latents["class"] != "dead"]

@@ -29,6 +29,7 @@ from analyses.inputs import (
     open_text,
 )
 from dictlab.dictionary import Dictionary
+from dictlab.errors import check_at_least
 from dictlab.evaluate import METRICS, Evaluation, evaluate
 from dictlab.report import Plot, Report, Table
 
@@ -77,6 +78,7 @@ def pareto(
     Example:
         dictlab report pareto runs/*/*.safetensors --contexts 128
     """
+    check_at_least(0, seed=seed)
     opened = open_dictionaries(dictionaries)
     check_same_place(opened)
     model, text = open_model(model, opened, device), open_text(text).as_split("heldout")

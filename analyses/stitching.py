@@ -42,7 +42,7 @@ from analyses.novelty import agreement, effect_plot, effects_caption, insertion_
 from dictlab import activations
 from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary, Metadata
-from dictlab.errors import DictlabError
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, site_of
 from dictlab.report import Plot, Report, Table
 from dictlab.sparsity import ReLU, Union, emitting
@@ -181,11 +181,12 @@ def stitching(
     Example:
         dictlab stitch small.safetensors large.safetensors --out out/stitched
     """
+    check_at_least(0, seed=seed)
     small, large = open_dictionaries([small, large])
     check_same_place([small, large])
     model, text = open_model(model, [small, large], device), open_text(text)
     small, large = small.to(model.device), large.to(model.device)
-    length = min(model.context, 1024)
+    length = model.context_length()
     site = site_of(small)
     fit = list(activations.sample(model, text.as_split("train"), site, context=length, tokens=tokens, seed=seed))
     effects = insertion_effects(small, large, fit)

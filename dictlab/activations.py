@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictlab import seeds
+from dictlab.errors import check_at_least
 from dictlab.lm import LanguageModel
 from dictlab.text import Text
 
@@ -61,7 +62,8 @@ def sample(
     model: LanguageModel, text: Text, site: str, *, context: int, tokens: int, seed: int = 0
 ) -> Iterator[Float[Tensor, "batch context d_in"]]:
     """Activations, sequence by sequence, of contexts drawn from all over a text: about `tokens` tokens of them."""
-    contexts = text.sample(model.tokenizer, context, max(1, tokens // context), seed=seed)
+    check_at_least(context, tokens=tokens)
+    contexts = text.sample(model.tokenizer, context, tokens // context, seed=seed)
     for batch in contexts.split(max(1, FORWARD_TOKENS // context)):
         yield model.capture(batch, site)[site]
 

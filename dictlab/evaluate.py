@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from dictlab.activations import statistics
 from dictlab.dictionary import Dictionary
-from dictlab.errors import DictlabError
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.lm import LanguageModel
 from dictlab.text import Text
 
@@ -177,7 +177,8 @@ def evaluate(
         DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site.
     """
     sites = [site_of(dictionary) for dictionary in dictionaries]
-    length = context or min(model.context, 1024)
+    check_at_least(1, contexts=contexts)
+    length = model.context_length(context)
     batches = text.sample(model.tokenizer, length, contexts, seed=seed).split(max(1, BATCH_TOKENS // length))
     means = {
         site: statistics(model.capture(tokens, site)[site] for tokens in batches).mean for site in dict.fromkeys(sites)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dictlab.errors import DictlabError
@@ -105,7 +106,7 @@ class LanguageModel:
             with _quiet():
                 model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             where = "; ".join(tried if found else [*tried, f"{source!r} on the Hugging Face Hub"])
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise DictlabError(f"model {str(name)!r} could not be opened. Tried: {where} ({first}).") from error
@@ -121,6 +122,18 @@ class LanguageModel:
     def context(self) -> int:
         """The longest context it was built for, in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", 1024))
+
+    def context_length(self, wanted: int | None = None) -> int:
+        """Tokens a context: as many as are wanted, or as the model was built for, 1,024 at most.
+
+        Raises:
+            DictlabError: More are wanted than the model was built for, or fewer than two.
+        """
+        if wanted is None:
+            return min(self.context, 1024)
+        if not 2 <= wanted <= self.context:
+            raise DictlabError(f"context is {wanted}; {self.name} takes 2 to {self.context} tokens.")
+        return wanted
 
     @property
     def n_blocks(self) -> int:
@@ -370,6 +383,10 @@ def check_device(device: str) -> None:
     Raises:
         DictlabError: CUDA was asked for and this machine, or this build of torch, has none.
     """
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise DictlabError(f"device {device!r} is unknown; write cpu, cuda, or cuda:1.") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DictlabError(f"device {device!r}: no CUDA device is available to torch {torch.__version__}; use cpu.")
 

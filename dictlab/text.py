@@ -33,6 +33,7 @@ Split = Literal["train", "heldout"]
 
 HELD_OUT_SHARE = 10  # one document in ten, chosen by the checksum of its name, is never trained on
 SPREAD = 8  # contexts that a sampled one is drawn from
+PIECE_ALONE = 1 << 14  # the pieces of a text that is a single file: they are all it has to divide into splits
 PIECE = 1 << 20  # files are read in pieces of about this many characters, cut at line ends
 TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 # Test suites are missing from some distributions of Python; _sysconfigdata holds this machine's paths.
@@ -66,7 +67,7 @@ class Text:
             return cls.builtin(split)
         if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
             return cls.dataset(str(spec), split)
-        if path.is_file() and path.suffix in TABLES:
+        if _tables(path):
             return cls.dataset(str(spec), split)
         if path.exists():
             return cls.files(path, split)
@@ -83,7 +84,8 @@ class Text:
     def files(cls, path: str | Path, split: Split = "train") -> Text:
         """A text file, or every text file below a folder in the order of their paths.
 
-        Hidden files and folders are left out, and so are binary files (they hold a zero byte).
+        A document is a file, or a piece of a long one; of a single file, pieces of 16 thousand characters. Hidden files
+        and folders are left out, and so are binary files (they hold a zero byte).
 
         Raises:
             DictlabError: There is no such file or folder, it holds no files, or the file is no text.
@@ -94,13 +96,13 @@ class Text:
         paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and _visible(p, root))
         if not paths:
             raise DictlabError(f"text {root}: the folder holds no files.")
-        if root.is_file() and next(_pieces(root), None) is None:
+        if root.is_file() and next(_pieces(root, PIECE), None) is None:
             raise DictlabError(f"text {root}: the file is empty or binary; expected plain text.")
         return cls(str(path), split, lambda seed: _read(root, paths, seed), partial(cls.files, path))
 
     @classmethod
     def dataset(cls, name: str, split: Split = "train", column: str = "text") -> Text:
-        """A Hugging Face dataset: a folder of `save_to_disk`, a Parquet/JSON/CSV file, or a name on the Hub (streamed).
+        """A Hugging Face dataset: a folder of `save_to_disk`, Parquet/JSON/CSV files, or a name on the Hub (streamed).
 
         The held-out split is the dataset's own "validation" or "test" split where it has one. Rows without text (null)
         are left out.
@@ -224,17 +226,24 @@ def _read(root: Path, paths: list[Path], seed: int | None) -> Iterator[tuple[str
         paths = random.Random(seed).sample(paths, len(paths))
     for path in paths:
         base = path.name if path == root else path.relative_to(root).as_posix()
-        for number, piece in enumerate(_pieces(path)):
+        for number, piece in enumerate(_pieces(path, PIECE_ALONE if path == root else PIECE)):
             yield f"{base}#{number}" if number else base, piece
 
 
-def _pieces(path: Path) -> Iterator[str]:
+def _pieces(path: Path, size: int) -> Iterator[str]:
     """The text of a file, cut at line ends; nothing of a binary file. A line longer than a piece is cut too."""
     with path.open(encoding="utf-8", errors="replace") as file:
-        piece = file.read(PIECE) + file.readline(PIECE)
+        piece = file.read(size) + file.readline(size)
         while piece and "\0" not in piece:
             yield piece
-            piece = file.read(PIECE) + file.readline(PIECE)
+            piece = file.read(size) + file.readline(size)
+
+
+def _tables(path: Path) -> list[Path]:
+    """The Parquet, JSON or CSV files that a path stands for: itself, or a folder of nothing else, all of one kind."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and _visible(p, path))
+    kinds = {p.suffix for p in files}
+    return files if len(kinds) == 1 and kinds <= set(TABLES) else []
 
 
 def _visible(path: Path, root: Path) -> bool:
@@ -248,8 +257,8 @@ def _open_dataset(name: str, split: Split) -> tuple[Any, bool]:
 
     path = Path(name)
     try:
-        if path.is_file() and path.suffix in TABLES:
-            found = datasets.load_dataset(TABLES[path.suffix], data_files=str(path), streaming=True)
+        if tables := _tables(path):
+            found = datasets.load_dataset(TABLES[tables[0].suffix], data_files=list(map(str, tables)), streaming=True)
         elif path.exists():
             found = datasets.load_from_disk(str(path))
         else:

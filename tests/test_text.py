@@ -151,7 +151,7 @@ def test_a_large_file_is_read_in_bounded_pieces_that_are_its_whole_text(tmp_path
     monkeypatch.setattr(text_module, "PIECE", 1000)
     path = tmp_path / "large.txt"
     path.write_text(line * 1000)
-    found = list(Text.files(path)._source(None))
+    found = list(Text.files(tmp_path)._source(None))
     pieces = [piece for _, piece in found]
     assert "".join(pieces) == path.read_text()
     assert max(map(len, pieces)) <= 2000 and len(pieces) > 5
@@ -351,3 +351,18 @@ def test_a_damaged_dataset_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with refused(name, "cannot be read"):
         list(Text.open(tmp_path / name).documents())
+
+
+def test_a_single_file_has_both_splits(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"line {number}\n" for number in range(60_000)))
+    train, held_out = ("".join(Text.open(path, split).documents()) for split in ("train", "heldout"))
+    assert len(train) + len(held_out) == path.stat().st_size and 0.02 < len(held_out) / path.stat().st_size < 0.25
+
+
+def test_a_folder_of_tables_is_a_dataset(tmp_path):
+    for number in range(3):
+        rows = "".join(f'{{"text": "file {number} row {row}"}}\n' for row in range(20))
+        (tmp_path / f"{number}.jsonl").write_text(rows)
+    documents = [d for split in ("train", "heldout") for d in Text.open(tmp_path, split).documents()]
+    assert sorted(documents) == sorted(f"file {n} row {r}" for n in range(3) for r in range(20))

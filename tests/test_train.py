@@ -305,7 +305,13 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_without_force(tmp_path, te
     ("changes", "message"),
     [
         ({"k": (99,)}, "k 99 exceeds width 24"),
-        ({"width": ()}, "width is empty"),
+        ({"width": ()}, r"width is \[\]"),
+        ({"seed": (0, 0)}, r"seed is \[0, 0\].*different"),
+        ({"lr": -1.0}, "lr is -1"),
+        ({"clip": -1.0}, "clip"),
+        ({"aux_k": 0}, "aux_k"),
+        ({"dead_after": -1}, "dead_after"),
+        ({"l1": (-1.0,)}, "l1"),
         ({"width": (0,)}, "width is 0"),
         ({"tokens": 5}, "less than one batch"),
         ({"ema": 1.5}, "ema"),
@@ -322,6 +328,8 @@ def test_settings_that_cannot_be_are_refused(changes, message):
     [
         ({"device": "cuda"}, "no CUDA"),
         ({"objective": ("e2e",), "batch": 8}, "holds no context"),
+        ({"context": 64}, "context is 64; tiny takes 2 to 32"),
+        ({"device": "gpu"}, "device 'gpu' is unknown"),
     ],
 )
 def test_what_is_missing_is_said_before_any_training(tmp_path, text, changes, message):
@@ -329,6 +337,7 @@ def test_what_is_missing_is_said_before_any_training(tmp_path, text, changes, me
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(DictlabError, match=message):
         train(config(**changes), out=tmp_path / "run", model=tiny_model(), text=text)
+    assert not (tmp_path / "run").exists()
 
 
 def test_downstream_training_needs_a_block_after_the_site(tmp_path, text):

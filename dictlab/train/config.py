@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from dictlab.errors import DictlabError
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.sparsity import Activation, ReLU, TopK
 
 ObjectiveName = Literal["local", "e2e", "e2e+ds"]
@@ -116,25 +116,21 @@ class TrainConfig:
         Raises:
             DictlabError: A setting is out of its range.
         """
-        for name in ("width", "k", "objective", "seed", "l1"):
-            if not getattr(self, name):
-                raise DictlabError(f"train: {name} is empty; give at least one value.")
-        for name, values in (
-            ("width", self.width),
-            ("k", self.k),
-            ("batch", (self.batch,)),
-            ("tokens", (self.tokens,)),
-        ):
-            if min(values) < 1:
-                raise DictlabError(f"train: {name} is {min(values)}; expected 1 or more.")
+        for name in ("width", "k", "l1", "objective", "seed"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise DictlabError(f"{name} is {list(values)}; expected one or more different values.")
+        check_at_least(1, width=min(self.width), k=min(self.k), batch=self.batch, tokens=self.tokens)
+        check_at_least(1, aux_k=self.aux_k, dead_after=self.dead_after)
+        check_at_least(0, l1=min(self.l1), seed=min(self.seed), lr=self.lr, clip=self.clip, downstream=self.downstream)
         if self.activation == "topk" and max(self.k) > min(self.width):
-            raise DictlabError(f"train: k {max(self.k)} exceeds width {min(self.width)}; keep k below the width.")
+            raise DictlabError(f"k {max(self.k)} exceeds width {min(self.width)}; keep k below the width.")
         if self.tokens < self.batch:
-            raise DictlabError(f"train: tokens {self.tokens} is less than one batch of {self.batch}.")
+            raise DictlabError(f"tokens {self.tokens} is less than one batch of {self.batch}.")
         if not (0 <= self.warmup < 1 and 0 <= self.final_lr <= 1):
-            raise DictlabError(f"train: warmup {self.warmup} and final_lr {self.final_lr} are shares between 0 and 1.")
+            raise DictlabError(f"warmup {self.warmup} and final_lr {self.final_lr} are shares between 0 and 1.")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise DictlabError(f"train: ema is {self.ema}; expected a decay between 0 and 1, such as 0.999.")
+            raise DictlabError(f"ema is {self.ema}; expected a decay between 0 and 1, such as 0.999.")
 
     @property
     def steps(self) -> int:

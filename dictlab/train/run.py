@@ -38,15 +38,9 @@ class Run:
 
 
 class Log:
-    """Opens a run's folder and writes its metrics line by line.
+    """Opens a run's folder and writes its metrics line by line."""
 
-    Raises:
-        DictlabError: The folder already holds a run, and `force` was not given.
-    """
-
-    def __init__(self, folder: Path, config: TrainConfig, force: bool) -> None:
-        if (folder / "config.json").exists() and not force:
-            raise DictlabError(f"{folder}: already holds a training run; choose another --out, or give --force.")
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
         self.path = folder / "metrics.jsonl"
@@ -56,6 +50,18 @@ class Log:
         """Append one record."""
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def check_free(folder: Path, force: bool) -> None:
+    """Refuse, before any work is done, a folder that already holds a run.
+
+    Raises:
+        DictlabError: It does, and `force` was not given; or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DictlabError(f"{folder}: this is a file; the output is a folder. Choose another with --out.")
+    if (folder / "config.json").exists() and not force:
+        raise DictlabError(f"{folder}: already holds a training run; choose another --out, or give --force.")
 
 
 @contextmanager

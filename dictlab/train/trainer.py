@@ -23,7 +23,7 @@ from dictlab.train.config import TrainConfig
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.measure import measure
 from dictlab.train.objectives import Batch, Splice
-from dictlab.train.run import Log, Run, interruptible
+from dictlab.train.run import Log, Run, check_free, interruptible
 
 SAMPLE = 32_768  # activations that the scale and the initial bias are taken from
 LOG_EVERY = 25  # steps
@@ -57,12 +57,11 @@ def train(
     folder = Path(out) if out is not None else config.default_out()
     model = model or LanguageModel.load(config.model, device=config.device)
     text = text or Text.open(config.text)
-    model.locate(config.site)
-    log = Log(folder, config, force)
-    held_out = text.as_split("heldout")
-    next(held_out.contexts(model.tokenizer, _context(config, model)))  # too little of it is better known now
+    check_free(folder, force)
     splice = _splice(config, model)
+    next(text.as_split("heldout").contexts(model.tokenizer, model.context_length(config.context)))  # is there enough?
     learners = _learners(config, model, text)
+    log = Log(folder, config)
     seconds = dict.fromkeys((learner.member.name for learner in learners), 0.0)
     started = time.perf_counter()
     with interruptible() as asked:
@@ -85,7 +84,7 @@ def train(
         finished,
         model,
         text,
-        context=_context(config, model),
+        context=model.context_length(config.context),
         tokens=min(FIRING_TOKENS, config.tokens),
         contexts=EVALUATION_CONTEXTS,
     )
@@ -101,15 +100,14 @@ def _timed_step(learner: Learner, batch: Batch, splice: Splice | None, seconds: 
     return terms
 
 
-def _context(config: TrainConfig, model: LanguageModel) -> int:
-    return config.context or min(model.context, 1024)
-
-
 def _splice(config: TrainConfig, model: LanguageModel) -> Splice | None:
     """Where to splice, if a member asks for it."""
     objectives = [config.weights(member) for member in config.members()]
     if not any(objective.needs_model for objective in objectives):
         return None
+    context = model.context_length(config.context)
+    if config.batch < context:
+        raise DictlabError(f"a batch of {config.batch} tokens holds no context of {context}; raise --batch.")
     later = model.later_sites(config.site) if any(objective.downstream for objective in objectives) else []
     if any(objective.downstream for objective in objectives) and not later:
         raise DictlabError(f"site {config.site}: e2e+ds compares later blocks' inputs, and no block comes after it.")
@@ -118,7 +116,7 @@ def _splice(config: TrainConfig, model: LanguageModel) -> Splice | None:
 
 def _batches(config: TrainConfig, model: LanguageModel, text: Text, splice: Splice | None) -> Iterator[Batch]:
     """Shuffled activations; or, where a reconstruction is spliced in, whole contexts with their clean forward."""
-    context = _context(config, model)
+    context = model.context_length(config.context)
     if splice is None:
         stream = activations.shuffled(
             model, text, config.site, context=context, batch=config.batch, seed=config.seed[0]
@@ -126,17 +124,14 @@ def _batches(config: TrainConfig, model: LanguageModel, text: Text, splice: Spli
         yield from map(Batch, stream)
         return
     sites = list(dict.fromkeys([config.site, splice.start, *splice.later]))
-    size = config.batch // context
-    if size == 0:
-        raise DictlabError(f"train: a batch of {config.batch} tokens holds no context of {context}; raise --batch.")
-    for tokens in text.batches(model.tokenizer, context, size, seed=config.seed[0], repeat=True):
+    for tokens in text.batches(model.tokenizer, context, config.batch // context, seed=config.seed[0], repeat=True):
         clean = model.forward(tokens, sites)
         yield Batch(clean.activations[config.site], clean)
 
 
 def _learners(config: TrainConfig, model: LanguageModel, text: Text) -> list[Learner]:
     """Every member, initialised from the same sample of activations."""
-    context = _context(config, model)
+    context = model.context_length(config.context)
     tokens = min(SAMPLE, max(config.tokens, 4 * context))
     sample = [x.flatten(0, 1) for x in activations.sample(model, text, config.site, context=context, tokens=tokens)]
     statistics = activations.statistics(sample)
@@ -177,7 +172,7 @@ def _described(learner: Learner, config: TrainConfig, model: LanguageModel, step
     kept = ("text", "batch", "warmup", "final_lr", "clip", "ema", "downstream")
     settings = {key: asdict(config)[key] for key in kept}
     training = settings | {
-        "context": _context(config, model),
+        "context": model.context_length(config.context),
         "l1": member.l1,
         "lr": learner.schedule.base_lrs[0],
         "dead_after": config.dead_tokens,
