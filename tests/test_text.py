@@ -151,6 +151,7 @@ def test_a_large_file_is_read_in_bounded_pieces_that_are_its_whole_text(tmp_path
     monkeypatch.setattr(text_module, "PIECE", 1000)
     path = tmp_path / "large.txt"
     path.write_text(line * 1000)
+
     found = list(Text.files(tmp_path)._source(None))
     pieces = [piece for _, piece in found]
     assert "".join(pieces) == path.read_text()
@@ -158,7 +159,7 @@ def test_a_large_file_is_read_in_bounded_pieces_that_are_its_whole_text(tmp_path
     assert len({key for key, _ in found}) == len(pieces)
     if line.endswith("\n"):
         assert all(piece.endswith("\n") for piece in pieces)
-    train, held_out = (list(Text.files(path, split).documents()) for split in ("train", "heldout"))
+    train, held_out = (list(Text.files(tmp_path, split).documents()) for split in ("train", "heldout"))
     assert train and held_out and len(train) + len(held_out) == len(pieces)
 
 
