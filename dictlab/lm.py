@@ -19,7 +19,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dictlab.errors import DictlabError
+from dictlab.hooks import Place, adding_nothing, passing_on, standing_in, visiting, visiting_sum
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention")
 MLP = ("mlp", "feed_forward", "ffn")
@@ -43,23 +43,6 @@ class Forward(NamedTuple):
 
     logits: Float[Tensor, "batch context vocabulary"]
     activations: dict[str, Float[Tensor, "batch context d_in"]]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A site, found in a model.
-
-    Attributes:
-        block: The block it lies in; None outside the blocks.
-        kind: "resid_pre", "resid_mid", "resid_post", or "module".
-        module: The module at whose input or output it is read.
-        side: "in" or "out".
-    """
-
-    block: int | None
-    kind: str
-    module: nn.Module
-    side: str
 
 
 class LanguageModel:
@@ -191,7 +174,7 @@ class LanguageModel:
             clean = self.capture(tokens, [start, site])
             return self.resume(_applied(replacement, clean[site], site), site, sites, residual=clean[start])
         caught: dict[str, Tensor] = {}
-        with self._catching(sites, caught), _hook(place, lambda x: _applied(replacement, x, site)):
+        with self._catching(sites, caught), visiting(place, lambda x: _applied(replacement, x, site)):
             return Forward(self._logits(tokens), caught)
 
     def resume(
@@ -223,13 +206,13 @@ class LanguageModel:
         caught: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for skipped in self.blocks[:first]:
-                stack.enter_context(_forward(skipped, _passing_on(lengths[skipped])))
+                stack.enter_context(standing_in(skipped, passing_on(lengths[skipped])))
             stack.enter_context(self._entering(first, entering))
             if place.kind == "resid_mid":
                 attention = _child(self.blocks[first], ATTENTION)
-                stack.enter_context(_forward(attention, _adding_nothing(lengths[attention], activation)))
+                stack.enter_context(standing_in(attention, adding_nothing(lengths[attention], activation)))
             if place.kind == "module":
-                stack.enter_context(_hook(place, lambda _: activation))
+                stack.enter_context(visiting(place, lambda _: activation))
             stack.enter_context(self._catching(sites, caught))
             tokens = torch.zeros(activation.shape[:2], dtype=torch.long, device=activation.device)
             return Forward(self._logits(tokens), caught)
@@ -320,9 +303,9 @@ class LanguageModel:
                         raise _Reached
 
                 if place.kind == "resid_mid":
-                    stack.enter_context(_hook_sum(self.blocks[place.block or 0], place.module, catch))
+                    stack.enter_context(visiting_sum(self.blocks[place.block or 0], place.module, catch))
                 else:
-                    stack.enter_context(_hook(place, catch))
+                    stack.enter_context(visiting(place, catch))
             yield
 
     @contextmanager
@@ -332,7 +315,7 @@ class LanguageModel:
             place = Place(block, "resid_pre", self.blocks[block], "in")
         else:
             place = Place(block, "resid_post", self.blocks[-1], "out")
-        with _hook(place, lambda _: activation):
+        with visiting(place, lambda _: activation):
             yield
 
     @cached_property
@@ -415,67 +398,3 @@ def _applied(replacement: Replacement, clean: Tensor, site: str) -> Tensor:
     if new.shape != clean.shape:
         raise DictlabError(f"site {site}: the activation is {list(clean.shape)}, its replacement {list(new.shape)}.")
     return new
-
-
-def _passing_on(length: int) -> Callable[..., Any]:
-    """A forward that returns its input, in a tuple of that length (0: bare)."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        x = args[0] if args else kwargs["hidden_states"]
-        return (x, *[None] * (length - 1)) if length else x
-
-    return forward
-
-
-def _adding_nothing(length: int, like: Tensor) -> Callable[..., Any]:
-    """A forward that returns zeros, in a tuple of that length (0: bare)."""
-    zeros = torch.zeros_like(like)
-    return lambda *_, **__: (zeros, *[None] * (length - 1)) if length else zeros
-
-
-@contextmanager
-def _forward(module: nn.Module, instead: Callable[..., Any]) -> Iterator[None]:
-    """Let another function stand in for a module's forward."""
-    module.forward = instead  # shadows the class's method
-    try:
-        yield
-    finally:
-        del module.forward
-
-
-@contextmanager
-def _hook(place: Place, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Show the tensor at a place to `visit`, and put what it returns in its stead."""
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            new = visit(args[0])
-            return None if new is None else ((new, *args[1:]), kwargs)
-        new = visit(kwargs["hidden_states"])
-        return None if new is None else (args, kwargs | {"hidden_states": new})
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        new = visit(output[0] if isinstance(output, tuple) else output)
-        if new is None:
-            return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    if place.side == "in":
-        handle = place.module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = place.module.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _hook_sum(block: nn.Module, attention: nn.Module, visit: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Show the residual stream after attention: what entered the block plus what attention adds."""
-    entered: list[Tensor] = []
-    with (
-        _hook(Place(None, "resid_pre", block, "in"), lambda x: entered.append(x)),
-        _hook(Place(None, "module", attention, "out"), lambda x: visit(x + entered.pop())),
-    ):
-        yield

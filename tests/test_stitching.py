@@ -1,6 +1,5 @@
 """The stitched dictionary: its codes, its decoder in closed form, and its honesty."""
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses.stitching import join, refit_bias, refit_decoder, stitching
+from analyses import refit
+from analyses.refit import refit_bias, refit_decoder
+from analyses.stitching import join, stitching
 from dictlab import DictlabError, ReLU, Text, TopK
 from dictlab.normalisation import LayerNorm, Scale
 from dictlab.sparsity import Union
@@ -117,7 +118,7 @@ def test_inserting_the_planted_novel_latents_makes_small_as_good_as_large():
 
 
 def test_too_many_latents_for_the_normal_equations_are_refused(monkeypatch):
-    monkeypatch.setattr(sys.modules["analyses.stitching"], "LARGEST_REFIT", 10)
+    monkeypatch.setattr(refit, "LARGEST_REFIT", 10)
     with pytest.raises(DictlabError, match="--refit bias"):
         refit_decoder(random_dictionary(12, 8), [X])
 
