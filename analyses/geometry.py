@@ -77,7 +77,7 @@ def geometry(dictionaries: Sequence[DictionaryLike], *, umap: bool = True, seed:
     """How do the decoder directions of dictionaries lie to each other, within and between them?
 
     Args:
-        dictionaries: Two or more at the same site.
+        dictionaries: One or more at the same site.
         umap: Draw a map of all directions together.
         seed: Of chance levels, intervals and the map.
 

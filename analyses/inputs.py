@@ -22,13 +22,13 @@ def open_dictionary(given: DictionaryLike) -> Dictionary:
     return given if isinstance(given, Dictionary) else native.load(given)
 
 
-def open_dictionaries(given: Sequence[DictionaryLike], least: int = 1) -> list[Dictionary]:
+def open_dictionaries(given: Sequence[DictionaryLike] | DictionaryLike, least: int = 1) -> list[Dictionary]:
     """Several dictionaries.
 
     Raises:
         DictlabError: There are fewer than the analysis needs, or two have the same name.
     """
-    opened = [open_dictionary(one) for one in given]
+    opened = [open_dictionary(one) for one in ([given] if isinstance(given, DictionaryLike) else given)]
     if len(opened) < least:
         raise DictlabError(f"this analysis compares {least} or more dictionaries; {len(opened)} were given.")
     names = [dictionary.name for dictionary in opened]
@@ -51,11 +51,12 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], devi
     """
     first = dictionaries[0]
     if given is None:
-        given = first.metadata.model
-        if given is None:
+        if first.metadata.model is None:
             raise DictlabError(f"{first.name}: its file names no model; give one with --model.")
+        beside = first.path.parent if first.path else None
+        given = LanguageModel.load(first.metadata.model, beside=beside, device=device)
     if isinstance(given, str):
-        given = LanguageModel.load(given, beside=first.path.parent if first.path else None, device=device)
+        given = LanguageModel.load(given, device=device)
     for dictionary in dictionaries:
         expected = dictionary.metadata.model_fingerprint
         if expected is not None and expected != given.fingerprint:
@@ -82,14 +83,18 @@ def check_same_place(dictionaries: Sequence[Dictionary]) -> None:
         for what, a, b in (
             ("width d_in", first.d_in, other.d_in),
             ("site", first.metadata.site, other.metadata.site),
-            ("model", _model(first), _model(other)),
+            ("model", *_models(first, other)),
         ):
             if a is not None and b is not None and a != b:
                 raise DictlabError(f"{first.name} and {other.name} cannot be compared: {what} is {a} and {b}.")
 
 
-def _model(dictionary: Dictionary) -> str | None:
-    metadata = dictionary.metadata
-    if metadata.model_fingerprint is not None:
-        return f"{metadata.model} ({metadata.model_fingerprint})"
-    return metadata.model
+def _models(a: Dictionary, b: Dictionary) -> tuple[str | None, str | None]:
+    """What to compare: fingerprints where both are known, since one model can have several names; else the names."""
+    prints = [d.metadata.model_fingerprint for d in (a, b)]
+    if None in prints:
+        return a.metadata.model, b.metadata.model
+    if prints[0] == prints[1]:
+        return None, None
+    one, other = (f"{d.metadata.model} ({d.metadata.model_fingerprint})" for d in (a, b))
+    return one, other

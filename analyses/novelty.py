@@ -51,7 +51,7 @@ class Effects(NamedTuple):
 
     Attributes:
         change: Change in MSE (mean over tokens and coordinates), in the activations' units squared.
-        error: Standard error of `change` over sequences.
+        error: Standard error of `change` over sequences; NaN for a single sequence.
         scale: The factor that would serve best; NaN for a latent that never fired.
         firing_rate: Share of tokens at which the latent was active.
         tokens: Tokens measured.
@@ -107,7 +107,7 @@ def insertion_effects(
     spread = (squares / sequences - change.square()).clamp_min(0)
     return Effects(
         change=change,
-        error=(spread / max(1, sequences - 1)).sqrt(),
+        error=(spread / (sequences - 1)).sqrt() if sequences > 1 else torch.full_like(change, torch.nan),
         scale=overlap / (energy * norm),
         firing_rate=firings / tokens,
         tokens=tokens,

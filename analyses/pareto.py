@@ -1,7 +1,7 @@
 """Which dictionary gives more for its sparsity?
 
-CE increase and explained variance against L0, each dictionary one point, each objective and activation function one
-curve (Braun et al. 2024, figure 1; Gao et al. 2024, figure 2). Two objectives are compared where their curves overlap:
+CE increase and explained variance against L0: each dictionary is one point; each objective, activation function and
+width one curve (Braun et al. 2024, figure 1; Gao et al. 2024, figure 2). Two curves are compared where they overlap:
 
     at matched CE increase    L0 of the one / L0 of the other
     at matched L0             CE increase of the one / CE increase of the other
@@ -34,13 +34,14 @@ from dictlab.evaluate import METRICS, Evaluation, evaluate
 from dictlab.report import Plot, Report, Table
 
 PLACES = 20
+LEAST_OVERLAP = 1.1  # largest over smallest abscissa that two curves share; less is a point, not an overlap
 Points = NDArray[np.float64]
 
 
 def mean_ratio(x: Points, y: Points, other_x: Points, other_y: Points) -> tuple[float, float, float]:
     """Mean over the overlap in x of (y of the other curve) / (y of this one), and where the overlap lies.
 
-    Curves are piecewise linear in log x and log y. NaN where they do not overlap, or a curve has a single point.
+    Curves are piecewise linear in log x and log y. NaN where they hardly overlap.
 
     Args:
         x: Abscissae of this curve, positive.
@@ -49,7 +50,7 @@ def mean_ratio(x: Points, y: Points, other_x: Points, other_y: Points) -> tuple[
         other_y: Its ordinates.
     """
     low, high = max(x.min(), other_x.min()), min(x.max(), other_x.max())
-    if not low < high:
+    if not high >= LEAST_OVERLAP * low:
         return float("nan"), float("nan"), float("nan")
     places = np.linspace(np.log(low), np.log(high), PLACES)
     this, other = (np.interp(places, *_sorted(np.log(a), np.log(b))) for a, b in ((x, y), (other_x, other_y)))
@@ -100,7 +101,7 @@ def pareto(
             ),
         },
         plots={"pareto": _plot(points, found[0])},
-        settings={"text": text.name, "tokens": found[0].n_tokens, "seed": seed},
+        settings={"text": text.name, "model": model.name, "seed": seed} | found[0].sample,
         inputs=tuple(opened),
     )
 
@@ -128,7 +129,7 @@ def matched(points: pd.DataFrame) -> pd.DataFrame:
 def _point(dictionary: Dictionary, evaluation: Evaluation) -> dict[str, object]:
     row: dict[str, object] = {
         "dictionary": dictionary.name,
-        "curve": f"{dictionary.metadata.objective or 'unknown'} {dictionary.activation.kind}",
+        "curve": f"{dictionary.metadata.objective or 'unknown'} {dictionary.activation.kind} {dictionary.n_latents}",
         "latents": dictionary.n_latents,
         "alive": evaluation.alive,
     }
@@ -163,15 +164,13 @@ def _plot(points: pd.DataFrame, evaluation: Evaluation) -> Plot:
         part = part.sort_values("L0")
         for ax, label in ((left, "CE increase"), (right, "explained variance")):
             error = np.clip([part[label] - part[f"{label} low"], part[f"{label} high"] - part[label]], 0, None)
-            # Points of one curve that differ in width at the same L0 are no line.
-            linked = "-" if part["L0"].is_monotonic_increasing and part["latents"].nunique() == 1 else ""
             ax.errorbar(
                 part["L0"],
                 part[label],
                 yerr=error,
                 color=style.colour(number),
                 marker=style.marker(number),
-                ls=linked,
+                ls="-",
                 ms=5,
                 lw=1.4,
                 label=curve,

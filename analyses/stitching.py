@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -43,9 +43,9 @@ from dictlab import activations
 from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, site_of
+from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, firing_rates, site_of
 from dictlab.report import Plot, Report, Table
-from dictlab.sparsity import ReLU, Union, emitting
+from dictlab.sparsity import Activation, ReLU, Union, emitting
 
 Select = Literal["effect", "cosine"]
 
@@ -83,11 +83,18 @@ def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"],
         W_dec=torch.where(emits[:, None].to(W_dec.device), W_dec, 0.0),
         b_pre=a.b_pre,
         b_out=a.b_out,
-        activation=ReLU() if plain else Union(((a.n_latents, a.activation), (len(kept), b.activation)), emits),
+        activation=ReLU() if plain else Union((*donors(a), *donors(b, len(kept))), emits),
         normalisation=a.normalisation,
         metadata=_stitched_metadata(small, large),
         name=name,
     )
+
+
+def donors(dictionary: Dictionary, n_latents: int | None = None) -> tuple[tuple[int, Activation], ...]:
+    """The parts of a union that a dictionary becomes: itself, or those that it was stitched from."""
+    if isinstance(dictionary.activation, Union):
+        return dictionary.activation.parts
+    return ((n_latents or dictionary.n_latents, dictionary.activation),)
 
 
 def stitching(
@@ -136,20 +143,16 @@ def stitching(
     candidates = _candidates(small, large, chosen, select, refit, fit)
     evaluations = evaluate(list(candidates.values()), model, text.as_split("heldout"), contexts=contexts, seed=seed)
     found = {evaluation.name: evaluation for evaluation in evaluations}
-    inserted = int(chosen[select].sum())
-    how: dict[str, object] = {
-        "select": select,
-        "threshold": threshold,
-        "refit": refit,
-        "ridge": RIDGE,
-        "tokens": effects.tokens,
-    }
+    result, inserted = found["stitched"], int(chosen[select].sum())
+    rates, _ = firing_rates([candidates["stitched"]], fit)
+    stitched = replace(candidates["stitched"], firing_rate=rates[0])
+    how = {"select": select, "threshold": threshold, "refit": refit, "ridge": RIDGE, "tokens": effects.tokens}
     level = chance(small.W_dec[small.alive], shaped=True, seed=seed)
     return Report(
         title=f"{small.name} stitched with what {large.name} adds",
         summary=_summary(found, small, large, inserted, select, refit),
         tables={
-            "quality": Table(_quality(found, candidates), _quality_caption(found["stitched"])),
+            "quality": Table(_quality(found, candidates), _quality_caption(result)),
             "differences": Table(_against(found, small.name), _differences_caption(small.name)),
             "latents": Table(latents, f"Each latent of {large.name}, inserted alone. {effects_caption(effects)}"),
             "agreement": Table(
@@ -160,8 +163,8 @@ def stitching(
             ),
         },
         plots={"quality": _quality_plot(found), "effects": effect_plot(latents, threshold, level, small, large)},
-        dictionaries={"stitched": _described(candidates["stitched"], found["stitched"], how | {"inserted": inserted})},
-        settings=how | {"text": text.name, "held-out tokens": found["stitched"].n_tokens, "seed": seed},
+        dictionaries={"stitched": _described(stitched, result, how | {"inserted": inserted})},
+        settings=how | {"text": text.name, "model": model.name, "seed": seed} | result.sample,
         inputs=(small, large),
         warnings=_warnings(found, small.name, large.name),
     )
@@ -198,10 +201,10 @@ def _stitched_metadata(small: Dictionary, large: Dictionary) -> Metadata:
     )
 
 
-def _described(stitched: Dictionary, found: Evaluation, how: dict[str, object]) -> Dictionary:
+def _described(stitched: Dictionary, found: Evaluation, how: dict[str, Any]) -> Dictionary:
     """The stitched dictionary with how it was made, and what was measured, in its metadata."""
-    emits = emitting(stitched.activation, stitched.n_latents)
-    metrics = found.record() | {"dead": int(emits.sum()) - found.alive}
+    dead = int((emitting(stitched.activation, stitched.n_latents) & ~stitched.alive.cpu()).sum())
+    metrics = found.record() | {"dead": dead, "firing_tokens": how["tokens"]}
     return replace(stitched, metadata=replace(stitched.metadata, training=how, metrics=metrics))
 
 

@@ -82,7 +82,7 @@ def objectives(model: LanguageModel) -> tuple[pd.DataFrame, pd.DataFrame]:
     report = pareto(paths, model=model, contexts=CONTEXTS)
     points = report.tables["points"].frame.sort_values(["curve", "L0"])
     ratios = report.tables["matched"].frame
-    return points, ratios[ratios["over"] == "local relu"]
+    return points, ratios[ratios["over"] == "local relu 1024"]
 
 
 def show(title: str, frame: pd.DataFrame, said: str) -> None:

@@ -3,12 +3,13 @@
 from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError
+from dictlab.evaluate import evaluate
 from dictlab.formats.native import load, save
 from dictlab.lm import LanguageModel
 from dictlab.report import Report
 from dictlab.sparsity import Codes, ReLU, TopK
 from dictlab.text import Text
-from dictlab.train import train
+from dictlab.train import TrainConfig, train
 
 __version__ = VERSION
 
@@ -22,6 +23,8 @@ __all__ = [
     "Report",
     "Text",
     "TopK",
+    "TrainConfig",
+    "evaluate",
     "load",
     "save",
     "train",

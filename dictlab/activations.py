@@ -14,6 +14,7 @@ from dictlab.errors import check_at_least
 from dictlab.lm import LanguageModel
 from dictlab.text import Text
 
+BUFFER = 1 << 17  # vectors that a stream is shuffled in
 FORWARD_TOKENS = 8192  # tokens given to the model at once
 
 
@@ -24,7 +25,7 @@ def shuffled(
     *,
     context: int,
     batch: int,
-    buffer: int = 1 << 17,
+    buffer: int = BUFFER,
     seed: int = 0,
     repeat: bool = True,
 ) -> Iterator[Float[Tensor, "batch d_in"]]:

@@ -14,10 +14,11 @@ the mean activation of the sample:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import log_softmax, nll_loss
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dictlab.activations import statistics
 from dictlab.dictionary import Dictionary
@@ -74,12 +75,14 @@ class Evaluation:
         sums: For each quantity, its sum over the tokens of each sequence, `[sequences]`.
         fired: Whether each latent was active in each sequence.
         seed: Of the resampling. Evaluations of the same text and seed share their resamples: differences are paired.
+        fingerprint: Of the tokens measured on: equal for equal text, tokenizer, seed and number of contexts.
     """
 
     name: str
     sums: Sums
     fired: Float[Tensor, "sequences n_latents"]
     seed: int
+    fingerprint: str = ""
 
     @property
     def n_sequences(self) -> int:
@@ -90,6 +93,11 @@ class Evaluation:
     def n_tokens(self) -> int:
         """Tokens measured."""
         return int(self.sums["tokens"].sum())
+
+    @property
+    def sample(self) -> dict[str, Any]:
+        """What was measured on, for the record."""
+        return {"evaluation_tokens": self.n_tokens, "evaluation_sample": self.fingerprint}
 
     @property
     def alive(self) -> int:
@@ -132,9 +140,9 @@ class Evaluation:
         frame.insert(0, "dictionary", self.name)
         return frame
 
-    def record(self) -> dict[str, float | list[float] | int]:
+    def record(self) -> dict[str, Any]:
         """The metrics for a dictionary's metadata."""
-        entries: dict[str, float | list[float] | int] = {"alive": self.alive, "evaluation_tokens": self.n_tokens}
+        entries: dict[str, Any] = {"alive": self.alive, **self.sample}
         for metric in METRICS:
             entries[metric] = self.value(metric)
             entries[f"{metric}_interval"] = list(self.interval(metric))
@@ -179,7 +187,9 @@ def evaluate(
     sites = [site_of(dictionary) for dictionary in dictionaries]
     check_at_least(1, contexts=contexts)
     length = model.context_length(context)
-    batches = text.sample(model.tokenizer, length, contexts, seed=seed).split(max(1, BATCH_TOKENS // length))
+    sampled = text.sample(model.tokenizer, length, contexts, seed=seed)
+    fingerprint = hashlib.sha256(sampled.numpy().tobytes()).hexdigest()[:16]
+    batches = sampled.split(max(1, BATCH_TOKENS // length))
     means = {
         site: statistics(model.capture(tokens, site)[site] for tokens in batches).mean for site in dict.fromkeys(sites)
     }
@@ -195,9 +205,24 @@ def evaluate(
             {key: torch.cat([row[key] for row in own]).double().cpu().numpy() for key in own[0]},
             torch.cat(active).cpu(),
             seed,
+            fingerprint,
         )
         for dictionary, own, active in zip(dictionaries, rows, fired, strict=True)
     ]
+
+
+@torch.no_grad()
+def firing_rates(
+    dictionaries: Sequence[Dictionary], batches: Iterable[Float[Tensor, "*tokens d_in"]]
+) -> tuple[list[Float[Tensor, " n_latents"]], int]:
+    """Share of tokens at which each latent of each dictionary is active, in one pass; and the number of tokens."""
+    seen = 0
+    fired = [torch.zeros(d.n_latents, dtype=torch.long) for d in dictionaries]
+    for x in batches:
+        seen += x.numel() // x.shape[-1]
+        for count, dictionary in zip(fired, dictionaries, strict=True):
+            count += dictionary.encode(x).firings().cpu()
+    return [(count / max(1, seen)).float() for count in fired], seen
 
 
 def site_of(dictionary: Dictionary) -> str:

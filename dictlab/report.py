@@ -27,6 +27,7 @@ import jinja2
 import numpy
 import pandas as pd
 import torch
+from markupsafe import escape
 from matplotlib.figure import Figure
 
 from dictlab.__about__ import VERSION
@@ -44,6 +45,10 @@ class Table:
     frame: pd.DataFrame
     caption: str
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return f"<p>{escape(self.caption)}</p>{self.frame.to_html(index=False, max_rows=SHOWN_ROWS)}"
+
 
 @dataclass(frozen=True, eq=False)
 class Plot:
@@ -51,6 +56,10 @@ class Plot:
 
     figure: Figure
     caption: str
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return f'<figure><img src="{_data_uri(self.figure)}"><figcaption>{escape(self.caption)}</figcaption></figure>'
 
 
 @dataclass(frozen=True, eq=False)

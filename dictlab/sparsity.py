@@ -1,12 +1,12 @@
 """Which latents are active, and how strongly?
 
 An activation function is a small value (`ReLU()`, `TopK(32)`) that turns pre-activations into sparse `Codes`. It is
-written to files as a tagged record; a new one is one class here and one line in `KINDS`.
+written to files as a tagged record; a new one is one class here and one line in `READERS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -182,18 +182,22 @@ def from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Act
         DictlabError: Its kind is unknown, or it lacks what that kind needs.
     """
     kind = record.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise DictlabError(f"activation function {kind!r} is unknown; known are {', '.join(KINDS)}.")
-    if kind == TopK.kind:
-        k = record.get("k")
-        if type(k) is not int or k < 1:  # a bool is an int, and means nothing here
-            raise DictlabError(f"activation function topk: k is {k!r}; expected a whole number above 0.")
-        return TopK(k)
-    if kind == Union.kind:
-        if "emits" not in tensors:
-            raise DictlabError("activation function union: the tensor 'emits' is missing.")
-        return Union(_parts(record.get("parts"), len(tensors["emits"])), tensors["emits"].bool())
-    return ReLU()
+    if not isinstance(kind, str) or kind not in READERS:
+        raise DictlabError(f"activation function {kind!r} is unknown; known are {', '.join(READERS)}.")
+    return READERS[kind](record, tensors)
+
+
+def _read_topk(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TopK:
+    k = record.get("k")
+    if type(k) is not int or k < 1:  # a bool is an int, and means nothing here
+        raise DictlabError(f"activation function topk: k is {k!r}; expected a whole number above 0.")
+    return TopK(k)
+
+
+def _read_union(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Union:
+    if "emits" not in tensors:
+        raise DictlabError("activation function union: the tensor 'emits' is missing.")
+    return Union(_parts(record.get("parts"), len(tensors["emits"])), tensors["emits"].bool())
 
 
 def _parts(record: Any, n_latents: int) -> tuple[tuple[int, Activation], ...]:
@@ -211,7 +215,11 @@ def _parts(record: Any, n_latents: int) -> tuple[tuple[int, Activation], ...]:
     return tuple((width, from_record(part, {})) for width, part in pairs)
 
 
-KINDS: dict[str, type] = {cls.kind: cls for cls in (ReLU, TopK, Union)}
+READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Activation]] = {
+    ReLU.kind: lambda record, tensors: ReLU(),
+    TopK.kind: _read_topk,
+    Union.kind: _read_union,
+}
 
 
 def _offsets(counts: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens+1"]:

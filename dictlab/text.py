@@ -11,13 +11,12 @@ A `Text` is an ordered collection of documents with a training and a held-out sp
 
 from __future__ import annotations
 
-import hashlib
 import random
 import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -194,14 +193,6 @@ class Text:
         contexts = self.contexts(tokenizer, length, seed=seed, repeat=repeat)
         while group := list(islice(contexts, size)):
             yield torch.stack(group)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over the documents of this split, in order: equal fingerprints, equal text. Reads all of it."""
-        digest = hashlib.sha256()
-        for document in self.documents():
-            digest.update(document.encode("utf-8", "surrogatepass") + b"\0")
-        return digest.hexdigest()[:16]
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:

@@ -130,3 +130,11 @@ def test_dictionaries_of_different_places_are_refused_by_name(other, what):
     a = random_dictionary(name="a", metadata=Metadata(model="gpt2", site="blocks.1.hook_resid_pre"))
     with pytest.raises(DictlabError, match=what):
         matching(a, other)
+
+
+def test_one_model_under_two_names_is_one_model():
+    a = random_dictionary(name="a", metadata=Metadata(model="folder/model", model_fingerprint="f"))
+    b = random_dictionary(name="b", metadata=Metadata(model="model", model_fingerprint="f"))
+    matching(a, b)
+    with pytest.raises(DictlabError, match=r"model is folder/model \(f\) and model \(g\)"):
+        matching(a, replace(b, metadata=replace(b.metadata, model_fingerprint="g")))

@@ -36,3 +36,9 @@ def test_both_comparisons_are_made_both_ways_and_single_points_are_left_out():
     assert found["CE increase at matched L0", "e2e relu", "local relu"] == pytest.approx(0.5)
     assert found["L0 at matched CE increase", "local relu", "e2e relu"] == pytest.approx(2)
     assert len(found) == 4
+
+
+def test_curves_that_share_a_point_only_have_no_ratio():
+    """TopK dictionaries of several widths all lie at about the same L0."""
+    x, other_x = np.array([15.99, 16.0]), np.array([10.0, 40])
+    assert np.isnan(mean_ratio(x, np.array([0.1, 0.2]), other_x, 1 / other_x)[0])

@@ -10,7 +10,7 @@ import torch
 from analyses import refit
 from analyses.refit import refit_bias, refit_decoder
 from analyses.stitching import join, stitching
-from dictlab import DictlabError, ReLU, Text, TopK
+from dictlab import DictlabError, ReLU, Text, TopK, load, save
 from dictlab.normalisation import LayerNorm, Scale
 from dictlab.sparsity import Union
 from tests.planted import SITE, random_dictionary, tiny_model
@@ -51,14 +51,17 @@ def test_rivals_that_were_not_taken_still_compete():
     assert (joined.encode(X).firings()[30:] == large.encode(X).firings() * CHOSEN).all()
 
 
-def test_a_stitched_dictionary_can_be_stitched_again():
-    a, b, c = (random_dictionary(30, 8, seed=s, activation=k) for s, k in ((1, TopK(3)), (2, TopK(4)), (3, ReLU())))
-    twice = join(join(a, b, CHOSEN), c, CHOSEN)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_a_stitched_dictionary_can_be_stitched_again_and_saved(order, tmp_path):
+    made = [random_dictionary(30, 8, seed=s, activation=k) for s, k in ((1, TopK(3)), (2, TopK(4)), (3, ReLU()))]
+    a, b, c = (made[i] for i in order)
     expected = [d.folded().encode(X).dense() for d in (a, b, c)]
-    found = twice.encode(X).dense()[:, twice.alive]
-    torch.testing.assert_close(
-        found, torch.cat([expected[0], expected[1][:, CHOSEN], expected[2][:, CHOSEN]], dim=1), atol=1e-5, rtol=1e-5
-    )
+    for twice, f in (
+        (join(join(a, b, CHOSEN), c, CHOSEN), [expected[0], expected[1][:, CHOSEN], expected[2][:, CHOSEN]]),
+        (join(c, pair := join(a, b, CHOSEN), pair.alive), [expected[2], expected[0], expected[1][:, CHOSEN]]),
+    ):
+        found = load(save(twice, tmp_path / "twice.safetensors")).encode(X).dense()[:, twice.alive]
+        torch.testing.assert_close(found, torch.cat(f, dim=1), atol=1e-5, rtol=1e-5)
 
 
 def test_dictionaries_that_normalise_differently_are_not_stitched():
@@ -186,8 +189,6 @@ def test_the_same_seed_gives_the_same_tables_and_dictionary(text):
 
 
 def test_the_stitched_dictionary_is_a_file_like_any_other(text, tmp_path):
-    from dictlab import load
-
     report = run(text)
     report.save(tmp_path / "out")
     loaded = load(tmp_path / "out" / "stitched.safetensors")

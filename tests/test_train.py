@@ -327,7 +327,7 @@ def test_settings_that_cannot_be_are_refused(changes, message):
     ("changes", "message"),
     [
         ({"device": "cuda"}, "no CUDA"),
-        ({"objective": ("e2e",), "batch": 8}, "holds no context"),
+        ({"objective": ("e2e",), "batch": 8}, "batch is 8; spliced training takes whole contexts: a multiple of 16"),
         ({"context": 64}, "context is 64; tiny takes 2 to 32"),
         ({"device": "gpu"}, "device 'gpu' is unknown"),
     ],

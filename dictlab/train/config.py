@@ -83,7 +83,8 @@ class TrainConfig:
         clip: Largest gradient norm.
         ema: Decay of an exponential moving average of the weights, which is then what is kept; none by default.
         aux_k: Dead latents that AuxK revives at once (topk); the power of two nearest d_in / 2 by default.
-        dead_after: Tokens without firing after which a latent counts as dead; 10 million, or a twentieth of the run.
+        dead_after: Tokens without firing after which a latent counts as dead; by default a twentieth of the run, but
+            ten batches at least and 10 million at most.
         device: cpu, cuda, ...
     """
 
@@ -140,7 +141,9 @@ class TrainConfig:
     @property
     def dead_tokens(self) -> int:
         """`dead_after`, or its default."""
-        return self.dead_after if self.dead_after is not None else min(10_000_000, self.tokens // 20)
+        return (
+            self.dead_after if self.dead_after is not None else min(10_000_000, max(self.tokens // 20, 10 * self.batch))
+        )
 
     def members(self) -> Iterator[Member]:
         """Every combination of width, sparsity, objective and seed."""

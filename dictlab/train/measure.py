@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from dictlab import activations
 from dictlab.dictionary import Dictionary
-from dictlab.evaluate import evaluate, site_of
+from dictlab.evaluate import evaluate, firing_rates, site_of
 from dictlab.lm import LanguageModel
 from dictlab.text import Text
 
 
-@torch.no_grad()
 def measure(
     dictionaries: Sequence[Dictionary], model: LanguageModel, text: Text, *, context: int, tokens: int, contexts: int
 ) -> list[Dictionary]:
@@ -28,17 +25,12 @@ def measure(
         tokens: Training tokens that firing rates are measured on.
         contexts: Held-out sequences that metrics are measured on.
     """
-    seen = 0
-    fired = [torch.zeros(d.n_latents, dtype=torch.long) for d in dictionaries]
-    site = site_of(dictionaries[0])
-    for x in activations.sample(model, text.as_split("train"), site, context=context, tokens=tokens):
-        seen += x.shape[0] * x.shape[1]
-        for count, dictionary in zip(fired, dictionaries, strict=True):
-            count += dictionary.encode(x).firings().cpu()
+    train = text.as_split("train")
+    batches = activations.sample(model, train, site_of(dictionaries[0]), context=context, tokens=tokens)
+    rates, seen = firing_rates(dictionaries, batches)
     found = evaluate(dictionaries, model, text.as_split("heldout"), contexts=contexts, context=context)
     out = []
-    for dictionary, count, evaluation in zip(dictionaries, fired, found, strict=True):
-        metrics = evaluation.record() | {"dead": int((count == 0).sum()), "firing_tokens": seen}
-        metadata = replace(dictionary.metadata, metrics=metrics)
-        out.append(replace(dictionary, firing_rate=(count / seen).float(), metadata=metadata))
+    for dictionary, rate, evaluation in zip(dictionaries, rates, found, strict=True):
+        metrics = evaluation.record() | {"dead": int((rate == 0).sum()), "firing_tokens": seen}
+        out.append(replace(dictionary, firing_rate=rate, metadata=replace(dictionary.metadata, metrics=metrics)))
     return out

@@ -42,6 +42,9 @@ class Log:
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "config.json").exists():  # an older run, to be replaced
+            for path in folder.glob("*.safetensors"):
+                path.unlink()
         (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
         self.path = folder / "metrics.jsonl"
         self.path.write_text("")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from dictlab import __about__, activations
 from dictlab.dictionary import Dictionary, Metadata
@@ -57,6 +57,7 @@ def train(
     folder = Path(out) if out is not None else config.default_out()
     model = model or LanguageModel.load(config.model, device=config.device)
     text = text or Text.open(config.text)
+    config = replace(config, model=model.name, text=text.name)  # what was given, if not opened here
     check_free(folder, force)
     splice = _splice(config, model)
     next(text.as_split("heldout").contexts(model.tokenizer, model.context_length(config.context)))  # is there enough?
@@ -106,8 +107,8 @@ def _splice(config: TrainConfig, model: LanguageModel) -> Splice | None:
     if not any(objective.needs_model for objective in objectives):
         return None
     context = model.context_length(config.context)
-    if config.batch < context:
-        raise DictlabError(f"a batch of {config.batch} tokens holds no context of {context}; raise --batch.")
+    if config.batch % context:
+        raise DictlabError(f"batch is {config.batch}; spliced training takes whole contexts: a multiple of {context}.")
     later = model.later_sites(config.site) if any(objective.downstream for objective in objectives) else []
     if any(objective.downstream for objective in objectives) and not later:
         raise DictlabError(f"site {config.site}: e2e+ds compares later blocks' inputs, and no block comes after it.")
@@ -118,8 +119,9 @@ def _batches(config: TrainConfig, model: LanguageModel, text: Text, splice: Spli
     """Shuffled activations; or, where a reconstruction is spliced in, whole contexts with their clean forward."""
     context = model.context_length(config.context)
     if splice is None:
+        buffer = min(activations.BUFFER, config.tokens)
         stream = activations.shuffled(
-            model, text, config.site, context=context, batch=config.batch, seed=config.seed[0]
+            model, text, config.site, context=context, batch=config.batch, buffer=buffer, seed=config.seed[0]
         )
         yield from map(Batch, stream)
         return
