@@ -63,12 +63,26 @@ def train(
     next(text.as_split("heldout").contexts(model.tokenizer, model.context_length(config.context)))  # is there enough?
     learners = _learners(config, model, text)
     log = Log(folder, config)
+    steps, seconds = _fit(learners, _batches(config, model, text, splice), splice, config, log)
+    finished = [_described(learner, config, model, steps, seconds[learner.member.name]) for learner in learners]
+    for dictionary in finished:  # safe before anything else can go wrong
+        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
+    context = model.context_length(config.context)
+    tokens = max(context, min(FIRING_TOKENS, config.tokens))
+    measured = measure(finished, model, text, context=context, tokens=tokens, contexts=EVALUATION_CONTEXTS)
+    for dictionary in measured:
+        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
+    return Run(folder, config, tuple(measured), steps < config.steps)
+
+
+def _fit(
+    learners: Sequence[Learner], batches: Iterator[Batch], splice: Splice | None, config: TrainConfig, log: Log
+) -> tuple[int, dict[str, float]]:
+    """All steps, or those before an interrupt; their number, and the seconds each member cost."""
     seconds = dict.fromkeys((learner.member.name for learner in learners), 0.0)
-    started = time.perf_counter()
-    with interruptible() as asked:
-        steps = 0
-        bar = tqdm(total=config.steps * config.batch, unit="tok", unit_scale=True, desc="train")
-        for batch in islice(_batches(config, model, text, splice), config.steps):
+    started, steps = time.perf_counter(), 0
+    with interruptible() as asked, tqdm(total=config.tokens, unit="tok", unit_scale=True, desc="train") as bar:
+        for batch in islice(batches, config.steps):
             terms = [_timed_step(learner, batch, splice, seconds) for learner in learners]
             steps += 1
             bar.update(config.batch)
@@ -76,22 +90,8 @@ def train(
                 _report(log, bar, learners, terms, steps, config, started)
             if asked.is_set():
                 break
-        bar.close()
     shared = (time.perf_counter() - started - sum(seconds.values())) / len(learners)  # the stream serves all alike
-    finished = [_described(one, config, model, steps, seconds[one.member.name] + shared) for one in learners]
-    for dictionary in finished:  # safe before anything else can go wrong
-        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
-    measured = measure(
-        finished,
-        model,
-        text,
-        context=model.context_length(config.context),
-        tokens=min(FIRING_TOKENS, config.tokens),
-        contexts=EVALUATION_CONTEXTS,
-    )
-    for dictionary in measured:
-        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
-    return Run(folder, config, tuple(measured), steps < config.steps)
+    return steps, {name: own + shared for name, own in seconds.items()}
 
 
 def _timed_step(learner: Learner, batch: Batch, splice: Splice | None, seconds: dict[str, float]) -> dict[str, Tensor]:
