@@ -5,7 +5,7 @@ directions D_0 that the latents came with, and a free bias:
 
     min  sum_t |x_t - b - f_t D|^2 + lambda |D - D_0|^2
 
-Accumulated as normal equations over batches; codes are sparse, so a token costs the square of its active latents.
+By the normal equations; codes are sparse, so a token costs the square of its active latents.
 """
 
 from __future__ import annotations
@@ -51,14 +51,10 @@ def refit_decoder(
             f"{dictionary.name}: refitting a decoder of {n} latents needs a matrix of their square; "
             f"{LARGEST_REFIT} is the most. Use --refit bias."
         )
-    gram, target = (
-        torch.zeros(n + 1, n + 1, dtype=torch.double),
-        torch.zeros(n + 1, dictionary.d_in, dtype=torch.double),
-    )
-    for batch in batches:
-        design, x = _design(dictionary, batch.reshape(-1, batch.shape[-1]))
-        gram += torch.from_numpy((design.T @ design).toarray())
-        target += torch.from_numpy(design.T @ x)
+    designs, targets = zip(*(_design(dictionary, batch.reshape(-1, batch.shape[-1])) for batch in batches), strict=True)
+    design = sparse.vstack(designs)
+    gram = torch.from_numpy((design.T @ design).toarray())
+    target = torch.from_numpy(design.T @ np.concatenate(targets))
     before = torch.cat([dictionary.W_dec, dictionary.b_out[None]]).double().cpu()
     energies = gram.diagonal()[:-1]
     pull = ridge * energies[energies > 0].mean() if bool((energies > 0).any()) else torch.ones(())

@@ -42,10 +42,15 @@ def applied(draw: Callable[P, R]) -> Callable[P, R]:
     return styled
 
 
-def axes(columns: int = 1, *, width: float = 5.5, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """A figure that belongs to no window, with its axes side by side."""
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+def axes(panels: int = 1, *, width: float = 5.5, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """A figure that belongs to no window, with its panels in rows of at most three; width and height are a panel's."""
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for empty in grid[panels:]:
+        empty.remove()
+    return figure, grid[:panels]
 
 
 def colour(index: int) -> str:
