@@ -38,7 +38,7 @@ from analyses.inputs import (
 )
 from analyses.matching import chance
 from analyses.novelty import agreement, effect_plot, effects_caption, insertion_effects, latent_table, nearest_alive
-from analyses.refit import RIDGE, Refit, refitted
+from analyses.refit import Refit, refitted
 from dictlab import activations
 from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary, Metadata
@@ -146,7 +146,8 @@ def stitching(
     result, inserted = found["stitched"], int(chosen[select].sum())
     rates, _ = firing_rates([candidates["stitched"]], fit)
     stitched = replace(candidates["stitched"], firing_rate=rates[0])
-    how = {"select": select, "threshold": threshold, "refit": refit, "ridge": RIDGE, "tokens": effects.tokens}
+    given = {"text": text.name, "model": model.name, "seed": seed}
+    how = {"select": select, "threshold": threshold, "refit": refit, "tokens": effects.tokens}
     level = chance(small.W_dec[small.alive], shaped=True, seed=seed)
     return Report(
         title=f"{small.name} stitched with what {large.name} adds",
@@ -164,7 +165,7 @@ def stitching(
         },
         plots={"quality": _quality_plot(found), "effects": effect_plot(latents, threshold, level, small, large)},
         dictionaries={"stitched": _described(stitched, result, how | {"inserted": inserted})},
-        settings=how | {"text": text.name, "model": model.name, "seed": seed} | result.sample,
+        settings=stitched.metadata.training | how | given | result.sample,
         inputs=(small, large),
         warnings=_warnings(found, small.name, large.name),
     )
@@ -179,13 +180,18 @@ def _novel(latents: pd.DataFrame, column: str) -> Bool[Tensor, " n_large"]:
 def _candidates(
     small: Dictionary, large: Dictionary, chosen: Mapping[str, Tensor], select: Select, refit: Refit, fit: list[Tensor]
 ) -> dict[str, Dictionary]:
-    """The parents, what each rule inserts, SMALL refitted as a control, and the result; by name."""
+    """The parents, what each rule inserts, the same refitted (the selected rule's is the result), and a control."""
     raw = {rule: join(small, large, latents, f"inserted by {rule}") for rule, latents in chosen.items()}
     made = [small, large, *raw.values()]
     if refit != "none":
         made.append(replace(refitted(small, fit, refit), name=f"{small.name}, refitted"))
+        made += [replace(refitted(d, fit, refit), name=_refitted(rule)) for rule, d in raw.items() if rule != select]
     made.append(replace(refitted(raw[select], fit, refit), name="stitched"))
     return {dictionary.name: dictionary for dictionary in made}
+
+
+def _refitted(rule: str) -> str:
+    return f"by {rule}, refitted"
 
 
 def _stitched_metadata(small: Dictionary, large: Dictionary) -> Metadata:
@@ -205,7 +211,8 @@ def _described(stitched: Dictionary, found: Evaluation, how: dict[str, Any]) -> 
     """The stitched dictionary with how it was made, and what was measured, in its metadata."""
     dead = int((emitting(stitched.activation, stitched.n_latents) & ~stitched.alive.cpu()).sum())
     metrics = found.record() | {"dead": dead, "firing_tokens": how["tokens"]}
-    return replace(stitched, metadata=replace(stitched.metadata, training=how, metrics=metrics))
+    training = stitched.metadata.training | how
+    return replace(stitched, metadata=replace(stitched.metadata, training=training, metrics=metrics))
 
 
 def _quality(found: Mapping[str, Evaluation], candidates: Mapping[str, Dictionary]) -> pd.DataFrame:
@@ -266,19 +273,21 @@ def _summary(
 
 
 def _warnings(found: Mapping[str, Evaluation], small: str, large: str) -> tuple[str, ...]:
-    """What is said when a parent is better."""
-    said = []
+    """What is said when a parent is better, and which other choice is better than both, if one was measured."""
+    result, said = found["stitched"], []
     for parent in (small, large):
-        difference = found["stitched"].value("mse") - found[parent].value("mse")
-        if difference <= 0:
-            continue
-        low, high = bounds(found["stitched"].draws("mse") - found[parent].draws("mse"))
-        certain = "" if low > 0 else ", within the noise"
+        difference = result.value("mse") - found[parent].value("mse")
+        if difference > 0:
+            low, high = bounds(result.draws("mse") - found[parent].draws("mse"))
+            certain = "" if low > 0 else ", within the noise"
+            span = f"{difference:+.4g} [{low:+.4g}, {high:+.4g}]"
+            said.append(f"The stitched dictionary is WORSE than {parent}: MSE {span}{certain}.")
+    best = min(found, key=lambda name: found[name].value("mse"))
+    if said and best not in ("stitched", small, large):
+        error, l0 = found[best].value("mse"), found[best].value("l0")
         said.append(
-            f"The stitched dictionary is WORSE than {parent}: MSE {difference:+.4g} [{low:+.4g}, {high:+.4g}]{certain}."
+            f"The best that was measured is “{best}”: MSE {error:.4g} at L0 {l0:.1f}; see --select and --refit."
         )
-    if said and small in said[0]:
-        said.append("Insert by effect and refit the decoder, or keep the smaller dictionary.")
     return tuple(said)
 
 

@@ -89,6 +89,17 @@ def test_a_strong_ridge_leaves_the_directions_as_they_were():
     torch.testing.assert_close(refit.W_dec, dictionary.W_dec, atol=1e-5, rtol=1e-5)
 
 
+def test_the_ridge_is_the_one_that_explains_what_was_not_fitted():
+    """A right decoder and little noisy data ask for a strong pull, a wrong one and plenty of data for a weak one."""
+    generator = torch.Generator().manual_seed(0)
+    wide = random_dictionary(60, 8, activation=TopK(20))
+    right = refit_decoder(wide, [torch.randn(20_000, 8, generator=generator)], ridge=1e-6)
+    assert refit_decoder(right, [torch.randn(100, 8, generator=generator)]).metadata.training["ridge"] >= 1.0
+    narrow = random_dictionary(6, 8, activation=ReLU())
+    wrong = replace(narrow, W_dec=2 * narrow.W_dec)
+    assert refit_decoder(wrong, [torch.randn(5000, 8, generator=generator)]).metadata.training["ridge"] == 1e-3
+
+
 def test_latents_that_never_fire_keep_their_directions():
     dictionary = random_dictionary(12, 8)
     dictionary = replace(dictionary, b_enc=torch.where(torch.arange(12) == 3, -1000.0, dictionary.b_enc))
@@ -159,6 +170,7 @@ def test_the_report_measures_both_parents_both_rules_the_control_and_the_result(
         "inserted by effect",
         "inserted by cosine",
         "small, refitted",
+        "by cosine, refitted",
         "stitched",
     ]
     assert quality["MSE"]["stitched"] < quality["MSE"]["small"]
