@@ -30,7 +30,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.report import Plot, Report, Table
 
-MAP_POINTS = 3000  # directions on the map; more are sampled down to this
+MAP_POINTS = 2000  # directions on the map; more are sampled down to this
 NEIGHBOURS = 15  # of UMAP
 
 Pairwise = Mapping[tuple[str, str], Tensor]  # (of, in) -> max cosines
