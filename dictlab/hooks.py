@@ -72,11 +72,15 @@ def visiting_sum(block: nn.Module, attention: nn.Module, visit: Callable[[Tensor
 @contextmanager
 def standing_in(module: nn.Module, instead: Callable[..., Any]) -> Iterator[None]:
     """Let another function stand in for a module's forward."""
-    module.forward = instead  # shadows the class's method
+    own = vars(module).get("forward")  # some libraries shadow the class's method themselves
+    module.forward = instead
     try:
         yield
     finally:
-        del module.forward
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def passing_on(length: int) -> Callable[..., Any]:

@@ -170,9 +170,12 @@ class LanguageModel:
         """
         place = self.locate(site)
         if place.block is not None:
-            start = self.start_of(site)
-            clean = self.capture(tokens, [start, site])
-            return self.resume(_applied(replacement, clean[site], site), site, sites, residual=clean[start])
+            start, after = self.start_of(site), [other for other in sites if self._follows(other, place)]
+            clean = self.capture(tokens, [start, site, *(other for other in sites if other not in after)])
+            new = _applied(replacement, clean[site], site)
+            out = self.resume(new, site, after, residual=clean[start])
+            known = clean | {site: new} | out.activations
+            return Forward(out.logits, {other: known[other] for other in sites})
         caught: dict[str, Tensor] = {}
         with self._catching(sites, caught), visiting(place, lambda x: _applied(replacement, x, site)):
             return Forward(self._logits(tokens), caught)
@@ -201,6 +204,9 @@ class LanguageModel:
         if place.kind == "module" and residual is None:
             start = self.start_of(site)
             raise DictlabError(f"site {site} is not the whole residual stream: give resume the residual at {start}.")
+        for other in sites:
+            if not self._follows(other, place):
+                raise DictlabError(f"site {other} is not computed when the forward is resumed from {site}.")
         first = block + (place.kind == "resid_post")
         entering = residual if place.kind == "module" else activation
         caught: dict[str, Tensor] = {}
@@ -236,17 +242,12 @@ class LanguageModel:
             return Place(block, "module", _child(module, ATTENTION), "out")
         if hook == "mlp_out":
             return Place(block, "module", _child(module, MLP), "out")
-        if getattr(module, "use_parallel_residual", False) or hasattr(module, "pre_feedforward_layernorm"):
+        if not self._has_middle:
             raise DictlabError(
                 f"site {site}: {self.name} has no residual stream between attention and MLP "
-                "(they run in parallel, or add through a norm of their own)."
+                "(they run in parallel, or add through a norm or a factor of their own)."
             )
         return Place(block, hook, _child(module, ATTENTION), "out")
-
-    def d_site(self, site: str) -> int:
-        """Width of the activations at a site, found with a forward of one token."""
-        tokens = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        return int(self.capture(tokens, site)[site].shape[-1])
 
     def start_of(self, site: str) -> str:
         """The residual stream entering the block of a site: what `resume` needs besides the activation.
@@ -268,6 +269,48 @@ class LanguageModel:
         if place.block is None:
             raise DictlabError(f"site {site}: it lies outside the blocks, so the forward cannot be resumed from it.")
         return place.block, place
+
+    def _follows(self, site: str, start: Place) -> bool:
+        """Whether a forward resumed from `start` computes a site (or has it as its input)."""
+        place = self.locate(site)
+        if place.block is None:
+            return place.module in self._after_blocks
+        if start.block is None or place.block != start.block:
+            return start.block is None or place.block > start.block
+        if start.kind == "resid_post":
+            return False
+        in_attention = any(place.module is m for m in _child(self.blocks[place.block], ATTENTION).modules())
+        return start.kind != "resid_mid" or not (place.kind == "resid_pre" or in_attention)
+
+    @cached_property
+    def _after_blocks(self) -> set[nn.Module]:
+        """Modules that first run when the last block is done, such as the final norm."""
+        order: list[nn.Module] = []
+        handles = [m.register_forward_pre_hook(lambda module, _: order.append(module)) for m in self.model.modules()]
+        try:
+            with torch.no_grad():
+                self._logits(torch.zeros(1, 1, dtype=torch.long))
+        finally:
+            for handle in handles:
+                handle.remove()
+        last = max(i for i, module in enumerate(order) if any(module is m for m in self.blocks[-1].modules()))
+        return set(order[last + 1 :]) - set(order[: last + 1])
+
+    @cached_property
+    def _has_middle(self) -> bool:
+        """Whether what enters a block plus what attention gives is all that its second half sees; tried on block 0."""
+        block, attention = self.blocks[0], _child(self.blocks[0], ATTENTION)
+        tokens = torch.arange(4)[None]
+        entering, leaving = Place(0, "resid_pre", block, "in"), Place(0, "resid_post", block, "out")
+        middle: list[Tensor] = []
+        left: list[Tensor] = []
+        with torch.no_grad(), visiting(leaving, left.append):
+            with visiting_sum(block, attention, middle.append):
+                self._logits(tokens)
+            silent = adding_nothing(self._returns[attention], middle[0])
+            with visiting(entering, lambda _: middle[0]), standing_in(attention, silent):
+                self._logits(tokens)
+        return torch.equal(left[0], left[-1])
 
     def _module(self, site: str) -> Place:
         path, _, side = site.partition(":")
@@ -321,7 +364,7 @@ class LanguageModel:
     @cached_property
     def _returns(self) -> dict[nn.Module, int]:
         """For each block and attention module, the length of the tuple it returns; 0 where it returns a tensor."""
-        modules = [*self.blocks, *(_child(block, ATTENTION) for block in self.blocks)]
+        modules = [*self.blocks, *(a for block in self.blocks if (a := _find(block, ATTENTION)) is not None)]
         lengths: dict[nn.Module, int] = {}
 
         def note(module: nn.Module, _: Any, output: Any) -> None:
@@ -386,11 +429,14 @@ def _blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def _child(block: nn.Module, names: Sequence[str]) -> nn.Module:
-    for name in names:
-        if hasattr(block, name):
-            child: nn.Module = getattr(block, name)
-            return child
-    raise DictlabError(f"{type(block).__name__} has no module called {' or '.join(names)}; give the module's path.")
+    child = _find(block, names)
+    if child is None:
+        raise DictlabError(f"{type(block).__name__} has no module called {' or '.join(names)}; give the module's path.")
+    return child
+
+
+def _find(block: nn.Module, names: Sequence[str]) -> nn.Module | None:
+    return next((getattr(block, name) for name in names if hasattr(block, name)), None)
 
 
 def _applied(replacement: Replacement, clean: Tensor, site: str) -> Tensor:

@@ -156,6 +156,29 @@ def test_module_paths_name_the_same_places(lm):
         assert torch.equal(lm.splice(TOKENS, by_path, torch.relu).logits, lm.splice(TOKENS, by_hook, torch.relu).logits)
 
 
+def test_sites_before_a_splice_are_those_of_the_clean_forward_and_later_ones_those_of_the_altered(lm):
+    tokens, site = TOKENS, "blocks.1.hook_resid_post"
+    clean = lm.capture(tokens, ["blocks.0.hook_resid_pre", "blocks.1.hook_attn_out"])
+    names = [*clean, site, "blocks.2.hook_mlp_out"]
+    found = lm.splice(tokens, site, lambda x: 2 * x, names).activations
+    assert list(found) == names
+    assert all(torch.equal(found[name], clean[name]) for name in clean)
+    post = lm.capture(tokens, site)[site]
+    assert torch.equal(found[site], 2 * post)
+    expected = lm.resume(2 * post, site, ["blocks.2.hook_mlp_out"]).activations
+    assert torch.equal(found["blocks.2.hook_mlp_out"], expected["blocks.2.hook_mlp_out"])
+
+
+def test_resuming_refuses_sites_that_it_does_not_compute(lm):
+    x = lm.capture(TOKENS, "blocks.1.hook_resid_post")["blocks.1.hook_resid_post"]
+    embedding = next(name for name, m in lm.model.named_modules() if isinstance(m, torch.nn.Embedding))
+    for site in ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", f"{embedding}:out"):
+        with pytest.raises(DictlabError, match="not computed"):
+            lm.resume(x, "blocks.1.hook_resid_post", [site])
+    norm = next(name for name, m in lm.model.named_modules() if m in lm._after_blocks)
+    assert f"{norm}:in" in lm.resume(x, "blocks.1.hook_resid_post", [f"{norm}:in"]).activations
+
+
 def test_the_model_is_left_as_it_was_found(lm):
     logits = lm.forward(TOKENS).logits
     site = "blocks.1.hook_resid_pre"
@@ -176,6 +199,18 @@ def test_an_unknown_site_is_named_with_what_is_possible(site):
 def test_no_middle_of_the_stream_where_attention_and_mlp_run_in_parallel():
     with pytest.raises(DictlabError, match="parallel"):
         build(PARALLEL).capture(TOKENS, "blocks.1.hook_resid_mid")
+
+
+def test_no_middle_of_the_stream_where_attention_adds_through_a_norm():
+    """OLMo 2 normalises what attention gives before adding it."""
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    torch.manual_seed(0)
+    lm = LanguageModel(Olmo2ForCausalLM(Olmo2Config(**SMALL, num_attention_heads=2, **ENDS)), None, "olmo2")
+    with pytest.raises(DictlabError, match="norm or a factor"):
+        lm.capture(TOKENS, "blocks.1.hook_resid_mid")
+    x = lm.capture(TOKENS, "blocks.1.hook_resid_pre")["blocks.1.hook_resid_pre"]
+    assert torch.equal(lm.resume(x, "blocks.1.hook_resid_pre").logits, lm.forward(TOKENS).logits)
 
 
 def test_resuming_inside_a_block_asks_for_the_residual():
