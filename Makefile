@@ -26,6 +26,7 @@ benchmarks: setup
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/one_pass.py
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/training_length.py
 
 checkpoints: setup
 	$(BIN)/python checkpoints/build.py

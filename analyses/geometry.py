@@ -51,6 +51,7 @@ def relation(a: Dictionary, b: Dictionary) -> str:
             ("objective", a.metadata.objective, b.metadata.objective),
             ("activation", a.activation.kind, b.activation.kind),
             ("width", a.n_latents, b.n_latents),
+            ("tokens", a.metadata.tokens, b.metadata.tokens),
         )
         if one != other
     ]
@@ -85,7 +86,7 @@ def geometry(dictionaries: Sequence[DictionaryLike], *, umap: bool = True, seed:
         dictlab report geometry a.safetensors b.safetensors c.safetensors --out out/geometry
     """
     check_at_least(0, seed=seed)
-    opened = open_dictionaries(dictionaries)
+    opened = [dictionary.to("cpu") for dictionary in open_dictionaries(dictionaries)]
     check_same_place(opened)
     values = {(a.name, b.name): max_cosines(a, b) for a in opened for b in opened}
     levels = {
@@ -137,7 +138,7 @@ def _row(a: Dictionary, b: Dictionary, values: Tensor, levels: list[float], seed
         "chance (isotropic)": levels[0],
         "chance (shaped)": levels[1],
         "alive": len(values),
-        "dead": a.n_latents - len(values),
+        "dead": a.n_emitting - len(values),
     }
 
 
@@ -168,7 +169,7 @@ def _distributions(opened: Sequence[Dictionary], values: Pairwise, levels: Mappi
             label = a.name if a is b else f"{a.name} in {b.name}"
             ax.hist(
                 values[a.name, b.name].numpy(),
-                bins=list(np.linspace(-0.05, 1.0, 43)),
+                bins=style.bins(list(values.values())),
                 density=True,
                 histtype="step",
                 lw=1.5,

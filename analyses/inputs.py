@@ -13,7 +13,7 @@ from dictlab.lm import LanguageModel
 from dictlab.text import Text
 
 DictionaryLike: TypeAlias = Dictionary | str | Path
-ModelLike: TypeAlias = LanguageModel | str
+ModelLike: TypeAlias = LanguageModel | str | Path
 TextLike: TypeAlias = Text | str
 
 
@@ -55,7 +55,7 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], devi
             raise DictlabError(f"{first.name}: its file names no model; give one with --model.")
         beside = first.path.parent if first.path else None
         given = LanguageModel.load(first.metadata.model, beside=beside, device=device)
-    if isinstance(given, str):
+    if isinstance(given, str | Path):
         given = LanguageModel.load(given, device=device)
     for dictionary in dictionaries:
         expected = dictionary.metadata.model_fingerprint
@@ -65,6 +65,12 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], devi
                 f"{given.name} has other weights ({given.fingerprint}). Give the right one with --model."
             )
     return given
+
+
+def context_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> int:
+    """Tokens a context: as the dictionaries were trained on (the shortest of them), or the model's own."""
+    trained = [c for d in dictionaries if isinstance(c := d.metadata.training.get("context"), int)]
+    return model.context_length(min(trained, default=None))
 
 
 def open_text(given: TextLike) -> Text:

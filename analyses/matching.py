@@ -24,7 +24,7 @@ from analyses import style
 from analyses.inputs import DictionaryLike, check_same_place, open_dictionaries
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
-from dictlab.errors import check_at_least
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.report import Plot, Report, Table
 
 BLOCK = 4096  # rows, and columns, of the cosine matrix that are held at once
@@ -72,7 +72,7 @@ def _nearest_rows(rows: Tensor, b: Tensor, first: int, top: int, itself: bool, b
         values, indices = torch.cat([best.cosine, values], dim=1), torch.cat([best.rows, indices + start], dim=1)
         kept, order = values.topk(min(top, values.shape[1]), dim=1)
         best = Neighbours(kept, indices.gather(1, order))
-    return best
+    return Neighbours(best.cosine.clamp(-1, 1), best.rows)  # rounding can pass 1
 
 
 def chance(b: Float[Tensor, "m d"], *, shaped: bool, seed: int = 0, rows: int = NULL_ROWS) -> float:
@@ -119,7 +119,7 @@ def matching(a: DictionaryLike, b: DictionaryLike, *, top: int = 3, threshold: f
     """
     check_at_least(1, top=top)
     check_at_least(0, seed=seed)
-    a, b = open_dictionaries([a, b])
+    a, b = (dictionary.to("cpu") for dictionary in open_dictionaries([a, b]))
     check_same_place([a, b])
     forward, backward = (_directed(one, other, top, seed) for one, other in ((a, b), (b, a)))
     mutual = backward.rows[forward.rows[:, 0], 0] == torch.arange(len(forward.rows))
@@ -150,8 +150,14 @@ def matching(a: DictionaryLike, b: DictionaryLike, *, top: int = 3, threshold: f
 
 
 def alive_directions(dictionary: Dictionary) -> tuple[Float[Tensor, "alive d_in"], Int[Tensor, " alive"]]:
-    """Unit decoder directions of the latents that fire, and which latents they are."""
+    """Unit decoder directions of the latents that fire, and which latents they are.
+
+    Raises:
+        DictlabError: There are fewer than two.
+    """
     latents = dictionary.alive.nonzero().squeeze(1)
+    if len(latents) < 2:
+        raise DictlabError(f"{dictionary.name}: {len(latents)} alive latents; a comparison needs two or more.")
     return dictionary.directions[latents], latents
 
 
@@ -169,7 +175,7 @@ def _summary(
         "from": a.name,
         "to": b.name,
         "alive latents": len(best),
-        "dead latents": a.n_latents - len(best),
+        "dead latents": a.n_emitting - len(best),
         "MMCS": float(best.mean()),
         "low": low,
         "high": high,
@@ -202,7 +208,7 @@ def _histogram(
     for number, (name, found) in enumerate(((f"{a.name} in {b.name}", forward), (f"{b.name} in {a.name}", backward))):
         ax.hist(
             found.cosine[:, 0].numpy(),
-            bins=list(np.linspace(0, 1, 51)),
+            bins=style.bins([forward.cosine[:, 0], backward.cosine[:, 0]]),
             density=True,
             histtype="step",
             lw=1.8,

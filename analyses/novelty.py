@@ -32,6 +32,7 @@ from analyses.inputs import (
     ModelLike,
     TextLike,
     check_same_place,
+    context_of,
     open_dictionaries,
     open_model,
     open_text,
@@ -39,7 +40,7 @@ from analyses.inputs import (
 from analyses.matching import Neighbours, chance, nearest
 from dictlab import activations
 from dictlab.dictionary import Dictionary
-from dictlab.errors import check_at_least
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import site_of
 from dictlab.kernels.sparse import products_at
 from dictlab.report import Plot, Report, Table
@@ -84,7 +85,7 @@ def insertion_effects(
     energy, overlap, squares = (torch.zeros(n, dtype=torch.double) for _ in range(3))
     firings = torch.zeros(n, dtype=torch.long)
     tokens, sequences = 0, 0
-    norm = large.W_dec.double().square().sum(dim=1).cpu()
+    norm = large.W_dec.square().sum(dim=1).double().cpu()
     for batch in batches:
         x = batch.flatten(0, 1)
         residual = x - small.reconstruct(x)
@@ -150,18 +151,21 @@ def novelty(
     check_same_place([small, large])
     model, text = open_model(model, [small, large], device), open_text(text).as_split("train")
     small, large = small.to(model.device), large.to(model.device)
-    batches = activations.sample(model, text, site_of(small), context=model.context_length(), tokens=tokens, seed=seed)
+    context = context_of([small, large], model)
+    where = {"text": text.name, "model": model.name, "context": context}
+    batches = activations.sample(model, text, site_of(small), context=context, tokens=tokens, seed=seed)
     effects = insertion_effects(small, large, batches)
     latents = latent_table(effects, nearest_alive(large, small), threshold)
     alive = latents[latents["class"] != "dead"]
+    if alive.empty:
+        raise DictlabError(f"{large.name}: no latent was active on {effects.tokens} tokens of {text.name}.")
     share, by_cosine = (float((alive[name] == "novel").mean()) for name in ("class", "class by cosine"))
     level = chance(small.W_dec[small.alive], shaped=True, seed=seed)
     return Report(
         title=f"What does {large.name} know that {small.name} does not?",
         summary=(
             f"Inserted alone, {share:.0%} of {len(alive)} active latents of {large.name} lower the error of "
-            f"{small.name} (novel); the cosine rule at {threshold:g} calls {by_cosine:.0%} novel. "
-            f"As a predictor of the measured effect, cosine has an area under the ROC curve of {_auc(alive):.2f}."
+            f"{small.name} (novel); the cosine rule at {threshold:g} calls {by_cosine:.0%} novel. " + _predicts(alive)
         ),
         tables={
             "latents": Table(latents, effects_caption(effects)),
@@ -170,7 +174,7 @@ def novelty(
             ),
         },
         plots={"effects": effect_plot(latents, threshold, level, small, large)},
-        settings={"text": text.name, "tokens": effects.tokens, "threshold": threshold, "seed": seed},
+        settings={"tokens": effects.tokens, "threshold": threshold, "seed": seed} | where,
         inputs=(small, large),
     )
 
@@ -247,11 +251,12 @@ def _classes(novel: Tensor, dead: Tensor) -> np.ndarray:
     return np.where(dead.numpy(), "dead", np.where(novel.numpy(), "novel", "reconstruction"))
 
 
-def _auc(alive: pd.DataFrame) -> float:
+def _predicts(alive: pd.DataFrame) -> str:
     novel = alive["class"] == "novel"
     if novel.nunique() < 2:
-        return float("nan")
-    return float(roc_auc_score(novel, -alive["max cosine"]))
+        return "All are of one class, so there is nothing for cosine to predict."
+    area = roc_auc_score(novel, -alive["max cosine"])
+    return f"As a predictor of the measured effect, cosine has an area under the ROC curve of {area:.2f}."
 
 
 def effects_caption(effects: Effects) -> str:

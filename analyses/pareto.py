@@ -24,6 +24,7 @@ from analyses.inputs import (
     ModelLike,
     TextLike,
     check_same_place,
+    context_of,
     open_dictionaries,
     open_model,
     open_text,
@@ -83,7 +84,9 @@ def pareto(
     opened = open_dictionaries(dictionaries)
     check_same_place(opened)
     model, text = open_model(model, opened, device), open_text(text).as_split("heldout")
-    found = evaluate([d.to(model.device) for d in opened], model, text, contexts=contexts, seed=seed)
+    context = context_of(opened, model)
+    on_device = [d.to(model.device) for d in opened]
+    found = evaluate(on_device, model, text, contexts=contexts, context=context, seed=seed)
     points = pd.DataFrame([_point(d, e) for d, e in zip(opened, found, strict=True)])
     ratios = matched(points)
     return Report(
@@ -101,8 +104,9 @@ def pareto(
             ),
         },
         plots={"pareto": _plot(points, found[0])},
-        settings={"text": text.name, "model": model.name, "seed": seed} | found[0].sample,
+        settings={"text": text.name, "model": model.name, "context": context, "seed": seed} | found[0].sample,
         inputs=tuple(opened),
+        warnings=_left_out(points),
     )
 
 
@@ -113,7 +117,7 @@ def matched(points: pd.DataFrame) -> pd.DataFrame:
         name: (part["L0"].to_numpy(), part["CE increase"].to_numpy())
         for name, part in points.groupby("curve", sort=False)
     }
-    positive = {name: l0_ce for name, l0_ce in curves.items() if len(l0_ce[0]) > 1 and (l0_ce[1] > 0).all()}
+    positive = {name: xy for name, xy in curves.items() if len(xy[0]) > 1 and all((v > 0).all() for v in xy)}
     for name, (l0, ce) in positive.items():
         for other, (other_l0, other_ce) in positive.items():
             if name == other:
@@ -126,11 +130,19 @@ def matched(points: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "of", "over", "ratio", "from", "to"])
 
 
+def _left_out(points: pd.DataFrame) -> tuple[str, ...]:
+    """What the logarithmic plot and the comparisons cannot show."""
+    bad = points[(points["CE increase"] <= 0) | (points["L0"] <= 0)]["dictionary"]
+    if bad.empty:
+        return ()
+    return (f"No increase of CE, or no active latent: {', '.join(bad)} and their curves are in no comparison.",)
+
+
 def _point(dictionary: Dictionary, evaluation: Evaluation) -> dict[str, object]:
     row: dict[str, object] = {
         "dictionary": dictionary.name,
         "curve": f"{dictionary.metadata.objective or 'unknown'} {dictionary.activation.kind} {dictionary.n_latents}",
-        "latents": dictionary.n_latents,
+        "latents": dictionary.n_emitting,
         "alive": evaluation.alive,
     }
     for key in ("l0", "explained_variance", "ce_increase"):

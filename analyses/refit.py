@@ -25,7 +25,7 @@ from dictlab.errors import DictlabError
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # shares of the mean energy of a latent; what is best grows with the width
 VALIDATION = 5  # one token in five, the last ones, decides between them
-LARGEST_REFIT = 16_384  # latents; the normal equations hold their square in float64
+LARGEST_REFIT = 8192  # latents; the normal equations take a few matrices of their square in float64: 3 GB
 
 Refit = Literal["decoder", "bias", "none"]
 
@@ -51,7 +51,7 @@ def refit_decoder(
     n = dictionary.n_latents
     if n > LARGEST_REFIT:
         raise DictlabError(
-            f"{dictionary.name}: refitting a decoder of {n} latents needs a matrix of their square; "
+            f"{dictionary.name}: refitting a decoder of {n} latents needs several matrices of their square; "
             f"{LARGEST_REFIT} is the most. Use --refit bias."
         )
     designs, targets = zip(*(_design(dictionary, batch.reshape(-1, batch.shape[-1])) for batch in batches), strict=True)

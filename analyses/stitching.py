@@ -32,6 +32,7 @@ from analyses.inputs import (
     ModelLike,
     TextLike,
     check_same_place,
+    context_of,
     open_dictionaries,
     open_model,
     open_text,
@@ -65,17 +66,14 @@ def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"],
     Raises:
         DictlabError: The two normalise their inputs in different ways, so that no one encoder can serve both.
     """
+    check_joinable(small, large)
     a, b = small.folded(), large.folded()
-    if a.normalisation != b.normalisation:
-        raise DictlabError(
-            f"{small.name} and {large.name} cannot be stitched: their input normalisations are "
-            f"{a.normalisation.kind} and {b.normalisation.kind}."
-        )
     # Element-wise functions need no rivals; any other keeps LARGE's whole encoder to decide by.
     chosen = chosen.cpu() & emitting(b.activation, b.n_latents)
     kept = chosen.nonzero().squeeze(1) if isinstance(b.activation, ReLU) else torch.arange(b.n_latents)
     emits = torch.cat([emitting(a.activation, a.n_latents), chosen[kept]])
     W_dec = torch.cat([a.W_dec, b.W_dec[kept]])
+    parts = (*donors(a.activation, a.n_latents), *donors(b.activation, len(kept)))
     plain = isinstance(a.activation, ReLU) and isinstance(b.activation, ReLU)
     return Dictionary(
         W_enc=torch.cat([a.W_enc, b.W_enc[:, kept]], dim=1),
@@ -83,18 +81,37 @@ def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"],
         W_dec=torch.where(emits[:, None].to(W_dec.device), W_dec, 0.0),
         b_pre=a.b_pre,
         b_out=a.b_out,
-        activation=ReLU() if plain else Union((*donors(a), *donors(b, len(kept))), emits),
+        activation=ReLU() if plain else Union(parts, emits),
         normalisation=a.normalisation,
         metadata=_stitched_metadata(small, large),
         name=name,
     )
 
 
-def donors(dictionary: Dictionary, n_latents: int | None = None) -> tuple[tuple[int, Activation], ...]:
+def donors(activation: Activation, n_latents: int) -> tuple[tuple[int, Activation], ...]:
     """The parts of a union that a dictionary becomes: itself, or those that it was stitched from."""
-    if isinstance(dictionary.activation, Union):
-        return dictionary.activation.parts
-    return ((n_latents or dictionary.n_latents, dictionary.activation),)
+    if isinstance(activation, Union):
+        return activation.parts
+    return ((n_latents, activation),) if n_latents else ()
+
+
+def check_joinable(small: Dictionary, large: Dictionary) -> None:
+    """Refuse dictionaries that no one encoder can serve.
+
+    Raises:
+        DictlabError: They normalise their inputs in different ways (constant scales apart, which are folded away).
+    """
+    a, b = small.folded().normalisation, large.folded().normalisation
+    if a != b:
+        raise DictlabError(
+            f"{small.name} and {large.name} cannot be stitched: their input normalisations are {a.kind} and {b.kind}."
+        )
+
+
+def _as_parent(dictionary: Dictionary) -> Dictionary:
+    """The same under a name that no row of the report's own has: the parent may itself be a stitched dictionary."""
+    taken = dictionary.name == "stitched" or dictionary.name.startswith(("inserted by ", "by "))
+    return replace(dictionary, name=f"{dictionary.name} (parent)") if taken else dictionary
 
 
 def stitching(
@@ -130,23 +147,25 @@ def stitching(
         dictlab stitch small.safetensors large.safetensors --out out/stitched
     """
     check_at_least(0, seed=seed)
-    small, large = open_dictionaries([small, large])
+    small, large = (_as_parent(parent) for parent in open_dictionaries([small, large]))
     check_same_place([small, large])
+    check_joinable(small, large)
     model, text = open_model(model, [small, large], device), open_text(text)
     small, large = small.to(model.device), large.to(model.device)
-    length = model.context_length()
-    site = site_of(small)
+    length, site = context_of([small, large], model), site_of(small)
     fit = list(activations.sample(model, text.as_split("train"), site, context=length, tokens=tokens, seed=seed))
     effects = insertion_effects(small, large, fit)
     latents = latent_table(effects, nearest_alive(large, small), threshold)
     chosen = {"effect": _novel(latents, "class"), "cosine": _novel(latents, "class by cosine")}
     candidates = _candidates(small, large, chosen, select, refit, fit)
-    evaluations = evaluate(list(candidates.values()), model, text.as_split("heldout"), contexts=contexts, seed=seed)
+    evaluations = evaluate(
+        list(candidates.values()), model, text.as_split("heldout"), contexts=contexts, context=length, seed=seed
+    )
     found = {evaluation.name: evaluation for evaluation in evaluations}
     result, inserted = found["stitched"], int(chosen[select].sum())
     rates, _ = firing_rates([candidates["stitched"]], fit)
-    stitched = replace(candidates["stitched"], firing_rate=rates[0])
-    given = {"text": text.name, "model": model.name, "seed": seed}
+    stitched = replace(candidates["stitched"], firing_rate=rates[0].to(model.device))
+    given = {"text": text.name, "model": model.name, "context": length, "seed": seed}
     how = {"select": select, "threshold": threshold, "refit": refit, "tokens": effects.tokens}
     level = chance(small.W_dec[small.alive], shaped=True, seed=seed)
     return Report(
@@ -313,7 +332,7 @@ def _quality_plot(found: Mapping[str, Evaluation]) -> Plot:
             note = f" {value:.3g}" + (f"  (L0 {found[name].value('l0'):.0f})" if ax is left else "")
             ax.annotate(
                 note,
-                (max(value, spans.max() * 0) + error.max() * 0, y),
+                (value, y),
                 va="center",
                 ha="left",
                 fontsize=8,

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -66,6 +67,12 @@ def marker(index: int) -> str:
 def line(index: int) -> object:
     """The dash pattern of the index-th series."""
     return LINES[index % len(LINES)]
+
+
+def bins(values: Sequence[Tensor]) -> list[float]:
+    """Edges of 50 bins for cosines: up to 1, and down to 0 or the smallest of them."""
+    lowest = min(0.0, *(float(v.min()) for v in values)) if values else 0.0
+    return [lowest + (1 - lowest) * i / 50 for i in range(51)]
 
 
 def short(names: Sequence[str], longest: int = 28) -> list[str]:

@@ -56,7 +56,12 @@ def _insertion(kind: str, small: Dictionary, large: Dictionary, model: LanguageM
     report = stitching(small, large, model=model, contexts=CONTEXTS, threshold=THRESHOLD)
     latents = report.tables["latents"].frame
     alive = latents[latents["class"] != "dead"]
-    error = report.tables["quality"].frame.set_index("dictionary")["MSE"]
+    quality = report.tables["quality"].frame.set_index("dictionary")
+    error, l0 = quality["MSE"], quality["L0"]
+
+    def shown(name: str) -> str:
+        return f"{error[name]:.3f} (L0 {l0[name]:.1f})"
+
     cosine = nearest(alive_directions(large)[0], alive_directions(small)[0]).cosine[:, 0]
     low, high = mean_interval(cosine, 0)
     return {
@@ -64,15 +69,16 @@ def _insertion(kind: str, small: Dictionary, large: Dictionary, model: LanguageM
         "small": small.n_latents,
         "large": large.n_latents,
         "mean max cosine": f"{float(cosine.mean()):.3f} [{low:.3f}, {high:.3f}]",
-        "chance": f"{chance(small.W_dec, shaped=True):.3f}",
+        "chance": f"{chance(small.W_dec[small.alive], shaped=True):.3f}",
         "novel by effect": f"{(alive['class'] == 'novel').mean():.1%}",
         "novel by cosine": f"{(alive['class by cosine'] == 'novel').mean():.1%}",
-        "MSE small": error[small.name],
-        "MSE large": error[large.name],
-        "inserted by effect": error["inserted by effect"],
-        "inserted by cosine": error["inserted by cosine"],
-        "small refitted": error[f"{small.name}, refitted"],
-        "stitched": error["stitched"],
+        "MSE small": shown(small.name),
+        "MSE large": shown(large.name),
+        "small, refitted": shown(f"{small.name}, refitted"),
+        "inserted by effect": shown("inserted by effect"),
+        "by effect, refitted": shown("stitched"),
+        "inserted by cosine": shown("inserted by cosine"),
+        "by cosine, refitted": shown("by cosine, refitted"),
     }
 
 

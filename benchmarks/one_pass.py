@@ -21,11 +21,15 @@ LATENTS, TOKENS, ROUNDS = 64, 32_768, 3
 
 
 @torch.no_grad()
-def brute_force(small: Dictionary, large: Dictionary, x: torch.Tensor, latents: list[int]) -> torch.Tensor:
-    """Change in MSE with each latent added, one at a time. Codes are computed once: only the errors are repeated."""
-    residual = (x - small.reconstruct(x)).double()
-    codes, directions = large.encode(x).dense().double(), large.W_dec.double()
-    before = residual.square().mean()
+def prepared(small: Dictionary, large: Dictionary, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What every latent needs, computed once: SMALL's error and LARGE's codes."""
+    return (x - small.reconstruct(x)).double(), large.encode(x).dense().double()
+
+
+@torch.no_grad()
+def brute_force(residual: torch.Tensor, codes: torch.Tensor, large: Dictionary, latents: list[int]) -> torch.Tensor:
+    """Change in MSE with each latent added, one at a time."""
+    directions, before = large.W_dec.double(), residual.square().mean()
     return torch.stack([(residual - codes[:, [i]] * directions[i]).square().mean() - before for i in latents])
 
 
@@ -43,8 +47,10 @@ def main() -> None:
         effects = insertion_effects(small, large, batches)
         one_pass.append(time.perf_counter() - began)
         began = time.perf_counter()
-        expected = brute_force(small, large, torch.cat(batches).flatten(0, 1), latents)
-        one_by_one.append((time.perf_counter() - began) / LATENTS * large.n_latents)
+        residual, codes = prepared(small, large, torch.cat(batches).flatten(0, 1))
+        ready = time.perf_counter()
+        expected = brute_force(residual, codes, large, latents)
+        one_by_one.append(ready - began + (time.perf_counter() - ready) / LATENTS * large.n_latents)
     difference = float((effects.change[latents] - expected).abs().max() / expected.abs().max())
     result = {
         "largest_relative_difference": difference,

@@ -17,21 +17,19 @@ import torch
 from dictlab import Dictionary, LanguageModel, Text, load, save
 from dictlab.train import TrainConfig, train
 from dictlab.train.measure import measure
+from dictlab.train.trainer import FIRING_TOKENS
 
 HERE = Path(__file__).parent
 STATE = HERE / ".state"
 MODEL = "gpt2-python-2m"
 SITE = "blocks.3.hook_resid_pre"
 CONTEXTS = 128  # held-out sequences that the README's figures are measured on
-FIRING_TOKENS = 1 << 18
 
 TOPK = {"k": (16,), "tokens": 3_000_000, "batch": 1024}
 RELU = {"activation": "relu", "width": (1024,), "tokens": 1_000_000, "batch": 1024, "lr": 4e-3}
 DS = {"objective": ("e2e+ds",), "downstream": 0.5}
 RUNS = {
-    "topk": TrainConfig(
-        MODEL, SITE, width=(256, 512, 1024, 2048, 4096), seed=(0, 1), lr=4e-3, tokens=3_000_000, batch=1024
-    ),
+    "topk": TrainConfig(MODEL, SITE, width=(256, 512, 1024, 2048, 4096), seed=(0, 1), lr=4e-3, **TOPK),
     "local": TrainConfig(MODEL, SITE, l1=(5, 10, 20, 35), **RELU),
     "local-seed1": TrainConfig(MODEL, SITE, l1=(10,), seed=(1,), **RELU),
     "e2e": TrainConfig(MODEL, SITE, l1=(0.1, 0.25, 0.6, 1.5), objective=("e2e",), **RELU),
@@ -97,8 +95,7 @@ else. This page is written by the build.
 ## {MODEL}
 
 A GPT-2 of {lm.BLOCKS} blocks, width {lm.WIDTH}, {lm.HEADS} heads, context {lm.CONTEXT}, with a byte-pair tokenizer of
-{lm.VOCABULARY} tokens, in Hugging Face format. Trained on {log[-1]["tokens"]:,} tokens in {minutes:.0f} minutes
-on one CPU core.
+{lm.VOCABULARY} tokens, in Hugging Face format. Trained on {log[-1]["tokens"]:,} tokens in {minutes:.0f} minutes.
 Fingerprint `{first.model_fingerprint}`. Cross-entropy in nats a token; the training column is that of one batch.
 
 | tokens | training | held out |
@@ -110,7 +107,7 @@ Fingerprint `{first.model_fingerprint}`. Cross-entropy in nats a token; the trai
 Names: objective, activation function with k (TopK) or lambda (ReLU + L1), latents, seed. Weights in half precision.
 Figures on {first.metrics["evaluation_tokens"]:,} held-out tokens with 95 % bootstrap intervals over sequences; dead
 latents on {first.metrics["firing_tokens"]:,} training tokens; time is the dictionary's own steps and its share of the
-stream, on one CPU core.
+stream.
 
 | file | L0 | explained variance | CE increase (nats/token) | dead | tokens | minutes |
 |---|---:|---:|---:|---:|---:|---:|

@@ -127,7 +127,7 @@ class Training:
         return float(loss)
 
     def _restore(self, state: Path) -> None:
-        saved = torch.load(state, weights_only=True)
+        saved = torch.load(state, weights_only=True, map_location=self.model.device)
         self.model.load_state_dict(saved["model"])
         for optimizer, values in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(values)

@@ -37,7 +37,7 @@ def shuffled(
         site: Where in the model.
         context: Tokens a context.
         batch: Vectors a batch; at the end of the text, what does not fill one is dropped.
-        buffer: Vectors held; memory is bounded by `buffer * d_in` numbers and one forward.
+        buffer: Vectors held; memory is bounded by three times `buffer * d_in` numbers, and one forward.
         seed: Decides the order of documents and vectors.
         repeat: Go round the text for ever, in another order each time.
     """
@@ -51,6 +51,7 @@ def shuffled(
         held += len(x)
         if held >= max(buffer, 2 * batch):
             mixed = _mixed(pool, generator)
+            pool.clear()
             out = held // 2 - held // 2 % batch
             yield from mixed[:out].split(batch)
             pool, held = [mixed[out:].clone()], held - out

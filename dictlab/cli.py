@@ -199,7 +199,7 @@ def _dead(dictionary: Dictionary, metrics: Mapping[str, Any]) -> str:
     if not isinstance(metrics.get("dead"), int):
         return "not recorded"
     seen = f" in {_count(metrics['firing_tokens'])} tokens" if "firing_tokens" in metrics else ""
-    return f"{metrics['dead']} ({metrics['dead'] / dictionary.n_latents:.1%}){seen}"
+    return f"{metrics['dead']} ({metrics['dead'] / max(1, dictionary.n_emitting):.1%}){seen}"
 
 
 def _metric(metrics: Mapping[str, Any], name: str, unit: str = "") -> str:
@@ -333,7 +333,8 @@ def _print_run(run: Run) -> None:
         console.print(
             f"Stopped after {run.dictionaries[0].metadata.tokens:,} of {run.config.tokens:,} tokens.", style="yellow"
         )
-    console.print(_grid(Table(frame, "held-out text")))
+    console.print(_grid(Table(frame, "")))
+    console.print("L0, explained variance and CE increase on held-out text; dead latents on training text.")
     console.print(f"Run: {run.folder}", soft_wrap=True)
 
 

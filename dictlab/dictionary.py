@@ -93,6 +93,11 @@ class Dictionary:
         return self.W_dec.shape[0]
 
     @property
+    def n_emitting(self) -> int:
+        """Number of latents that can be active: all but those that only compete (in a stitched dictionary)."""
+        return int(emitting(self.activation, self.n_latents).sum())
+
+    @property
     def directions(self) -> Float[Tensor, "n_latents d_in"]:
         """Decoder directions at unit length (a zero row stays zero)."""
         return torch.nn.functional.normalize(self.W_dec, dim=1)

@@ -33,6 +33,7 @@ from dictlab.activations import statistics
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.lm import LanguageModel
+from dictlab.sparsity import emitting
 from dictlab.text import Text
 
 BATCH_TOKENS = 2048  # a few matrices of this times the vocabulary are held at once
@@ -73,7 +74,7 @@ class Evaluation:
     Attributes:
         name: The dictionary's name.
         sums: For each quantity, its sum over the tokens of each sequence, `[sequences]`.
-        fired: Whether each latent was active in each sequence.
+        fired: Whether each latent that can be active was, in each sequence.
         seed: Of the resampling. Evaluations of the same text and seed share their resamples: differences are paired.
         fingerprint: Of the tokens measured on: equal for equal text, tokenizer, seed and number of contexts.
     """
@@ -104,11 +105,6 @@ class Evaluation:
         """Latents active at least once in this sample."""
         return int((self.fired > 0).any(dim=0).sum())
 
-    @property
-    def firing(self) -> Float[Tensor, " n_latents"]:
-        """Share of sequences in which each latent was active."""
-        return self.fired.mean(dim=0)
-
     def value(self, metric: str) -> float:
         """A metric of METRICS over all sequences."""
         return float(METRICS[metric].of({name: values.sum() for name, values in self.sums.items()}))
@@ -118,7 +114,9 @@ class Evaluation:
         return METRICS[metric].of({name: self._weights @ values for name, values in self.sums.items()})
 
     def interval(self, metric: str) -> tuple[float, float]:
-        """95 % percentile bootstrap interval over sequences."""
+        """95 % percentile bootstrap interval over sequences; NaN for a single sequence."""
+        if self.n_sequences < 2:
+            return float("nan"), float("nan")
         return bounds(self.draws(metric))
 
     def alive_interval(self) -> tuple[float, float]:
@@ -171,7 +169,8 @@ def evaluate(
     context: int | None = None,
     seed: int = 0,
 ) -> list[Evaluation]:
-    """Measure dictionaries on contexts drawn from all over a text. One clean forward serves them all.
+    """Measure dictionaries on contexts drawn from all over a text. After a pass for the mean activations, one clean
+    forward of each batch serves them all.
 
     Args:
         dictionaries: Each at the site in its metadata.
@@ -203,7 +202,7 @@ def evaluate(
         Evaluation(
             dictionary.name,
             {key: torch.cat([row[key] for row in own]).double().cpu().numpy() for key in own[0]},
-            torch.cat(active).cpu(),
+            torch.cat(active).cpu()[:, emitting(dictionary.activation, dictionary.n_latents)],
             seed,
             fingerprint,
         )

@@ -53,11 +53,6 @@ class Codes(NamedTuple):
         """Tokens at which each latent is active."""
         return torch.bincount(self.indices[self.values != 0], minlength=self.n_latents)
 
-    def where(self, keep: Bool[Tensor, " nnz"]) -> Codes:
-        """Only the entries marked in `keep`."""
-        counts = torch.zeros_like(self.offsets[1:]).index_add_(0, self.rows, keep.long())
-        return Codes(self.values[keep], self.indices[keep], _offsets(counts), self.n_latents)
-
 
 def concatenate(parts: list[Codes]) -> Codes:
     """Codes of several groups of tokens, one after the other."""

@@ -138,3 +138,14 @@ def test_one_model_under_two_names_is_one_model():
     matching(a, b)
     with pytest.raises(DictlabError, match=r"model is folder/model \(f\) and model \(g\)"):
         matching(a, replace(b, metadata=replace(b.metadata, model_fingerprint="g")))
+
+
+def test_cosines_of_equal_directions_do_not_pass_one():
+    rows = torch.randn(200, 128, generator=torch.Generator().manual_seed(0))
+    assert nearest(rows, 3 * rows).cosine.max() <= 1
+
+
+def test_too_few_alive_latents_are_named():
+    a = random_dictionary(name="a")
+    with pytest.raises(DictlabError, match="b: 0 alive"):
+        matching(a, replace(a, firing_rate=torch.zeros(24), name="b"))

@@ -55,15 +55,6 @@ def test_concatenated_codes_are_the_rows_one_after_the_other(one, other):
     assert torch.equal(concatenate([ReLU()(a), ReLU()(b)]).dense(), ReLU()(torch.cat([a, b])).dense())
 
 
-@given(shapes)
-def test_entries_can_be_dropped(shape):
-    codes = ReLU()(random(shape))
-    kept = codes.where(codes.indices % 2 == 0)
-    expected = codes.dense()
-    expected[:, 1::2] = 0
-    assert torch.equal(kept.dense(), expected)
-
-
 @given(shapes, shapes, st.integers(1, 4), st.integers(0, 1000))
 def test_a_union_is_each_donors_own_codes_at_the_latents_that_emit(one, other, k, seed):
     a, b = random(one), random((one[0], other[1], other[2]))

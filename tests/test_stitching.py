@@ -200,6 +200,25 @@ def test_the_same_seed_gives_the_same_tables_and_dictionary(text):
     assert all(torch.equal(t, u) for (_, t), (_, u) in zip(a._weights(), b._weights(), strict=True))
 
 
+def test_a_parent_may_be_a_stitched_dictionary_itself(text):
+    small, large = parents()
+    first = stitching(small, large, model=tiny_model(), text=text, tokens=2000, contexts=20).dictionaries["stitched"]
+    quality = stitching(first, large, model=tiny_model(), text=text, tokens=2000, contexts=20).tables["quality"].frame
+    error = quality.set_index("dictionary")["MSE"]
+    assert error["stitched (parent)"] == pytest.approx(first.metadata.metrics["mse"])
+    assert error["stitched (parent)"] != error["stitched"]
+
+
+def test_nothing_to_insert_is_small_itself(text, tmp_path):
+    small = random_dictionary(20, 16, seed=1, name="small")
+    large = random_dictionary(30, 16, seed=2, name="large", activation=ReLU())
+    options = {"select": "cosine", "threshold": -1.0, "refit": "none"}
+    report = stitching(small, large, model=tiny_model(), text=text, tokens=2000, contexts=20, **options)
+    report.save(tmp_path / "out")
+    stitched, x = load(tmp_path / "out" / "stitched.safetensors"), torch.randn(30, 16)
+    torch.testing.assert_close(stitched.reconstruct(x), small.reconstruct(x), atol=1e-5, rtol=1e-5)
+
+
 def test_the_stitched_dictionary_is_a_file_like_any_other(text, tmp_path):
     report = run(text)
     report.save(tmp_path / "out")

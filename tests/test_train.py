@@ -301,6 +301,14 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_without_force(tmp_path, te
     train(config(seed=(3,)), out=tmp_path / "run", model=tiny_model(), text=text, force=True)
 
 
+def test_a_dictionary_that_no_run_of_this_folder_made_is_not_overwritten(tmp_path, text):
+    path = tmp_path / "local-topk4-24-s0.safetensors"
+    path.write_text("somebody's work")
+    with pytest.raises(DictlabError, match=r"already holds local-topk4-24-s0\.safetensors"):
+        train(config(), out=tmp_path, model=tiny_model(), text=text)
+    assert path.read_text() == "somebody's work"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -32,5 +32,11 @@ def measure(
     out = []
     for dictionary, rate, evaluation in zip(dictionaries, rates, found, strict=True):
         metrics = evaluation.record() | {"dead": int((rate == 0).sum()), "firing_tokens": seen}
-        out.append(replace(dictionary, firing_rate=rate, metadata=replace(dictionary.metadata, metrics=metrics)))
+        out.append(
+            replace(
+                dictionary,
+                firing_rate=rate.to(dictionary.W_dec.device),
+                metadata=replace(dictionary.metadata, metrics=metrics),
+            )
+        )
     return out

@@ -49,11 +49,12 @@ def model_terms(objective: Objective, x_hat: Tensor, batch: Batch, splice: Splic
     """KL and downstream error of the model with the reconstruction in place of the activation."""
     assert batch.clean is not None
     later = splice.later if objective.downstream else ()
+    x_hat = x_hat.to(batch.clean.logits.dtype)
     spliced = splice.model.resume(x_hat, splice.site, later, residual=batch.clean.activations[splice.start])
     terms: dict[str, Tensor] = {}
     if objective.kl:
-        log_p = log_softmax(batch.clean.logits, dim=-1).flatten(0, 1)
-        log_q = log_softmax(spliced.logits, dim=-1).flatten(0, 1)
+        log_p = log_softmax(batch.clean.logits.float(), dim=-1).flatten(0, 1)
+        log_q = log_softmax(spliced.logits.float(), dim=-1).flatten(0, 1)
         terms["kl"] = kl_div(log_q, log_p, log_target=True, reduction="batchmean")
     if objective.downstream:
         errors = [mse_loss(spliced.activations[site], batch.clean.activations[site]) for site in later]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,9 +42,6 @@ class Log:
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "config.json").exists():  # an older run, to be replaced
-            for path in folder.glob("*.safetensors"):
-                path.unlink()
         (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
         self.path = folder / "metrics.jsonl"
         self.path.write_text("")
@@ -55,16 +52,21 @@ class Log:
             file.write(json.dumps(record) + "\n")
 
 
-def check_free(folder: Path, force: bool) -> None:
-    """Refuse, before any work is done, a folder that already holds a run.
+def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
+    """Refuse, before any work is done, a folder that holds a run, or a file that would be overwritten.
 
     Raises:
         DictlabError: It does, and `force` was not given; or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise DictlabError(f"{folder}: this is a file; the output is a folder. Choose another with --out.")
-    if (folder / "config.json").exists() and not force:
+    if force:
+        return
+    if (folder / "config.json").exists():
         raise DictlabError(f"{folder}: already holds a training run; choose another --out, or give --force.")
+    there = [name for name in names if (folder / f"{name}.safetensors").exists()]
+    if there:
+        raise DictlabError(f"{folder}: already holds {there[0]}.safetensors; choose another --out, or give --force.")
 
 
 @contextmanager

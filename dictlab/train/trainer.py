@@ -48,7 +48,7 @@ def train(
         out: The run's folder; `runs/...` by default.
         model: The language model, if it is already open; `config.model` is then only its name.
         text: The training text, if it is already open; its held-out split is opened by name for the evaluation.
-        force: Write into a folder that already holds a run.
+        force: Write into a folder that already holds a run; files of the same names are replaced.
 
     Raises:
         DictlabError: The model, site, text or device is not there, the folder is taken, or training diverged.
@@ -58,7 +58,7 @@ def train(
     model = model or LanguageModel.load(config.model, device=config.device)
     text = text or Text.open(config.text)
     config = replace(config, model=model.name, text=text.name)  # what was given, if not opened here
-    check_free(folder, force)
+    check_free(folder, [member.name for member in config.members()], force)
     splice = _splice(config, model)
     next(text.as_split("heldout").contexts(model.tokenizer, model.context_length(config.context)))  # is there enough?
     learners = _learners(config, model, text)
@@ -123,19 +123,21 @@ def _batches(config: TrainConfig, model: LanguageModel, text: Text, splice: Spli
         stream = activations.shuffled(
             model, text, config.site, context=context, batch=config.batch, buffer=buffer, seed=config.seed[0]
         )
-        yield from map(Batch, stream)
+        yield from (Batch(x.float()) for x in stream)
         return
     sites = list(dict.fromkeys([config.site, splice.start, *splice.later]))
     for tokens in text.batches(model.tokenizer, context, config.batch // context, seed=config.seed[0], repeat=True):
         clean = model.forward(tokens, sites)
-        yield Batch(clean.activations[config.site], clean)
+        yield Batch(clean.activations[config.site].float(), clean)
 
 
 def _learners(config: TrainConfig, model: LanguageModel, text: Text) -> list[Learner]:
     """Every member, initialised from the same sample of activations."""
     context = model.context_length(config.context)
     tokens = min(SAMPLE, max(config.tokens, 4 * context))
-    sample = [x.flatten(0, 1) for x in activations.sample(model, text, config.site, context=context, tokens=tokens)]
+    sample = [
+        x.flatten(0, 1).float() for x in activations.sample(model, text, config.site, context=context, tokens=tokens)
+    ]
     statistics = activations.statistics(sample)
     if not statistics.variance > 0:
         raise DictlabError(f"site {config.site}: the activations of {config.text} do not vary; nothing to learn.")
