@@ -145,10 +145,11 @@ def _point(dictionary: Dictionary, evaluation: Evaluation) -> dict[str, object]:
         "latents": dictionary.n_emitting,
         "alive": evaluation.alive,
     }
-    for key in ("l0", "explained_variance", "ce_increase"):
+    keys = ("l0", "explained_variance", "ce_increase")
+    row |= {METRICS[key].label: evaluation.value(key) for key in keys}
+    for key in keys:
         low, high = evaluation.interval(key)
-        label = METRICS[key].label
-        row |= {label: evaluation.value(key), f"{label} low": low, f"{label} high": high}
+        row |= {f"{METRICS[key].label} low": low, f"{METRICS[key].label} high": high}
     return row | {
         "training tokens": dictionary.metadata.tokens,
         "training seconds": dictionary.metadata.training.get("seconds"),

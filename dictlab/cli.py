@@ -9,6 +9,7 @@ import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -315,7 +316,7 @@ def _print_report(report: Report, folder: Path) -> None:
     console.print(report.title, style="bold")
     console.print(report.summary)
     if report.tables:
-        console.print(_grid(next(iter(report.tables.values()))))
+        console.print(_grid(next(iter(report.tables.values())), console.width))
     for warning in report.warnings:
         console.print(f"WARNING: {warning}", style="bold yellow")
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
@@ -333,17 +334,28 @@ def _print_run(run: Run) -> None:
         console.print(
             f"Stopped after {run.dictionaries[0].metadata.tokens:,} of {run.config.tokens:,} tokens.", style="yellow"
         )
-    console.print(_grid(Table(frame, "")))
+    console.print(_grid(Table(frame, ""), console.width))
     console.print("L0, explained variance and CE increase on held-out text; dead latents on training text.")
     console.print(f"Run: {run.folder}", soft_wrap=True)
 
 
-def _grid(table: Table) -> Grid:
+def _grid(table: Table, width: int) -> Grid:
+    """The first rows and as many columns as fit the terminal; the files hold the rest."""
+    head = table.frame.head(SHOWN)
+    cells = {str(name): [f"{v:.4g}" if isinstance(v, float) else str(v) for v in head[name]] for name in head.columns}
+    widths = {name: max(map(len, [*name.split(), *column])) + 2 for name, column in cells.items()}
+    kept = [name for name, used in zip(widths, accumulate(widths.values()), strict=True) if used <= width]
+    kept = kept or list(widths)[:1]
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for number, column in enumerate(table.frame.columns):
-        grid.add_column(str(column), overflow="fold", no_wrap=number == 0)
-    for row in table.frame.head(SHOWN).itertuples(index=False):
-        grid.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
-    if len(table.frame) > SHOWN:
-        grid.caption = f"{len(table.frame) - SHOWN} more rows in the files"
+    for name in kept:
+        grid.add_column(name.replace(" ", "\n"), overflow="fold", min_width=widths[name] - 2)
+    for row in zip(*(cells[name] for name in kept), strict=True):
+        grid.add_row(*row)
+    left_out = [
+        f"{count} more {what}"
+        for count, what in ((len(table.frame) - len(head), "rows"), (len(widths) - len(kept), "columns"))
+        if count
+    ]
+    if left_out:
+        grid.caption = f"{' and '.join(left_out)} in the files"
     return grid
