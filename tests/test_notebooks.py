@@ -22,3 +22,9 @@ def test_the_notebook_runs(path):
 
 def test_there_is_a_notebook():
     assert NOTEBOOKS
+
+
+def test_no_folder_of_the_docs_hides_a_package():
+    """In a notebook's folder a folder called `analyses` would be imported in place of the package."""
+    folders = {path.name for path in (Path(__file__).parent.parent / "docs").iterdir() if path.is_dir()}
+    assert not folders & {"analyses", "dictlab"}
