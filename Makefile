@@ -14,7 +14,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/dictlab stitch $(CHECKPOINTS)/local-topk16-256-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s0.safetensors --out out/stitch --force
+	$(BIN)/dictlab stitch $(CHECKPOINTS)/local-topk16-256-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s0.safetensors \
+	    --tokens 65536 --contexts 48 --out out/stitch --force
 	$(BIN)/dictlab report geometry $(CHECKPOINTS)/local-topk16-512-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s1.safetensors \
 	    $(CHECKPOINTS)/local-relu10-1024-s0.safetensors $(CHECKPOINTS)/local-relu10-1024-s1.safetensors \
 	    $(CHECKPOINTS)/e2e-relu0.25-1024-s0.safetensors $(CHECKPOINTS)/e2e+ds-relu4-1024-s0.safetensors --out out/geometry --force
