@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dictlab.errors import DictlabError
 from dictlab.hooks import Place, adding_nothing, passing_on, standing_in, visiting, visiting_sum
@@ -277,22 +278,26 @@ class LanguageModel:
             return place.module in self._after_blocks
         if start.block is None or place.block != start.block:
             return start.block is None or place.block > start.block
-        if start.kind == "resid_post":
-            return False
-        in_attention = any(place.module is m for m in _child(self.blocks[place.block], ATTENTION).modules())
-        return start.kind != "resid_mid" or not (place.kind == "resid_pre" or in_attention)
+        if start.kind != "resid_mid" or place.kind == "resid_mid":
+            return start.kind != "resid_post"
+        attention = _child(self.blocks[place.block], ATTENTION)
+        return place.kind != "resid_pre" and all(place.module is not m for m in attention.modules())
 
-    @cached_property
-    def _after_blocks(self) -> set[nn.Module]:
-        """Modules that first run when the last block is done, such as the final norm."""
-        order: list[nn.Module] = []
-        handles = [m.register_forward_pre_hook(lambda module, _: order.append(module)) for m in self.model.modules()]
+    def _probe(self, handles: Sequence[RemovableHandle]) -> None:
+        """A forward of one token with some hooks in place, which are then removed."""
         try:
             with torch.no_grad():
                 self._logits(torch.zeros(1, 1, dtype=torch.long))
         finally:
             for handle in handles:
                 handle.remove()
+
+    @cached_property
+    def _after_blocks(self) -> set[nn.Module]:
+        """Modules that first run when the last block is done, such as the final norm."""
+        order: list[nn.Module] = []
+        handles = [m.register_forward_pre_hook(lambda module, _: order.append(module)) for m in self.model.modules()]
+        self._probe(handles)
         last = max(i for i, module in enumerate(order) if any(module is m for m in self.blocks[-1].modules()))
         return set(order[last + 1 :]) - set(order[: last + 1])
 
@@ -371,12 +376,7 @@ class LanguageModel:
             lengths[module] = len(output) if isinstance(output, tuple) else 0
 
         handles = [module.register_forward_hook(note) for module in modules]
-        try:
-            with torch.no_grad():
-                self._logits(torch.zeros(1, 1, dtype=torch.long))
-        finally:
-            for handle in handles:
-                handle.remove()
+        self._probe(handles)
         return lengths
 
 

@@ -169,6 +169,19 @@ def test_sites_before_a_splice_are_those_of_the_clean_forward_and_later_ones_tho
     assert torch.equal(found["blocks.2.hook_mlp_out"], expected["blocks.2.hook_mlp_out"])
 
 
+def test_resuming_after_attention_refuses_what_comes_before_it():
+    lm = build("gpt2")
+    site = "blocks.1.hook_resid_mid"
+    x = lm.capture(TOKENS, site)[site]
+    for before in ("blocks.1.hook_resid_pre", "blocks.1.hook_attn_out"):
+        with pytest.raises(DictlabError, match="not computed"):
+            lm.resume(x, site, [before])
+    found = lm.resume(x, site, [site, "blocks.1.hook_mlp_out"]).activations
+    clean = lm.capture(TOKENS, "blocks.1.hook_mlp_out")
+    assert torch.equal(found[site], x)
+    assert torch.equal(found["blocks.1.hook_mlp_out"], clean["blocks.1.hook_mlp_out"])
+
+
 def test_resuming_refuses_sites_that_it_does_not_compute(lm):
     x = lm.capture(TOKENS, "blocks.1.hook_resid_post")["blocks.1.hook_resid_post"]
     embedding = next(name for name, m in lm.model.named_modules() if isinstance(m, torch.nn.Embedding))
