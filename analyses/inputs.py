@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.formats import native
+from dictlab.formats.loading import load
 from dictlab.lm import LanguageModel
 from dictlab.text import Text
 
@@ -19,7 +19,7 @@ TextLike: TypeAlias = Text | str
 
 def open_dictionary(given: DictionaryLike) -> Dictionary:
     """A dictionary, read from its file if need be."""
-    return given if isinstance(given, Dictionary) else native.load(given)
+    return given if isinstance(given, Dictionary) else load(given)
 
 
 def open_dictionaries(given: Sequence[DictionaryLike] | DictionaryLike, least: int = 1) -> list[Dictionary]:

@@ -39,12 +39,12 @@ from analyses.inputs import (
 )
 from analyses.matching import Neighbours, chance, nearest
 from dictlab import activations
+from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import site_of
 from dictlab.kernels.sparse import products_at
 from dictlab.report import Plot, Report, Table
-from dictlab.sparsity import Codes
 
 
 class Effects(NamedTuple):

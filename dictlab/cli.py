@@ -144,9 +144,9 @@ def _info(file: Path) -> None:
     file
         A dictionary's file.
     """
-    from dictlab.formats import native
+    from dictlab.formats.loading import load
 
-    dictionary = native.load(file)
+    dictionary = load(file)
     grid = Grid(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in describe(dictionary):
         grid.add_row(name, value, style=None)

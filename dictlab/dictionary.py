@@ -21,10 +21,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dictlab.codes import Codes, concatenate
 from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
-from dictlab.normalisation import NoNormalisation, Normalisation, Scale
-from dictlab.sparsity import Activation, Codes, concatenate, emitting
+from dictlab.normalisation import Centred, NoNormalisation, Normalisation, Scale
+from dictlab.sparsity import Activation, emitting
 
 BLOCK = 1 << 25  # pre-activations held at once when encoding without gradients: 128 MiB in float32
 
@@ -44,6 +45,10 @@ class Metadata:
         metrics: Its quality at the end of training, by name; an interval is `[low, high]` under `name_interval`.
         sources: The dictionaries it was made from, by name.
         library: What wrote it, with a version.
+        convention: Whose activations of that model it reads: "huggingface" as the model computes them, or
+            "transformer_lens" after that library's processing of the weights. See `dictlab.conventions`.
+        foreign: The configuration that another library wrote, for writing it back.
+        notes: What its reader or writer found worth knowing.
     """
 
     model: str | None = None
@@ -56,6 +61,9 @@ class Metadata:
     metrics: dict[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     library: str | None = None
+    convention: str | None = None
+    foreign: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,14 +172,20 @@ class Dictionary:
     def in_input_units(self) -> Dictionary:
         """The same function with a constant input scale folded away; activations come out in the units of x.
 
-        h = s x becomes h = x with every bias divided by s, and f' = f / s. Exact for activation functions that commute
-        with a positive factor, as ReLU and TopK do.
+        h = s x becomes h = x with every bias (and threshold) divided by s, and f' = f / s.
         """
-        if not isinstance(self.normalisation, Scale):
+        centred = isinstance(self.normalisation, Centred)
+        inner = self.normalisation.then if isinstance(self.normalisation, Centred) else self.normalisation
+        if not isinstance(inner, Scale):
             return self
-        s = self.normalisation.factor
+        s = inner.factor
         return replace(
-            self, b_enc=self.b_enc / s, b_pre=self.b_pre / s, b_out=self.b_out / s, normalisation=NoNormalisation()
+            self,
+            b_enc=self.b_enc / s,
+            b_pre=self.b_pre / s,
+            b_out=self.b_out / s,
+            activation=self.activation.scaled(1 / s),
+            normalisation=Centred() if centred else NoNormalisation(),
         )
 
     def folded(self) -> Dictionary:
@@ -182,10 +196,26 @@ class Dictionary:
         plain = self.in_input_units()
         return replace(plain, b_enc=plain.b_enc - plain.b_pre @ plain.W_enc, b_pre=torch.zeros_like(plain.b_pre))
 
+    def uncentred(self) -> Dictionary:
+        """The same codes with the centring of its input folded into the encoder; a reconstruction then has no mean.
+
+        (x - mean(x)) W_enc = x (W_enc - the mean of each column). Only a latent's own direction moves with it to
+        another dictionary, so the mean of each token, which centring gives back, is left to the rest of that one.
+        """
+        if self.normalisation != Centred():
+            return self
+        return replace(
+            self,
+            W_enc=self.W_enc - self.W_enc.mean(dim=0, keepdim=True),
+            b_enc=self.b_enc - self.b_pre @ self.W_enc,
+            b_pre=torch.zeros_like(self.b_pre),
+            normalisation=NoNormalisation(),
+        )
+
     def _encode(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Codes, Any]:
         h, undo = self.normalisation(x)
         h = h - self.b_pre
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or self.activation.batchwise:
             return sparse.encode(h, self.W_enc, self.b_enc, self.activation), undo
         blocks = h.split(max(1, BLOCK // self.n_latents)) if len(h) else (h,)
         parts = [sparse.encode(block, self.W_enc, self.b_enc, self.activation) for block in blocks]

@@ -74,11 +74,47 @@ class LayerNorm:
         return (x - mean) / (std + self.eps), Undo(std, mean)
 
 
-KINDS: dict[str, type] = {cls.kind: cls for cls in (NoNormalisation, Scale, LayerNorm)}
+@dataclass(frozen=True)
+class ConstantNorm:
+    """Each token scaled to the length sqrt(d_in), as older dictionaries of SAELens do."""
+
+    kind: ClassVar[str] = "constant_norm"
+    per_token: ClassVar[bool] = True
+
+    def __call__(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, "tokens d_in"], Undo]:
+        scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return x / scale, Undo(scale, 0.0)
+
+
+@dataclass(frozen=True)
+class Centred:
+    """Each token centred over its coordinates first, and its mean given back at the end.
+
+    A dictionary trained where activations have the mean 0, as those of TransformerLens models do, reads the activations
+    of an unprocessed model through this.
+
+    Attributes:
+        then: What is done to the centred token.
+    """
+
+    then: Normalisation = NoNormalisation()
+    kind: ClassVar[str] = "centred"
+    per_token: ClassVar[bool] = True
+
+    def __call__(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, "tokens d_in"], Undo]:
+        mean = x.mean(dim=-1, keepdim=True)
+        h, undo = self.then(x - mean)
+        return h, Undo(undo.scale, undo.shift + mean)
+
+
+PLAIN: dict[str, type] = {cls.kind: cls for cls in (NoNormalisation, Scale, LayerNorm, ConstantNorm)}
+KINDS = (*PLAIN, Centred.kind)
 
 
 def to_record(normalisation: Normalisation) -> dict[str, Any]:
     """What a file's header says of it."""
+    if isinstance(normalisation, Centred):
+        return {"kind": normalisation.kind, "then": to_record(normalisation.then)}
     return {"kind": normalisation.kind, **asdict(normalisation)}  # type: ignore[call-overload]
 
 
@@ -90,15 +126,23 @@ def from_record(record: Mapping[str, Any]) -> Normalisation:
     """
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise DictlabError(f"input normalisation {kind!r} is unknown; known are {', '.join(KINDS)}.")
+        raise DictlabError(f"input normalisation {str(kind)[:40]!r} is unknown; known are {', '.join(KINDS)}.")
     given = {name: value for name, value in record.items() if name != "kind"}
-    needed = {field.name for field in fields(KINDS[kind])}
+    needed = {"then"} if kind == Centred.kind else {field.name for field in fields(PLAIN[kind])}
     if given.keys() != needed:
         raise DictlabError(f"input normalisation {kind}: it has {sorted(given)}; expected {sorted(needed)}.")
+    if kind == Centred.kind:
+        return Centred(_inner(given["then"]))
     for name, value in given.items():
         # eps may be 0; by a factor one divides
         least = 0.0 if kind == LayerNorm.kind else torch.finfo(torch.float32).tiny
         if type(value) not in (int, float) or not least <= value <= torch.finfo(torch.float32).max:
             raise DictlabError(f"input normalisation {kind}: {name} is {value!r}; expected a positive number.")
-    made: Normalisation = KINDS[kind](**{name: float(value) for name, value in given.items()})
+    made: Normalisation = PLAIN[kind](**{name: float(value) for name, value in given.items()})
     return made
+
+
+def _inner(record: Any) -> Normalisation:
+    if not isinstance(record, dict) or record.get("kind") == Centred.kind:
+        raise DictlabError("input normalisation centred: 'then' is no other normalisation.")
+    return from_record(record)

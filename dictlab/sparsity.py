@@ -1,77 +1,61 @@
 """Which latents are active, and how strongly?
 
-An activation function is a small value (`ReLU()`, `TopK(32)`) that turns pre-activations into sparse `Codes`. It is
-written to files as a tagged record; a new one is one class here and one line in `READERS`.
+An activation function is a small value (`ReLU()`, `TopK(32)`) that turns pre-activations z into sparse `Codes`. It is
+written to files as a tagged record, its tensors beside it; a new one is one class here and one line in `READERS`.
+
+    relu        f = max(z, 0)
+    jumprelu    f = max(z, 0) [z > threshold]                          Rajamanoharan et al. 2024b
+    gated       f = [z + b_gate > 0] max(z exp(r_mag) + b_mag, 0)      Rajamanoharan et al. 2024a
+    topk        the k largest z of each token, negative ones set to 0  Gao et al. 2024, section 2.3
+    abstopk     the k largest |z| of each token, with their signs
+    groupmax    the largest z of each of k groups of latents, negative ones set to 0
+    batchtopk   the k n largest z of a batch of n tokens, negative ones set to 0    Bussmann et al. 2024
+    union       the latents of several dictionaries side by side, each by its own rule
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dictlab.codes import Codes, offsets_of
 from dictlab.errors import DictlabError
 
 
-class Codes(NamedTuple):
-    """Sparse codes of a batch of tokens, in compressed rows: token t owns `offsets[t]:offsets[t + 1]`.
+class Activation(Protocol):
+    """From pre-activations to codes.
 
-    An entry may hold the value 0 (a latent that TopK chose and ReLU then silenced); a latent is *active* where its
-    value is not 0. Latents absent from a row have the activation 0.
+    Attributes:
+        kind: Its name in files.
+        elementwise: Whether a latent is active or not whatever the others do.
+        batchwise: Whether the codes of a token depend on the tokens beside it.
     """
 
-    values: Float[Tensor, " nnz"]
-    indices: Int[Tensor, " nnz"]
-    offsets: Int[Tensor, " tokens+1"]
-    n_latents: int
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def rows(self) -> Int[Tensor, " nnz"]:
-        """The token of each entry."""
-        return torch.repeat_interleave(
-            torch.arange(self.n_tokens, device=self.offsets.device), self.offsets.diff(), output_size=len(self.values)
-        )
-
-    def dense(self) -> Float[Tensor, "tokens n_latents"]:
-        """The same codes as a full matrix."""
-        matrix = self.values.new_zeros(self.n_tokens, self.n_latents)
-        return matrix.index_put((self.rows, self.indices), self.values)
-
-    def l0(self) -> Int[Tensor, " tokens"]:
-        """Active latents of each token."""
-        return torch.zeros_like(self.offsets[1:]).index_add_(0, self.rows, (self.values != 0).long())
-
-    def firings(self) -> Int[Tensor, " n_latents"]:
-        """Tokens at which each latent is active."""
-        return torch.bincount(self.indices[self.values != 0], minlength=self.n_latents)
-
-
-def concatenate(parts: list[Codes]) -> Codes:
-    """Codes of several groups of tokens, one after the other."""
-    counts = torch.cat([part.offsets.diff() for part in parts])
-    return Codes(
-        torch.cat([p.values for p in parts]),
-        torch.cat([p.indices for p in parts]),
-        _offsets(counts),
-        parts[0].n_latents,
-    )
-
-
-class Activation(Protocol):
-    """From pre-activations to codes. The gradient of an emitted value to its pre-activation is 1 where it is active."""
-
     kind: ClassVar[str]
+    elementwise: ClassVar[bool]
+
+    @property
+    def batchwise(self) -> bool: ...
 
     def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
         """Sparse codes of the pre-activations `z`."""
+        ...
+
+    def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"] | float:
+        """The derivative of an active latent's value with respect to its pre-activation."""
+        ...
+
+    def scaled(self, factor: float) -> Activation:
+        """The function g for which g(factor z) = factor f(z), factor > 0."""
+        ...
+
+    def at(self, latents: Int[Tensor, " kept"]) -> Activation:
+        """The same for some latents only. Of element-wise functions alone is that the same function."""
         ...
 
     def record(self) -> dict[str, Any]:
@@ -84,16 +68,24 @@ class Activation(Protocol):
 
 
 @dataclass(frozen=True)
-class ReLU:
-    """Every latent with a positive pre-activation is active."""
+class _Plain:
+    """What most activation functions have in common: no tensors, slope 1, and indifference to a positive factor."""
 
-    kind: ClassVar[str] = "relu"
+    kind: ClassVar[str]
+    elementwise: ClassVar[bool] = False
 
-    def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
-        positive = z > 0
-        rows, indices = positive.nonzero(as_tuple=True)
-        counts = torch.bincount(rows, minlength=len(z))
-        return Codes(z[rows, indices], indices, _offsets(counts), z.shape[1])
+    @property
+    def batchwise(self) -> bool:
+        return False
+
+    def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"] | float:
+        return 1.0
+
+    def scaled(self, factor: float) -> Any:
+        return self
+
+    def at(self, latents: Int[Tensor, " kept"]) -> Any:
+        return self
 
     def record(self) -> dict[str, Any]:
         return {"kind": self.kind}
@@ -103,27 +95,153 @@ class ReLU:
 
 
 @dataclass(frozen=True)
-class TopK:
-    """The k largest pre-activations of each token, negative ones set to zero (Gao et al. 2024, section 2.3).
+class ReLU(_Plain):
+    """Every latent with a positive pre-activation is active."""
+
+    kind: ClassVar[str] = "relu"
+    elementwise: ClassVar[bool] = True
+
+    def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
+        return _where(z > 0, z)
+
+
+@dataclass(frozen=True)
+class _PerToken(_Plain):
+    """k latents of each token.
 
     Attributes:
         k: Latents kept for each token.
     """
 
     k: int
-    kind: ClassVar[str] = "topk"
-
-    def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
-        k = min(self.k, z.shape[1])
-        values, indices = z.topk(k, dim=1, sorted=False)
-        offsets = torch.arange(0, len(z) * k + 1, k, device=z.device) if k else z.new_zeros(len(z) + 1).long()
-        return Codes(values.relu().flatten(), indices.flatten(), offsets, z.shape[1])
 
     def record(self) -> dict[str, Any]:
         return {"kind": self.kind, "k": self.k}
 
+
+@dataclass(frozen=True)
+class TopK(_PerToken):
+    """The k largest pre-activations of each token, negative ones set to zero (Gao et al. 2024, section 2.3)."""
+
+    kind: ClassVar[str] = "topk"
+
+    def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
+        values, indices = z.topk(min(self.k, z.shape[1]), dim=1, sorted=False)
+        return _rectangle(values.relu(), indices, z.shape[1])
+
+
+@dataclass(frozen=True)
+class AbsTopK(_PerToken):
+    """The k pre-activations of each token that are largest in size, with their signs."""
+
+    kind: ClassVar[str] = "abstopk"
+
+    def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
+        indices = z.abs().topk(min(self.k, z.shape[1]), dim=1, sorted=False).indices
+        return _rectangle(z.gather(1, indices), indices, z.shape[1])
+
+
+@dataclass(frozen=True)
+class GroupMax(_PerToken):
+    """The largest pre-activation in each of k contiguous groups of equal size, negative ones set to zero."""
+
+    kind: ClassVar[str] = "groupmax"
+
+    def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
+        size = z.shape[1] // self.k
+        values, indices = z.unflatten(1, (self.k, size)).max(dim=2)
+        starts = torch.arange(0, z.shape[1], size, device=z.device)
+        return _rectangle(values.relu(), indices + starts, z.shape[1])
+
+
+@dataclass(frozen=True)
+class BatchTopK(_PerToken):
+    """The k n largest pre-activations among the n tokens encoded together, negative ones set to zero.
+
+    The rule of training (Bussmann et al. 2024). For use, a threshold takes its place (`JumpReLU`); this is for files
+    that hold none. Codes of a token then depend on what it is encoded with.
+    """
+
+    kind: ClassVar[str] = "batchtopk"
+
+    @property
+    def batchwise(self) -> bool:
+        return True
+
+    def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
+        chosen = z.flatten().topk(min(self.k * len(z), z.numel()), sorted=False).indices
+        mask = torch.zeros_like(z, dtype=torch.bool)
+        mask.view(-1)[chosen] = True
+        return _where(mask & (z > 0), z)
+
+
+@dataclass(frozen=True, eq=False)
+class JumpReLU:
+    """A latent is active where its pre-activation is above its threshold, and above zero (Rajamanoharan et al. 2024b).
+
+    Attributes:
+        threshold: Of each latent.
+    """
+
+    threshold: Float[Tensor, " n_latents"]
+    kind: ClassVar[str] = "jumprelu"
+    elementwise: ClassVar[bool] = True
+    batchwise: ClassVar[bool] = False
+
+    def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
+        return _where(z > self.threshold.to(z).clamp(min=0), z)
+
+    def slope(self, indices: Int[Tensor, " nnz"]) -> float:
+        return 1.0
+
+    def scaled(self, factor: float) -> JumpReLU:
+        return JumpReLU(self.threshold * factor)
+
+    def at(self, latents: Int[Tensor, " kept"]) -> JumpReLU:
+        return JumpReLU(self.threshold[latents.to(self.threshold.device)])
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
     def tensors(self) -> dict[str, Tensor]:
-        return {}
+        return {"threshold": self.threshold}
+
+
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """One path decides whether a latent is active, another how strongly (Rajamanoharan et al. 2024a, section 3.2).
+
+    Attributes:
+        b_gate: Bias of the first path.
+        r_mag: Logarithm of the second path's factor.
+        b_mag: Bias of the second path.
+    """
+
+    b_gate: Float[Tensor, " n_latents"]
+    r_mag: Float[Tensor, " n_latents"]
+    b_mag: Float[Tensor, " n_latents"]
+    kind: ClassVar[str] = "gated"
+    elementwise: ClassVar[bool] = True
+    batchwise: ClassVar[bool] = False
+
+    def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
+        magnitude = z * self.r_mag.to(z).exp() + self.b_mag.to(z)
+        return _where((z + self.b_gate.to(z) > 0) & (magnitude > 0), magnitude)
+
+    def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        return self.r_mag.to(indices.device)[indices].exp()
+
+    def scaled(self, factor: float) -> Gated:
+        return Gated(self.b_gate * factor, self.r_mag, self.b_mag * factor)
+
+    def at(self, latents: Int[Tensor, " kept"]) -> Gated:
+        return Gated(*(tensor[latents.to(tensor.device)] for tensor in self.tensors().values()))
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"b_gate": self.b_gate, "r_mag": self.r_mag, "b_mag": self.b_mag}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +259,11 @@ class Union:
     parts: tuple[tuple[int, Activation], ...]
     emits: Bool[Tensor, " n_latents"]
     kind: ClassVar[str] = "union"
+    elementwise: ClassVar[bool] = False
+
+    @property
+    def batchwise(self) -> bool:
+        return any(activation.batchwise for _, activation in self.parts)
 
     def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
         values, indices, rows, start = [], [], [], 0
@@ -154,13 +277,32 @@ class Union:
         keep = self.emits.to(all_indices.device)[all_indices]
         order = torch.argsort(all_rows[keep], stable=True)
         counts = torch.bincount(all_rows[keep], minlength=len(z))
-        return Codes(all_values[keep][order], all_indices[keep][order], _offsets(counts), z.shape[1])
+        return Codes(all_values[keep][order], all_indices[keep][order], offsets_of(counts), z.shape[1])
+
+    def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        slopes, start = torch.ones(len(indices), device=indices.device), 0
+        for width, activation in self.parts:
+            own = (indices >= start) & (indices < start + width)
+            slopes[own] = torch.as_tensor(activation.slope(indices[own] - start), device=indices.device)
+            start += width
+        return slopes
+
+    def scaled(self, factor: float) -> Union:
+        return replace(self, parts=tuple((width, activation.scaled(factor)) for width, activation in self.parts))
+
+    def at(self, latents: Int[Tensor, " kept"]) -> Union:
+        raise NotImplementedError("latents of a union compete")
 
     def record(self) -> dict[str, Any]:
         return {"kind": self.kind, "parts": [[width, activation.record()] for width, activation in self.parts]}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"emits": self.emits}
+        own = {
+            f"{index}.{name}": tensor
+            for index, (_, activation) in enumerate(self.parts)
+            for name, tensor in activation.tensors().items()
+        }
+        return {"emits": self.emits, **own}
 
 
 def emitting(activation: Activation, n_latents: int) -> Bool[Tensor, " n_latents"]:
@@ -170,52 +312,111 @@ def emitting(activation: Activation, n_latents: int) -> Bool[Tensor, " n_latents
     return torch.ones(n_latents, dtype=torch.bool)
 
 
-def from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Activation:
+def from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> Activation:
     """The activation function that a file describes.
 
+    Args:
+        record: What `Activation.record` gave.
+        tensors: What `Activation.tensors` gave.
+        n_latents: Of the dictionary that it belongs to.
+
     Raises:
-        DictlabError: Its kind is unknown, or it lacks what that kind needs.
+        DictlabError: Its kind is unknown, or what it needs is missing or of another shape.
     """
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in READERS:
         raise DictlabError(f"activation function {kind!r} is unknown; known are {', '.join(READERS)}.")
-    return READERS[kind](record, tensors)
+    return READERS[kind](record, tensors, n_latents)
 
 
-def _read_topk(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TopK:
-    k = record.get("k")
-    if type(k) is not int or k < 1:  # a bool is an int, and means nothing here
-        raise DictlabError(f"activation function topk: k is {k!r}; expected a whole number above 0.")
-    return TopK(k)
+def whole(value: Any, name: str) -> int:
+    """A number of latents, out of a file.
+
+    Raises:
+        DictlabError: It is no whole number above 0 (a bool is an int, and means nothing here).
+    """
+    if type(value) is not int or value < 1:
+        raise DictlabError(f"{name} is {repr(value)[:40]}; expected a whole number above 0.")
+    return value
 
 
-def _read_union(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Union:
-    if "emits" not in tensors:
-        raise DictlabError("activation function union: the tensor 'emits' is missing.")
-    return Union(_parts(record.get("parts"), len(tensors["emits"])), tensors["emits"].bool())
+def _read_k(cls: type[_PerToken]) -> Callable[..., Activation]:
+    def read(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> Activation:
+        activation: Activation = cls(whole(record.get("k"), f"activation function {cls.kind}: k"))  # type: ignore[assignment]
+        return activation
+
+    return read
 
 
-def _parts(record: Any, n_latents: int) -> tuple[tuple[int, Activation], ...]:
-    """The donors of a union, `[[width, activation], ...]` in a file."""
-    pairs = record if isinstance(record, list) else []
+def _read_groupmax(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> GroupMax:
+    k = whole(record.get("k"), "activation function groupmax: k")
+    if n_latents % k:
+        raise DictlabError(f"activation function groupmax: {n_latents} latents do not divide into {k} groups.")
+    return GroupMax(k)
+
+
+def _read_vectors(cls: type[JumpReLU] | type[Gated], *names: str) -> Callable[..., Activation]:
+    def read(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> Activation:
+        return cls(*(_vector(tensors, name, n_latents, cls.kind) for name in names))
+
+    return read
+
+
+def _vector(tensors: Mapping[str, Tensor], name: str, n_latents: int, kind: str) -> Tensor:
+    if name not in tensors:
+        raise DictlabError(f"activation function {kind}: the tensor {name!r} is missing.")
+    if list(tensors[name].shape) != [n_latents]:
+        raise DictlabError(
+            f"activation function {kind}: {name} has shape {list(tensors[name].shape)}; expected {[n_latents]}."
+        )
+    return tensors[name]
+
+
+def _read_union(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> Union:
+    emits = _vector(tensors, "emits", n_latents, "union")
+    pairs = record.get("parts") if isinstance(record.get("parts"), list) else []
     if not pairs or not all(
         isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int and pair[0] > 0 and isinstance(pair[1], dict)
         for pair in pairs
     ):
-        raise DictlabError(f"activation function union: parts is {record!r}; expected [[latents, activation], ...].")
+        raise DictlabError(
+            f"activation function union: parts is {str(record.get('parts'))[:60]}; "
+            "expected [[latents, activation], ...]."
+        )
     if sum(width for width, _ in pairs) != n_latents:
         raise DictlabError(
             f"activation function union: its parts have {sum(width for width, _ in pairs)} latents, not {n_latents}."
         )
-    return tuple((width, from_record(part, {})) for width, part in pairs)
+    if any(part.get("kind") == Union.kind for _, part in pairs):
+        raise DictlabError("activation function union: one of its parts is a union itself.")
+    parts = []
+    for index, (width, part) in enumerate(pairs):
+        own = {name.removeprefix(f"{index}."): t for name, t in tensors.items() if name.startswith(f"{index}.")}
+        parts.append((width, from_record(part, own, width)))
+    return Union(tuple(parts), emits.bool())
 
 
-READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Activation]] = {
-    ReLU.kind: lambda record, tensors: ReLU(),
-    TopK.kind: _read_topk,
+READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor], int], Activation]] = {
+    ReLU.kind: lambda record, tensors, n_latents: ReLU(),
+    JumpReLU.kind: _read_vectors(JumpReLU, "threshold"),
+    Gated.kind: _read_vectors(Gated, "b_gate", "r_mag", "b_mag"),
+    TopK.kind: _read_k(TopK),
+    AbsTopK.kind: _read_k(AbsTopK),
+    GroupMax.kind: _read_groupmax,
+    BatchTopK.kind: _read_k(BatchTopK),
     Union.kind: _read_union,
 }
 
 
-def _offsets(counts: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens+1"]:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+def _where(active: Bool[Tensor, "tokens n_latents"], values: Float[Tensor, "tokens n_latents"]) -> Codes:
+    """Codes of the entries that are active."""
+    rows, indices = active.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(active))
+    return Codes(values[rows, indices], indices, offsets_of(counts), active.shape[1])
+
+
+def _rectangle(values: Float[Tensor, "tokens k"], indices: Int[Tensor, "tokens k"], n_latents: int) -> Codes:
+    """Codes of the same number of entries for each token."""
+    n, k = values.shape
+    offsets = torch.arange(0, n * k + 1, k, device=values.device) if k else indices.new_zeros(n + 1)
+    return Codes(values.flatten(), indices.flatten(), offsets, n_latents)

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dictlab.codes import Codes
 from dictlab.kernels import sparse
-from dictlab.sparsity import Codes, ReLU, TopK
+from dictlab.sparsity import ReLU, TopK
 
 ACTIVATIONS = [ReLU(), TopK(3), TopK(30), TopK(1)]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dictlab import Dictionary, DictlabError, Metadata, ReLU, TopK, load, save
-from dictlab.formats import native
 from dictlab.normalisation import LayerNorm, NoNormalisation, Scale
 from dictlab.sparsity import Union
 
@@ -552,7 +551,3 @@ def test_whatever_stands_in_the_header_the_file_is_loaded_or_refused(path, entry
         assert isinstance(load(path), Dictionary)
     except DictlabError as error:
         assert str(path) in str(error)
-
-
-def test_the_module_and_the_package_offer_the_same_functions():
-    assert (native.load, native.save) == (load, save)

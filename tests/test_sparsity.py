@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dictlab.codes import Codes, concatenate
 from dictlab.errors import DictlabError
-from dictlab.sparsity import Codes, ReLU, TopK, Union, concatenate, from_record
+from dictlab.sparsity import ReLU, TopK, Union, from_record
 
 shapes = st.tuples(st.integers(0, 6), st.integers(1, 12), st.integers(0, 10_000))
 
@@ -68,7 +69,7 @@ def test_a_union_is_each_donors_own_codes_at_the_latents_that_emit(one, other, k
 
 @pytest.mark.parametrize("activation", [ReLU(), TopK(7)])
 def test_a_record_says_all_there_is(activation):
-    assert from_record(activation.record(), activation.tensors()) == activation
+    assert from_record(activation.record(), activation.tensors(), 9) == activation
 
 
 def test_a_union_comes_back_from_its_record():
@@ -76,10 +77,10 @@ def test_a_union_comes_back_from_its_record():
         ((2, TopK(1)), (3, Union(((3, ReLU()),), torch.ones(3, dtype=torch.bool)))),
         torch.tensor([1, 0, 1, 1, 0]).bool(),
     )
-    with pytest.raises(DictlabError, match="emits"):  # a union inside a union has no tensor of its own to find
-        from_record(union.record(), {})
+    with pytest.raises(DictlabError, match="a union itself"):
+        from_record(union.record(), union.tensors(), 5)
     flat = Union(((2, TopK(1)), (3, ReLU())), union.emits)
-    back = from_record(flat.record(), flat.tensors())
+    back = from_record(flat.record(), flat.tensors(), 5)
     assert back.parts == flat.parts and torch.equal(back.emits, flat.emits)
 
 
@@ -88,7 +89,7 @@ def test_a_union_comes_back_from_its_record():
 )
 def test_a_record_that_says_too_little_is_refused(record):
     with pytest.raises(DictlabError, match="activation function"):
-        from_record(record, {})
+        from_record(record, {}, 9)
 
 
 def test_codes_know_the_token_of_each_entry():

@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dictlab import normalisation, sparsity
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError
+from dictlab.formats.checks import check, check_shapes
+from dictlab.formats.source import Source
 
 SCHEMA = 1
 OWN = "activation."  # tensors of the activation function
-WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_pre", "b_out")
-PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 METADATA: dict[str, type] = {
     "model": str,
     "model_fingerprint": str,
@@ -38,6 +37,9 @@ METADATA: dict[str, type] = {
     "metrics": dict,
     "sources": list,
     "library": str,
+    "convention": str,
+    "foreign": dict,
+    "notes": list,
 }
 
 
@@ -69,7 +71,7 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
     }
     try:
         written = json.dumps(header)
-        _assemble(path, json.loads(written), tensors)  # what is written can be read
+        check(_assemble(json.loads(written), tensors))  # what is written can be read
     except (DictlabError, TypeError, ValueError) as error:
         raise DictlabError(f"{path}: not saved: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +82,11 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def write(dictionary: Dictionary, path: Path) -> Path:
+    """`save`, under the name that every format gives it."""
+    return save(dictionary, path)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,59 +100,47 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return apart
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Dictionary:
-    """Read a dictionary from its file, in float32.
+def recognise(source: Source) -> bool:
+    """Whether dictlab wrote it: the header says so."""
+    return "dictlab" in source.header
+
+
+def read(source: Source) -> Dictionary:
+    """The dictionary in a file of dictlab's.
 
     Raises:
-        DictlabError: There is no such file, it is damaged, or it is no dictionary of dictlab's.
+        DictlabError: Its header is damaged or of a later version, or tensors are missing or do not fit each other.
     """
-    path = Path(path)
-    if not path.exists():
-        raise DictlabError(f"{path}: no such file.")
-    if path.is_dir():
-        raise DictlabError(f"{path}: this is a folder; expected a .safetensors file.")
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            header = _header(path, file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DictlabError(f"{path}: not a readable safetensors file, truncated or damaged ({reason}).") from error
-    try:
-        return _assemble(path, header, tensors)
-    except DictlabError as error:
-        raise DictlabError(f"{path}: {error}") from None
+    return _assemble(_header(source.header["dictlab"]), dict(source.tensors))
 
 
-def _header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    if "dictlab" not in metadata:
-        raise DictlabError(
-            f"{path}: a safetensors file, but no dictionary written by dictlab (its header has no entry 'dictlab')."
-        )
+def _header(text: str) -> dict[str, Any]:
     try:
-        header = json.loads(metadata["dictlab"])
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DictlabError(f"{path}: the header's entry 'dictlab' is damaged ({error}).") from error
+        raise DictlabError(f"the header's entry 'dictlab' is damaged ({error}).") from error
     if not isinstance(header, dict) or "schema" not in header:
-        raise DictlabError(f"{path}: the header's entry 'dictlab' is damaged (it names no schema).")
+        raise DictlabError("the header's entry 'dictlab' is damaged (it names no schema).")
     schema = header["schema"]
     if type(schema) is not int or schema != SCHEMA:
-        raise DictlabError(f"{path}: file schema {schema!r}; this version of dictlab reads {SCHEMA}. Upgrade dictlab.")
+        raise DictlabError(f"file schema {_short(schema)}; this version of dictlab reads {SCHEMA}. Upgrade dictlab.")
     return header
 
 
-def _assemble(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Dictionary:
-    _check(tensors)
-    own = {name.removeprefix(OWN): t for name, t in tensors.items() if name.startswith(OWN)}
+def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Dictionary:
+    check_shapes(tensors)
     rate = tensors.get("firing_rate")
+    own = {name.removeprefix(OWN): t for name, t in tensors.items() if name.startswith(OWN)}
     return Dictionary(
-        **{name: tensors[name].float() for name in WEIGHTS},
-        activation=sparsity.from_record(_entry(header, "activation"), own),
+        W_enc=tensors["W_enc"],
+        b_enc=tensors["b_enc"],
+        W_dec=tensors["W_dec"],
+        b_pre=tensors["b_pre"],
+        b_out=tensors["b_out"],
+        activation=sparsity.from_record(_entry(header, "activation"), own, len(tensors["W_dec"])),
         normalisation=normalisation.from_record(_entry(header, "normalisation")),
         firing_rate=None if rate is None else rate.float(),
         metadata=_metadata(_entry(header, "metadata")),
-        name=path.stem,
-        path=path,
     )
 
 
@@ -162,48 +157,14 @@ def _metadata(record: dict[str, Any]) -> Metadata:
     for name, value in known.items():
         if type(value) is not METADATA[name]:
             raise DictlabError(f"metadata: {name} is {_short(value)}; expected a JSON {METADATA[name].__name__}.")
-    sources = known.pop("sources", [])
-    if not all(isinstance(source, str) for source in sources):
-        raise DictlabError(f"metadata: sources is {_short(sources)}; expected names.")
-    return Metadata(**known, sources=tuple(sources))
+    for name in ("sources", "notes"):
+        texts = known.pop(name, [])
+        if not all(isinstance(text, str) for text in texts):
+            raise DictlabError(f"metadata: {name} is {_short(texts)}; expected texts.")
+        known[name] = tuple(texts)
+    return Metadata(**known)
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def _check(tensors: dict[str, Tensor]) -> None:
-    """Shapes agree with W_dec's, and every number is finite, in float32 too."""
-    missing = [name for name in WEIGHTS if name not in tensors]
-    if missing:
-        raise DictlabError(f"the tensor {missing[0]!r} is missing; found {', '.join(sorted(tensors))}.")
-    if tensors["W_dec"].ndim != 2 or 0 in tensors["W_dec"].shape:
-        raise DictlabError(f"W_dec has shape {list(tensors['W_dec'].shape)}; expected [n_latents, d_in].")
-    n_latents, d_in = tensors["W_dec"].shape
-    expected = {
-        "W_enc": [d_in, n_latents],
-        "b_enc": [n_latents],
-        "W_dec": [n_latents, d_in],
-        "b_pre": [d_in],
-        "b_out": [d_in],
-        "firing_rate": [n_latents],
-        OWN + "emits": [n_latents],
-    }
-    for name, tensor in tensors.items():
-        if name not in expected and not name.startswith(OWN):
-            continue
-        if name in expected and list(tensor.shape) != expected[name]:
-            raise DictlabError(
-                f"{name} has shape {list(tensor.shape)}; expected {expected[name]} beside W_dec {[n_latents, d_in]}."
-            )
-        precisions = (torch.bool,) if name == OWN + "emits" else PRECISIONS
-        if tensor.dtype not in precisions:
-            raise DictlabError(f"{name} holds {_named(tensor.dtype)}; expected {' or '.join(map(_named, precisions))}.")
-        bad = int((~torch.isfinite(tensor.float())).sum())
-        if bad:
-            raise DictlabError(f"{name} holds {bad} values that are NaN or infinite.")
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

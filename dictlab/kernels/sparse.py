@@ -21,7 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from dictlab.sparsity import Activation, Codes
+from dictlab.codes import Codes
+from dictlab.sparsity import Activation
 
 with warnings.catch_warnings():  # torch says once a process that its CSR tensors are young
     warnings.simplefilter("ignore")
@@ -76,13 +77,15 @@ class _Encode(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, W_enc: Tensor, b_enc: Tensor, activation: Activation) -> tuple[Tensor, ...]:
         codes = activation(torch.addmm(b_enc, h, W_enc))
         ctx.save_for_backward(h, W_enc, codes.values, codes.indices, codes.offsets)
+        ctx.activation = activation
         ctx.mark_non_differentiable(codes.indices, codes.offsets)
         return codes.values, codes.indices, codes.offsets
 
     @staticmethod
     def backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         h, W_enc, values, indices, offsets = ctx.saved_tensors
-        codes = Codes(grad_values * (values != 0), indices, offsets, W_enc.shape[1])
+        slope = ctx.activation.slope(indices)
+        codes = Codes(grad_values * (values != 0) * slope, indices, offsets, W_enc.shape[1])
         grad_h = decode(codes, W_enc.T) if ctx.needs_input_grad[0] else None
         grad_W = transposed(codes, h).T if ctx.needs_input_grad[1] else None
         grad_b = None

@@ -12,9 +12,10 @@ from torch.nn.functional import normalize
 
 from dictlab import seeds
 from dictlab.activations import Statistics
+from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
 from dictlab.normalisation import Scale
-from dictlab.sparsity import Codes, TopK
+from dictlab.sparsity import TopK
 from dictlab.train import objectives
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice

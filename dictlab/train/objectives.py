@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, mse_loss
 
+from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
 from dictlab.lm import Forward, LanguageModel
-from dictlab.sparsity import Codes
 from dictlab.train.config import Objective
 
 AUX_WEIGHT = 1 / 32

@@ -1,0 +1,183 @@
+"""Whatever library trained it: one dictionary.
+
+A format is a module with three functions, found through the entry points of the group `dictlab.formats`:
+
+    recognise(source) -> bool           whether a file of weights and what lies beside it are of this format
+    read(source) -> Dictionary          the same function as the library's own, without reading more than it must
+    write(dictionary, path) -> Path     absent where the format is only read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError
+from dictlab.formats import hub, mapping
+from dictlab.formats.checks import check, check_shapes
+from dictlab.formats.source import Source, weight_files
+
+GROUP = "dictlab.formats"
+SEEN = 12  # names of tensors listed in an error
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    format: str | None = None,
+    map: Mapping[str, str] | None = None,
+    scale: float | None = None,
+    ignore: Sequence[str] = (),
+) -> Dictionary:
+    """Read a dictionary, whatever library trained it; computed with in float32.
+
+    Args:
+        path: A file, a folder that holds one dictionary, `hf://owner/repo/path[@revision]`, or
+            `saelens://release/id`. Where a file holds several dictionaries, `#SITE` after it says which.
+        device: Where to put it.
+        format: The name of a format; by default it is recognised from what the file holds.
+        map: For a plain state dict: which tensor is what (see `dictlab.formats.mapping`).
+        scale: What inputs are multiplied by, where a configuration says that they are, and not by how much.
+        ignore: Fields of a configuration to pass over, although they are unknown here and may change the function.
+
+    Raises:
+        DictlabError: There is no such file, it is damaged, of no known format, or means something that a `Dictionary`
+            cannot express. The message names the file and what was found.
+    """
+    dictionary = mapped(path, format=format, map=map, scale=scale, ignore=ignore)
+    try:
+        check(dictionary)
+    except DictlabError as error:
+        raise DictlabError(f"{dictionary.path}: {error}") from None
+    return dictionary.to(device, torch.float32)
+
+
+def mapped(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    map: Mapping[str, str] | None = None,
+    scale: float | None = None,
+    ignore: Sequence[str] = (),
+) -> Dictionary:
+    """The same as `load`, but tensors stay in the file until they are used, in the file's precision.
+
+    Shapes are checked, numbers are not. For a look at a large dictionary's metadata, or at some of its rows.
+    """
+    path, part = _parted(str(path))
+    local = hub.fetched(path)
+    if not local.exists():
+        raise DictlabError(f"{path}: no such file.")
+    sources = [Source.open(local, part=part, ignore=tuple(ignore), scale=scale)] if local.is_file() else []
+    if not local.is_file():
+        sources = _in_folder(local, Source(local, {}, part=part, ignore=tuple(ignore), scale=scale))
+    reader, source = _only(path, sources, format) if map is None else (None, _single(path, sources))
+    try:
+        made = mapping.read(source, map or {}) if reader is None else reader.read(source)
+        check_shapes(dict(made._weights()))
+    except DictlabError as error:
+        raise DictlabError(f"{source.path}: {error}") from None
+    return replace(made, name=f"{source.name}#{part}" if part else source.name, path=source.path)
+
+
+@cache
+def formats() -> dict[str, ModuleType]:
+    """The formats that are installed, by name.
+
+    Raises:
+        DictlabError: One of them cannot be imported, or lacks one of its functions.
+    """
+    found = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            module = entry.load()
+        except Exception as error:  # another package's code
+            raise DictlabError(f"format {entry.name!r} cannot be loaded from {entry.value} ({error}).") from error
+        if not all(callable(getattr(module, name, None)) for name in ("recognise", "read")):
+            raise DictlabError(f"format {entry.name!r}: {entry.value} has no functions recognise and read.")
+        found[entry.name] = module
+    return found
+
+
+def format_of(name: str) -> ModuleType:
+    """A format by its name.
+
+    Raises:
+        DictlabError: There is none of that name.
+    """
+    if name not in formats():
+        raise DictlabError(f"format {name!r} is unknown; known are {', '.join(formats())}.")
+    return formats()[name]
+
+
+def recognised(source: Source) -> list[str]:
+    """The names of the formats that a file is of: one, if all is well."""
+    return [name for name, module in formats().items() if module.recognise(source)]
+
+
+def _parted(path: str) -> tuple[str, str | None]:
+    """`file#part` taken apart, unless a file is really called that."""
+    file, _, part = path.rpartition("#")
+    return (file, part) if file and not Path(path).exists() else (path, None)
+
+
+def _in_folder(folder: Path, like: Source) -> list[Source]:
+    """The files of weights in a folder. One that cannot be opened may be another's business, so it is passed over."""
+    found = []
+    for file in weight_files(folder):
+        try:
+            found.append(Source.open(file, part=like.part, ignore=like.ignore, scale=like.scale))
+        except DictlabError:
+            continue
+    return found
+
+
+def _only(path: str, sources: Sequence[Source], format: str | None) -> tuple[ModuleType, Source]:
+    """The one dictionary among some files of weights, and who reads it."""
+    if format is not None:
+        return format_of(format), _single(path, sources)
+    by_source = [(source, recognised(source)) for source in sources]
+    found = [(source, names) for source, names in by_source if names]
+    if not found:
+        raise DictlabError(_unknown(path, sources))
+    if len(found) > 1:
+        files = ", ".join(source.path.name for source, _ in found)
+        raise DictlabError(f"{path}: this folder holds {len(found)} dictionaries ({files}); name one of the files.")
+    source, names = found[0]
+    if len(names) > 1:
+        raise DictlabError(f"{path}: it could be of the formats {' and '.join(names)}; say which with --format.")
+    return formats()[names[0]], source
+
+
+def _single(path: str, sources: Sequence[Source]) -> Source:
+    if len(sources) != 1:
+        files = ", ".join(source.path.name for source in sources) or "none"
+        raise DictlabError(f"{path}: expected one file of weights; found {files}.")
+    return sources[0]
+
+
+def _unknown(path: str, sources: Sequence[Source]) -> str:
+    """What was found in a place where no dictionary is."""
+    if not sources:
+        folder = Path(path)
+        inner = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+        has = f"folders ({', '.join(inner[:SEEN])}); name one of them" if inner else "no file of weights"
+        return f"{path}: this is a folder with {has}."
+    source = sources[0]
+    names = list(source.tensors)
+    listed = ", ".join(f"{name} {list(source.tensors[name].shape)}" for name in names[:SEEN]) or "none"
+    more = f" and {len(names) - SEEN} more" if len(names) > SEEN else ""
+    configs = ", ".join(source.configs) or "none"
+    return (
+        f"{source.path}: no dictionary of a known format. Tensors: {listed}{more}; configurations beside it: "
+        f"{configs}. Known formats: {', '.join(formats())}. A plain state dict can be read by saying which tensor is "
+        "what: see --map of dictlab convert."
+    )

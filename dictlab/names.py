@@ -1,0 +1,57 @@
+"""The same thing under two names: sites and models, as different libraries write them.
+
+blocks.6.hook_resid_pre   =   blocks.5.hook_resid_post     what enters block 6 is what leaves block 5
+h.5, transformer.h.5, model.layers.5, gpt_neox.layers.5    the output of block 5, as module paths have it
+gpt2-small                =   gpt2, openai-community/gpt2
+"""
+
+from __future__ import annotations
+
+import re
+
+BLOCK_LIST = r"(?:(?:transformer|model|gpt_neox|decoder|language_model)\.)*(?:h|layers|blocks)"
+ATTENTION = r"(?:attn|attention|self_attn|self_attention)"
+MLP = r"(?:mlp|feed_forward|ffn)"
+OUT_PROJECTION = ("c_proj", "o_proj", "out_proj", "dense")
+MODULE_SITES = (
+    (rf"{BLOCK_LIST}\.(\d+):in", "blocks.{}.hook_resid_pre"),
+    (rf"{BLOCK_LIST}\.(\d+)(?::out)?", "blocks.{}.hook_resid_post"),
+    (rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}(?::out)?", "blocks.{}.hook_attn_out"),
+    (rf"{BLOCK_LIST}\.(\d+)\.{MLP}(?::out)?", "blocks.{}.hook_mlp_out"),
+    (rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}\.(?:{'|'.join(OUT_PROJECTION)}):in", "blocks.{}.attn.hook_z"),
+)
+# Short names that TransformerLens gives to models of the Hub.
+SHORT = {"gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "bloom-560m": "bigscience/bloom-560m"}
+OWNERS = (("pythia-", "EleutherAI"), ("gemma-", "google"), ("gpt-neo-", "EleutherAI"), ("opt-", "facebook"))
+
+
+def site_in_blocks(site: str) -> str:
+    """A site as `blocks.I.hook_...` where it can be written so, and as it is where not.
+
+    Module paths that lie in a list of blocks are understood from the model's root or from its base model's.
+    """
+    for pattern, name in MODULE_SITES:
+        match = re.fullmatch(pattern, site)
+        if match:
+            return name.format(match[1])
+    return site
+
+
+def canonical_site(site: str) -> str:
+    """The one name of a site, for comparing: two sites are the same place if their canonical names are equal."""
+    site = site_in_blocks(site)
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", site)
+    return f"blocks.{int(match[1]) + 1}.hook_resid_pre" if match else site
+
+
+def hub_model(name: str) -> str:
+    """What a model is called on the Hub, where another library has a short name for it."""
+    if name in SHORT:
+        return SHORT[name]
+    owner = next((owner for start, owner in OWNERS if name.startswith(start)), None)
+    return f"{owner}/{name}" if owner else name
+
+
+def canonical_model(name: str) -> str:
+    """The one name of a model, for comparing: without the owner's name, in small letters."""
+    return hub_model(name).rstrip("/").rsplit("/", 1)[-1].lower()
