@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from dictlab.conventions import adapted
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats.loading import load
 from dictlab.lm import LanguageModel
+from dictlab.names import canonical_model, canonical_site
 from dictlab.text import Text
 
 DictionaryLike: TypeAlias = Dictionary | str | Path
@@ -67,6 +69,11 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], devi
     return given
 
 
+def in_model(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[Dictionary]:
+    """The dictionaries on the model's device, each reading that model's activations whatever library trained it."""
+    return [adapted(dictionary, model).to(model.device) for dictionary in dictionaries]
+
+
 def context_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> int:
     """Tokens a context: as the dictionaries were trained on (the shortest of them), or the model's own."""
     trained = [c for d in dictionaries if isinstance(c := d.metadata.training.get("context"), int)]
@@ -88,18 +95,24 @@ def check_same_place(dictionaries: Sequence[Dictionary]) -> None:
     for other in dictionaries[1:]:
         for what, a, b in (
             ("width d_in", first.d_in, other.d_in),
-            ("site", first.metadata.site, other.metadata.site),
+            ("site", *_if_different(first.metadata.site, other.metadata.site, canonical_site)),
             ("model", *_models(first, other)),
         ):
             if a is not None and b is not None and a != b:
                 raise DictlabError(f"{first.name} and {other.name} cannot be compared: {what} is {a} and {b}.")
 
 
+def _if_different(a: str | None, b: str | None, canonical: Callable[[str], str]) -> tuple[str | None, str | None]:
+    """Both names, unless they are two spellings of one thing."""
+    same = a is not None and b is not None and canonical(a) == canonical(b)
+    return (None, None) if same else (a, b)
+
+
 def _models(a: Dictionary, b: Dictionary) -> tuple[str | None, str | None]:
     """What to compare: fingerprints where both are known, since one model can have several names; else the names."""
     prints = [d.metadata.model_fingerprint for d in (a, b)]
     if None in prints:
-        return a.metadata.model, b.metadata.model
+        return _if_different(a.metadata.model, b.metadata.model, canonical_model)
     if prints[0] == prints[1]:
         return None, None
     one, other = (f"{d.metadata.model} ({d.metadata.model_fingerprint})" for d in (a, b))

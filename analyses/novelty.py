@@ -33,6 +33,7 @@ from analyses.inputs import (
     TextLike,
     check_same_place,
     context_of,
+    in_model,
     open_dictionaries,
     open_model,
     open_text,
@@ -150,7 +151,7 @@ def novelty(
     small, large = open_dictionaries([small, large])
     check_same_place([small, large])
     model, text = open_model(model, [small, large], device), open_text(text).as_split("train")
-    small, large = small.to(model.device), large.to(model.device)
+    small, large = in_model([small, large], model)
     context = context_of([small, large], model)
     where = {"text": text.name, "model": model.name, "context": context}
     batches = activations.sample(model, text, site_of(small), context=context, tokens=tokens, seed=seed)

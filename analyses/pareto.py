@@ -25,6 +25,7 @@ from analyses.inputs import (
     TextLike,
     check_same_place,
     context_of,
+    in_model,
     open_dictionaries,
     open_model,
     open_text,
@@ -85,7 +86,7 @@ def pareto(
     check_same_place(opened)
     model, text = open_model(model, opened, device), open_text(text).as_split("heldout")
     context = context_of(opened, model)
-    on_device = [d.to(model.device) for d in opened]
+    on_device = in_model(opened, model)
     found = evaluate(on_device, model, text, contexts=contexts, context=context, seed=seed)
     points = pd.DataFrame([_point(d, e) for d, e in zip(opened, found, strict=True)])
     ratios = matched(points)

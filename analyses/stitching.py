@@ -33,6 +33,7 @@ from analyses.inputs import (
     TextLike,
     check_same_place,
     context_of,
+    in_model,
     open_dictionaries,
     open_model,
     open_text,
@@ -66,14 +67,14 @@ def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"],
     Raises:
         DictlabError: The two normalise their inputs in different ways, so that no one encoder can serve both.
     """
-    check_joinable(small, large)
-    a, b = small.folded(), large.folded()
+    a, b = joinable(small, large)
     # Element-wise functions need no rivals; any other keeps LARGE's whole encoder to decide by.
     chosen = chosen.cpu() & emitting(b.activation, b.n_latents)
-    kept = chosen.nonzero().squeeze(1) if isinstance(b.activation, ReLU) else torch.arange(b.n_latents)
+    kept = chosen.nonzero().squeeze(1) if b.activation.elementwise else torch.arange(b.n_latents)
+    moved = b.activation.at(kept) if b.activation.elementwise else b.activation
     emits = torch.cat([emitting(a.activation, a.n_latents), chosen[kept]])
     W_dec = torch.cat([a.W_dec, b.W_dec[kept]])
-    parts = (*donors(a.activation, a.n_latents), *donors(b.activation, len(kept)))
+    parts = (*donors(a.activation, a.n_latents), *donors(moved, len(kept)))
     plain = isinstance(a.activation, ReLU) and isinstance(b.activation, ReLU)
     return Dictionary(
         W_enc=torch.cat([a.W_enc, b.W_enc[:, kept]], dim=1),
@@ -95,17 +96,21 @@ def donors(activation: Activation, n_latents: int) -> tuple[tuple[int, Activatio
     return ((n_latents, activation),) if n_latents else ()
 
 
-def check_joinable(small: Dictionary, large: Dictionary) -> None:
-    """Refuse dictionaries that no one encoder can serve.
+def joinable(small: Dictionary, large: Dictionary) -> tuple[Dictionary, Dictionary]:
+    """Both with everything folded into their encoders that keeps latents of the one from serving in the other.
+
+    Constant scales and pre-biases always; the centring of each token where the other dictionary does not centre.
 
     Raises:
-        DictlabError: They normalise their inputs in different ways (constant scales apart, which are folded away).
+        DictlabError: They normalise their inputs in ways that no one encoder can serve.
     """
-    a, b = small.folded().normalisation, large.folded().normalisation
-    if a != b:
-        raise DictlabError(
-            f"{small.name} and {large.name} cannot be stitched: their input normalisations are {a.kind} and {b.kind}."
-        )
+    a, b = small.folded(), large.folded()
+    if a.normalisation != b.normalisation:
+        a, b = a.uncentred(), b.uncentred()
+    if a.normalisation != b.normalisation:
+        kinds = f"{a.normalisation.kind} and {b.normalisation.kind}"
+        raise DictlabError(f"{small.name} and {large.name} cannot be stitched: their input normalisations are {kinds}.")
+    return a, b
 
 
 def _as_parent(dictionary: Dictionary) -> Dictionary:
@@ -149,9 +154,9 @@ def stitching(
     check_at_least(0, seed=seed)
     small, large = (_as_parent(parent) for parent in open_dictionaries([small, large]))
     check_same_place([small, large])
-    check_joinable(small, large)
+    joinable(small, large)
     model, text = open_model(model, [small, large], device), open_text(text)
-    small, large = small.to(model.device), large.to(model.device)
+    small, large = in_model([small, large], model)
     length, site = context_of([small, large], model), site_of(small)
     fit = list(activations.sample(model, text.as_split("train"), site, context=length, tokens=tokens, seed=seed))
     effects = insertion_effects(small, large, fit)

@@ -30,6 +30,7 @@ from torch.nn.functional import log_softmax, nll_loss
 from tqdm import tqdm
 
 from dictlab.activations import statistics
+from dictlab.conventions import adapted
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.lm import LanguageModel
@@ -183,6 +184,7 @@ def evaluate(
     Raises:
         DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site.
     """
+    dictionaries = [adapted(dictionary, model) for dictionary in dictionaries]
     sites = [site_of(dictionary) for dictionary in dictionaries]
     check_at_least(1, contexts=contexts)
     length = model.context_length(context)

@@ -10,6 +10,8 @@ Sites are written as the field writes them, and any module path works too:
     blocks.3.hook_resid_mid     between attention and MLP (not where both read the same stream, as in Pythia)
     blocks.3.hook_resid_post    leaving block 3
     blocks.3.hook_attn_out      what attention adds            blocks.3.hook_mlp_out    what the MLP adds
+    blocks.3.attn.hook_z        the heads' outputs side by side, before the output projection
+    blocks.3.mlp.hook_post      the MLP's neurons, likewise
     transformer.h.3.mlp:in      a module's input               transformer.h.3.mlp      (or :out) its output
 """
 
@@ -31,10 +33,17 @@ from torch.utils.hooks import RemovableHandle
 
 from dictlab.errors import DictlabError
 from dictlab.hooks import Place, adding_nothing, passing_on, standing_in, visiting, visiting_sum
+from dictlab.names import OUT_PROJECTION, site_in_blocks
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention")
 MLP = ("mlp", "feed_forward", "ffn")
-HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
+HOOK = re.compile(
+    r"blocks\.(\d+)\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z|mlp\.hook_post)"
+)
+ATTENTION_PROJECTION = OUT_PROJECTION
+MLP_PROJECTION = ("c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out")
+# Norms that some models apply to what a half of a block adds.
+ATTENTION_NORM, MLP_NORM = ("post_attention_layernorm",), ("post_feedforward_layernorm",)
 
 Replacement = Tensor | Callable[[Tensor], Tensor]
 
@@ -231,24 +240,32 @@ class LanguageModel:
             DictlabError: There is none of that name; the message says what is possible.
         """
         match = HOOK.fullmatch(site)
+        if match is None and site not in dict(self.model.named_modules()):
+            match = HOOK.fullmatch(site_in_blocks(site))  # a module's path from the base model's root
         if match is None:
             return self._module(site)
         block, hook = int(match[1]), match[2]
         if block >= self.n_blocks:
             raise DictlabError(f"site {site}: {self.name} has blocks 0 to {self.n_blocks - 1}.")
         module = self.blocks[block]
-        if hook in ("resid_pre", "resid_post"):
-            return Place(block, hook, module, "in" if hook == "resid_pre" else "out")
-        if hook == "attn_out":
-            return Place(block, "module", _child(module, ATTENTION), "out")
-        if hook == "mlp_out":
-            return Place(block, "module", _child(module, MLP), "out")
+        if hook in ("hook_resid_pre", "hook_resid_post"):
+            side = "in" if hook == "hook_resid_pre" else "out"
+            return Place(block, hook.removeprefix("hook_"), module, side)
+        if hook == "attn.hook_z":
+            return Place(block, "module", _child(_child(module, ATTENTION), ATTENTION_PROJECTION), "in")
+        if hook == "mlp.hook_post":
+            return Place(block, "module", _child(_child(module, MLP), MLP_PROJECTION), "in")
+        normed = _find(module, MLP_NORM) is not None  # the norm of attention's output goes by this name only then
+        if hook == "hook_attn_out":
+            return Place(block, "module", _child(module, ATTENTION_NORM if normed else ATTENTION), "out")
+        if hook == "hook_mlp_out":
+            return Place(block, "module", _child(module, MLP_NORM if normed else MLP), "out")
         if not self._has_middle:
             raise DictlabError(
                 f"site {site}: {self.name} has no residual stream between attention and MLP "
                 "(they run in parallel, or add through a norm or a factor of their own)."
             )
-        return Place(block, hook, _child(module, ATTENTION), "out")
+        return Place(block, "resid_mid", _child(module, ATTENTION), "out")
 
     def start_of(self, site: str) -> str:
         """The residual stream entering the block of a site: what `resume` needs besides the activation.
@@ -323,7 +340,8 @@ class LanguageModel:
         if not path or path not in modules or side not in ("", "in", "out"):
             raise DictlabError(
                 f"site {site!r} is not in {self.name}. Write blocks.I.hook_resid_pre, hook_resid_mid, hook_resid_post, "
-                f"hook_attn_out or hook_mlp_out with I from 0 to {self.n_blocks - 1}, or a module's path with :in or "
+                "hook_attn_out, hook_mlp_out, attn.hook_z or mlp.hook_post with I from 0 to "
+                f"{self.n_blocks - 1}, or a module's path with :in or "
                 f":out, such as {next(name for name, m in modules.items() if m is self.blocks[0])}:in."
             )
         module = modules[path]

@@ -12,7 +12,7 @@ import re
 BLOCK_LIST = r"(?:(?:transformer|model|gpt_neox|decoder|language_model)\.)*(?:h|layers|blocks)"
 ATTENTION = r"(?:attn|attention|self_attn|self_attention)"
 MLP = r"(?:mlp|feed_forward|ffn)"
-OUT_PROJECTION = ("c_proj", "o_proj", "out_proj", "dense")
+OUT_PROJECTION = ("c_proj", "o_proj", "out_proj", "dense")  # of attention
 MODULE_SITES = (
     (rf"{BLOCK_LIST}\.(\d+):in", "blocks.{}.hook_resid_pre"),
     (rf"{BLOCK_LIST}\.(\d+)(?::out)?", "blocks.{}.hook_resid_post"),

@@ -19,7 +19,7 @@ COLUMN_D = {
     "dictlab.formats",
 }
 COLUMN_M = {"dictlab.text", "dictlab.hooks", "dictlab.lm", "dictlab.activations"}
-SHARED = {"dictlab.report", "dictlab.evaluate"}
+SHARED = {"dictlab.report", "dictlab.evaluate", "dictlab.conventions"}
 ALLOWED = {
     "dictlab.errors": set(),
     "dictlab.__about__": set(),
@@ -36,7 +36,8 @@ ALLOWED = {
     "dictlab.lm": BASE | {"dictlab.hooks"},
     "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm"},
     "dictlab.report": BASE | COLUMN_D,
-    "dictlab.evaluate": BASE | COLUMN_D | COLUMN_M,
+    "dictlab.conventions": BASE | COLUMN_D | COLUMN_M,
+    "dictlab.evaluate": BASE | COLUMN_D | COLUMN_M | {"dictlab.conventions"},
     "dictlab.train": BASE | COLUMN_D | COLUMN_M | SHARED,
     "analyses": BASE | COLUMN_D | COLUMN_M | SHARED,
     "dictlab.cli": BASE | COLUMN_D | COLUMN_M | SHARED | {"dictlab.train"},

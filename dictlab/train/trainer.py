@@ -192,5 +192,6 @@ def _described(learner: Learner, config: TrainConfig, model: LanguageModel, step
         tokens=steps * config.batch,
         training=training,
         library=f"dictlab {__about__.VERSION}",
+        convention="huggingface",
     )
     return replace(learner.finished(), metadata=metadata)
