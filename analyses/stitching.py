@@ -228,6 +228,8 @@ def _stitched_metadata(small: Dictionary, large: Dictionary) -> Metadata:
         metrics={},
         sources=(small.name, large.name),
         library=f"dictlab {VERSION}",
+        foreign={},
+        notes=(),
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from itertools import accumulate
 from pathlib import Path
@@ -18,8 +20,11 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from dictlab.__about__ import VERSION
+from dictlab.describe import describe
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.formats import conversion
+from dictlab.formats.loading import load, mapped, name_of
 from dictlab.lm import LanguageModel
 from dictlab.report import Report, Table, check_folder
 from dictlab.text import Text
@@ -27,23 +32,28 @@ from dictlab.train import TrainConfig, train
 from dictlab.train.run import Run
 
 GROUP = "dictlab.analyses"
-STITCHING = "stitching"
+SHORT = {"stitch": "stitching", "verify": "verification"}  # analyses that are commands of their own
+HELP = {
+    "stitch": "Add to a small dictionary what a large one knows and it lacks, and measure the result.",
+    "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
+}
 NOT_TYPED = (Dictionary, LanguageModel, Text)  # on a command line these are given by name
+WRAPPED = 24  # characters that a column of text needs to be worth wrapping
 SHOWN = 12  # rows of a table in the terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 2 a user's mistake, 130 interrupted."""
+    """Run the command line; returns the exit status: 0 done, 1 a check failed, 2 a user's mistake, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        build(arguments)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        failed = build(arguments)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
         _console(stderr=True).print(f"dictlab: {_message(error)}", style="red", soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         _console(stderr=True).print("dictlab: interrupted.", style="red")
         return 130
-    return 0
+    return 1 if failed else 0
 
 
 def _message(error: Exception) -> str:
@@ -82,18 +92,26 @@ def build(arguments: Sequence[str]) -> App:
         ),
     )
     app.command(_info, name="info", help_epilogue=_examples("dictlab info checkpoints/local-topk16-512-s0.safetensors"))
+    app.command(
+        _convert,
+        name="convert",
+        help_epilogue=_examples(
+            "dictlab convert my_saelens_folder mine.safetensors",
+            "dictlab convert mine.safetensors out/for_sparsify --to sparsify",
+            "dictlab convert model.pth mine.safetensors --map W_enc=encoder.weight.T W_dec=decoder.weight.T "
+            "b_enc=encoder.bias b_pre=zero b_out=decoder.bias activation=relu",
+        ),
+    )
     known = {entry.name: entry for entry in entry_points(group=GROUP)}
     asked = arguments[0] if arguments else ""
-    if asked == "stitch":
-        if STITCHING not in known:
+    for name, analysis in SHORT.items():
+        if asked != name:
+            app.command(_listed, name=name, help=HELP[name])
+        elif analysis in known:
+            own = _command(_load(known[analysis]), arguments)
+            app.command(own, name=name, help_epilogue=_own_examples(known[analysis]))
+        else:
             raise DictlabError("the analyses are not installed; install dictlab with pip, so that they are found.")
-        app.command(
-            _command(_load(known[STITCHING]), arguments),
-            name="stitch",
-            help_epilogue=_own_examples(known[STITCHING]),
-        )
-    else:
-        app.command(_listed, name="stitch")
     app.command(_reports(known if asked == "report" else {}, arguments))
     return app
 
@@ -117,7 +135,7 @@ def _reports(known: Mapping[str, EntryPoint], arguments: Sequence[str]) -> App:
 
 
 def _listed() -> None:
-    """Add to a small dictionary what a large one knows and it lacks, and measure the result."""
+    """Stands for a command that was not asked for, in a list of commands."""
 
 
 def _train(
@@ -136,91 +154,83 @@ def _train(
     _print_run(run)
 
 
-def _info(file: Path) -> None:
+def _info(file: str, *, scale: float | None = None, ignore: tuple[str, ...] = ()) -> None:
     """What a dictionary is, where it came from, and how good it was at the end of training.
 
     Parameters
     ----------
     file
-        A dictionary's file.
+        A dictionary of any library's: a file, a folder, hf://owner/repo/path, or saelens://release/id.
+    scale
+        What its inputs are multiplied by, where its configuration does not say.
+    ignore
+        Fields of its configuration to pass over although they are unknown here.
     """
-    from dictlab.formats.loading import load
-
-    dictionary = load(file)
+    dictionary = mapped(file, scale=scale, ignore=ignore)
     grid = Grid(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in describe(dictionary):
         grid.add_row(name, value, style=None)
     _console().print(grid)
 
 
-def describe(dictionary: Dictionary) -> list[tuple[str, str]]:
-    """What a researcher wants to know of a dictionary at a glance, as (name, text)."""
-    about, metrics = dictionary.metadata, dictionary.metadata.metrics
-    unknown = "not recorded"
-    competing = dictionary.n_latents - int(_emits(dictionary).sum())
-    rows = [
-        ("dictionary", dictionary.name),
-        (
-            "shape",
-            f"{dictionary.n_latents} latents x {dictionary.d_in}"
-            + (f" ({competing} only compete)" if competing else ""),
-        ),
-        (
-            "activation function",
-            ", ".join(f"{k} {v}" if k != "kind" else str(v) for k, v in dictionary.activation.record().items()),
-        ),
-        ("input normalisation", dictionary.normalisation.kind),
-        ("model", f"{about.model} (fingerprint {about.model_fingerprint})" if about.model else unknown),
-        ("site", about.site or unknown),
-        ("objective", about.objective or unknown),
-        ("made from", ", ".join(about.sources)),
-        ("sparsity coefficient", _number(about.training["l1"]) if about.training.get("l1") else ""),
-        ("seed", unknown if about.seed is None else str(about.seed)),
-        ("tokens trained on", unknown if about.tokens is None else f"{about.tokens:,}"),
-        ("dead latents", _dead(dictionary, metrics)),
-        ("L0", _metric(metrics, "l0")),
-        ("explained variance", _metric(metrics, "explained_variance")),
-        ("CE increase", _metric(metrics, "ce_increase", " nats/token")),
-        (
-            "measured on",
-            f"{_count(metrics['evaluation_tokens'])} held-out tokens" if "evaluation_tokens" in metrics else "",
-        ),
-        ("written by", about.library or unknown),
-    ]
-    return [(name, text) for name, text in rows if text]
+def _convert(
+    source: str,
+    target: Path,
+    *,
+    to: str = "dictlab",
+    format: str | None = None,
+    map: tuple[str, ...] = (),
+    scale: float | None = None,
+    ignore: tuple[str, ...] = (),
+    site: str | None = None,
+    model: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write a dictionary in another library's format; it is read back and compared before anything is replaced.
+
+    Parameters
+    ----------
+    source
+        A dictionary of any library's: a file, a folder, hf://owner/repo/path, or saelens://release/id.
+    target
+        What to write: a .safetensors file for dictlab, a folder for other libraries.
+    to
+        The format to write.
+    format
+        The format to read; recognised from the content by default.
+    map
+        For a plain state dict, NAME=TENSOR for each of its parts, such as W_enc=encoder.weight.T.
+    scale
+        What its inputs are multiplied by, where its configuration does not say.
+    ignore
+        Fields of its configuration to pass over although they are unknown here.
+    site
+        Where in the model it belongs, if the source does not say, or says it wrongly.
+    model
+        The model it belongs to, likewise.
+    force
+        Replace what is already there.
+    """
+    pairs = dict(_pair(text) for text in map) or None
+    dictionary = load(source, format=format, map=pairs, scale=scale, ignore=ignore)
+    about = dictionary.metadata
+    about = replace(about, site=site or about.site, model=model or about.model)
+    written = conversion.write(replace(dictionary, metadata=about), target, to, force=force)
+    console = _console()
+    console.print(f"Dictionary: {written}", soft_wrap=True)
+    for note in about.notes:
+        console.print(f"Note: {note}", style="yellow", soft_wrap=True)
 
 
-def _emits(dictionary: Dictionary) -> Any:
-    from dictlab.sparsity import emitting
-
-    return emitting(dictionary.activation, dictionary.n_latents)
-
-
-def _dead(dictionary: Dictionary, metrics: Mapping[str, Any]) -> str:
-    if not isinstance(metrics.get("dead"), int):
-        return "not recorded"
-    seen = f" in {_count(metrics['firing_tokens'])} tokens" if "firing_tokens" in metrics else ""
-    return f"{metrics['dead']} ({metrics['dead'] / max(1, dictionary.n_emitting):.1%}){seen}"
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name or not value:
+        raise DictlabError(f"--map {text!r}: expected NAME=TENSOR, such as W_enc=encoder.weight.T.")
+    return name, value
 
 
-def _metric(metrics: Mapping[str, Any], name: str, unit: str = "") -> str:
-    if name not in metrics:
-        return "not recorded"
-    interval = metrics.get(f"{name}_interval")  # other programs may write a value without one
-    between = f" [{', '.join(map(_number, interval))}]" if isinstance(interval, list) else ""
-    return f"{_number(metrics[name])}{between}{unit}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., None]:
-    """A command out of an analysis: its parameters, and where to write the report."""
+def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., bool]:
+    """A command out of an analysis: its parameters, and where to write the report. It says whether a check failed."""
     signature = inspect.signature(analysis, eval_str=True)
     own = [p.replace(annotation=_negatable(p, _typed(p.annotation))) for p in signature.parameters.values()]
     out = inspect.Parameter(
@@ -238,11 +248,11 @@ def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Calla
         annotation=Annotated[bool, Parameter(help="Replace a report that is already in the folder.")],
     )
 
-    def command(*args: Any, **kwargs: Any) -> None:
+    def command(*args: Any, **kwargs: Any) -> bool:
         bound = inspect.Signature([*own, out, force]).bind(*args, **kwargs)
         bound.apply_defaults()
         folder, overwrite = bound.arguments.pop("out"), bound.arguments.pop("force")
-        folder = folder or default_folder(analysis.__name__, bound.arguments)
+        folder = folder or default_folder(analysis.__name__, _names_given(signature, bound.arguments))
         check_folder(folder, force=overwrite)
         positional = inspect.BoundArguments(signature, bound.arguments)
         report = analysis(*positional.args, **positional.kwargs)
@@ -251,6 +261,7 @@ def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Calla
         typed = shlex.join(["dictlab", *arguments])
         report.save(folder, force=overwrite, command=typed)
         _print_report(report, folder)
+        return report.passed is False
 
     command.__signature__ = inspect.Signature([*own, out, force])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in (*own, out, force)}
@@ -259,12 +270,18 @@ def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Calla
     return command
 
 
-def default_folder(analysis: str, arguments: dict[str, Any]) -> Path:
+def default_folder(analysis: str, names: Sequence[str]) -> Path:
     """out/ANALYSIS-FIRST-SECOND, or out/ANALYSIS-FIRST-and-N-more."""
-    named = [a for value in arguments.values() for a in (value if isinstance(value, list) else [value])]
-    stems = [Path(a).stem for a in named if isinstance(a, str) and a.endswith(".safetensors")]
+    stems = [re.sub(r"[^\w.+-]+", "-", name_of(name)) for name in names]
     label = "-".join(stems) if len(stems) <= 2 else f"{stems[0]}-and-{len(stems) - 1}-more"
     return Path("out") / (f"{analysis}-{label}" if label else analysis)
+
+
+def _names_given(signature: inspect.Signature, arguments: Mapping[str, Any]) -> list[str]:
+    """What was typed for the parameters that are dictionaries."""
+    asked = [name for name, p in signature.parameters.items() if "Dictionary" in str(p.annotation)]
+    values = [arguments[name] for name in asked]
+    return [str(one) for value in values for one in (value if isinstance(value, list) else [value]) if one is not None]
 
 
 def _typed(annotation: Any) -> Any:
@@ -349,6 +366,10 @@ def _grid(table: Table, width: int) -> Grid:
     grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in kept:
         grid.add_column(name.replace(" ", "\n"), overflow="fold", min_width=widths[name] - 2)
+    room, following = width - sum(widths[name] for name in kept), list(widths)[len(kept) : len(kept) + 1]
+    if following and room >= WRAPPED and head[following[0]].map(lambda cell: isinstance(cell, str)).all():
+        grid.add_column(following[0], overflow="fold")  # text can take several lines
+        kept.append(following[0])
     for row in zip(*(cells[name] for name in kept), strict=True):
         grid.add_row(*row)
     left_out = [

@@ -75,6 +75,7 @@ class Report:
         settings: The analysis' parameters, seeds included.
         inputs: The dictionaries that went in.
         warnings: What the reader must not overlook.
+        passed: Whether all that was checked holds; None where the question was no pass or fail.
     """
 
     title: str
@@ -85,6 +86,7 @@ class Report:
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Dictionary, ...] = ()
     warnings: tuple[str, ...] = ()
+    passed: bool | None = None
 
     def save(self, folder: str | Path, *, force: bool = False, command: str | None = None) -> Path:
         """Write everything to a folder. It is prepared aside and moved in when complete: nothing is half-written.
@@ -223,6 +225,8 @@ def _described(dictionary: Dictionary) -> dict[str, Any]:
     return {
         "name": dictionary.name,
         "sha256_of_weights": digest.hexdigest(),
+        "path": str(dictionary.path) if dictionary.path else None,
+        "notes": list(dictionary.metadata.notes),
         "activation": dictionary.activation.record(),
         "model": metadata.model,
         "model_fingerprint": metadata.model_fingerprint,

@@ -19,7 +19,7 @@ COLUMN_D = {
     "dictlab.formats",
 }
 COLUMN_M = {"dictlab.text", "dictlab.hooks", "dictlab.lm", "dictlab.activations"}
-SHARED = {"dictlab.report", "dictlab.evaluate", "dictlab.conventions"}
+SHARED = {"dictlab.report", "dictlab.evaluate", "dictlab.conventions", "dictlab.describe"}
 ALLOWED = {
     "dictlab.errors": set(),
     "dictlab.__about__": set(),
@@ -36,6 +36,7 @@ ALLOWED = {
     "dictlab.lm": BASE | {"dictlab.hooks"},
     "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm"},
     "dictlab.report": BASE | COLUMN_D,
+    "dictlab.describe": BASE | COLUMN_D,
     "dictlab.conventions": BASE | COLUMN_D | COLUMN_M,
     "dictlab.evaluate": BASE | COLUMN_D | COLUMN_M | {"dictlab.conventions"},
     "dictlab.train": BASE | COLUMN_D | COLUMN_M | SHARED,

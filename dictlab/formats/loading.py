@@ -22,7 +22,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats import hub, mapping
 from dictlab.formats.checks import check, check_shapes
-from dictlab.formats.source import Source, weight_files
+from dictlab.formats.source import EVERYWHERE, WEIGHTS, Source, weight_files
 
 GROUP = "dictlab.formats"
 SEEN = 12  # names of tensors listed in an error
@@ -121,6 +121,15 @@ def format_of(name: str) -> ModuleType:
 def recognised(source: Source) -> list[str]:
     """The names of the formats that a file is of: one, if all is well."""
     return [name for name, module in formats().items() if module.recognise(source)]
+
+
+def name_of(path: str) -> str:
+    """What a dictionary is called in tables, from the name it is opened by."""
+    path, part = _parted(path)
+    last = Path(path.partition("://")[2] or path)
+    stem = last.stem if last.suffix in WEIGHTS else last.name
+    name = last.absolute().parent.name if stem in EVERYWHERE else stem
+    return f"{name}#{part}" if part else name
 
 
 def _parted(path: str) -> tuple[str, str | None]:
