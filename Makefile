@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INTEROP ?= .venv-interop
 CHECKPOINTS := checkpoints
 
-.PHONY: setup demo test benchmarks checkpoints clean
+.PHONY: setup demo test interop benchmarks checkpoints clean
 
 setup: $(VENV)/.installed
 
@@ -23,6 +24,18 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# The formats of other libraries against these libraries themselves, in an environment of their own. Two of them bring
+# nothing that their dictionaries need, and one of these two would replace torch by another build: no dependencies.
+$(INTEROP)/.installed: pyproject.toml constraints-interop.txt
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --constraint constraints-interop.txt torch
+	$(INTEROP)/bin/python -m pip install --quiet --constraint constraints-interop.txt --editable ".[interop]"
+	$(INTEROP)/bin/python -m pip install --quiet --constraint constraints-interop.txt --no-deps dictionary-learning e2e_sae
+	touch $@
+
+interop: $(INTEROP)/.installed
+	$(INTEROP)/bin/python -m pytest tests/interop
+
 benchmarks: setup
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/one_pass.py
@@ -33,4 +46,4 @@ checkpoints: setup
 	$(BIN)/python checkpoints/build.py
 
 clean:
-	rm -rf out $(VENV)
+	rm -rf out $(VENV) $(INTEROP)

@@ -88,34 +88,40 @@ def mapped(
     return replace(made, name=f"{source.name}#{part}" if part else source.name, path=source.path)
 
 
-@cache
 def formats() -> dict[str, ModuleType]:
-    """The formats that are installed, by name.
-
-    Raises:
-        DictlabError: One of them cannot be imported, or lacks one of its functions.
-    """
-    found = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            module = entry.load()
-        except Exception as error:  # another package's code
-            raise DictlabError(f"format {entry.name!r} cannot be loaded from {entry.value} ({error}).") from error
-        if not all(callable(getattr(module, name, None)) for name in ("recognise", "read")):
-            raise DictlabError(f"format {entry.name!r}: {entry.value} has no functions recognise and read.")
-        found[entry.name] = module
-    return found
+    """The formats that are installed, by name."""
+    return _installed()[0]
 
 
 def format_of(name: str) -> ModuleType:
     """A format by its name.
 
     Raises:
-        DictlabError: There is none of that name.
+        DictlabError: There is none of that name, or it cannot be loaded.
     """
-    if name not in formats():
-        raise DictlabError(f"format {name!r} is unknown; known are {', '.join(formats())}.")
-    return formats()[name]
+    found, broken = _installed()
+    if name in broken:
+        raise DictlabError(broken[name])
+    if name not in found:
+        raise DictlabError(f"format {name!r} is unknown; known are {', '.join(found)}.")
+    return found[name]
+
+
+@cache
+def _installed() -> tuple[dict[str, ModuleType], dict[str, str]]:
+    """The formats that can be loaded, and why the others cannot: one package's mistake leaves the rest alone."""
+    found, broken = {}, {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            module = entry.load()
+        except Exception as error:  # another package's code
+            broken[entry.name] = f"format {entry.name!r} cannot be loaded from {entry.value} ({error})."
+            continue
+        if all(callable(getattr(module, name, None)) for name in ("recognise", "read")):
+            found[entry.name] = module
+        else:
+            broken[entry.name] = f"format {entry.name!r}: {entry.value} has no functions recognise and read."
+    return found, broken
 
 
 def recognised(source: Source) -> list[str]:
@@ -188,5 +194,5 @@ def _unknown(path: str, sources: Sequence[Source]) -> str:
     return (
         f"{source.path}: no dictionary of a known format. Tensors: {listed}{more}; configurations beside it: "
         f"{configs}. Known formats: {', '.join(formats())}. A plain state dict can be read by saying which tensor is "
-        "what: see --map of dictlab convert."
+        f"what: see --map of dictlab convert.{''.join(f' {reason}' for reason in _installed()[1].values())}"
     )
