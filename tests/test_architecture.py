@@ -1,6 +1,7 @@
 """The floors of the design: imports go down only, wings and columns do not know each other. And the house is in order."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ ALLOWED = {
     "dictlab.normalisation": BASE,
     "dictlab.kernels": BASE | {"dictlab.codes", "dictlab.sparsity"},
     "dictlab.dictionary": BASE | {"dictlab.codes", "dictlab.sparsity", "dictlab.normalisation", "dictlab.kernels"},
-    "dictlab.formats": BASE | {"dictlab.sparsity", "dictlab.normalisation", "dictlab.dictionary"},
+    "dictlab.formats": BASE | {"dictlab.codes", "dictlab.sparsity", "dictlab.normalisation", "dictlab.dictionary"},
     "dictlab.text": BASE,
     "dictlab.hooks": BASE,
     "dictlab.lm": BASE | {"dictlab.hooks"},
@@ -92,5 +93,5 @@ def test_nothing_is_unpickled():
     """torch.load only with weights_only, and no pickle anywhere."""
     for path in [*FILES, *(ROOT / "checkpoints").glob("*.py")]:
         text = path.read_text()
-        assert "import pickle" not in text, path
+        assert not re.search(r"import pickle\b", text), path
         assert text.count("torch.load(") == text.count("weights_only=True"), path

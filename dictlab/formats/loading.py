@@ -22,10 +22,12 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats import hub, mapping
 from dictlab.formats.checks import check, check_shapes
+from dictlab.formats.fields import listed
 from dictlab.formats.source import EVERYWHERE, WEIGHTS, Source, weight_files
 
 GROUP = "dictlab.formats"
-SEEN = 12  # names of tensors listed in an error
+SEEN = 12  # names of folders listed in an error
+LONG = 2000  # characters of an error
 
 
 def load(
@@ -56,7 +58,7 @@ def load(
     try:
         check(dictionary)
     except DictlabError as error:
-        raise DictlabError(f"{dictionary.path}: {error}") from None
+        raise DictlabError(_one_line(f"{dictionary.path}: {error}")) from None
     return dictionary.to(device, torch.float32)
 
 
@@ -72,19 +74,29 @@ def mapped(
 
     Shapes are checked, numbers are not. For a look at a large dictionary's metadata, or at some of its rows.
     """
-    path, part = _parted(str(path))
-    local = hub.fetched(path)
-    if not local.exists():
-        raise DictlabError(f"{path}: no such file.")
-    sources = [Source.open(local, part=part, ignore=tuple(ignore), scale=scale)] if local.is_file() else []
-    if not local.is_file():
-        sources = _in_folder(local, Source(local, {}, part=part, ignore=tuple(ignore), scale=scale))
-    reader, source = _only(path, sources, format) if map is None else (None, _single(path, sources))
+    try:
+        return _mapped(str(path), format, map, scale, tuple(ignore))
+    except DictlabError as error:
+        raise DictlabError(_one_line(str(error))) from error
+    except OSError as error:
+        raise DictlabError(_one_line(f"{path}: cannot be read ({error.strerror or error}).")) from error
+
+
+def _mapped(
+    path: str, format: str | None, map: Mapping[str, str] | None, scale: float | None, ignore: tuple[str, ...]
+) -> Dictionary:
+    if map is not None and format is not None:
+        raise DictlabError(f"{path}: a mapping is given, and the format {format!r}; give one of the two.")
+    path, part = _parted(path)
+    local, known = hub.fetched(path)
+    like = Source(local, {}, part=part, ignore=ignore, scale=known if scale is None else scale)
+    sources, broken = ([like.other(local)], []) if local.is_file() else _in_folder(local, like)
+    reader, source = _only(local, sources, broken, format) if map is None else (None, _single(local, sources))
     try:
         made = mapping.read(source, map or {}) if reader is None else reader.read(source)
         check_shapes(dict(made._weights()))
     except DictlabError as error:
-        raise DictlabError(f"{source.path}: {error}") from None
+        raise DictlabError(f"{source.path}: {error}") from error
     return replace(made, name=f"{source.name}#{part}" if part else source.name, path=source.path)
 
 
@@ -144,55 +156,79 @@ def _parted(path: str) -> tuple[str, str | None]:
     return (file, part) if file and not Path(path).exists() else (path, None)
 
 
-def _in_folder(folder: Path, like: Source) -> list[Source]:
-    """The files of weights in a folder. One that cannot be opened may be another's business, so it is passed over."""
-    found = []
+def _in_folder(folder: Path, like: Source) -> tuple[list[Source], list[str]]:
+    """The files of weights in a folder, and what is wrong with those that cannot be opened: perhaps another's business.
+
+    Raises:
+        DictlabError: There is none.
+    """
+    found, broken = [], []
+    if not folder.exists():
+        raise DictlabError(f"{folder}: no such file.")
+    if not folder.is_dir():
+        raise DictlabError(f"{folder}: neither a file nor a folder.")
     for file in weight_files(folder):
         try:
-            found.append(Source.open(file, part=like.part, ignore=like.ignore, scale=like.scale))
-        except DictlabError:
-            continue
-    return found
+            found.append(like.other(file))
+        except DictlabError as error:
+            broken.append(str(error))
+    if not found:
+        has = _folders(_inner(folder)) or "no file of weights"
+        raise DictlabError(broken[0] if broken else f"{folder}: this is a folder with {has}.")
+    return found, broken
 
 
-def _only(path: str, sources: Sequence[Source], format: str | None) -> tuple[ModuleType, Source]:
+def _inner(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def _folders(inner: Sequence[Path]) -> str:
+    more = f" and {len(inner) - SEEN} more" if len(inner) > SEEN else ""
+    return f"folders ({', '.join(p.name for p in inner[:SEEN])}{more}); name one of them" if inner else ""
+
+
+def _only(
+    path: Path, sources: Sequence[Source], broken: Sequence[str], format: str | None
+) -> tuple[ModuleType, Source]:
     """The one dictionary among some files of weights, and who reads it."""
     if format is not None:
-        return format_of(format), _single(path, sources)
+        module = format_of(format)
+        own = [source for source in sources if module.recognise(source)]
+        return module, _single(path, own or sources)
     by_source = [(source, recognised(source)) for source in sources]
     found = [(source, names) for source, names in by_source if names]
+    if not found and path.is_dir() and (inner := [p for p in _inner(path) if weight_files(p) or _inner(p)]):
+        raise DictlabError(f"{path}: no dictionary lies in this folder itself, but it has {_folders(inner)}.")
     if not found:
-        raise DictlabError(_unknown(path, sources))
+        raise DictlabError(_unknown(sources[0], broken))
     if len(found) > 1:
         files = ", ".join(source.path.name for source, _ in found)
         raise DictlabError(f"{path}: this folder holds {len(found)} dictionaries ({files}); name one of the files.")
     source, names = found[0]
     if len(names) > 1:
-        raise DictlabError(f"{path}: it could be of the formats {' and '.join(names)}; say which with --format.")
+        raise DictlabError(f"{source.path}: it could be of the formats {' and '.join(names)}; say which with --format.")
     return formats()[names[0]], source
 
 
-def _single(path: str, sources: Sequence[Source]) -> Source:
+def _single(path: Path, sources: Sequence[Source]) -> Source:
     if len(sources) != 1:
         files = ", ".join(source.path.name for source in sources) or "none"
         raise DictlabError(f"{path}: expected one file of weights; found {files}.")
     return sources[0]
 
 
-def _unknown(path: str, sources: Sequence[Source]) -> str:
-    """What was found in a place where no dictionary is."""
-    if not sources:
-        folder = Path(path)
-        inner = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-        has = f"folders ({', '.join(inner[:SEEN])}); name one of them" if inner else "no file of weights"
-        return f"{path}: this is a folder with {has}."
-    source = sources[0]
-    names = list(source.tensors)
-    listed = ", ".join(f"{name} {list(source.tensors[name].shape)}" for name in names[:SEEN]) or "none"
-    more = f" and {len(names) - SEEN} more" if len(names) > SEEN else ""
-    configs = ", ".join(source.configs) or "none"
+def _unknown(source: Source, broken: Sequence[str]) -> str:
+    """What was found in a file that is no dictionary."""
+    configs = ", ".join([*source.configs, *(f"{name} ({why})" for name, why in source.damaged.items())]) or "none"
+    reasons = (*broken, *_installed()[1].values())
     return (
-        f"{source.path}: no dictionary of a known format. Tensors: {listed}{more}; configurations beside it: "
+        f"{source.path}: no dictionary of a known format. Tensors: {listed(source.tensors)}; configurations beside it: "
         f"{configs}. Known formats: {', '.join(formats())}. A plain state dict can be read by saying which tensor is "
-        f"what: see --map of dictlab convert.{''.join(f' {reason}' for reason in _installed()[1].values())}"
+        f"what: see --map of dictlab convert.{''.join(f' {reason}' for reason in reasons)}"
     )
+
+
+def _one_line(text: str) -> str:
+    """A message without what a file may have put into it to move the cursor."""
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return text if len(text) <= LONG else f"{text[:LONG]}..."

@@ -22,6 +22,7 @@ from dictlab import normalisation, sparsity
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError
 from dictlab.formats.checks import check, check_shapes
+from dictlab.formats.configs import line, plain
 from dictlab.formats.source import Source
 
 SCHEMA = 1
@@ -71,7 +72,7 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
     }
     try:
         written = json.dumps(header)
-        check(_assemble(json.loads(written), tensors))  # what is written can be read
+        check(_assemble(_header(written), tensors))  # what is written can be read
     except (DictlabError, TypeError, ValueError) as error:
         raise DictlabError(f"{path}: not saved: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,16 +110,22 @@ def read(source: Source) -> Dictionary:
     """The dictionary in a file of dictlab's.
 
     Raises:
-        DictlabError: Its header is damaged or of a later version, or tensors are missing or do not fit each other.
+        DictlabError: Its header is damaged or of a later version, tensors are missing or do not fit each other, or a
+            part or scale is given that it has no use for.
     """
+    if "dictlab" not in source.header:
+        raise DictlabError("dictlab did not write it: its header has no entry 'dictlab'.")
+    if source.part is not None or source.scale is not None:
+        what = f"#{source.part}" if source.part is not None else f"a scale of {source.scale}"
+        raise DictlabError(f"{what[:40]} is given beside it; it holds one dictionary, and says how inputs are scaled.")
     return _assemble(_header(source.header["dictlab"]), dict(source.tensors))
 
 
 def _header(text: str) -> dict[str, Any]:
     try:
-        header = json.loads(text)
+        header = plain(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise DictlabError(f"the header's entry 'dictlab' is damaged ({error}).") from error
+        raise DictlabError(f"the header's entry 'dictlab' is damaged ({line(error)}).") from error
     if not isinstance(header, dict) or "schema" not in header:
         raise DictlabError("the header's entry 'dictlab' is damaged (it names no schema).")
     schema = header["schema"]
