@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,11 +34,27 @@ def open_dictionaries(given: Sequence[DictionaryLike] | DictionaryLike, least: i
     opened = [open_dictionary(one) for one in ([given] if isinstance(given, DictionaryLike) else given)]
     if len(opened) < least:
         raise DictlabError(f"this analysis compares {least} or more dictionaries; {len(opened)} were given.")
+    opened = _told_apart(opened)
     names = [dictionary.name for dictionary in opened]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DictlabError(f"two dictionaries are called {twice!r}: rename a file, so that tables can tell them apart.")
     return opened
+
+
+def _told_apart(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
+    """Dictionaries from files of the same name get the name of the folder that differs in front."""
+    names = [dictionary.name for dictionary in dictionaries]
+    told = []
+    for dictionary in dictionaries:
+        alike = [other.path for other in dictionaries if other.name == dictionary.name and other.path is not None]
+        path, name = dictionary.path, dictionary.name
+        if path is not None and names.count(name) > 1 and len(set(alike)) == names.count(name):
+            folders = [other.absolute().parts for other in alike]
+            depth = next(i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1)
+            name = f"{path.absolute().parts[depth]}/{name}"
+        told.append(replace(dictionary, name=name))
+    return told
 
 
 def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], device: str = "cpu") -> LanguageModel:

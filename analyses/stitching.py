@@ -46,8 +46,9 @@ from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, firing_rates, site_of
+from dictlab.normalisation import to_record
 from dictlab.report import Plot, Report, Table
-from dictlab.sparsity import Activation, ReLU, Union, emitting
+from dictlab.sparsity import Activation, Union, emitting, side_by_side
 
 Select = Literal["effect", "cosine"]
 
@@ -75,14 +76,13 @@ def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"],
     emits = torch.cat([emitting(a.activation, a.n_latents), chosen[kept]])
     W_dec = torch.cat([a.W_dec, b.W_dec[kept]])
     parts = (*donors(a.activation, a.n_latents), *donors(moved, len(kept)))
-    plain = isinstance(a.activation, ReLU) and isinstance(b.activation, ReLU)
     return Dictionary(
         W_enc=torch.cat([a.W_enc, b.W_enc[:, kept]], dim=1),
         b_enc=torch.cat([a.b_enc, b.b_enc[kept]]),
         W_dec=torch.where(emits[:, None].to(W_dec.device), W_dec, 0.0),
         b_pre=a.b_pre,
         b_out=a.b_out,
-        activation=ReLU() if plain else Union(parts, emits),
+        activation=side_by_side(parts, emits),
         normalisation=a.normalisation,
         metadata=_stitched_metadata(small, large),
         name=name,
@@ -108,7 +108,7 @@ def joinable(small: Dictionary, large: Dictionary) -> tuple[Dictionary, Dictiona
     if a.normalisation != b.normalisation:
         a, b = a.uncentred(), b.uncentred()
     if a.normalisation != b.normalisation:
-        kinds = f"{a.normalisation.kind} and {b.normalisation.kind}"
+        kinds = " and ".join(str(to_record(d.normalisation)) for d in (a, b))
         raise DictlabError(f"{small.name} and {large.name} cannot be stitched: their input normalisations are {kinds}.")
     return a, b
 

@@ -132,6 +132,7 @@ def _rule(dictionary: Dictionary) -> Check:
     return Check("rule at run time", "pass", found, "codes of a token by itself")
 
 
+@torch.no_grad()
 def text_checks(
     dictionary: Dictionary, model: LanguageModel, text: Text, *, contexts: int = 64, seed: int = 0
 ) -> tuple[list[Check], Evaluation]:

@@ -154,19 +154,30 @@ def _train(
     _print_run(run)
 
 
-def _info(file: str, *, scale: float | None = None, ignore: tuple[str, ...] = ()) -> None:
+def _info(
+    file: str,
+    *,
+    format: str | None = None,
+    map: tuple[str, ...] = (),
+    scale: float | None = None,
+    ignore: tuple[str, ...] = (),
+) -> None:
     """What a dictionary is, where it came from, and how good it was at the end of training.
 
     Parameters
     ----------
     file
         A dictionary of any library's: a file, a folder, hf://owner/repo/path, or saelens://release/id.
+    format
+        The format to read; recognised from the content by default.
+    map
+        For a plain state dict, NAME=TENSOR for each of its parts, such as W_enc=encoder.weight.T.
     scale
         What its inputs are multiplied by, where its configuration does not say.
     ignore
         Fields of its configuration to pass over although they are unknown here.
     """
-    dictionary = mapped(file, scale=scale, ignore=ignore)
+    dictionary = mapped(file, format=format, map=_pairs(map), scale=scale, ignore=ignore)
     grid = Grid(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in describe(dictionary):
         grid.add_row(name, value, style=None)
@@ -211,8 +222,7 @@ def _convert(
     force
         Replace what is already there.
     """
-    pairs = dict(_pair(text) for text in map) or None
-    dictionary = load(source, format=format, map=pairs, scale=scale, ignore=ignore)
+    dictionary = load(source, format=format, map=_pairs(map), scale=scale, ignore=ignore)
     about = dictionary.metadata
     about = replace(about, site=site or about.site, model=model or about.model)
     written = conversion.write(replace(dictionary, metadata=about), target, to, force=force)
@@ -222,11 +232,17 @@ def _convert(
         console.print(f"Note: {note}", style="yellow", soft_wrap=True)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not name or not value:
-        raise DictlabError(f"--map {text!r}: expected NAME=TENSOR, such as W_enc=encoder.weight.T.")
-    return name, value
+def _pairs(texts: Sequence[str]) -> dict[str, str] | None:
+    """What --map says, or None where it was not given."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name or not value:
+            raise DictlabError(f"--map {text!r}: expected NAME=TENSOR, such as W_enc=encoder.weight.T.")
+        if name in pairs:
+            raise DictlabError(f"--map {text!r}: {name} is {pairs[name]!r} already.")
+        pairs[name] = value
+    return pairs or None
 
 
 def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., bool]:

@@ -42,8 +42,14 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
         DictlabError: The dictionary was trained on processed activations of a site where the difference is not known,
             or its input normalisation does not allow to express it.
     """
-    if dictionary.metadata.convention != "transformer_lens":
+    convention = dictionary.metadata.convention
+    if convention in (None, "huggingface"):
         return dictionary
+    if convention != "transformer_lens":
+        raise DictlabError(
+            f"{dictionary.name} reads the activations of {convention[:40]!r}; "
+            "known are huggingface and transformer_lens."
+        )
     site = site_in_blocks(dictionary.metadata.site or "")
     if CENTRED.fullmatch(site):
         moved = _centred(dictionary) if _has_layer_norm(model) else dictionary

@@ -25,7 +25,7 @@ from dictlab.codes import Codes, concatenate
 from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
 from dictlab.normalisation import Centred, NoNormalisation, Normalisation, Scale
-from dictlab.sparsity import Activation, emitting
+from dictlab.sparsity import Activation, emitting, from_record
 
 BLOCK = 1 << 25  # pre-activations held at once when encoding without gradients: 128 MiB in float32
 
@@ -167,7 +167,9 @@ class Dictionary:
         """The same dictionary elsewhere, or in another precision."""
         moved: dict[str, Any] = {name: t.to(device=device, dtype=dtype) for name, t in self._weights()}
         rate = None if self.firing_rate is None else self.firing_rate.to(device=device)
-        return replace(self, firing_rate=rate, **moved)
+        own = {name: t.to(device=device) for name, t in self.activation.tensors().items()}
+        activation = from_record(self.activation.record(), own, self.n_latents) if own else self.activation
+        return replace(self, firing_rate=rate, activation=activation, **moved)
 
     def in_input_units(self) -> Dictionary:
         """The same function with a constant input scale folded away; activations come out in the units of x.

@@ -33,7 +33,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dictlab.errors import DictlabError
 from dictlab.hooks import Place, adding_nothing, passing_on, standing_in, visiting, visiting_sum
-from dictlab.names import OUT_PROJECTION, site_in_blocks
+from dictlab.names import MLP_PROJECTION, OUT_PROJECTION, site_in_blocks
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention")
 MLP = ("mlp", "feed_forward", "ffn")
@@ -41,7 +41,6 @@ HOOK = re.compile(
     r"blocks\.(\d+)\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z|mlp\.hook_post)"
 )
 ATTENTION_PROJECTION = OUT_PROJECTION
-MLP_PROJECTION = ("c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out")
 # Norms that some models apply to what a half of a block adds.
 ATTENTION_NORM, MLP_NORM = ("post_attention_layernorm",), ("post_feedforward_layernorm",)
 
@@ -240,8 +239,8 @@ class LanguageModel:
             DictlabError: There is none of that name; the message says what is possible.
         """
         match = HOOK.fullmatch(site)
-        if match is None and site not in dict(self.model.named_modules()):
-            match = HOOK.fullmatch(site_in_blocks(site))  # a module's path from the base model's root
+        if match is None and self._path(site) is None:
+            match = HOOK.fullmatch(site_in_blocks(site))  # a block's path as another model has it
         if match is None:
             return self._module(site)
         block, hook = int(match[1]), match[2]
@@ -252,7 +251,9 @@ class LanguageModel:
             side = "in" if hook == "hook_resid_pre" else "out"
             return Place(block, hook.removeprefix("hook_"), module, side)
         if hook == "attn.hook_z":
-            return Place(block, "module", _child(_child(module, ATTENTION), ATTENTION_PROJECTION), "in")
+            attention = _child(module, ATTENTION)
+            inner = _find(attention, ATTENTION) or attention  # GPT-Neo's lies one deeper
+            return Place(block, "module", _child(inner, ATTENTION_PROJECTION), "in")
         if hook == "mlp.hook_post":
             return Place(block, "module", _child(_child(module, MLP), MLP_PROJECTION), "in")
         normed = _find(module, MLP_NORM) is not None  # the norm of attention's output goes by this name only then
@@ -334,10 +335,16 @@ class LanguageModel:
                 self._logits(tokens)
         return torch.equal(left[0], left[-1])
 
-    def _module(self, site: str) -> Place:
-        path, _, side = site.partition(":")
+    def _path(self, site: str) -> str | None:
+        """The path of a site's module, which may be given from the base model's root."""
+        path, base = site.partition(":")[0], getattr(self.model, "base_model_prefix", "")
         modules = dict(self.model.named_modules())
-        if not path or path not in modules or side not in ("", "in", "out"):
+        return next((full for full in (path, f"{base}.{path}") if path and full in modules), None)
+
+    def _module(self, site: str) -> Place:
+        path, side = self._path(site), site.partition(":")[2]
+        modules = dict(self.model.named_modules())
+        if path is None or side not in ("", "in", "out"):
             raise DictlabError(
                 f"site {site!r} is not in {self.name}. Write blocks.I.hook_resid_pre, hook_resid_mid, hook_resid_post, "
                 "hook_attn_out, hook_mlp_out, attn.hook_z or mlp.hook_post with I from 0 to "

@@ -13,12 +13,17 @@ BLOCK_LIST = r"(?:(?:transformer|model|gpt_neox|decoder|language_model)\.)*(?:h|
 ATTENTION = r"(?:attn|attention|self_attn|self_attention)"
 MLP = r"(?:mlp|feed_forward|ffn)"
 OUT_PROJECTION = ("c_proj", "o_proj", "out_proj", "dense")  # of attention
+MLP_PROJECTION = ("c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out")
 MODULE_SITES = (
     (rf"{BLOCK_LIST}\.(\d+):in", "blocks.{}.hook_resid_pre"),
     (rf"{BLOCK_LIST}\.(\d+)(?::out)?", "blocks.{}.hook_resid_post"),
     (rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}(?::out)?", "blocks.{}.hook_attn_out"),
     (rf"{BLOCK_LIST}\.(\d+)\.{MLP}(?::out)?", "blocks.{}.hook_mlp_out"),
-    (rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}\.(?:{'|'.join(OUT_PROJECTION)}):in", "blocks.{}.attn.hook_z"),
+    (
+        rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}(?:\.attention)?\.(?:{'|'.join(OUT_PROJECTION)}):in",
+        "blocks.{}.attn.hook_z",
+    ),
+    (rf"{BLOCK_LIST}\.(\d+)\.(?:{MLP}\.)?(?:{'|'.join(MLP_PROJECTION)}):in", "blocks.{}.mlp.hook_post"),
 )
 # Short names that TransformerLens gives to models of the Hub.
 SHORT = {"gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "bloom-560m": "bigscience/bloom-560m"}

@@ -70,8 +70,10 @@ class LayerNorm:
 
     def __call__(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, "tokens d_in"], Undo]:
         mean = x.mean(dim=-1, keepdim=True)
-        std = x.std(dim=-1, keepdim=True)
-        return (x - mean) / (std + self.eps), Undo(std, mean)
+        centred = x - mean
+        # not x.std, which warns of a batch without tokens and has no gradient at a constant one
+        std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / max(1, x.shape[-1] - 1) ** 0.5
+        return centred / (std + self.eps), Undo(std, mean)
 
 
 @dataclass(frozen=True)

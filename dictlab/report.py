@@ -219,7 +219,7 @@ def _listed(folder: Path) -> list[str]:
 
 def _described(dictionary: Dictionary) -> dict[str, Any]:
     digest = hashlib.sha256()
-    for _, weight in dictionary._weights():
+    for weight in (*dict(dictionary._weights()).values(), *dictionary.activation.tensors().values()):
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     metadata = dictionary.metadata
     return {

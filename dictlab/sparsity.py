@@ -15,7 +15,7 @@ written to files as a tagged record, its tensors beside it; a new one is one cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -170,9 +170,9 @@ class BatchTopK(_PerToken):
 
     def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
         chosen = z.flatten().topk(min(self.k * len(z), z.numel()), sorted=False).indices
-        mask = torch.zeros_like(z, dtype=torch.bool)
-        mask.view(-1)[chosen] = True
-        return _where(mask & (z > 0), z)
+        mask = torch.zeros(z.numel(), dtype=torch.bool, device=z.device)
+        mask[chosen] = True
+        return _where(mask.view(z.shape) & (z > 0), z)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +229,8 @@ class Gated:
         return _where((z + self.b_gate.to(z) > 0) & (magnitude > 0), magnitude)
 
     def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
-        return self.r_mag.to(indices.device)[indices].exp()
+        r_mag = self.r_mag.to(indices.device)[indices]
+        return r_mag.to(torch.promote_types(r_mag.dtype, torch.float32)).exp()
 
     def scaled(self, factor: float) -> Gated:
         return Gated(self.b_gate * factor, self.r_mag, self.b_mag * factor)
@@ -280,10 +281,11 @@ class Union:
         return Codes(all_values[keep][order], all_indices[keep][order], offsets_of(counts), z.shape[1])
 
     def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
-        slopes, start = torch.ones(len(indices), device=indices.device), 0
+        slopes, start = torch.ones(len(indices), device=indices.device, dtype=torch.float64), 0
         for width, activation in self.parts:
             own = (indices >= start) & (indices < start + width)
-            slopes[own] = torch.as_tensor(activation.slope(indices[own] - start), device=indices.device)
+            slope = activation.slope(indices[own] - start)
+            slopes[own] = slope.to(slopes) if isinstance(slope, Tensor) else slope
             start += width
         return slopes
 
@@ -305,6 +307,25 @@ class Union:
         return {"emits": self.emits, **own}
 
 
+def side_by_side(parts: Sequence[tuple[int, Activation]], emits: Bool[Tensor, " n_latents"]) -> Activation:
+    """The latents of several donors together: under one rule where that is the same function, else as a `Union`.
+
+    Args:
+        parts: The number of latents and the activation function of each donor, in order.
+        emits: False for a latent that only competes.
+    """
+    if emits.all() and all(isinstance(own, ReLU) for _, own in parts):
+        return ReLU()
+    if emits.all() and all(isinstance(own, ReLU | JumpReLU) for _, own in parts):
+        like = next(own.threshold for _, own in parts if isinstance(own, JumpReLU))
+        return JumpReLU(
+            torch.cat([own.threshold if isinstance(own, JumpReLU) else like.new_zeros(width) for width, own in parts])
+        )
+    if emits.all() and all(isinstance(own, Gated) for _, own in parts):
+        return Gated(*map(torch.cat, zip(*(own.tensors().values() for _, own in parts), strict=True)))
+    return Union(tuple(parts), emits)
+
+
 def emitting(activation: Activation, n_latents: int) -> Bool[Tensor, " n_latents"]:
     """False for latents that can never be active because they only compete."""
     if isinstance(activation, Union):
@@ -321,12 +342,18 @@ def from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_late
         n_latents: Of the dictionary that it belongs to.
 
     Raises:
-        DictlabError: Its kind is unknown, or what it needs is missing or of another shape.
+        DictlabError: Its kind is unknown, what it needs is missing or of another shape, or there is more than it needs.
     """
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in READERS:
         raise DictlabError(f"activation function {kind!r} is unknown; known are {', '.join(READERS)}.")
-    return READERS[kind](record, tensors, n_latents)
+    made = READERS[kind](record, tensors, n_latents)
+    unknown = sorted({*record, *tensors} - {*made.record(), *made.tensors()})
+    if unknown:
+        raise DictlabError(
+            f"activation function {kind}: {str(unknown[0])[:40]!r} is unknown here and may change the function."
+        )
+    return made
 
 
 def whole(value: Any, name: str) -> int:

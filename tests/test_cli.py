@@ -15,7 +15,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from dictlab import Dictionary, LanguageModel, Metadata, Report, TopK, __version__, cli, load, save
+from dictlab.normalisation import Centred, Scale
 from dictlab.report import Table
+from dictlab.sparsity import JumpReLU, Union
 
 SITE = "blocks.1.hook_resid_pre"
 D_MODEL = 8
@@ -124,12 +126,14 @@ def refuse(run, tmp_path):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ((), ("train", "stitch", "report", "info")),
+        ((), ("train", "stitch", "report", "info", "convert", "verify")),
         (("train",), ("--width", "--objective", "e2e+ds", "The language model")),
         (("stitch",), ("SMALL", "LARGE", "--select", "--refit", "--force", "The dictionary that is added to")),
         (("report",), ("geometry", "matching", "novelty", "pareto", "stitching")),
         (("report", "geometry"), ("DICTIONARIES", "--no-umap", "--seed", "--out")),
-        (("info",), ("FILE",)),
+        (("info",), ("FILE", "--format", "--map", "--scale", "--ignore")),
+        (("convert",), ("SOURCE", "TARGET", "--to", "--map", "--force")),
+        (("verify",), ("DICTIONARY", "--model", "--contexts", "--out")),
     ],
     ids=lambda value: " ".join(value) or "dictlab",
 )
@@ -195,6 +199,101 @@ def test_info_shows_text_from_a_file_as_it_is(run, tmp_path):
     assert ran.status == 0
     for needle in ("[/red] :smile:", "[bold]", "[red]a"):
         assert needle in ran.out
+
+
+def test_info_shows_the_new_rules_and_what_a_reader_noted(run, tmp_path):
+    about = {"convention": "transformer_lens", "library": "SAELens 6", "notes": ("one thing", "and another")}
+    emits = torch.arange(12) % 2 > 0
+    union = Union(((4, JumpReLU(torch.zeros(4))), (8, TopK(2))), emits)
+    dictionary = replace(build("x", **about), activation=union, normalisation=Centred(Scale(0.5)))
+    ran = run("info", save(dictionary, tmp_path / "mine.safetensors", torch.bfloat16))
+    assert ran.status == 0
+    for needle in (
+        "6 only compete", "union: 4 latents jumprelu, 8 latents topk, k 2", "centred, then scale, factor 0.5",
+        "the model as TransformerLens processes it", "bfloat16", "SAELens 6", "one thing", "and another",
+    ):  # fmt: skip
+        assert needle in ran.out
+
+
+# convert
+
+
+@pytest.fixture
+def state_dict(tmp_path):
+    """Weights as somebody's training loop left them, and the dictionary that they are."""
+    dictionary = build("x", seed=5)
+    tensors = {"enc.weight": dictionary.W_enc.T, "enc.bias": dictionary.b_enc + 0.1, "dec": dictionary.W_dec}
+    path = tmp_path / "loop.pt"
+    torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path, replace(dictionary, b_enc=dictionary.b_enc + 0.1)
+
+
+MAPPING = ("W_enc=enc.weight.T", "b_enc=enc.bias", "W_dec=dec", "b_dec=zero", "activation=topk:3", "normalisation=none")
+
+
+def test_convert_writes_a_file_that_loads_and_tells_where(run, refuse, pair, tmp_path):
+    ran = run("convert", pair[0], "made.safetensors", "--site", "blocks.0.hook_resid_pre", "--model", "another")
+    assert ran.status == 0 and ran.err == "" and "Dictionary: made.safetensors" in ran.out
+    one, other = load(pair[0]), load("made.safetensors")
+    assert torch.equal(one.W_enc, other.W_enc)
+    assert (other.metadata.site, other.metadata.model) == ("blocks.0.hook_resid_pre", "another")
+    refuse("convert", pair[1], "made.safetensors", says=("made.safetensors exists already", "--force"))
+    assert run("convert", pair[1], "made.safetensors", "--force").status == 0
+    assert load("made.safetensors").n_latents == 24
+
+
+def test_a_plain_state_dict_is_shown_and_converted_by_saying_which_tensor_is_what(run, state_dict, tmp_path):
+    path, dictionary = state_dict
+    shown = run("info", path, "--map", *MAPPING)
+    assert shown.status == 0 and "12 latents x 8" in shown.out and "topk, k 3" in shown.out
+    ran = run("convert", path, "made.safetensors", "--map", *MAPPING, "--site", SITE)
+    assert ran.status == 0, ran.err
+    made, x = load("made.safetensors"), torch.randn(20, D_MODEL)
+    torch.testing.assert_close(made.reconstruct(x), dictionary.reconstruct(x))
+    assert made.metadata.site == SITE
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        (("W_enc",), ("--map 'W_enc'", "NAME=TENSOR")),
+        (("=enc",), ("--map '=enc'", "NAME=TENSOR")),
+        (("W_enc=",), ("--map 'W_enc='", "NAME=TENSOR")),
+        (("W_enc=a", "W_enc=b"), ("--map 'W_enc=b'", "'a' already")),
+        ((*MAPPING, "b_enk=enc.bias"), ("loop.pt", "b_enk", "W_enc")),
+        (("W_enc=no_such", *MAPPING[1:]), ("loop.pt", "no_such", "enc.weight")),
+    ],
+    ids=lambda value: value[-1],
+)
+def test_a_mapping_that_makes_no_sense_is_refused_and_nothing_written(refuse, state_dict, pairs, says):
+    refuse("convert", state_dict[0], "made.safetensors", "--map", *pairs, says=says)
+    refuse("info", state_dict[0], "--map", *pairs, says=says)
+
+
+def test_convert_refuses_what_it_cannot_read_or_write(refuse, pair, state_dict):
+    refuse("convert", "gone.safetensors", "made.safetensors", says=("gone.safetensors", "no such file"))
+    refuse("convert", pair[0], "made.safetensors", "--to", "nonsense", says=("'nonsense'", "saelens"))
+    refuse("convert", pair[0], "made", "--to", "gemma_scope", says=("only read", "dictlab"))
+    refuse("convert", pair[0], "made.pt", says=("made.pt: not written", ".safetensors"))
+    refuse("convert", state_dict[0], "made.safetensors", says=("loop.pt", "enc.weight", "--map"))
+    both = ("--map", *MAPPING, "--format", "saelens")
+    refuse("convert", state_dict[0], "made.safetensors", *both, says=("a mapping", "'saelens'"))
+    refuse("convert", pair[0], "made.safetensors", "--scale", "2", says=("small.safetensors", "scale of 2.0"))
+
+
+# verify
+
+
+def test_verify_checks_a_file_in_its_model_and_leaves_a_report(run, refuse, pair, texts, tmp_path):
+    ran = run("verify", pair[0], "--text", texts, "--contexts", "8")
+    assert ran.status in (0, 1) and "dictlab:" not in ran.err
+    frame = pd.read_csv(tmp_path / "out" / "verification-small" / "checks.csv")
+    assert (ran.status == 1) == (frame["result"] == "fail").any()
+    assert {"numbers are finite", "scale of the reconstruction", "stated L0"} <= set(frame["check"])
+    assert json.loads((tmp_path / "out" / "verification-small" / "report.json").read_text())["provenance"]["command"].startswith("dictlab verify ")  # fmt: skip
+    refuse("verify", pair[0], "--text", texts, says=("verification-small", "already holds a report"))
+    refuse("verify", pair[0], "--contexts", "1", "--out", "new", says=("contexts is 1",))
+    refuse("verify", "gone.safetensors", says=("gone.safetensors", "no such file"))
 
 
 # train
@@ -360,7 +459,9 @@ def test_info_of_no_dictionary(refuse, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     refuse("info", "bad.safetensors", says=("bad.safetensors", "damaged"))
     refuse("info", "gone.safetensors", says=("gone.safetensors", "no such file"))
-    refuse("info", tmp_path, says=("folder",))
+    refuse("info", tmp_path, says=("bad.safetensors", "damaged"))
+    (tmp_path / "empty").mkdir()
+    refuse("info", tmp_path / "empty", says=("folder", "no file of weights"))
     refuse("info", says=("--file",))
     refuse("info", "bad.safetensors", "another", says=("another", "--help"))
 

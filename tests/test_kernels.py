@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from dictlab.codes import Codes
 from dictlab.kernels import sparse
-from dictlab.sparsity import ReLU, TopK
+from dictlab.sparsity import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK, Union
+from tests.test_sparsity import every, gated, jumprelu
 
 ACTIVATIONS = [ReLU(), TopK(3), TopK(30), TopK(1)]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -20,19 +21,41 @@ def problem(tokens: int, n: int, d: int, seed: int, dtype: torch.dtype = torch.f
 
 
 def dense_reference(h, W_enc, b_enc, W_dec, activation):
-    """The same by plain operators on full matrices; the selection itself has no gradient."""
-    z = h @ W_enc + b_enc
-    mask = torch.zeros_like(z)
+    """The same by plain operators on full matrices."""
+    return dense_codes(h @ W_enc + b_enc, activation) @ W_dec
+
+
+def dense_codes(z, activation):
+    """The formula on the full matrix of pre-activations; the selection itself has no gradient."""
+    if isinstance(activation, Union):
+        parts = z.split([width for width, _ in activation.parts], dim=1)
+        made = [dense_codes(part, own) for part, (_, own) in zip(parts, activation.parts, strict=True)]
+        return torch.cat(made, dim=1) * activation.emits
+    if isinstance(activation, JumpReLU):
+        return torch.relu(z) * (z > activation.threshold.to(z))
+    if isinstance(activation, Gated):
+        b_gate, r_mag, b_mag = (t.to(z) for t in activation.tensors().values())
+        return (z + b_gate > 0) * torch.relu(z * r_mag.exp() + b_mag)
+    mask, n = torch.zeros_like(z), z.shape[1]
     if isinstance(activation, TopK):
-        mask.scatter_(1, z.topk(min(activation.k, z.shape[1]), dim=1).indices, 1.0)
+        mask.scatter_(1, z.topk(min(activation.k, n), dim=1).indices, 1.0)
+    elif isinstance(activation, AbsTopK):
+        mask.scatter_(1, z.abs().topk(min(activation.k, n), dim=1).indices, 1.0)
+        return z * mask
+    elif isinstance(activation, GroupMax):
+        grouped = z.unflatten(1, (activation.k, -1))
+        mask.view(grouped.shape).scatter_(2, grouped.argmax(dim=2, keepdim=True), 1.0)
+    elif isinstance(activation, BatchTopK):
+        mask.view(-1)[z.flatten().topk(min(activation.k * len(z), z.numel())).indices] = 1.0
     else:
         mask.fill_(1.0)
-    return torch.relu(z) * mask @ W_dec
+    return torch.relu(z) * mask
 
 
-@given(st.integers(1, 7), st.integers(1, 30), st.integers(1, 9), st.integers(0, 10_000), st.sampled_from(ACTIVATIONS))
-def test_values_and_gradients_agree_with_dense_autograd(tokens, n, d, seed, activation):
+@given(st.integers(1, 7), st.integers(1, 30), st.integers(1, 9), st.integers(0, 10_000), st.data())
+def test_values_and_gradients_agree_with_dense_autograd(tokens, n, d, seed, data):
     """1e-5 absolute and relative: float32 sums of at most 30 terms of order 10."""
+    activation = data.draw(st.sampled_from([*ACTIVATIONS, *every(n, 3, seed)]))
     inputs = problem(tokens, n, d, seed)
     h, W_enc, b_enc, W_dec = inputs
     weight = torch.randn(tokens, d, generator=torch.Generator().manual_seed(1))
@@ -45,10 +68,38 @@ def test_values_and_gradients_agree_with_dense_autograd(tokens, n, d, seed, acti
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, *every(9, 3, 0)], ids=lambda activation: activation.kind)
 def test_gradients_pass_gradcheck(activation):
     inputs = problem(6, 9, 5, 3, torch.float64)
     assert torch.autograd.gradcheck(lambda h, E, b, D: sparse.decode(sparse.encode(h, E, b, activation), D), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_do_not_care_in_which_precision_a_threshold_or_gate_is_kept(dtype):
+    """Against dense autograd at 1e-4, which reads the same rounded numbers and computes in float32."""
+    for exact in (jumprelu(9), gated(9), Union(((9, gated(9)),), torch.ones(9).bool())):
+        own = (
+            tensor.to(dtype) for tensor in (exact.parts[0][1] if isinstance(exact, Union) else exact).tensors().values()
+        )
+        made = (JumpReLU if isinstance(exact, JumpReLU) else Gated)(*own)
+        activation = Union(((9, made),), torch.ones(9).bool()) if isinstance(exact, Union) else made
+        inputs = problem(6, 9, 5, 3)
+        h, W_enc, b_enc, W_dec = inputs
+        found = torch.autograd.grad(
+            sparse.decode(sparse.encode(h, W_enc, b_enc, activation), W_dec).square().sum(), inputs
+        )
+        wanted = torch.autograd.grad(dense_reference(*inputs, activation).square().sum(), inputs)
+        for one, other in zip(found, wanted, strict=True):
+            assert one.dtype == torch.float32
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+
+
+def test_half_a_unions_slope_is_not_rounded_to_less_than_its_parts():
+    """A gate's factor in float64 survives beside a part whose slope is 1."""
+    own = gated(4)
+    precise = Gated(own.b_gate.double(), own.r_mag.double(), own.b_mag.double())
+    union = Union(((2, ReLU()), (4, precise)), torch.ones(6).bool())
+    assert torch.equal(union.slope(torch.tensor([0, 3, 5, 1])), torch.cat([torch.ones(1), precise.r_mag[[1, 3]].exp(), torch.ones(1)]).double())  # fmt: skip
 
 
 def test_entries_that_repeat_add_up():
@@ -76,7 +127,7 @@ def test_products_are_taken_at_the_entries_only():
 
 @cuda
 @pytest.mark.cuda
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, *every(30, 3, 0)], ids=lambda activation: activation.kind)
 def test_cuda_agrees_with_cpu(activation):
     inputs = problem(50, 30, 9, 0)
     results = []

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dictlab import Dictionary, DictlabError, Metadata, ReLU, TopK, load, save
-from dictlab.normalisation import LayerNorm, NoNormalisation, Scale
-from dictlab.sparsity import Union
+from dictlab.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.sparsity import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, Union
+from tests.test_sparsity import every, gated, jumprelu
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_pre", "b_out")
 RELAXED = settings(
@@ -45,24 +46,50 @@ def build(n_latents: int = 6, d_in: int = 4, seed: int = 0, **changes) -> Dictio
 # Round trips
 
 
-plain_activations = st.one_of(st.just(ReLU()), st.integers(1, 50).map(TopK))
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def tensors(*shape: int):
+    count = int(np.prod(shape))
+    values = st.lists(finite, min_size=count, max_size=count)
+    return values.map(lambda numbers: torch.tensor(numbers, dtype=torch.float32).reshape(shape))
+
+
+def plain_activations(n_latents: int):
+    """Any rule but a union, for so many latents."""
+    vector, k = tensors(n_latents), st.integers(1, 50)
+    return st.one_of(
+        st.just(ReLU()),
+        *(k.map(kind) for kind in (TopK, AbsTopK, BatchTopK)),
+        st.sampled_from([k for k in range(1, n_latents + 1) if n_latents % k == 0]).map(GroupMax),
+        vector.map(JumpReLU),
+        st.builds(Gated, vector, vector, vector),
+    )
 
 
 @st.composite
 def activations(draw, n_latents: int):
     if n_latents < 2 or draw(st.booleans()):
-        return draw(plain_activations)
+        return draw(plain_activations(n_latents))
     cut = draw(st.integers(1, n_latents - 1))
     emits = torch.tensor(draw(st.lists(st.booleans(), min_size=n_latents, max_size=n_latents)))
-    return Union(((cut, draw(plain_activations)), (n_latents - cut, draw(plain_activations))), emits)
+    return Union(
+        ((cut, draw(plain_activations(cut))), (n_latents - cut, draw(plain_activations(n_latents - cut)))), emits
+    )
 
 
 positive = st.floats(1e-30, 1e30)
-normalisations = st.one_of(
-    st.just(NoNormalisation()), positive.map(Scale), positive.map(LayerNorm), st.just(LayerNorm(0.0))
+plain_normalisations = st.one_of(
+    st.just(NoNormalisation()),
+    st.just(ConstantNorm()),
+    positive.map(Scale),
+    positive.map(LayerNorm),
+    st.just(LayerNorm(0.0)),
 )
+normalisations = st.one_of(plain_normalisations, plain_normalisations.map(Centred))
+integers = st.integers(-(1 << 63), (1 << 64) - 1)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    st.none() | st.booleans() | integers | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
@@ -74,20 +101,16 @@ metadata = st.builds(
     model_fingerprint=names,
     site=names,
     objective=names,
-    seed=st.none() | st.integers(),
-    tokens=st.none() | st.integers(0),
+    seed=st.none() | integers,
+    tokens=st.none() | st.integers(0, (1 << 64) - 1),
     training=records,
     metrics=records,
     sources=st.lists(st.text(max_size=8), max_size=3).map(tuple),
     library=names,
+    convention=names,
+    foreign=records,
+    notes=st.lists(st.text(max_size=8), max_size=3).map(tuple),
 )
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-
-
-def tensors(*shape: int):
-    count = int(np.prod(shape))
-    values = st.lists(finite, min_size=count, max_size=count)
-    return values.map(lambda numbers: torch.tensor(numbers, dtype=torch.float32).reshape(shape))
 
 
 @st.composite
@@ -130,17 +153,28 @@ def test_what_is_loaded_is_what_was_saved_bit_for_bit(tmp_path, dictionary):
 
 
 @pytest.mark.parametrize(
-    "activation",
-    [ReLU(), TopK(3), Union(((4, TopK(2)), (2, ReLU())), torch.tensor([True, False, True, True, False, True]))],
-    ids=lambda activation: activation.kind,
+    "activation", [*every(6, 3, 0), Union(((4, gated(4)), (2, jumprelu(2))), torch.ones(6) > 0)], ids=lambda a: a.kind
 )
-@pytest.mark.parametrize("normalisation", [NoNormalisation(), Scale(0.3), LayerNorm()], ids=lambda n: n.kind)
+@pytest.mark.parametrize(
+    "normalisation",
+    [NoNormalisation(), Scale(0.3), LayerNorm(), ConstantNorm(), Centred(Scale(0.3))],
+    ids=lambda n: n.kind,
+)
 def test_a_loaded_dictionary_does_what_the_saved_one_did(tmp_path, activation, normalisation):
     dictionary = build(activation=activation, normalisation=normalisation)
     loaded = load(save(dictionary, tmp_path / "a.safetensors"))
     x = torch.randn(20, 4, generator=torch.Generator().manual_seed(9))
     assert torch.equal(loaded.encode(x).dense(), dictionary.encode(x).dense())
     assert torch.equal(loaded.reconstruct(x), dictionary.reconstruct(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_thresholds_and_gates_keep_their_precision_in_a_half_precision_file(tmp_path, dtype):
+    """A threshold that is rounded decides otherwise."""
+    for activation in (jumprelu(6), gated(6), Union(((2, jumprelu(2)), (4, gated(4))), torch.ones(6) > 0)):
+        loaded = load(save(build(activation=activation), tmp_path / "half.safetensors", dtype))
+        for name, tensor in activation.tensors().items():
+            assert same_bits(loaded.activation.tensors()[name], tensor), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -294,6 +328,45 @@ def test_a_wrong_shape_is_named_with_the_right_one(path, name, shape):
         load(write(path, weights=weights))
 
 
+@pytest.mark.parametrize(("kind", "names"), [("jumprelu", ("threshold",)), ("gated", ("b_gate", "r_mag", "b_mag"))])
+def test_the_tensors_of_an_activation_function_are_checked_like_the_others(path, kind, names):
+    whole = {name: getattr(build(), name) for name in WEIGHTS} | {f"activation.{n}": torch.ones(6) for n in names}
+    header = valid_header(activation={"kind": kind})
+    assert load(write(path, header, whole)).activation.kind == kind
+    for name in names:
+        key = f"activation.{name}"
+        with refused(path, kind, name, "missing"):
+            load(write(path, header, {n: t for n, t in whole.items() if n != key}))
+        with refused(path, name, "shape [5]", "[6]"):
+            load(write(path, header, whole | {key: torch.ones(5)}))
+        with refused(path, key, "1 values", "NaN or infinite"):
+            load(write(path, header, whole | {key: torch.tensor([1, 2, 3, 4, float("nan"), 6.0])}))
+        with refused(path, key, "int64"):
+            load(write(path, header, whole | {key: torch.ones(6, dtype=torch.long)}))
+
+
+def test_a_tensor_or_field_that_would_be_passed_over_is_refused(path):
+    weights = {name: getattr(build(), name) for name in WEIGHTS}
+    with refused(path, "'threshold' is unknown"):
+        load(write(path, valid_header(), weights | {"activation.threshold": torch.ones(6)}))
+    with refused(path, "'bandwidth' is unknown"):
+        load(write(path, valid_header(activation={"kind": "relu", "bandwidth": 1})))
+
+
+def test_a_part_or_scale_that_the_file_has_no_use_for_is_refused(path):
+    write(path)
+    with refused(path, "#blocks.3", "one dictionary"):
+        load(f"{path}#blocks.3")
+    with refused(path, "scale of 2.0"):
+        load(path, scale=2.0)
+
+
+def test_a_file_that_is_forced_to_be_dictlabs_is_named(path):
+    save_file({"x": torch.zeros(2)}, path)
+    with refused(path, "dictlab did not write it"):
+        load(path, format="dictlab")
+
+
 def test_a_wrong_shape_of_the_emitting_latents_is_refused(path):
     header = valid_header(activation={"kind": "union", "parts": [[6, {"kind": "relu"}]]})
     weights = {name: getattr(build(), name) for name in WEIGHTS} | {"activation.emits": torch.ones(5, dtype=torch.bool)}
@@ -367,7 +440,12 @@ def test_donors_that_make_no_union_are_refused(path, parts):
         {"kind": "scale", "factor": None},
         {"kind": "scale", "factor": float("nan")},
         {"kind": "scale", "factor": float("inf")},
-        {"kind": "scale", "factor": 10**400},
+        {"kind": "scale", "factor": 10**18, "then": {"kind": "none"}},
+        {"kind": "centred"},
+        {"kind": "centred", "then": "none"},
+        {"kind": "centred", "then": {"kind": "centred", "then": {"kind": "none"}}},
+        {"kind": "centred", "then": {"kind": "scale", "factor": 0}},
+        {"kind": "constant_norm", "eps": 1.0},
         {"kind": "scale", "factor": 1.0, "shift": 2.0},
         {"kind": "none", "factor": 1.0},
         {"kind": "layer_norm", "eps": -1e-5},
@@ -413,6 +491,10 @@ def test_a_part_of_the_header_that_is_no_object_is_named(path, entry, value):
         ("sources", "ab"),
         ("sources", [1, 2]),
         ("library", {"name": "x" * 500}),
+        ("convention", ["huggingface"]),
+        ("foreign", "cfg"),
+        ("notes", "one"),
+        ("notes", [1]),
     ],
 )
 def test_metadata_of_the_wrong_type_is_named(path, field, value):
@@ -451,10 +533,15 @@ def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
         (build(b_out=torch.zeros(5)), None, "b_out"),
         (build(metadata=Metadata(training={"text": object()})), None, "JSON"),
         (build(metadata=Metadata(seed="0")), None, "seed"),  # type: ignore[arg-type]
+        (build(metadata=Metadata(seed=1 << 70)), None, "64 bits"),
+        (build(metadata=Metadata(notes=(1,))), None, "notes"),  # type: ignore[arg-type]
+        (build(activation=JumpReLU(torch.full((6,), float("inf")))), None, "activation.threshold"),
+        (build(activation=JumpReLU(torch.zeros(5))), None, "threshold"),
+        (build(activation=GroupMax(4)), None, "groups"),
         (build(normalisation=Scale(0.0)), None, "factor"),
         (build(activation=TopK(0)), None, "k is 0"),
     ],
-    ids=["NaN", "overflow in half precision", "shape", "metadata", "metadata type", "scale", "k"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_could_not_be_loaded_is_not_saved_and_the_old_file_stays(tmp_path, broken, dtype, needle):
     path = save(build(), tmp_path / "a.safetensors")

@@ -11,18 +11,21 @@ from analyses import refit
 from analyses.refit import refit_bias, refit_decoder
 from analyses.stitching import join, stitching
 from dictlab import DictlabError, ReLU, Text, TopK, load, save
-from dictlab.normalisation import LayerNorm, Scale
-from dictlab.sparsity import Union
+from dictlab.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.sparsity import AbsTopK, BatchTopK, GroupMax, Union
 from tests.planted import SITE, random_dictionary, tiny_model
 from tests.test_novelty import planted
+from tests.test_sparsity import gated, jumprelu
 
 X = 2 * torch.randn(300, 8, generator=torch.Generator().manual_seed(0)) + 1
 CHOSEN = torch.arange(30) % 3 == 0
 
 
-@pytest.mark.parametrize("first", [ReLU(), TopK(4)])
-@pytest.mark.parametrize("second", [ReLU(), TopK(6)])
-@pytest.mark.parametrize("normalisation", [None, Scale(0.3), LayerNorm()])
+@pytest.mark.parametrize("first", [ReLU(), TopK(4), AbsTopK(3), jumprelu(20, 1), gated(20, 1)])
+@pytest.mark.parametrize("second", [ReLU(), TopK(6), GroupMax(5), BatchTopK(2), jumprelu(30, 2), gated(30, 2)])
+@pytest.mark.parametrize(
+    "normalisation", [None, Scale(0.3), LayerNorm(), ConstantNorm(), Centred(), Centred(Scale(2.0))]
+)
 def test_the_joined_codes_are_smalls_and_beside_them_larges_at_the_chosen_latents(first, second, normalisation):
     small = random_dictionary(20, 8, seed=1, activation=first, normalisation=normalisation)
     large = random_dictionary(30, 8, seed=2, activation=second, normalisation=normalisation)
@@ -33,14 +36,49 @@ def test_the_joined_codes_are_smalls_and_beside_them_larges_at_the_chosen_latent
     torch.testing.assert_close(found[:, emits], torch.cat([f, g[:, CHOSEN]], dim=1), atol=1e-5, rtol=1e-5)
     assert not found[:, ~emits].any()
     scale = torch.as_tensor(small.normalisation(X)[1].scale)
-    units = 1 / getattr(normalisation, "factor", 1.0)
-    added = (g[:, CHOSEN] @ large.W_dec[CHOSEN]) * (1.0 if units != 1 else scale)
+    in_units = isinstance(getattr(normalisation, "then", normalisation), Scale)
+    added = (g[:, CHOSEN] @ large.W_dec[CHOSEN]) * (1.0 if in_units else scale)
     torch.testing.assert_close(joined.reconstruct(X), small.reconstruct(X) + added, atol=1e-4, rtol=1e-4)
 
 
 def test_two_relu_dictionaries_join_to_a_relu_dictionary_without_rivals():
     joined = join(*(random_dictionary(30, 8, seed=s, activation=ReLU()) for s in (1, 2)), CHOSEN)
     assert joined.activation == ReLU() and joined.n_latents == 40
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [
+        (jumprelu(30, 1), jumprelu(30, 2), "jumprelu"),
+        (ReLU(), jumprelu(30, 2), "jumprelu"),
+        (gated(30, 1), gated(30, 2), "gated"),
+        (gated(30, 1), ReLU(), "union"),
+    ],
+)
+def test_dictionaries_of_one_rule_join_to_one_of_that_rule_without_rivals(first, second, kind):
+    """So that another library can express the result."""
+    made = [random_dictionary(30, 8, seed=s, activation=own) for s, own in ((1, first), (2, second))]
+    joined = join(*made, CHOSEN)
+    assert joined.activation.kind == kind and joined.n_latents == 40
+    expected = torch.cat([made[0].encode(X).dense(), made[1].encode(X).dense()[:, CHOSEN]], dim=1)
+    torch.testing.assert_close(joined.encode(X).dense(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", [ReLU(), TopK(4), jumprelu(20, 1), gated(20, 1)])
+@pytest.mark.parametrize("second", [TopK(6), jumprelu(30, 2), gated(30, 2)])
+@pytest.mark.parametrize("normalisations", [(Centred(), None), (None, Centred()), (Centred(Scale(0.5)), Scale(3.0))])
+def test_a_centred_dictionary_and_a_plain_one_are_joined_with_the_codes_of_both(first, second, normalisations):
+    """What is decoded is both's own directions; the mean that centring gives back is not among them."""
+    small = random_dictionary(20, 8, seed=1, activation=first, normalisation=normalisations[0])
+    large = random_dictionary(30, 8, seed=2, activation=second, normalisation=normalisations[1])
+    joined = join(small, large, CHOSEN)
+    assert joined.normalisation == NoNormalisation()
+    f, g = small.in_input_units().encode(X).dense(), large.in_input_units().encode(X).dense()
+    found = joined.encode(X).dense()
+    torch.testing.assert_close(found[:, joined.alive], torch.cat([f, g[:, CHOSEN]], dim=1), atol=1e-5, rtol=1e-5)
+    b_out = small.in_input_units().b_out
+    expected = f @ small.W_dec + g[:, CHOSEN] @ large.W_dec[CHOSEN] + b_out
+    torch.testing.assert_close(joined.reconstruct(X), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_rivals_that_were_not_taken_still_compete():
@@ -52,8 +90,17 @@ def test_rivals_that_were_not_taken_still_compete():
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_a_stitched_dictionary_can_be_stitched_again_and_saved(order, tmp_path):
-    made = [random_dictionary(30, 8, seed=s, activation=k) for s, k in ((1, TopK(3)), (2, TopK(4)), (3, ReLU()))]
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ((1, TopK(3)), (2, TopK(4)), (3, ReLU())),
+        ((1, jumprelu(30, 1)), (2, TopK(4)), (3, gated(30, 3))),
+        ((1, jumprelu(30, 1)), (2, ReLU()), (3, gated(30, 3))),
+        ((1, jumprelu(30, 1)), (2, jumprelu(30, 2)), (3, ReLU())),
+    ],
+)
+def test_a_stitched_dictionary_can_be_stitched_again_and_saved(order, kinds, tmp_path):
+    made = [random_dictionary(30, 8, seed=s, activation=k) for s, k in kinds]
     a, b, c = (made[i] for i in order)
     expected = [d.folded().encode(X).dense() for d in (a, b, c)]
     for twice, f in (
@@ -67,6 +114,8 @@ def test_a_stitched_dictionary_can_be_stitched_again_and_saved(order, tmp_path):
 def test_dictionaries_that_normalise_differently_are_not_stitched():
     with pytest.raises(DictlabError, match="layer_norm"):
         join(random_dictionary(name="a"), random_dictionary(name="b", normalisation=LayerNorm()), torch.ones(24).bool())
+    with pytest.raises(DictlabError, match=r"1e-05.*0\.1"):
+        join(*(random_dictionary(normalisation=LayerNorm(eps)) for eps in (1e-5, 0.1)), torch.ones(24).bool())
 
 
 @pytest.mark.parametrize("normalisation", [None, Scale(0.3), LayerNorm()])

@@ -85,6 +85,7 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         h, W_enc, values, indices, offsets = ctx.saved_tensors
         slope = ctx.activation.slope(indices)
+        slope = slope.to(values) if isinstance(slope, Tensor) else slope
         codes = Codes(grad_values * (values != 0) * slope, indices, offsets, W_enc.shape[1])
         grad_h = decode(codes, W_enc.T) if ctx.needs_input_grad[0] else None
         grad_W = transposed(codes, h).T if ctx.needs_input_grad[1] else None
