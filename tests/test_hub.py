@@ -314,12 +314,14 @@ def test_without_saelens_its_names_are_refused_with_what_to_do(monkeypatch):
         fetched("saelens://gpt2-small-res-jb/blocks.8.hook_resid_pre")
 
 
-def test_the_scale_of_a_registry_reaches_the_reader_unless_another_is_given(monkeypatch, tmp_path):
+def test_the_scale_of_a_registry_reaches_the_reader_beside_one_that_is_given(monkeypatch, tmp_path):
     path = save(random_dictionary(), tmp_path / "a.safetensors")
     scales = []
     read = native.read
-    monkeypatch.setattr(native, "read", lambda s: scales.append(s.scale) or read(replace(s, scale=None)))
+    monkeypatch.setattr(
+        native, "read", lambda s: scales.append((s.scale, s.registered)) or read(replace(s, scale=None))
+    )
     monkeypatch.setattr(hub, "fetched", lambda name: hub.Fetched(path, 2.5))
     loading.load("saelens://a/b")
     loading.load("saelens://a/b", scale=3.0)
-    assert scales == [2.5, 3.0]
+    assert scales == [(None, 2.5), (3.0, 2.5)]

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -215,6 +216,15 @@ def test_a_legacy_file_that_claims_a_storage_larger_than_itself_is_refused_befor
     hidden = b"J\x00\x00\x00\x70q\x7f0h\x7fNt"  # the same number, out of the memo
     file.write_bytes(content.replace(claim, hidden))
     refused(file, "storage")
+
+
+def test_a_text_that_claims_to_be_longer_than_the_file_takes_no_memory(file):
+    """Measured, as a refusal alone would not tell."""
+    file.write_bytes(b"\x80\x02X\x00\x00\x00\x70abc")
+    tracemalloc.start()
+    refused(file)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
 
 
 # Archives

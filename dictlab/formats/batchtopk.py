@@ -33,7 +33,8 @@ from dictlab.formats.fields import (
 from dictlab.formats.source import Source
 from dictlab.names import hub_model, site_in_blocks
 from dictlab.normalisation import LayerNorm, NoNormalisation
-from dictlab.sparsity import Activation, BatchTopK, JumpReLU, ReLU, TopK, whole
+from dictlab.records import whole
+from dictlab.sparsity import Activation, BatchTopK, JumpReLU, ReLU, TopK
 
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 THRESHOLD = "jumprelu.log_threshold"

@@ -43,7 +43,8 @@ from dictlab.formats.dictionary_learning_write import write as write
 from dictlab.formats.fields import listed, refuse_part, refuse_scale, refuse_unknown, shaped, short
 from dictlab.formats.source import Source
 from dictlab.normalisation import NoNormalisation, Scale
-from dictlab.sparsity import Activation, BatchTopK, Gated, JumpReLU, ReLU, TopK, whole
+from dictlab.records import whole
+from dictlab.sparsity import Activation, BatchTopK, Gated, JumpReLU, ReLU, TopK
 
 BACKUP = ("step", "ae", "optimizer", "config", "norm_factor")
 TELLING = {"bias", "decoder_bias", "k", "group_sizes"}  # names of tensors that no other library uses

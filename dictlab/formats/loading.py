@@ -89,7 +89,7 @@ def _mapped(
         raise DictlabError(f"{path}: a mapping is given, and the format {format!r}; give one of the two.")
     path, part = _parted(path)
     local, known = hub.fetched(path)
-    like = Source(local, {}, part=part, ignore=ignore, scale=known if scale is None else scale)
+    like = Source(local, {}, part=part, ignore=ignore, scale=scale, registered=known)
     sources, broken = ([like.other(local)], []) if local.is_file() else _in_folder(local, like)
     reader, source = _only(local, sources, broken, format) if map is None else (None, _single(local, sources))
     try:

@@ -33,7 +33,8 @@ from dictlab.formats.fields import listed, short
 from dictlab.formats.source import Source
 from dictlab.names import hub_model, site_in_blocks
 from dictlab.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
-from dictlab.sparsity import Activation, from_record
+from dictlab.records import from_record
+from dictlab.sparsity import Activation
 
 ZERO = "zero"
 DEPTH = 3  # of nested dictionaries

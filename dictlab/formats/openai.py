@@ -24,7 +24,8 @@ from dictlab.formats.fields import refuse_extras, refuse_unknown, shaped, short
 from dictlab.formats.source import Source
 from dictlab.names import hub_model
 from dictlab.normalisation import LayerNorm, NoNormalisation, Normalisation
-from dictlab.sparsity import Activation, ReLU, TopK, whole
+from dictlab.records import whole
+from dictlab.sparsity import Activation, ReLU, TopK
 
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 TIED = "decoder.linear.weight"  # the encoder's weight, under the name that a tied decoder gives it

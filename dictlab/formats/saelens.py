@@ -134,7 +134,8 @@ def _normalisation(means: Meaning, source: Source) -> Normalisation:
 def _scale(source: Source) -> float:
     """What inputs were multiplied by: a checkpoint has it beside it, other files do not tell."""
     beside = source.config("scaling_factor") or {}
-    factor = beside.get("scaling_factor") if source.scale is None else source.scale
+    candidates = (source.scale, beside.get("scaling_factor"), source.registered)
+    factor = next((candidate for candidate in candidates if candidate is not None), None)
     if factor is None:
         raise DictlabError(
             "normalize_activations is 'expected_average_only_in': inputs were multiplied by a number that no file "

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dictlab.errors import DictlabError
 from dictlab.formats.fields import refuse_unknown, short
-from dictlab.sparsity import whole
+from dictlab.records import whole
 
 RENAMED = {
     "hook_point": "hook_name",

@@ -8,7 +8,7 @@ sizes are checked against the file's before memory is taken.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Source:
         part: Which of several dictionaries in the file is meant.
         ignore: Fields of a configuration that may be passed over although nobody knows what they mean.
         scale: What inputs are multiplied by, where a configuration only says that they are.
+        registered: The same as some registry has it, which may list it for files that need none.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Source:
     part: str | None = None
     ignore: tuple[str, ...] = ()
     scale: float | None = None
+    registered: float | None = None
 
     @classmethod
     def open(
@@ -61,7 +63,8 @@ class Source:
 
     def other(self, path: Path) -> Source:
         """Another file, opened with the same wishes."""
-        return Source.open(path, part=self.part, ignore=self.ignore, scale=self.scale)
+        opened = Source.open(path, part=self.part, ignore=self.ignore, scale=self.scale)
+        return replace(opened, registered=self.registered)
 
     @cached_property
     def _beside(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

@@ -38,7 +38,8 @@ from dictlab.formats.checks import check
 from dictlab.formats.configs import read_config
 from dictlab.formats.fields import flag, refuse_part, refuse_scale, refuse_unknown, shaped, short
 from dictlab.formats.source import Source
-from dictlab.sparsity import AbsTopK, Activation, GroupMax, TopK, whole
+from dictlab.records import whole
+from dictlab.sparsity import AbsTopK, Activation, GroupMax, TopK
 
 TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 FIELDS = {

@@ -1,0 +1,1 @@
+"""Damaged dictionaries of every format: where they start, how they are damaged, and who opens them."""
