@@ -112,11 +112,17 @@ def check_same_place(dictionaries: Sequence[Dictionary]) -> None:
     for other in dictionaries[1:]:
         for what, a, b in (
             ("width d_in", first.d_in, other.d_in),
-            ("site", *_if_different(first.metadata.site, other.metadata.site, canonical_site)),
+            ("site", *_if_different(first.metadata.site, other.metadata.site, _site_in(first, other))),
             ("model", *_models(first, other)),
         ):
             if a is not None and b is not None and a != b:
                 raise DictlabError(f"{first.name} and {other.name} cannot be compared: {what} is {a} and {b}.")
+
+
+def _site_in(first: Dictionary, other: Dictionary) -> Callable[[str], str]:
+    """How sites of the model are compared, which one of the two may name."""
+    model = first.metadata.model or other.metadata.model
+    return lambda site: canonical_site(site, model)
 
 
 def _if_different(a: str | None, b: str | None, canonical: Callable[[str], str]) -> tuple[str | None, str | None]:

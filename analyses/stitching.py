@@ -46,7 +46,7 @@ from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, firing_rates, site_of
-from dictlab.normalisation import to_record
+from dictlab.normalisation import Centred, to_record
 from dictlab.report import Plot, Report, Table
 from dictlab.sparsity import Activation, Union, emitting, side_by_side
 
@@ -154,9 +154,9 @@ def stitching(
     check_at_least(0, seed=seed)
     small, large = (_as_parent(parent) for parent in open_dictionaries([small, large]))
     check_same_place([small, large])
-    joinable(small, large)
     model, text = open_model(model, [small, large], device), open_text(text)
     small, large = in_model([small, large], model)
+    joinable(small, large)
     length, site = context_of([small, large], model), site_of(small)
     fit = list(activations.sample(model, text.as_split("train"), site, context=length, tokens=tokens, seed=seed))
     effects = insertion_effects(small, large, fit)
@@ -191,7 +191,16 @@ def stitching(
         dictionaries={"stitched": _described(stitched, result, how | {"inserted": inserted})},
         settings=stitched.metadata.training | how | given | result.sample,
         inputs=(small, large),
-        warnings=_warnings(found, small.name, large.name),
+        warnings=(*_warnings(found, small.name, large.name), *_mean_lost(small, large)),
+    )
+
+
+def _mean_lost(small: Dictionary, large: Dictionary) -> tuple[str, ...]:
+    if small.normalisation.kind != Centred.kind or large.normalisation.kind == Centred.kind:
+        return ()
+    return (
+        f"{small.name} gives each token the mean that it takes away; {large.name} does not, and neither does the "
+        "result: a layer norm after the site takes it away all the same, but the squared error counts it.",
     )
 
 

@@ -12,6 +12,7 @@ An encoder that was folded wrongly, a normalisation that was forgotten or a wron
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -185,7 +186,9 @@ def verification(
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     contexts: int = 64,
+    format: str | None = None,
     scale: float | None = None,
+    ignore: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
 ) -> Report:
@@ -196,7 +199,9 @@ def verification(
         model: The language model; by default the one that the dictionary names. Without one, weights alone are checked.
         text: Where tokens come from; its held-out split is used.
         contexts: Held-out sequences to measure on.
+        format: The name of its format; recognised from the content by default.
         scale: What its inputs are multiplied by, where its configuration does not say.
+        ignore: Fields of its configuration to pass over although they are unknown here.
         seed: Of the sample of text and the bootstrap.
         device: Where to run: cpu, cuda, ...
 
@@ -206,8 +211,12 @@ def verification(
     """
     check_at_least(0, seed=seed)
     check_at_least(2, contexts=contexts)
-    opened = dictionary if isinstance(dictionary, Dictionary) else mapped(dictionary, scale=scale)
-    checks, warnings, sample = weight_checks(opened, seed=seed), [], {}
+    opened = (
+        dictionary
+        if isinstance(dictionary, Dictionary)
+        else mapped(dictionary, format=format, scale=scale, ignore=ignore)
+    )
+    checks, sample = weight_checks(opened, seed=seed), {}
     if checks[0].result == "pass":
         whole = opened.to("cpu", torch.float32)
         found_model, reason = _model(model, whole, device)
@@ -218,14 +227,20 @@ def verification(
             more, found = text_checks(whole, found_model, held, contexts=contexts, seed=seed)
             checks, sample = [*checks, *more], found.sample | {"model": found_model.name, "text": held.name}
     failed = [check for check in checks if check.result == "fail"]
-    warnings += [f"{check.check}: {check.found}; expected {check.expected}." for check in failed]
     return Report(
         title=f"Is {opened.name} the dictionary that it claims to be?",
         summary=_summary(checks, failed),
         tables={"checks": Table(pd.DataFrame(checks), _caption(sample))},
-        settings={"contexts": contexts, "seed": seed, "scale": scale, **sample},
+        settings={
+            "contexts": contexts,
+            "seed": seed,
+            "format": format,
+            "scale": scale,
+            "ignore": list(ignore),
+            **sample,
+        },
         inputs=(opened,),
-        warnings=tuple(warnings),
+        warnings=tuple(f"{check.check}: {check.found}; expected {check.expected}." for check in failed),
         passed=not failed,
     )
 
@@ -235,11 +250,16 @@ def _model(given: ModelLike | None, dictionary: Dictionary, device: str) -> tupl
     if given is None and dictionary.metadata.site is None:
         return None, "the file names no site"
     try:
-        return open_model(given, [dictionary], device), ""
+        model = open_model(given, [dictionary], device)
     except DictlabError as error:
         if given is not None:
             raise
         return None, str(error)
+    try:
+        in_model([dictionary], model)
+    except DictlabError as error:  # activations of another world, and how they differ is not known
+        return None, str(error)
+    return model, ""
 
 
 def _summary(checks: list[Check], failed: list[Check]) -> str:

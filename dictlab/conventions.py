@@ -25,7 +25,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.hooks import Place, visiting
 from dictlab.lm import ATTENTION, LanguageModel
-from dictlab.names import site_in_blocks
+from dictlab.names import canonical_site
 from dictlab.normalisation import Centred, LayerNorm, NoNormalisation
 
 CENTRED = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
@@ -50,9 +50,9 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
             f"{dictionary.name} reads the activations of {convention[:40]!r}; "
             "known are huggingface and transformer_lens."
         )
-    site = site_in_blocks(dictionary.metadata.site or "")
+    site = canonical_site(dictionary.metadata.site or "", dictionary.metadata.model)
     if CENTRED.fullmatch(site):
-        moved = _centred(dictionary) if _has_layer_norm(model) else dictionary
+        moved = _centred(dictionary) if _centres(model) else dictionary
     elif shifted := SHIFTED.fullmatch(site):
         moved = _shifted(dictionary, _value_bias(model, int(shifted[1])))
     elif SAME.fullmatch(site):
@@ -66,8 +66,20 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
     return replace(moved, metadata=replace(moved.metadata, convention="huggingface"))
 
 
-def _has_layer_norm(model: LanguageModel) -> bool:
-    return any(isinstance(module, nn.LayerNorm) for module in model.blocks[0].modules())
+@torch.no_grad()
+def _centres(model: LanguageModel) -> bool:
+    """Whether the model reads its residual stream through a layer norm, which takes means away: the norm is asked."""
+    norm, entered = _norm_before(model, 0, _attention(model, 0)), []
+    with visiting(Place(0, "module", norm, "in"), lambda x: entered.append(x)):
+        model.forward(torch.zeros(1, 1, dtype=torch.long))
+    x = entered[0].float() + torch.arange(entered[0].shape[-1], device=entered[0].device) % 7  # never constant
+    plain, moved = (norm(y.to(entered[0].dtype)).float() for y in (x, x + x.std()))
+    return torch.allclose(plain, moved, rtol=1e-2, atol=1e-2 * float(plain.abs().max()))
+
+
+def _attention(model: LanguageModel, block: int) -> nn.Module:
+    module: nn.Module = next(m for name in ATTENTION if (m := getattr(model.blocks[block], name, None)) is not None)
+    return module
 
 
 def _centred(dictionary: Dictionary) -> Dictionary:
@@ -97,7 +109,7 @@ def _value_bias(model: LanguageModel, block: int) -> Float[Tensor, " d_in"]:
 
     For a single token a head's output is its value, whatever the layout of the weights, so the model is asked.
     """
-    attention = next(getattr(model.blocks[block], name) for name in ATTENTION if hasattr(model.blocks[block], name))
+    attention = _attention(model, block)
     norm = _norm_before(model, block, attention)
     bias = getattr(norm, "bias", None)
     site, caught = model.locate(f"blocks.{block}.attn.hook_z"), []
@@ -128,6 +140,7 @@ def _norm_before(model: LanguageModel, block: int, attention: nn.Module) -> nn.M
     norm = next((module for module, out in outputs if out is given[0]), None)
     if norm is None:
         raise DictlabError(
-            f"{model.name}: what attention reads in block {block} is no module's output, so its value bias is unknown."
+            f"{model.name}: what attention reads in block {block} is no norm's output, so how TransformerLens "
+            "processes the model is unknown."
         )
     return norm

@@ -25,7 +25,8 @@ from dictlab.codes import Codes, concatenate
 from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
 from dictlab.normalisation import Centred, NoNormalisation, Normalisation, Scale
-from dictlab.sparsity import Activation, emitting, from_record
+from dictlab.records import from_record
+from dictlab.sparsity import Activation, emitting
 
 BLOCK = 1 << 25  # pre-activations held at once when encoding without gradients: 128 MiB in float32
 

@@ -17,14 +17,18 @@ MLP_PROJECTION = ("c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out")
 MODULE_SITES = (
     (rf"{BLOCK_LIST}\.(\d+):in", "blocks.{}.hook_resid_pre"),
     (rf"{BLOCK_LIST}\.(\d+)(?::out)?", "blocks.{}.hook_resid_post"),
-    (rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}(?::out)?", "blocks.{}.hook_attn_out"),
-    (rf"{BLOCK_LIST}\.(\d+)\.{MLP}(?::out)?", "blocks.{}.hook_mlp_out"),
     (
         rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}(?:\.attention)?\.(?:{'|'.join(OUT_PROJECTION)}):in",
         "blocks.{}.attn.hook_z",
     ),
     (rf"{BLOCK_LIST}\.(\d+)\.(?:{MLP}\.)?(?:{'|'.join(MLP_PROJECTION)}):in", "blocks.{}.mlp.hook_post"),
 )
+# What a module gives and what its half of the block adds are one, unless a norm comes between.
+HALVES = (
+    (rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}(?::out)?", "blocks.{}.hook_attn_out"),
+    (rf"{BLOCK_LIST}\.(\d+)\.{MLP}(?::out)?", "blocks.{}.hook_mlp_out"),
+)
+NORMED_AFTERWARDS = ("gemma-2", "gemma-3", "olmo-2", "glm-4")
 # Short names that TransformerLens gives to models of the Hub.
 SHORT = {"gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "bloom-560m": "bigscience/bloom-560m"}
 OWNERS = (("pythia-", "EleutherAI"), ("gemma-", "google"), ("gpt-neo-", "EleutherAI"), ("opt-", "facebook"))
@@ -35,16 +39,27 @@ def site_in_blocks(site: str) -> str:
 
     Module paths that lie in a list of blocks are understood from the model's root or from its base model's.
     """
-    for pattern, name in MODULE_SITES:
+    return _renamed(site, MODULE_SITES)
+
+
+def _renamed(site: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, name in rules:
         match = re.fullmatch(pattern, site)
         if match:
             return name.format(match[1])
     return site
 
 
-def canonical_site(site: str) -> str:
-    """The one name of a site, for comparing: two sites are the same place if their canonical names are equal."""
+def canonical_site(site: str, model: str | None = None) -> str:
+    """The one name of a site, for comparing: two sites are the same place if their canonical names are equal.
+
+    Args:
+        site: In any spelling.
+        model: The model's name; in some, a norm stands between the MLP's output and what is added to the stream.
+    """
     site = site_in_blocks(site)
+    if model is None or not canonical_model(model).startswith(NORMED_AFTERWARDS):
+        site = _renamed(site, HALVES)
     match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", site)
     return f"blocks.{int(match[1]) + 1}.hook_resid_pre" if match else site
 

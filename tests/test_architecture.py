@@ -28,10 +28,13 @@ ALLOWED = {
     "dictlab.names": set(),
     "dictlab.codes": BASE,
     "dictlab.sparsity": BASE | {"dictlab.codes"},
+    "dictlab.records": BASE | {"dictlab.sparsity"},
     "dictlab.normalisation": BASE,
     "dictlab.kernels": BASE | {"dictlab.codes", "dictlab.sparsity"},
-    "dictlab.dictionary": BASE | {"dictlab.codes", "dictlab.sparsity", "dictlab.normalisation", "dictlab.kernels"},
-    "dictlab.formats": BASE | {"dictlab.codes", "dictlab.sparsity", "dictlab.normalisation", "dictlab.dictionary"},
+    "dictlab.dictionary": BASE
+    | {"dictlab.codes", "dictlab.sparsity", "dictlab.records", "dictlab.normalisation", "dictlab.kernels"},
+    "dictlab.formats": BASE
+    | {"dictlab.codes", "dictlab.sparsity", "dictlab.records", "dictlab.normalisation", "dictlab.dictionary"},
     "dictlab.text": BASE,
     "dictlab.hooks": BASE,
     "dictlab.lm": BASE | {"dictlab.hooks"},

@@ -260,7 +260,7 @@ def test_where_it_came_from(tmp_path):
         ("attn_out_layer_11", None, "out", "blocks.11.hook_attn_out"),
         ("gpt_neox.layers.3", 3, "out", "blocks.3.hook_resid_post"),
         ("gpt_neox.layers.3", 3, "in", "blocks.3.hook_resid_pre"),
-        ("model.layers.3.mlp", 3, "out", "blocks.3.hook_mlp_out"),
+        ("model.layers.3.mlp", 3, "out", "model.layers.3.mlp"),
         ("model.layers.3.mlp", 3, "in", "model.layers.3.mlp:in"),
         ("model.embed_tokens", 0, "out", "model.embed_tokens"),
         ("resid_post_layer_8", 7, "out", "resid_post_layer_8"),  # the two contradict each other

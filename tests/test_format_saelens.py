@@ -363,7 +363,7 @@ def test_the_convention_is_how_that_version_opened_the_model(tmp_path, origin, c
     [
         ("blocks.2.attn.hook_z", "HookedTransformer", "blocks.2.attn.hook_z"),
         ("model.layers.5", "AutoModelForCausalLM", "blocks.5.hook_resid_post"),
-        ("transformer.h.5.mlp", "AutoModelForCausalLM", "blocks.5.hook_mlp_out"),
+        ("transformer.h.5.mlp", "AutoModelForCausalLM", "transformer.h.5.mlp:out"),
         ("transformer.h.5.ln_1", "AutoModelForCausalLM", "transformer.h.5.ln_1:out"),
         (None, None, None),
     ],

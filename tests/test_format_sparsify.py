@@ -115,8 +115,8 @@ def test_half_precision_is_computed_with_in_single_precision(tmp_path):
     [
         ("layers.6", "blocks.6.hook_resid_post", 7),
         ("h.6", "blocks.6.hook_resid_post", 7),
-        ("layers.6.mlp", "blocks.6.hook_mlp_out", 7),
-        ("layers.0.attention", "blocks.0.hook_attn_out", 7),
+        ("layers.6.mlp", "layers.6.mlp", 7),
+        ("layers.0.attention", "layers.0.attention", 7),
         ("layers.6.mlp.dense_h_to_4h", "layers.6.mlp.dense_h_to_4h", 7),
         ("embed_tokens", "embed_tokens", 7),
         ("layers.6/seed2", "blocks.6.hook_resid_post", 2),

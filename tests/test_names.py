@@ -30,10 +30,6 @@ def test_a_blocks_path_is_what_it_gives_or_with_in_what_it_reads(root, block):
 @pytest.mark.parametrize(
     ("path", "site"),
     [
-        ("transformer.h.3.attn", "blocks.3.hook_attn_out"),
-        ("model.layers.3.self_attn:out", "blocks.3.hook_attn_out"),
-        ("gpt_neox.layers.3.attention", "blocks.3.hook_attn_out"),
-        ("h.3.mlp", "blocks.3.hook_mlp_out"),
         ("transformer.h.3.attn.c_proj:in", "blocks.3.attn.hook_z"),
         ("transformer.h.3.attn.attention.out_proj:in", "blocks.3.attn.hook_z"),
         ("gpt_neox.layers.3.attention.dense:in", "blocks.3.attn.hook_z"),
@@ -45,6 +41,21 @@ def test_a_blocks_path_is_what_it_gives_or_with_in_what_it_reads(root, block):
 )
 def test_paths_inside_a_block_have_the_names_of_its_sites(path, site):
     assert site_in_blocks(path) == canonical_site(path) == site
+
+
+@pytest.mark.parametrize(
+    ("path", "site"),
+    [
+        ("transformer.h.3.attn", "blocks.3.hook_attn_out"),
+        ("model.layers.3.self_attn:out", "blocks.3.hook_attn_out"),
+        ("gpt_neox.layers.3.attention", "blocks.3.hook_attn_out"),
+        ("h.3.mlp", "blocks.3.hook_mlp_out"),
+    ],
+)
+def test_a_halfs_output_is_what_it_adds_unless_a_norm_comes_between(path, site):
+    assert site_in_blocks(path) == path
+    assert canonical_site(path) == canonical_site(path, "gpt2") == site
+    assert canonical_site(path, "google/gemma-2-2b") == path
 
 
 @pytest.mark.parametrize(

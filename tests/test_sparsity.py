@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dictlab.codes import Codes, concatenate
 from dictlab.errors import DictlabError
+from dictlab.records import from_record
 from dictlab.sparsity import (
     AbsTopK,
     BatchTopK,
@@ -16,7 +17,6 @@ from dictlab.sparsity import (
     ReLU,
     TopK,
     Union,
-    from_record,
     side_by_side,
 )
 

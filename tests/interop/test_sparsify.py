@@ -26,7 +26,11 @@ KINDS = [
     {"activation": "topk", "num_latents": M, "multi_topk": True, "normalize_decoder": False},
     {"activation": "groupmax", "num_latents": M},
 ]
-POINTS = {"layers.0": "blocks.0.hook_resid_post", "layers.1.mlp": "blocks.1.hook_mlp_out", "layers.1.attention": "blocks.1.hook_attn_out"}  # fmt: skip
+POINTS = {
+    "layers.0": "blocks.0.hook_resid_post",
+    "layers.1.mlp": "layers.1.mlp",
+    "layers.1.attention": "layers.1.attention",
+}
 
 
 def own(dtype=torch.float32, **fields):
@@ -106,7 +110,7 @@ def test_each_of_several_seeds_is_the_same_function(seed, runs):
     folder = runs / "two" / "layers.1.mlp" / f"seed{seed}"
     ours = load(folder)
     assert_same(ours, SparseCoder.load_from_disk(folder), data())
-    assert (ours.metadata.seed, ours.metadata.site) == (seed, "blocks.1.hook_mlp_out")
+    assert (ours.metadata.seed, ours.metadata.site) == (seed, "layers.1.mlp")
 
 
 def test_a_folder_of_several_names_what_is_in_it(runs):
