@@ -506,7 +506,12 @@ def test_metadata_of_the_wrong_type_is_named(path, field, value):
 def test_metadata_of_a_later_version_is_passed_over(path):
     assert load(
         write(path, valid_header(metadata={"from the future": 1, "seed": 4, "site": None}))
-    ).metadata == Metadata(seed=4)
+    ).metadata == Metadata(seed=4, convention="huggingface")
+
+
+def test_files_from_before_conventions_read_the_models_own_activations(path):
+    assert load(write(path, valid_header(metadata={}))).metadata.convention == "huggingface"
+    assert load(write(path, valid_header(metadata={"convention": None}))).metadata.convention is None
 
 
 # What cannot be saved

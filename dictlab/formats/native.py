@@ -160,6 +160,8 @@ def _entry(header: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _metadata(record: dict[str, Any]) -> Metadata:
     """Its fields, checked; what a later version has added is passed over."""
+    if "convention" not in record:  # not yet a field: dictlab has never trained on anything else
+        record = record | {"convention": "huggingface"}
     known = {name: value for name, value in record.items() if name in METADATA and value is not None}
     for name, value in known.items():
         if type(value) is not METADATA[name]:

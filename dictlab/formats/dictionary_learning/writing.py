@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.formats import dictionary_learning_config as configuration
 from dictlab.formats import writing
 from dictlab.formats.checks import check
-from dictlab.formats.dictionary_learning_config import ALSO, CLASSES, NO_PRE_BIAS, bias_of
+from dictlab.formats.dictionary_learning import config as configuration
+from dictlab.formats.dictionary_learning.config import ALSO, CLASSES, NO_PRE_BIAS, bias_of
 from dictlab.normalisation import Scale
 from dictlab.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 

@@ -22,10 +22,9 @@ from torch import Tensor
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats.fields import refuse_part, shaped, short
-from dictlab.formats.saelens_config import BATCHTOPK, BY_K, Meaning, meaning
-from dictlab.formats.saelens_origin import read_metadata
-from dictlab.formats.saelens_write import CONFIG, EPS, NEVER, SPARSITY
-from dictlab.formats.saelens_write import write as write
+from dictlab.formats.saelens.config import BATCHTOPK, BY_K, Meaning, meaning
+from dictlab.formats.saelens.origin import read_metadata
+from dictlab.formats.saelens.writing import CONFIG, EPS, NEVER, SPARSITY
 from dictlab.formats.source import Source
 from dictlab.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
 from dictlab.sparsity import AbsTopK, Activation, Gated, JumpReLU, ReLU, TopK

@@ -37,9 +37,8 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.formats import dictionary_learning_config as configuration
-from dictlab.formats.dictionary_learning_config import ALSO, CLASSES, NO_PRE_BIAS, bias_of, trainer
-from dictlab.formats.dictionary_learning_write import write as write
+from dictlab.formats.dictionary_learning import config as configuration
+from dictlab.formats.dictionary_learning.config import ALSO, CLASSES, NO_PRE_BIAS, bias_of, trainer
 from dictlab.formats.fields import listed, refuse_part, refuse_scale, refuse_unknown, shaped, short
 from dictlab.formats.source import Source
 from dictlab.normalisation import NoNormalisation, Scale

@@ -23,7 +23,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats import writing
 from dictlab.formats.checks import check
-from dictlab.formats.saelens_origin import write_metadata
+from dictlab.formats.saelens.origin import write_metadata
 from dictlab.normalisation import Centred, LayerNorm, Normalisation, Scale
 from dictlab.sparsity import AbsTopK, Gated, JumpReLU, ReLU, TopK
 

@@ -14,7 +14,7 @@ from typing import Any
 from dictlab import names
 from dictlab.dictionary import Metadata
 from dictlab.formats import writing
-from dictlab.formats.saelens_config import field_of, origin_in, renamed
+from dictlab.formats.saelens.config import field_of, origin_in, renamed
 from dictlab.formats.source import Source
 
 LAYOUT = "6.54.12"  # the version whose layout is written
