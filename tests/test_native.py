@@ -355,7 +355,7 @@ def test_a_tensor_or_field_that_would_be_passed_over_is_refused(path):
 
 def test_a_part_or_scale_that_the_file_has_no_use_for_is_refused(path):
     write(path)
-    with refused(path, "#blocks.3", "one dictionary"):
+    with refused(path, "blocks.3", "one dictionary"):
         load(f"{path}#blocks.3")
     with refused(path, "scale of 2.0"):
         load(path, scale=2.0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -115,7 +116,8 @@ def format_of(name: str) -> ModuleType:
     if name in broken:
         raise DictlabError(broken[name])
     if name not in found:
-        raise DictlabError(f"format {name!r} is unknown; known are {', '.join(found)}.")
+        meant = "".join(f" Did you mean {close}?" for close in get_close_matches(name, found, 1))
+        raise DictlabError(f"format {name!r} is unknown; known are {', '.join(found)}.{meant}")
     return found[name]
 
 
@@ -202,7 +204,8 @@ def _only(
     if not found:
         raise DictlabError(_unknown(sources[0], broken))
     if len(found) > 1:
-        files = ", ".join(source.path.name for source, _ in found)
+        files = ", ".join(source.path.name for source, _ in found[:SEEN])
+        files += f" and {len(found) - SEEN} more" if len(found) > SEEN else ""
         raise DictlabError(f"{path}: this folder holds {len(found)} dictionaries ({files}); name one of the files.")
     source, names = found[0]
     if len(names) > 1:

@@ -115,9 +115,10 @@ def read(source: Source) -> Dictionary:
     """
     if "dictlab" not in source.header:
         raise DictlabError("dictlab did not write it: its header has no entry 'dictlab'.")
-    if source.part is not None or source.scale is not None:
-        what = f"#{source.part}" if source.part is not None else f"a scale of {source.scale}"
-        raise DictlabError(f"{what[:40]} is given beside it; it holds one dictionary, and says how inputs are scaled.")
+    if source.part is not None:
+        raise DictlabError(f"it holds one dictionary, and none called {source.part[:40]!r}; leave out what follows #.")
+    if source.scale is not None:
+        raise DictlabError(f"a scale of {source.scale} is given, and it says itself how its inputs are scaled.")
     return _assemble(_header(source.header["dictlab"]), dict(source.tensors))
 
 
