@@ -11,7 +11,14 @@ ROOT = Path(__file__).parent.parent
 # What each part may import from the project (itself apart).
 BASE = {"dictlab.errors", "dictlab.__about__", "dictlab.seeds"}
 COLUMN_D = {"dictlab.sparsity", "dictlab.normalisation", "dictlab.kernels", "dictlab.dictionary", "dictlab.formats"}
-COLUMN_M = {"dictlab.text", "dictlab.hooks", "dictlab.lm", "dictlab.activations"}
+COLUMN_M = {
+    "dictlab.text",
+    "dictlab.hooks",
+    "dictlab.past",
+    "dictlab.lm",
+    "dictlab.activations",
+    "dictlab.outputs",
+}
 SHARED = {"dictlab.report", "dictlab.evaluate"}
 ALLOWED = {
     "dictlab.errors": set(),
@@ -24,7 +31,9 @@ ALLOWED = {
     "dictlab.formats": BASE | {"dictlab.sparsity", "dictlab.normalisation", "dictlab.dictionary"},
     "dictlab.text": BASE,
     "dictlab.hooks": BASE,
-    "dictlab.lm": BASE | {"dictlab.hooks"},
+    "dictlab.past": BASE,
+    "dictlab.lm": BASE | {"dictlab.hooks", "dictlab.past"},
+    "dictlab.outputs": BASE | {"dictlab.lm"},
     "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm"},
     "dictlab.report": BASE | COLUMN_D,
     "dictlab.evaluate": BASE | COLUMN_D | COLUMN_M,
