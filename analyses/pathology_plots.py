@@ -97,7 +97,13 @@ def ratios(table: pd.DataFrame, found: Sequence[Measured]) -> Plot:
         xlabel="KL of reconstruction / of baseline",
         title="Worse than others of its size?",
     )
-    panels[1].set(xscale="log", yscale="log", xlabel="L0 (active latents/token)", ylabel=NATS, title="How much damage?")
+    panels[1].set(
+        xscale="log",
+        yscale="log" if (table["KL"] > 0).all() else "linear",
+        xlabel="L0 (active latents/token)",
+        ylabel=NATS,
+        title="How much damage?",
+    )
     panels[2].set(
         xscale="log",
         xlabel="L0 (active latents/token)",
@@ -234,7 +240,7 @@ def strip(found: Sequence[Measured]) -> Plot:
             )
         ax.plot(range(len(points)), points, ls="", marker="o", ms=4, color=style.colour(0), label=RECONSTRUCTION)
         ax.plot([], [], ls="", marker="_", color=style.colour(1), label=f"{clouds.shape[1]} {ISOTROPIC} points")
-        for at in range(0, len(points), max(1, len(points) // 12)):
+        for at in range(0, len(points), max(1, len(points) // 8)):
             ax.annotate(
                 f"{z[order][at]:+.1f}σ",
                 (at, max(points[at], clouds[at].max())),
