@@ -4,6 +4,7 @@ from analyses.geometry import geometry
 from analyses.matching import matching
 from analyses.novelty import novelty
 from analyses.pareto import pareto
+from analyses.pathology import pathology
 from analyses.stitching import stitching
 
-__all__ = ["geometry", "matching", "novelty", "pareto", "stitching"]
+__all__ = ["geometry", "matching", "novelty", "pareto", "pathology", "stitching"]

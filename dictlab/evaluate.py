@@ -26,7 +26,6 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import log_softmax, nll_loss
 from tqdm import tqdm
 
 from dictlab.activations import statistics
@@ -34,10 +33,11 @@ from dictlab.conventions import adapted
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.lm import LanguageModel
+from dictlab.outputs import compare, following
 from dictlab.sparsity import emitting
 from dictlab.text import Text
 
-BATCH_TOKENS = 2048  # a few matrices of this times the vocabulary are held at once
+BATCH_TOKENS = 2048  # activations of so many tokens are held for each dictionary; logits of a block of them
 RESAMPLES = 1000
 COVERAGE = 0.95
 
@@ -150,8 +150,12 @@ class Evaluation:
     @cached_property
     def _weights(self) -> NDArray[np.float64]:
         """How often each sequence is drawn in each resample; one product with the sums gives every metric."""
-        n = self.n_sequences
-        return np.random.default_rng(self.seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+        return resamples(self.n_sequences, self.seed)
+
+
+def resamples(n: int, seed: int) -> NDArray[np.float64]:
+    """How often each of n sequences is drawn in each bootstrap resample, `[resamples, n]`."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
 
 
 def bounds(draws: NDArray[np.float64]) -> tuple[float, float]:
@@ -246,26 +250,23 @@ def _measure(
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """For each dictionary, sums over the tokens of each sequence, and which latents were active in it."""
     starts = {site: model.start_of(site) for site in sites}
-    clean = model.forward(tokens, list(dict.fromkeys([*sites, *starts.values()])))
-    log_p = log_softmax(clean.logits.float(), dim=-1)
-    tokens = tokens.to(log_p.device)
+    clean = model.capture(tokens, list(dict.fromkeys([*sites, *starts.values(), model.last_site])))
+    tokens = tokens.to(model.device)
 
     def spliced(site: str, x: Tensor) -> Tensor:
-        residual = clean.activations[starts[site]]
-        return log_softmax(model.resume(x, site, residual=residual).logits.float(), dim=-1)
+        return model.carry(x.to(clean[site].dtype), site, residual=clean[starts[site]]).flatten(0, 1)
 
-    ablated = {}
+    known = [dictionary(clean[site].float()) for dictionary, site in zip(dictionaries, sites, strict=True)]
+    altered = [spliced(site, x_hat) for site, (_, x_hat) in zip(sites, known, strict=True)]
     for site, mean in means.items():
-        x = clean.activations[site]
-        ablated[site] = {
-            "ce_zero": _ce(spliced(site, torch.zeros_like(x)), tokens),
-            "ce_mean": _ce(spliced(site, mean.to(x).expand_as(x)), tokens),
-        }
+        altered += [spliced(site, x.expand_as(clean[site])) for x in (torch.zeros_like(mean), mean)]
+    out = compare(model, clean[model.last_site].flatten(0, 1), torch.stack(altered), following(tokens).flatten())
+    kl, ce, ce_clean = (values.unflatten(-1, tokens.shape).double() for values in (out.kl, out.ce, out.ce_clean))
+    kl, ce, ce_clean = kl.sum(-1), ce[..., :-1].sum(-1), ce_clean[..., :-1].sum(-1)  # the last token has none after it
+    ablated = {site: ce[len(sites) + 2 * i :][:2] for i, site in enumerate(means)}
     batch, length = tokens.shape
-    for dictionary, site in zip(dictionaries, sites, strict=True):
-        x = clean.activations[site]
-        codes, x_hat = dictionary(x.float())
-        log_q = spliced(site, x_hat.to(x.dtype))
+    for index, (dictionary, site) in enumerate(zip(dictionaries, sites, strict=True)):
+        x, (codes, x_hat) = clean[site], known[index]
         row = {
             "tokens": torch.full((batch,), float(length)),
             "predicted": torch.full((batch,), float(length - 1)),
@@ -273,18 +274,13 @@ def _measure(
             "l0": codes.l0().reshape(batch, length).sum(dim=1),
             "squared_error": (x - x_hat).double().square().sum(dim=(1, 2)),
             "variance": (x - means[site].to(x)).double().square().sum(dim=(1, 2)),
-            "ce_clean": _ce(log_p, tokens),
-            "ce": _ce(log_q, tokens),
-            "kl": (log_p.exp() * (log_p - log_q)).sum(dim=-1).double().sum(dim=1),
-            **ablated[site],
+            "ce_clean": ce_clean,
+            "ce": ce[index],
+            "kl": kl[index],
+            "ce_zero": ablated[site][0],
+            "ce_mean": ablated[site][1],
         }
         active = torch.zeros(batch, dictionary.n_latents)
         on = codes.values != 0
         active[(codes.rows[on] // length).cpu(), codes.indices[on].cpu()] = 1.0
         yield row, active
-
-
-def _ce(log_p: Float[Tensor, "batch context vocabulary"], tokens: Int[Tensor, "batch context"]) -> Tensor:
-    """Cross-entropy of the next token, summed over the positions that have one."""
-    losses = nll_loss(log_p[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return losses.reshape(len(tokens), -1).double().sum(dim=1)

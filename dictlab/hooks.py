@@ -93,7 +93,11 @@ def passing_on(length: int) -> Callable[..., Any]:
     return forward
 
 
+def giving(length: int, x: Tensor) -> Callable[..., Any]:
+    """A forward that returns `x` whatever it is given, in a tuple of that length (0: bare)."""
+    return lambda *_, **__: (x, *[None] * (length - 1)) if length else x
+
+
 def adding_nothing(length: int, like: Tensor) -> Callable[..., Any]:
     """A forward that returns zeros, in a tuple of that length (0: bare)."""
-    zeros = torch.zeros_like(like)
-    return lambda *_, **__: (zeros, *[None] * (length - 1)) if length else zeros
+    return giving(length, torch.zeros_like(like))

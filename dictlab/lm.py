@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dictlab.errors import DictlabError
-from dictlab.hooks import Place, adding_nothing, passing_on, standing_in, visiting, visiting_sum
+from dictlab.hooks import Place, adding_nothing, giving, passing_on, standing_in, visiting, visiting_sum
 from dictlab.names import MLP_PROJECTION, OUT_PROJECTION, site_in_blocks
+from dictlab.past import Past
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention")
 MLP = ("mlp", "feed_forward", "ffn")
@@ -132,6 +133,16 @@ class LanguageModel:
         """Number of blocks."""
         return len(self.blocks)
 
+    @property
+    def vocabulary(self) -> int:
+        """Entries of its output distribution."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def last_site(self) -> str:
+        """The residual stream leaving the last block."""
+        return f"blocks.{self.n_blocks - 1}.hook_resid_post"
+
     @cached_property
     def fingerprint(self) -> str:
         """Equal for equal weights: SHA-256 over each parameter's name, shape and up to 1,024 of its values."""
@@ -209,6 +220,70 @@ class LanguageModel:
         Raises:
             DictlabError: The site lies outside the blocks, or `residual` is needed and missing.
         """
+        caught: dict[str, Tensor] = {}
+        with self._resuming(activation, site, sites, residual) as tokens, self._catching(sites, caught):
+            return Forward(self._logits(tokens), caught)
+
+    def carry(
+        self,
+        activation: Float[Tensor, "batch context d_in"],
+        site: str,
+        *,
+        residual: Float[Tensor, "batch context d_model"] | None = None,
+        past: Past | None = None,
+    ) -> Float[Tensor, "batch context d_model"]:
+        """The residual stream leaving the last block, resumed from an activation at `site`: `resume` without logits.
+
+        Args:
+            activation: What stands at `site`.
+            site: Where it stands.
+            residual: As for `resume`.
+            past: What the tokens before these left behind. The batch must be a multiple of theirs: it is taken for so
+                many versions of it, one after the other.
+
+        Raises:
+            DictlabError: As for `resume`.
+        """
+        place = self.locate(site)
+        if place.kind == "resid_post" and place.module is self.blocks[-1]:
+            return activation
+        caught: dict[str, Tensor] = {}
+        with (
+            self._resuming(activation, site, [self.last_site], residual) as tokens,
+            self._catching([self.last_site], caught, leave=True),
+            suppress(_Reached),
+        ):
+            self._logits(tokens, None if past is None else past.cache(len(tokens)))
+        return caught[self.last_site]
+
+    def past(
+        self,
+        activation: Float[Tensor, "batch past d_in"],
+        site: str,
+        *,
+        residual: Float[Tensor, "batch past d_model"] | None = None,
+    ) -> Past | None:
+        """What these tokens leave to later ones in the blocks from `site` on; None of no tokens.
+
+        With it, `carry` of later tokens costs those tokens only. Arguments as for `resume`.
+        """
+        if activation.shape[1] == 0:
+            return None
+        with self._resuming(activation, site, (), residual) as tokens:
+            return Past.of(lambda cache: self._logits(tokens, cache), self.n_blocks)
+
+    def unembed(self, residual: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens vocabulary"]:
+        """Logits of residual streams leaving the last block: the model's own final norm, unembedding and logit caps.
+
+        All of that acts on each token alone, so each is given as a sequence of its own.
+        """
+        return self.resume(residual[:, None], self.last_site).logits[:, 0]
+
+    @contextmanager
+    def _resuming(
+        self, activation: Tensor, site: str, sites: Sequence[str], residual: Tensor | None
+    ) -> Iterator[Int[Tensor, "batch context"]]:
+        """Let a forward begin at `site`. Gives tokens to run it with; what they are does not matter."""
         (block, place), lengths = self._in_block(site), self._returns
         if place.kind == "module" and residual is None:
             start = self.start_of(site)
@@ -216,9 +291,9 @@ class LanguageModel:
         for other in sites:
             if not self._follows(other, place):
                 raise DictlabError(f"site {other} is not computed when the forward is resumed from {site}.")
+        activation = activation.contiguous()  # some modules take no other
         first = block + (place.kind == "resid_post")
         entering = residual if place.kind == "module" else activation
-        caught: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for skipped in self.blocks[:first]:
                 stack.enter_context(standing_in(skipped, passing_on(lengths[skipped])))
@@ -226,11 +301,11 @@ class LanguageModel:
             if place.kind == "resid_mid":
                 attention = _child(self.blocks[first], ATTENTION)
                 stack.enter_context(standing_in(attention, adding_nothing(lengths[attention], activation)))
-            if place.kind == "module":
+            if place.kind == "module" and place.side == "out" and place.module in lengths:
+                stack.enter_context(standing_in(place.module, giving(lengths[place.module], activation)))
+            elif place.kind == "module":
                 stack.enter_context(visiting(place, lambda _: activation))
-            stack.enter_context(self._catching(sites, caught))
-            tokens = torch.zeros(activation.shape[:2], dtype=torch.long, device=activation.device)
-            return Forward(self._logits(tokens), caught)
+            yield torch.zeros(activation.shape[:2], dtype=torch.long, device=activation.device)
 
     def locate(self, site: str) -> Place:
         """Find a site in this model.
@@ -359,8 +434,9 @@ class LanguageModel:
                 return Place(index, "module", module, side or "out")
         return Place(None, "module", module, side or "out")
 
-    def _logits(self, tokens: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+    def _logits(self, tokens: Tensor, cache: Any = None) -> Tensor:
+        given = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+        logits: Tensor = self.model(input_ids=tokens.to(self.device), **given).logits
         return logits
 
     @contextmanager
@@ -393,14 +469,14 @@ class LanguageModel:
 
     @cached_property
     def _returns(self) -> dict[nn.Module, int]:
-        """For each block and attention module, the length of the tuple it returns; 0 where it returns a tensor."""
-        modules = [*self.blocks, *(a for block in self.blocks if (a := _find(block, ATTENTION)) is not None)]
+        """For each block, attention and MLP, the length of the tuple it returns; 0 where it returns a tensor."""
+        inner = [m for block in self.blocks for names in (ATTENTION, MLP) if (m := _find(block, names)) is not None]
         lengths: dict[nn.Module, int] = {}
 
         def note(module: nn.Module, _: Any, output: Any) -> None:
             lengths[module] = len(output) if isinstance(output, tuple) else 0
 
-        handles = [module.register_forward_hook(note) for module in modules]
+        handles = [module.register_forward_hook(note) for module in (*self.blocks, *inner)]
         self._probe(handles)
         return lengths
 

@@ -19,7 +19,14 @@ COLUMN_D = {
     "dictlab.dictionary",
     "dictlab.formats",
 }
-COLUMN_M = {"dictlab.text", "dictlab.hooks", "dictlab.lm", "dictlab.activations"}
+COLUMN_M = {
+    "dictlab.text",
+    "dictlab.hooks",
+    "dictlab.past",
+    "dictlab.lm",
+    "dictlab.activations",
+    "dictlab.outputs",
+}
 SHARED = {"dictlab.report", "dictlab.evaluate", "dictlab.conventions", "dictlab.describe"}
 ALLOWED = {
     "dictlab.errors": set(),
@@ -37,7 +44,9 @@ ALLOWED = {
     | {"dictlab.codes", "dictlab.sparsity", "dictlab.records", "dictlab.normalisation", "dictlab.dictionary"},
     "dictlab.text": BASE,
     "dictlab.hooks": BASE,
-    "dictlab.lm": BASE | {"dictlab.hooks"},
+    "dictlab.past": BASE,
+    "dictlab.lm": BASE | {"dictlab.hooks", "dictlab.past"},
+    "dictlab.outputs": BASE | {"dictlab.lm"},
     "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm"},
     "dictlab.report": BASE | COLUMN_D,
     "dictlab.describe": BASE | COLUMN_D,

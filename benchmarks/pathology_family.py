@@ -1,0 +1,93 @@
+"""How pathological are the errors of the shipped dictionaries? Prints the tables that docs/results/pathology.md quotes.
+
+python benchmarks/pathology_family.py [FOLDER]     (some minutes on one core; FOLDER: where to leave the whole report)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from analyses import pathology, stitching
+from analyses.perturbations import BASELINES
+from dictlab import load
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+NAMES = (
+    "local-topk16-512-s0",
+    "local-topk16-1024-s0",
+    "local-relu20-1024-s0",
+    "local-relu10-1024-s0",
+    "local-relu5-1024-s0",
+    "e2e-relu0.25-1024-s0",
+    "e2e+ds-relu4-1024-s0",
+)
+
+
+def between(row: pd.Series, name: str, digits: int = 2) -> str:
+    return f"{row[name]:.{digits}f} [{row[f'{name} low']:.{digits}f}, {row[f'{name} high']:.{digits}f}]"
+
+
+def printed(frame: pd.DataFrame) -> None:
+    print("| " + " | ".join(map(str, frame.columns)) + " |")
+    print("|" + "---|" * len(frame.columns))
+    for row in frame.itertuples(index=False):
+        print("| " + " | ".join(map(str, row)) + " |")
+    print(flush=True)
+
+
+def main() -> None:
+    began = time.perf_counter()
+    opened = [load(CHECKPOINTS / f"{name}.safetensors") for name in NAMES]
+    stitched = stitching(opened[0], opened[1], tokens=65_536, contexts=16).dictionaries["stitched"]
+    report = pathology([*opened, stitched], contexts=32, draws=1, sweep=4)
+    print(report, "\n")
+    frames = {name: table.frame for name, table in report.tables.items()}
+    table = frames["comparison"]
+    keys = ["KL", "over ε-random", "over covariance mixture", "CE increase"]
+    shown = pd.DataFrame(
+        [
+            {"dictionary": row["dictionary"], "L0": f"{row['L0']:.1f}"}
+            | {"error norm": f"{row['error norm']:.1f}", "cosine": f"{row['cosine']:.3f}"}
+            | {key: between(row, key, 3 if key in ("KL", "CE increase") else 2) for key in keys}
+            for _, row in table.iterrows()
+        ]
+    )
+    printed(shown)
+    others = [f"over {name}" for name in BASELINES if f"over {name}" not in keys]
+    printed(
+        pd.DataFrame(
+            [
+                {"dictionary": row["dictionary"]}
+                | {key: between(row, key) for key in others}
+                | {"median z": f"{row['median z']:+.2f}", "beyond z = 3": f"{row['share beyond z = 3']:.0%}"}
+                for _, row in table.iterrows()
+            ]
+        )
+    )
+    lengths = frames["equal_damage"]
+    lengths = lengths.assign(length=[between(row, "effective length") for _, row in lengths.iterrows()])
+    printed(lengths.pivot(index="dictionary", columns="direction", values="length").reset_index())
+    printed(frames["parents"].round(3))
+    correlations = frames["when"][frames["when"]["of"] == "gap"]
+    correlations = correlations.assign(rho=[between(row, "Spearman") for _, row in correlations.iterrows()])
+    printed(correlations.pivot(index="with", columns="dictionary", values="rho").reset_index())
+    every = frames["interventions"]
+    some = every[
+        every["dictionary"].isin(["local-relu10-1024-s0", "e2e-relu0.25-1024-s0"]) & (every["tokens"] == "all")
+    ]
+    printed(some[["dictionary", "intervention", "KL", "KL median", "KL 99.9 %", "CE increase"]].round(4))
+    alone = frames["single_token"]
+    alone = alone[(alone["intervention"] == "ε-random") & alone["positions after"].isin([0, 1, 4, 16])]
+    alone = alone.assign(ratio=[between(row, "KL ratio") for _, row in alone.iterrows()])
+    printed(alone.pivot(index="dictionary", columns="positions after", values="ratio").reset_index())
+    print(f"{time.perf_counter() - began:.0f} s")
+    if len(sys.argv) > 1:
+        report.save(sys.argv[1], force=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Streamed outputs against whole distributions, and tokens with a past against whole sequences, on four architectures."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from dictlab import LanguageModel, outputs
+from dictlab.outputs import compare, following
+from tests.test_lm import ENDS, SMALL, TOKENS, build
+
+ARCHITECTURES = ["gpt2", "gpt_neox", "llama", "gemma2"]
+SITES = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre", "blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"]
+SITES += ["blocks.0.hook_resid_post", "blocks.2.hook_resid_post"]
+INNER = {"gpt2": "transformer.h.1.attn.c_proj:in", "llama": "model.layers.1.self_attn.o_proj:in"}
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def lm(request) -> LanguageModel:
+    if request.param != "gemma2":
+        return build(request.param)
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **SMALL, num_attention_heads=2, num_key_value_heads=1, head_dim=8, sliding_window=4, **ENDS,
+        final_logit_softcapping=0.5, initializer_range=0.3,
+    )  # fmt: skip
+    return LanguageModel(Gemma2ForCausalLM(config), None, "gemma2")
+
+
+def streams(lm: LanguageModel, site: str, versions: int = 3):
+    """Clean logits and stream, and altered versions of both by whole forwards."""
+    found = lm.forward(TOKENS, [site, lm.start_of(site), lm.last_site])
+    x, start = found.activations[site], found.activations[lm.start_of(site)]
+    torch.manual_seed(1)
+    altered = [x + torch.randn_like(x) * x.std() for _ in range(versions)]
+    whole = [lm.resume(new, site, residual=start).logits for new in altered]
+    carried = [lm.carry(new, site, residual=start) for new in altered]
+    return found, torch.stack(whole), torch.stack(carried)
+
+
+@pytest.mark.parametrize("logits", [1, 130, 1 << 20])
+def test_streaming_in_blocks_of_any_size_agrees_with_whole_distributions(lm, logits, monkeypatch):
+    monkeypatch.setattr(outputs, "LOGITS", logits)
+    clean, whole, carried = streams(lm, "blocks.1.hook_resid_pre")
+    found = compare(
+        lm, clean.activations[lm.last_site].flatten(0, 1), carried.flatten(1, 2), following(TOKENS).flatten()
+    )
+    p, q = clean.logits.double().log_softmax(-1), whole.double().log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1)
+    torch.testing.assert_close(found.kl.double(), kl.flatten(1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.entropy.double(), -(p.exp() * p).sum(-1).flatten(), rtol=1e-5, atol=1e-6)
+    for own, logits_ in [(found.ce_clean, clean.logits), *zip(found.ce, whole, strict=True)]:
+        own = own.view(TOKENS.shape)
+        expected = cross_entropy(logits_[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="none")
+        torch.testing.assert_close(own[:, :-1].flatten(), expected, rtol=1e-5, atol=1e-5)
+        assert own[:, -1].isnan().all()
+
+
+def test_the_logit_cap_of_a_model_counts():
+    """Gemma 2 bounds its logits; without that the distributions would differ."""
+    torch.manual_seed(0)
+    config = Gemma2Config(**SMALL, num_attention_heads=2, num_key_value_heads=1, head_dim=8, **ENDS)
+    config.final_logit_softcapping = 0.01
+    lm = LanguageModel(Gemma2ForCausalLM(config), None, "capped")
+    x = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)
+    assert lm.unembed(100 * x).abs().max() <= 0.01
+
+
+def test_the_same_stream_has_no_divergence_at_all(lm):
+    x = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)
+    found = compare(lm, x, torch.stack([x, x]), following(TOKENS).flatten())
+    assert found.kl.abs().max() <= 2e-7
+    torch.testing.assert_close(found.ce, found.ce_clean.expand(2, -1), equal_nan=True)
+
+
+def test_distributions_that_hardly_overlap_do_not_overflow(monkeypatch):
+    lm = build("gpt2")
+    p, q = torch.zeros(2, 60), torch.zeros(2, 60)
+    p[:, 0], q[:, 1] = 200, 200
+    monkeypatch.setattr(LanguageModel, "unembed", lambda self, residual: residual)
+    found = compare(lm, p, q[None], torch.zeros(2, dtype=torch.long))
+    torch.testing.assert_close(found.kl, torch.full((1, 2), 200.0))
+    torch.testing.assert_close(found.ce, torch.full((1, 2), 200.0))
+
+
+def test_carrying_gives_the_stream_that_leaves_the_blocks(lm):
+    for site in SITES + ([INNER[lm.name]] if lm.name in INNER else []):
+        clean, whole, carried = streams(lm, site, 1)
+        torch.testing.assert_close(lm.unembed(carried[0].flatten(0, 1)), whole[0].flatten(0, 1))
+        again = lm.carry(clean.activations[site], site, residual=clean.activations[lm.start_of(site)])
+        assert torch.equal(again, clean.activations[lm.last_site]), site
+
+
+@pytest.mark.parametrize("at", [0, 3, 6])
+def test_versions_of_later_tokens_share_the_past_of_the_earlier_ones(lm, at):
+    for site in SITES + ([INNER[lm.name]] if lm.name in INNER else []):
+        start = lm.start_of(site)
+        clean = lm.forward(TOKENS, [site, start]).activations
+        x, residual = clean[site], clean[start]
+        past = lm.past(x[:, :at], site, residual=residual[:, :at])
+        versions = [x.clone() for _ in range(3)]
+        for new in versions:
+            new[:, at] += torch.randn_like(new[:, at])
+        expected = torch.cat([lm.carry(new, site, residual=residual)[:, at:] for new in versions])
+        stacked = torch.cat([new[:, at:] for new in versions])
+        found = lm.carry(stacked, site, residual=residual[:, at:].repeat(3, 1, 1), past=past)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_nothing_of_a_block_is_computed_that_its_replaced_output_would_hide():
+    lm, ran = build("gpt2"), []
+    site = "blocks.1.hook_mlp_out"
+    clean = lm.forward(TOKENS, [site, "blocks.1.hook_resid_pre"]).activations
+    assert lm._returns  # the one probing forward, done before counting
+    lm.blocks[1].mlp.c_fc.register_forward_hook(lambda *_: ran.append(1))
+    lm.carry(clean[site], site, residual=clean["blocks.1.hook_resid_pre"])
+    assert not ran
