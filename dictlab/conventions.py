@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.hooks import Place, visiting
-from dictlab.lm import ATTENTION, LanguageModel
+from dictlab.layout import ATTENTION
+from dictlab.lm import LanguageModel
 from dictlab.names import canonical_site
 from dictlab.normalisation import Centred, LayerNorm, NoNormalisation
 

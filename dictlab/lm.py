@@ -18,7 +18,6 @@ Sites are written as the field writes them, and any module path works too:
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
@@ -28,22 +27,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from dictlab.errors import DictlabError
 from dictlab.hooks import Place, adding_nothing, giving, passing_on, standing_in, visiting, visiting_sum
-from dictlab.names import MLP_PROJECTION, OUT_PROJECTION, site_in_blocks
+from dictlab.layout import ATTENTION, Layout, child
 from dictlab.past import Past
-
-ATTENTION = ("attn", "attention", "self_attn", "self_attention")
-MLP = ("mlp", "feed_forward", "ffn")
-HOOK = re.compile(
-    r"blocks\.(\d+)\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_attn_out|hook_mlp_out|attn\.hook_z|mlp\.hook_post)"
-)
-ATTENTION_PROJECTION = OUT_PROJECTION
-# Norms that some models apply to what a half of a block adds.
-ATTENTION_NORM, MLP_NORM = ("post_attention_layernorm",), ("post_feedforward_layernorm",)
 
 Replacement = Tensor | Callable[[Tensor], Tensor]
 
@@ -55,7 +44,7 @@ class Forward(NamedTuple):
     activations: dict[str, Float[Tensor, "batch context d_in"]]
 
 
-class LanguageModel:
+class LanguageModel(Layout):
     """A Hugging Face causal language model with three verbs: `capture`, `splice`, `resume`.
 
     Its weights are frozen and it is put in evaluation mode; gradients flow through to activations.
@@ -67,10 +56,8 @@ class LanguageModel:
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
-        self.model = model.eval().requires_grad_(False)
+        super().__init__(model.eval().requires_grad_(False), name)
         self.tokenizer = tokenizer
-        self.name = name
-        self.blocks = _blocks(model)
 
     @classmethod
     def load(
@@ -106,12 +93,6 @@ class LanguageModel:
         return cls(model.to(device), tokenizer, str(name))
 
     @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        device: torch.device = self.model.device
-        return device
-
-    @property
     def context(self) -> int:
         """The longest context it was built for, in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", 1024))
@@ -129,19 +110,9 @@ class LanguageModel:
         return wanted
 
     @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    @property
     def vocabulary(self) -> int:
         """Entries of its output distribution."""
         return int(self.model.config.get_text_config().vocab_size)
-
-    @property
-    def last_site(self) -> str:
-        """The residual stream leaving the last block."""
-        return f"blocks.{self.n_blocks - 1}.hook_resid_post"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -165,14 +136,14 @@ class LanguageModel:
         sites = [sites] if isinstance(sites, str) else list(sites)
         caught: dict[str, Tensor] = {}
         with self._catching(sites, caught, leave=True), suppress(_Reached):
-            self._logits(tokens)
+            self.logits(tokens)
         return caught
 
     def forward(self, tokens: Int[Tensor, "batch context"], sites: Sequence[str] = ()) -> Forward:
         """The whole forward: logits, and activations at some sites."""
         caught: dict[str, Tensor] = {}
         with self._catching(sites, caught):
-            return Forward(self._logits(tokens), caught)
+            return Forward(self.logits(tokens), caught)
 
     def splice(
         self, tokens: Int[Tensor, "batch context"], site: str, replacement: Replacement, sites: Sequence[str] = ()
@@ -190,7 +161,7 @@ class LanguageModel:
         """
         place = self.locate(site)
         if place.block is not None:
-            start, after = self.start_of(site), [other for other in sites if self._follows(other, place)]
+            start, after = self.start_of(site), [other for other in sites if self.follows(other, place)]
             clean = self.capture(tokens, [start, site, *(other for other in sites if other not in after)])
             new = _applied(replacement, clean[site], site)
             out = self.resume(new, site, after, residual=clean[start])
@@ -198,7 +169,7 @@ class LanguageModel:
             return Forward(out.logits, {other: known[other] for other in sites})
         caught: dict[str, Tensor] = {}
         with self._catching(sites, caught), visiting(place, lambda x: _applied(replacement, x, site)):
-            return Forward(self._logits(tokens), caught)
+            return Forward(self.logits(tokens), caught)
 
     def resume(
         self,
@@ -222,7 +193,7 @@ class LanguageModel:
         """
         caught: dict[str, Tensor] = {}
         with self._resuming(activation, site, sites, residual) as tokens, self._catching(sites, caught):
-            return Forward(self._logits(tokens), caught)
+            return Forward(self.logits(tokens), caught)
 
     def carry(
         self,
@@ -253,7 +224,7 @@ class LanguageModel:
             self._catching([self.last_site], caught, leave=True),
             suppress(_Reached),
         ):
-            self._logits(tokens, None if past is None else past.cache(len(tokens)))
+            self.logits(tokens, None if past is None else past.cache(len(tokens)))
         return caught[self.last_site]
 
     def past(
@@ -270,7 +241,7 @@ class LanguageModel:
         if activation.shape[1] == 0:
             return None
         with self._resuming(activation, site, (), residual) as tokens:
-            return Past.of(lambda cache: self._logits(tokens, cache), self.n_blocks)
+            return Past.of(lambda cache: self.logits(tokens, cache), self.n_blocks)
 
     def unembed(self, residual: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens vocabulary"]:
         """Logits of residual streams leaving the last block: the model's own final norm, unembedding and logit caps.
@@ -284,12 +255,12 @@ class LanguageModel:
         self, activation: Tensor, site: str, sites: Sequence[str], residual: Tensor | None
     ) -> Iterator[Int[Tensor, "batch context"]]:
         """Let a forward begin at `site`. Gives tokens to run it with; what they are does not matter."""
-        (block, place), lengths = self._in_block(site), self._returns
+        (block, place), lengths = self.in_block(site), self.returns
         if place.kind == "module" and residual is None:
             start = self.start_of(site)
             raise DictlabError(f"site {site} is not the whole residual stream: give resume the residual at {start}.")
         for other in sites:
-            if not self._follows(other, place):
+            if not self.follows(other, place):
                 raise DictlabError(f"site {other} is not computed when the forward is resumed from {site}.")
         activation = activation.contiguous()  # some modules take no other
         first = block + (place.kind == "resid_post")
@@ -299,145 +270,13 @@ class LanguageModel:
                 stack.enter_context(standing_in(skipped, passing_on(lengths[skipped])))
             stack.enter_context(self._entering(first, entering))
             if place.kind == "resid_mid":
-                attention = _child(self.blocks[first], ATTENTION)
+                attention = child(self.blocks[first], ATTENTION)
                 stack.enter_context(standing_in(attention, adding_nothing(lengths[attention], activation)))
             if place.kind == "module" and place.side == "out" and place.module in lengths:
                 stack.enter_context(standing_in(place.module, giving(lengths[place.module], activation)))
             elif place.kind == "module":
                 stack.enter_context(visiting(place, lambda _: activation))
             yield torch.zeros(activation.shape[:2], dtype=torch.long, device=activation.device)
-
-    def locate(self, site: str) -> Place:
-        """Find a site in this model.
-
-        Raises:
-            DictlabError: There is none of that name; the message says what is possible.
-        """
-        match = HOOK.fullmatch(site)
-        if match is None and self._path(site) is None:
-            match = HOOK.fullmatch(site_in_blocks(site))  # a block's path as another model has it
-        if match is None:
-            return self._module(site)
-        block, hook = int(match[1]), match[2]
-        if block >= self.n_blocks:
-            raise DictlabError(f"site {site}: {self.name} has blocks 0 to {self.n_blocks - 1}.")
-        module = self.blocks[block]
-        if hook in ("hook_resid_pre", "hook_resid_post"):
-            side = "in" if hook == "hook_resid_pre" else "out"
-            return Place(block, hook.removeprefix("hook_"), module, side)
-        if hook == "attn.hook_z":
-            attention = _child(module, ATTENTION)
-            inner = _find(attention, ATTENTION) or attention  # GPT-Neo's lies one deeper
-            return Place(block, "module", _child(inner, ATTENTION_PROJECTION), "in")
-        if hook == "mlp.hook_post":
-            return Place(block, "module", _child(_child(module, MLP), MLP_PROJECTION), "in")
-        normed = _find(module, MLP_NORM) is not None  # the norm of attention's output goes by this name only then
-        if hook == "hook_attn_out":
-            return Place(block, "module", _child(module, ATTENTION_NORM if normed else ATTENTION), "out")
-        if hook == "hook_mlp_out":
-            return Place(block, "module", _child(module, MLP_NORM if normed else MLP), "out")
-        if not self._has_middle:
-            raise DictlabError(
-                f"site {site}: {self.name} has no residual stream between attention and MLP "
-                "(they run in parallel, or add through a norm or a factor of their own)."
-            )
-        return Place(block, "resid_mid", _child(module, ATTENTION), "out")
-
-    def start_of(self, site: str) -> str:
-        """The residual stream entering the block of a site: what `resume` needs besides the activation.
-
-        Raises:
-            DictlabError: The site lies outside the blocks.
-        """
-        return f"blocks.{self._in_block(site)[0]}.hook_resid_pre"
-
-    def later_sites(self, site: str) -> list[str]:
-        """The residual stream entering each block after `site`: where e2e+downstream training compares activations."""
-        block, place = self._in_block(site)
-        # The stream entering block b + 1 is the site itself when the site is resid_post of block b.
-        first = block + 1 + (place.kind == "resid_post")
-        return [f"blocks.{block}.hook_resid_pre" for block in range(first, self.n_blocks)]
-
-    def _in_block(self, site: str) -> tuple[int, Place]:
-        place = self.locate(site)
-        if place.block is None:
-            raise DictlabError(f"site {site}: it lies outside the blocks, so the forward cannot be resumed from it.")
-        return place.block, place
-
-    def _follows(self, site: str, start: Place) -> bool:
-        """Whether a forward resumed from `start` computes a site (or has it as its input)."""
-        place = self.locate(site)
-        if place.block is None:
-            return place.module in self._after_blocks
-        if start.block is None or place.block != start.block:
-            return start.block is None or place.block > start.block
-        if start.kind != "resid_mid" or place.kind == "resid_mid":
-            return start.kind != "resid_post"
-        attention = _child(self.blocks[place.block], ATTENTION)
-        return place.kind != "resid_pre" and all(place.module is not m for m in attention.modules())
-
-    def _probe(self, handles: Sequence[RemovableHandle]) -> None:
-        """A forward of one token with some hooks in place, which are then removed."""
-        try:
-            with torch.no_grad():
-                self._logits(torch.zeros(1, 1, dtype=torch.long))
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @cached_property
-    def _after_blocks(self) -> set[nn.Module]:
-        """Modules that first run when the last block is done, such as the final norm."""
-        order: list[nn.Module] = []
-        handles = [m.register_forward_pre_hook(lambda module, _: order.append(module)) for m in self.model.modules()]
-        self._probe(handles)
-        last = max(i for i, module in enumerate(order) if any(module is m for m in self.blocks[-1].modules()))
-        return set(order[last + 1 :]) - set(order[: last + 1])
-
-    @cached_property
-    def _has_middle(self) -> bool:
-        """Whether what enters a block plus what attention gives is all that its second half sees; tried on block 0."""
-        block, attention = self.blocks[0], _child(self.blocks[0], ATTENTION)
-        tokens = torch.arange(4)[None]
-        entering, leaving = Place(0, "resid_pre", block, "in"), Place(0, "resid_post", block, "out")
-        middle: list[Tensor] = []
-        left: list[Tensor] = []
-        with torch.no_grad(), visiting(leaving, left.append):
-            with visiting_sum(block, attention, middle.append):
-                self._logits(tokens)
-            silent = adding_nothing(self._returns[attention], middle[0])
-            with visiting(entering, lambda _: middle[0]), standing_in(attention, silent):
-                self._logits(tokens)
-        return torch.equal(left[0], left[-1])
-
-    def _path(self, site: str) -> str | None:
-        """The path of a site's module, which may be given from the base model's root."""
-        path, base = site.partition(":")[0], getattr(self.model, "base_model_prefix", "")
-        modules = dict(self.model.named_modules())
-        return next((full for full in (path, f"{base}.{path}") if path and full in modules), None)
-
-    def _module(self, site: str) -> Place:
-        path, side = self._path(site), site.partition(":")[2]
-        modules = dict(self.model.named_modules())
-        if path is None or side not in ("", "in", "out"):
-            raise DictlabError(
-                f"site {site!r} is not in {self.name}. Write blocks.I.hook_resid_pre, hook_resid_mid, hook_resid_post, "
-                "hook_attn_out, hook_mlp_out, attn.hook_z or mlp.hook_post with I from 0 to "
-                f"{self.n_blocks - 1}, or a module's path with :in or "
-                f":out, such as {next(name for name, m in modules.items() if m is self.blocks[0])}:in."
-            )
-        module = modules[path]
-        for index, block in enumerate(self.blocks):
-            if module is block:
-                return Place(index, "resid_pre" if side == "in" else "resid_post", module, side or "out")
-            if any(module is inner for inner in block.modules()):
-                return Place(index, "module", module, side or "out")
-        return Place(None, "module", module, side or "out")
-
-    def _logits(self, tokens: Tensor, cache: Any = None) -> Tensor:
-        given = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
-        logits: Tensor = self.model(input_ids=tokens.to(self.device), **given).logits
-        return logits
 
     @contextmanager
     def _catching(self, sites: Sequence[str], caught: dict[str, Tensor], leave: bool = False) -> Iterator[None]:
@@ -466,19 +305,6 @@ class LanguageModel:
             place = Place(block, "resid_post", self.blocks[-1], "out")
         with visiting(place, lambda _: activation):
             yield
-
-    @cached_property
-    def _returns(self) -> dict[nn.Module, int]:
-        """For each block, attention and MLP, the length of the tuple it returns; 0 where it returns a tensor."""
-        inner = [m for block in self.blocks for names in (ATTENTION, MLP) if (m := _find(block, names)) is not None]
-        lengths: dict[nn.Module, int] = {}
-
-        def note(module: nn.Module, _: Any, output: Any) -> None:
-            lengths[module] = len(output) if isinstance(output, tuple) else 0
-
-        handles = [module.register_forward_hook(note) for module in (*self.blocks, *inner)]
-        self._probe(handles)
-        return lengths
 
 
 class _Reached(Exception):
@@ -516,28 +342,6 @@ def check_device(device: str) -> None:
         raise DictlabError(f"device {device!r} is unknown; write cpu, cuda, or cuda:1.") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DictlabError(f"device {device!r}: no CUDA device is available to torch {torch.__version__}; use cpu.")
-
-
-def _blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's list of blocks: the module list as long as the configuration says there are layers."""
-    n_layers = getattr(model.config, "num_hidden_layers", None)
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
-    if not lists:
-        raise DictlabError(
-            f"{type(model).__name__}: no list of {n_layers} blocks found; is it a causal language model?"
-        )
-    return lists[0]
-
-
-def _child(block: nn.Module, names: Sequence[str]) -> nn.Module:
-    child = _find(block, names)
-    if child is None:
-        raise DictlabError(f"{type(block).__name__} has no module called {' or '.join(names)}; give the module's path.")
-    return child
-
-
-def _find(block: nn.Module, names: Sequence[str]) -> nn.Module | None:
-    return next((getattr(block, name) for name in names if hasattr(block, name)), None)
 
 
 def _applied(replacement: Replacement, clean: Tensor, site: str) -> Tensor:

@@ -179,7 +179,7 @@ def calls(lm: LanguageModel, action) -> list[int]:
 def test_an_early_capture_does_not_run_the_later_blocks_nor_resume_the_earlier_ones(lm):
     site = "blocks.1.hook_resid_pre"
     x = lm.capture(TOKENS, site)[site]
-    assert lm._returns  # the one probing forward, done before counting
+    assert lm.returns  # the one probing forward, done before counting
     assert calls(lm, lambda: lm.capture(TOKENS, site)) == [1, 0, 0]
     assert calls(lm, lambda: lm.capture(TOKENS, [site, "blocks.1.hook_attn_out"])) == [1, 1, 0]
     assert calls(lm, lambda: lm.resume(x, site)) == [0, 1, 1]
