@@ -11,6 +11,7 @@ from analyses import refit
 from analyses.refit import refit_bias, refit_decoder
 from analyses.stitching import join, stitching
 from dictlab import DictlabError, ReLU, Text, TopK, load, save
+from dictlab.formats import conversion
 from dictlab.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.sparsity import AbsTopK, BatchTopK, GroupMax, Union
 from tests.planted import SITE, random_dictionary, tiny_model
@@ -274,3 +275,17 @@ def test_the_stitched_dictionary_is_a_file_like_any_other(text, tmp_path):
     loaded = load(tmp_path / "out" / "stitched.safetensors")
     x = torch.randn(50, 16)
     assert torch.equal(loaded.reconstruct(x), report.dictionaries["stitched"].reconstruct(x))
+
+
+def test_dictionaries_of_two_libraries_are_stitched_as_if_they_were_of_one(text, tmp_path):
+    """Written as SAELens and as sparsify write them: another bias, another layout, another name of the site."""
+    small, large = parents()
+    theirs = (
+        conversion.write(small, tmp_path / "saelens", "saelens"),
+        conversion.write(large, tmp_path / "h.0", "sparsify"),
+    )
+    options = {"model": tiny_model(), "text": text, "tokens": 2000, "contexts": 20}
+    ours, mixed = (stitching(*pair, **options).tables["quality"].frame for pair in ((small, large), theirs))
+    assert ours["latents"].tolist() == mixed["latents"].tolist()
+    for metric in ("L0", "MSE", "explained variance", "CE increase"):
+        np.testing.assert_allclose(ours[metric], mixed[metric], rtol=1e-3, err_msg=metric)  # float32, folded biases
