@@ -218,14 +218,31 @@ class LanguageModel(Layout):
         place = self.locate(site)
         if place.kind == "resid_post" and place.module is self.blocks[-1]:
             return activation
+        return self.carried(activation, site, [self.last_site], residual=residual, past=past)[self.last_site]
+
+    def carried(
+        self,
+        activation: Float[Tensor, "batch context d_in"],
+        site: str,
+        sites: Sequence[str],
+        *,
+        residual: Float[Tensor, "batch context d_model"] | None = None,
+        past: Past | None = None,
+    ) -> dict[str, Float[Tensor, "batch context d"]]:
+        """Activations at later sites, resumed from one at `site`. The forward is left as soon as the last is reached.
+
+        Arguments and errors as for `carry`.
+        """
+        if not sites:
+            return {}
         caught: dict[str, Tensor] = {}
         with (
-            self._resuming(activation, site, [self.last_site], residual) as tokens,
-            self._catching([self.last_site], caught, leave=True),
+            self._resuming(activation, site, sites, residual) as tokens,
+            self._catching(sites, caught, leave=True),
             suppress(_Reached),
         ):
             self.logits(tokens, None if past is None else past.cache(len(tokens)))
-        return caught[self.last_site]
+        return caught
 
     def past(
         self,

@@ -129,7 +129,10 @@ def refuse(run, tmp_path):
         ((), ("train", "stitch", "report", "info", "convert", "verify")),
         (("train",), ("--width", "--objective", "e2e+ds", "The language model")),
         (("stitch",), ("SMALL", "LARGE", "--select", "--refit", "--force", "The dictionary that is added to")),
-        (("report",), ("geometry", "matching", "novelty", "pareto", "pathology", "stitching", "verification")),
+        (
+            ("report",),
+            ("downstream", "geometry", "matching", "novelty", "pareto", "pathology", "stitching", "verification"),
+        ),
         (("report", "geometry"), ("DICTIONARIES", "--no-umap", "--seed", "--out")),
         (("info",), ("FILE", "--format", "--map", "--scale", "--ignore")),
         (("convert",), ("SOURCE", "TARGET", "--to", "--map", "--force")),
