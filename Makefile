@@ -42,6 +42,8 @@ benchmarks: setup
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/pathology.py --growth
 	$(BIN)/python benchmarks/pathology_family.py
+	$(BIN)/python benchmarks/pathology_sites.py
+	$(BIN)/python benchmarks/fuzz_formats.py --files 10000
 	$(BIN)/python benchmarks/training_length.py
 
 checkpoints: setup

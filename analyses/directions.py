@@ -224,8 +224,8 @@ def direction_plot(directions: pd.DataFrame, groups: pd.DataFrame, tokens: int, 
     return Plot(
         figure,
         f"Errors by principal direction of the activation, {sequences} sequences ({tokens} tokens); bars: 95 % "
-        "bootstrap intervals over sequences. Left: 1 (line) is what the mean alone gives; drawn up to 10. Dotted in the "
-        "middle: the group's component taken from another token.",
+        "bootstrap intervals over sequences. Left: 1 (line) is what the mean alone gives; drawn up to 10. "
+        "Dotted in the middle: the group's component taken from another token.",
     )
 
 

@@ -158,9 +158,8 @@ def depth_plot(found: Measured) -> Plot:
         unit = METRICS[label].unit
         ax.set(xlabel="stream entering block", ylabel=f"{label} ({unit})" if unit else label, title=_question(label))
         ax.set_xticks(range(len(labels)), labels)
-        if label in ("MSE", "relative error") and any(
-            (_along_places(found, n, label)[0] > 0).all() for n in found.output
-        ):
+        drawn = np.concatenate([_along_places(found, name, label)[0] for name in found.output])
+        if label in ("MSE", "relative error") and (drawn > 0).any():
             ax.set_yscale("log")
     axes[3].legend(loc="upper left", bbox_to_anchor=(0, -0.22), fontsize=7)
     return Plot(
