@@ -1,24 +1,24 @@
 """Which dictionary gives more for its sparsity?
 
-CE increase and explained variance against L0: each dictionary is one point; each objective, activation function and
-width one curve (Braun et al. 2024, figure 1; Gao et al. 2024, figure 2). Two curves are compared where they overlap:
+CE and KL increase, CE recovered, explained variance and MSE against L0 and against alive latents: each dictionary is
+one point; each objective, activation function and width one curve (Braun et al. 2024, figures 1 and 4; Gao et al. 2024,
+figure 2). Two curves are compared where they overlap:
 
-    at matched CE increase    L0 of the one / L0 of the other
-    at matched L0             CE increase of the one / CE increase of the other
+    at matched CE increase    L0 (alive latents) of the one / that of the other
+    at matched L0 (alive)     CE increase of the one / CE increase of the other
 
-by interpolating linearly between neighbouring points of a curve, in log L0 and log CE increase, at 20 places of the
-overlap; the mean ratio is reported. No curve is extended beyond its points.
+by interpolating linearly between neighbouring settings of a curve, in log L0, log alive latents and log CE increase, at
+20 places of the overlap; the mean ratio is reported, with an interval from doing the same in every bootstrap resample.
+No curve is extended beyond its points.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from analyses import style
+from analyses import pareto_plots, pareto_tables
 from analyses.inputs import (
     DictionaryLike,
     ModelLike,
@@ -30,33 +30,19 @@ from analyses.inputs import (
     open_model,
     open_text,
 )
-from dictlab.dictionary import Dictionary
+from analyses.pareto_points import MEASURES, Curve, Point, curves
 from dictlab.errors import check_at_least
-from dictlab.evaluate import METRICS, Evaluation, evaluate
+from dictlab.evaluate import COVERAGE, RESAMPLES, Evaluation, evaluate
 from dictlab.report import Plot, Report, Table
 
-PLACES = 20
-LEAST_OVERLAP = 1.1  # largest over smallest abscissa that two curves share; less is a point, not an overlap
-Points = NDArray[np.float64]
-
-
-def mean_ratio(x: Points, y: Points, other_x: Points, other_y: Points) -> tuple[float, float, float]:
-    """Mean over the overlap in x of (y of the other curve) / (y of this one), and where the overlap lies.
-
-    Curves are piecewise linear in log x and log y. NaN where they hardly overlap.
-
-    Args:
-        x: Abscissae of this curve, positive.
-        y: Its ordinates, positive.
-        other_x: Abscissae of the other curve.
-        other_y: Its ordinates.
-    """
-    low, high = max(x.min(), other_x.min()), min(x.max(), other_x.max())
-    if not high >= LEAST_OVERLAP * low:
-        return float("nan"), float("nan"), float("nan")
-    places = np.linspace(np.log(low), np.log(high), PLACES)
-    this, other = (np.interp(places, *_sorted(np.log(a), np.log(b))) for a, b in ((x, y), (other_x, other_y)))
-    return float(np.exp(other - this).mean()), float(low), float(high)
+SAID = 3  # comparisons that fit a summary
+SENTENCE = {
+    "CE increase at matched L0": "the CE increase at matched L0",
+    "L0 at matched CE increase": "the L0 at matched CE increase",
+}
+NAMED = 8  # dictionaries that fit a sentence
+INTERVAL = f"{COVERAGE:.0%} bootstrap interval over sequences".replace("%", " %")
+LOW_HIGH = f"low and high: {INTERVAL}"
 
 
 def pareto(
@@ -68,7 +54,10 @@ def pareto(
     seed: int = 0,
     device: str = "cpu",
 ) -> Report:
-    """What does each dictionary give for its sparsity: CE increase and explained variance against L0?
+    """What does each dictionary give for its sparsity: does the model still work, is the activation reconstructed?
+
+    CE increase, KL, CE recovered, explained variance and MSE against L0 and against alive latents, with the Pareto
+    front, the ratios between objectives, and what training cost.
 
     Args:
         dictionaries: Any number at the same site.
@@ -86,125 +75,129 @@ def pareto(
     check_same_place(opened)
     model, text = open_model(model, opened, device), open_text(text).as_split("heldout")
     context = context_of(opened, model)
-    on_device = in_model(opened, model)
-    found = evaluate(on_device, model, text, contexts=contexts, context=context, seed=seed)
-    points = pd.DataFrame([_point(d, e) for d, e in zip(opened, found, strict=True)])
-    ratios = matched(points)
+    found = evaluate(in_model(opened, model), model, text, contexts=contexts, context=context, seed=seed)
+    points = [Point(d, e) for d, e in zip(opened, found, strict=True)]
+    lines = curves(points)
+    tables = _tables(points, lines)
     return Report(
-        title=f"What {len(opened)} dictionaries give for their sparsity",
-        summary=_summary(points, ratios),
-        tables={
-            "points": Table(
-                points, f"Measured on {found[0].n_sequences} held-out sequences ({found[0].n_tokens} tokens)."
-            ),
-            "matched": Table(
-                ratios, "Ratios between curves where they overlap, interpolated in log L0 and log CE increase."
-            ),
-            "metrics": Table(
-                pd.concat([e.table() for e in found], ignore_index=True), "Every metric with its 95 % interval."
-            ),
-        },
-        plots={"pareto": _plot(points, found[0])},
+        title=f"What {_counted(len(opened), 'dictionary', 'dictionaries')} give{'s' * (len(opened) == 1)} for sparsity",
+        summary=_summary(points, lines, tables),
+        tables=tables,
+        plots=_plots(lines, found[0]),
         settings={"text": text.name, "model": model.name, "context": context, "seed": seed} | found[0].sample,
         inputs=tuple(opened),
-        warnings=_left_out(points),
+        warnings=_warnings(points, lines),
     )
 
 
-def matched(points: pd.DataFrame) -> pd.DataFrame:
-    """For every two curves: the ratio of L0 at matched CE increase, and of CE increase at matched L0."""
-    rows = []
-    curves = {
-        name: (part["L0"].to_numpy(), part["CE increase"].to_numpy())
-        for name, part in points.groupby("curve", sort=False)
-    }
-    positive = {name: xy for name, xy in curves.items() if len(xy[0]) > 1 and all((v > 0).all() for v in xy)}
-    for name, (l0, ce) in positive.items():
-        for other, (other_l0, other_ce) in positive.items():
-            if name == other:
-                continue
-            for what, (ratio, low, high) in (
-                ("L0 at matched CE increase", mean_ratio(ce, l0, other_ce, other_l0)),
-                ("CE increase at matched L0", mean_ratio(l0, ce, other_l0, other_ce)),
-            ):
-                rows.append({"what": what, "of": other, "over": name, "ratio": ratio, "from": low, "to": high})
-    return pd.DataFrame(rows, columns=["what", "of", "over", "ratio", "from", "to"])
-
-
-def _left_out(points: pd.DataFrame) -> tuple[str, ...]:
-    """What the logarithmic plot and the comparisons cannot show."""
-    bad = points[(points["CE increase"] <= 0) | (points["L0"] <= 0)]["dictionary"]
-    if bad.empty:
-        return ()
-    return (f"No increase of CE, or no active latent: {', '.join(bad)} and their curves are in no comparison.",)
-
-
-def _point(dictionary: Dictionary, evaluation: Evaluation) -> dict[str, object]:
-    row: dict[str, object] = {
-        "dictionary": dictionary.name,
-        "curve": f"{dictionary.metadata.objective or 'unknown'} {dictionary.activation.kind} {dictionary.n_latents}",
-        "latents": dictionary.n_emitting,
-        "alive": evaluation.alive,
-    }
-    keys = ("l0", "explained_variance", "ce_increase")
-    row |= {METRICS[key].label: evaluation.value(key) for key in keys}
-    for key in keys:
-        low, high = evaluation.interval(key)
-        row |= {f"{METRICS[key].label} low": low, f"{METRICS[key].label} high": high}
-    return row | {
-        "training tokens": dictionary.metadata.tokens,
-        "training seconds": dictionary.metadata.training.get("seconds"),
+def _tables(points: Sequence[Point], lines: Sequence[Curve]) -> dict[str, Table]:
+    on = _measured_on(points[0].evaluation)
+    front = (
+        f"Front against {{}}: the dictionaries that no other beats, and in which share of {RESAMPLES} resamples that "
+        "stays so; – where another is better in one of the two and no worse in the other. On no front: left out."
+    )
+    pair = (
+        "Similar {}: of every two objectives at one width, the two dictionaries that are nearest in it, if within a "
+        f"factor of {pareto_tables.SIMILAR:.2f}. Ratios 'of' / 'over', {INTERVAL}, paired."
+    )
+    tables = pareto_tables
+    return {
+        "points": Table(tables.points_table(points), f"{on} {LOW_HIGH}. front: that of CE increase, against what."),
+        "matched": Table(
+            tables.matched(lines),
+            "Two curves where they overlap: the mean of 'of' / 'over' at 20 places 'from' – 'to' of what is matched. "
+            f"Below 1 is in favour of 'of'; – where the overlap is too small. {LOW_HIGH}, paired; resamples: how many "
+            f"of {RESAMPLES} had an overlap.",
+        ),
+        "similar_ce": Table(tables.pairs(lines, "ce_increase"), pair.format("CE increase")),
+        "similar_l0": Table(tables.pairs(lines, "l0"), pair.format("L0")),
+        "front_l0": Table(tables.fronts(points, "l0"), front.format("L0")),
+        "front_alive": Table(tables.fronts(points, "alive"), front.format("alive latents")),
+        "cost": Table(
+            tables.cost_table(lines),
+            "What training cost, by the files' own account: tokens and seconds, median of a curve's dictionaries; "
+            "least and most seconds. ×: relative to local training at that width. Seconds compare on one machine only.",
+        ),
+        "measures": Table(tables.measures_table(points), f"{on} Intervals are in the table of metrics."),
+        "metrics": Table(
+            pd.concat([p.evaluation.table() for p in points], ignore_index=True), f"Every metric. {on} {LOW_HIGH}."
+        ),
     }
 
 
-def _sorted(x: Points, y: Points) -> tuple[Points, Points]:
-    order = np.argsort(x)
-    return x[order], y[order]
+def _plots(lines: Sequence[Curve], evaluation: Evaluation) -> dict[str, Plot]:
+    caption = (
+        f"{_measured_on(evaluation)} One point a dictionary, bars: {INTERVAL} "
+        "(of alive latents: up to how many more a larger sample might show). A line joins the settings of an "
+        "objective, activation function and width, seeds averaged. Ringed: no other dictionary is better in both."
+    )
+    return {
+        "pareto": Plot(pareto_plots.headline(lines), f"CE increase, further down is better. {caption}"),
+        "against_l0": Plot(pareto_plots.others(lines, "l0"), f"Other measures against L0. {caption}"),
+        "against_alive": Plot(pareto_plots.others(lines, "alive"), f"Other measures against alive latents. {caption}"),
+    }
 
 
-def _summary(points: pd.DataFrame, ratios: pd.DataFrame) -> str:
-    best = points.loc[points["CE increase"].idxmin()]
-    said = f"Smallest CE increase: {best['CE increase']:.3g} nats a token ({best['dictionary']}, L0 {best['L0']:.1f})."
-    local = ratios[ratios["over"].str.startswith("local") & ratios["ratio"].notna()]
-    for row in local.itertuples():
-        said += f" {row.what}: {row.of} / {row.over} = {row.ratio:.2f}."
+def _measured_on(evaluation: Evaluation) -> str:
+    return f"n = {evaluation.n_sequences} held-out sequences ({evaluation.n_tokens} tokens)."
+
+
+def _summary(points: Sequence[Point], lines: Sequence[Curve], tables: dict[str, Table]) -> str:
+    """The answer: ratios between objectives with their price in training, the fewest nats lost, and the front."""
+    best = min(points, key=lambda p: p.value("ce_increase"))
+    said = _compared(tables["matched"].frame, tables["cost"].frame, lines)
+    said.append(
+        f"Smallest CE increase: {best.value('ce_increase'):.3f}{_between(*best.interval('ce_increase'), digits=3)} "
+        f"nats a token ({best.name}, L0 {best.value('l0'):.1f})."
+    )
+    on = pareto_tables.on_front(points, MEASURES[0], "l0")
+    names = [p.name for p, kept in zip(points, on, strict=True) if kept]
+    if len(points) > 1:
+        shown = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
+        said.append(f"{len(names)} of {len(points)} are on the front of CE increase against L0: {shown}.")
+    return " ".join(said)
+
+
+def _compared(ratios: pd.DataFrame, cost: pd.DataFrame, lines: Sequence[Curve]) -> list[str]:
+    """A sentence for each curve compared with a local one, else with another, as far as there is room."""
+    local = {curve.name for curve in lines if curve.local}
+    known = ratios[ratios["ratio"].notna() & ratios["what"].isin(SENTENCE)]
+    preferred = known[known["over"].isin(local)]
+    chosen = known if preferred.empty else preferred
+    if chosen.empty and len(lines) > 1:
+        return ["No two curves overlap, so none are compared."]
+    times = cost.set_index("curve")
+    said = []
+    for (of, over), part in list(chosen.groupby(["of", "over"], sort=False))[:SAID]:
+        parts = [
+            f"{row['ratio']:.2f}{_between(row['low'], row['high'])} times {SENTENCE[row['what']]}"
+            for row in part.to_dict("records")
+        ]
+        seconds, beside = times.loc[of, "× seconds"], times.loc[of, "relative to"]
+        price = f"; its training took {seconds:.2g} times the seconds" if beside == over and seconds > 0 else ""
+        said.append(f"Against {over}, {of} has {' and '.join(parts)}{price}.")
     return said
 
 
-@style.applied
-def _plot(points: pd.DataFrame, evaluation: Evaluation) -> Plot:
-    figure, (left, right) = style.axes(2, width=5.2, height=4.0)
-    for number, (curve, part) in enumerate(points.groupby("curve", sort=False)):
-        part = part.sort_values("L0")
-        for ax, label in ((left, "CE increase"), (right, "explained variance")):
-            error = np.clip([part[label] - part[f"{label} low"], part[f"{label} high"] - part[label]], 0, None)
-            ax.errorbar(
-                part["L0"],
-                part[label],
-                yerr=error,
-                color=style.colour(number),
-                marker=style.marker(number),
-                ls="-",
-                ms=5,
-                lw=1.4,
-                label=curve,
-            )
-    left.set(
-        xscale="log",
-        yscale="log",
-        xlabel="L0 (active latents/token)",
-        ylabel="CE increase (nats/token)",
-        title="Does the model still work?",
-    )
-    right.set(
-        xscale="log",
-        xlabel="L0 (active latents/token)",
-        ylabel="explained variance (share)",
-        title="Is the activation reconstructed?",
-    )
-    left.legend()
-    return Plot(
-        figure,
-        f"One point a dictionary; {evaluation.n_sequences} held-out sequences, {evaluation.n_tokens} tokens. "
-        "Bars: 95 % bootstrap interval over sequences.",
-    )
+def _between(low: float, high: float, digits: int = 2) -> str:
+    return "" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
+def _warnings(points: Sequence[Point], lines: Sequence[Curve]) -> tuple[str, ...]:
+    """What the plots and comparisons cannot show."""
+    said = []
+    bad = [p.name for p in points if p.value("ce_increase") <= 0 or p.value("l0") <= 0]
+    if bad:
+        said.append(f"No increase of CE, or no active latent: {', '.join(bad)}: no place on a logarithmic axis.")
+    if points[0].evaluation.n_sequences < 2:
+        said.append("One sequence: no intervals. Measure on more with --contexts.")
+    widths: dict[str, set[int]] = {}
+    for line in lines:
+        widths.setdefault(line.objective, set()).add(line.width)
+    if len(widths) > 1 and sum(len(w) for w in widths.values()) == len(set().union(*widths.values())):
+        said.append("No two objectives were trained at one width: there are no pairs of similar dictionaries.")
+    return tuple(said)

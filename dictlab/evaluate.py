@@ -120,15 +120,18 @@ class Evaluation:
             return float("nan"), float("nan")
         return bounds(self.draws(metric))
 
+    def alive_draws(self) -> NDArray[np.float64]:
+        """Latents active at least once in each bootstrap resample: fewer than in the sample, never more."""
+        present = torch.from_numpy((self._weights > 0).astype(np.float32))
+        return (present @ self.fired > 0).sum(dim=1).double().numpy()
+
     def alive_interval(self) -> tuple[float, float]:
         """From the latents seen alive to how many a larger sample might show, at 95 %.
 
         Resampling loses latents that fired in one sequence only; the basic bootstrap turns that loss round. What was
         seen is certain, so it is the lower end.
         """
-        present = torch.from_numpy((self._weights > 0).astype(np.float32))
-        seen = (present @ self.fired > 0).sum(dim=1).double().numpy()
-        high = bounds(2 * self.alive - seen)[1]
+        high = bounds(2 * self.alive - self.alive_draws())[1]
         return self.alive, min(max(high, self.alive), self.fired.shape[1])
 
     def table(self) -> pd.DataFrame:
