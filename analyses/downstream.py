@@ -137,6 +137,8 @@ def measure(
 ) -> Measured:
     """Run the model on each batch once without, and with each dictionary; and, for directions, with each repair.
 
+    Interrupted by Ctrl-C, it returns what is complete, if that is two sequences or more.
+
     Args:
         dictionaries: At one site; their names differ.
         model: Their model.
@@ -146,6 +148,7 @@ def measure(
 
     Raises:
         DictlabError: A reconstruction is not finite.
+        KeyboardInterrupt: Fewer than two sequences were complete.
     """
     site = site_of(dictionaries[0])
     places = places_of(model, site)
@@ -155,9 +158,15 @@ def measure(
     basis = principal(found) if directions else None
     generator = seeds.generator(seed, "resampled directions")
     kept: dict[tuple[str, ...], list[Sums]] = defaultdict(list)
-    for batch in tqdm(batches, desc="downstream", leave=False):
-        for key, sums in _batch(dictionaries, model, site, places, means, basis, batch, generator):
-            kept[key].append(sums)
+    done = 0
+    try:
+        for batch in tqdm(batches, desc="downstream", leave=False):
+            for key, sums in list(_batch(dictionaries, model, site, places, means, basis, batch, generator)):
+                kept[key].append(sums)
+            done += len(batch)
+    except KeyboardInterrupt:
+        if done < 2:
+            raise
     joined = {
         key: BySequence({name: torch.cat([r[name] for r in rows]).cpu().numpy() for name in rows[0]}, seed)
         for key, rows in kept.items()
@@ -173,8 +182,8 @@ def measure(
         named("along"),
         named("repairs"),
         joined.get(("worth",)),
-        tokens.numel(),
-        len(tokens),
+        done * tokens.shape[1],
+        done,
     )
 
 
@@ -244,12 +253,17 @@ def downstream(
             "model": model.name,
             "site": site,
             "context": context,
-            "contexts": len(sampled),
+            "contexts": found.n_sequences,
             "directions": directions,
             "seed": seed,
         },
         inputs=tuple(opened),
+        warnings=_partial(found.n_sequences, len(sampled)),
     )
+
+
+def _partial(measured: int, asked: int) -> tuple[str, ...]:
+    return () if measured == asked else (f"PARTIAL: interrupted after {measured} of {asked} sequences.",)
 
 
 def _named(opened: Sequence[Dictionary]) -> str:

@@ -1,5 +1,7 @@
 """The run behind a dictionary, beside the original's: brute force, closed forms, and a planted lost direction."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -198,3 +200,24 @@ def test_a_reconstruction_of_no_numbers_is_refused(text):
     broken.b_out[3] = torch.nan
     with pytest.raises(DictlabError, match=r"broken: its reconstruction of .* tokens is not finite"):
         downstream([broken], model=tiny_model(), text=text, contexts=4)
+
+
+def test_an_interruption_leaves_what_was_measured_marked_as_partial(text, monkeypatch):
+    module = importlib.import_module("analyses.downstream")  # the package offers the function under this name
+    dictionary, whole = random_dictionary(20, D), module._batch
+    seen = []
+
+    def interrupted(*args):
+        seen.append(None)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(module, "BATCH_TOKENS", 64)  # two sequences of 32 tokens
+    monkeypatch.setattr(module, "_batch", interrupted)
+    report = downstream([dictionary], model=tiny_model(), text=text, contexts=6)
+    assert report.warnings == ("PARTIAL: interrupted after 2 of 6 sequences.",)
+    assert report.settings["contexts"] == 2
+    monkeypatch.setattr(module, "_batch", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        downstream([dictionary], model=tiny_model(), text=text, contexts=6)
