@@ -63,7 +63,7 @@ def test_the_report_holds_every_ordered_pair_with_chance_and_interval():
 def test_dead_latents_are_on_no_map_and_in_no_mean():
     a = replace(member("a"), firing_rate=(torch.arange(24) < 20).float())
     report = geometry([a, member("b", seed=1)])
-    points = report.tables["map"].frame
+    points = report.plots["map"].frame
     assert (points["dictionary"] == "a").sum() == 20 and (points["dictionary"] == "b").sum() == 24
     assert points["latent"][points["dictionary"] == "a"].max() == 19
 
