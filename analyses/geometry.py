@@ -36,12 +36,12 @@ from analyses.cosines import (
     resampled,
 )
 from analyses.inputs import DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
-from analyses.maps import embed, map_plot, map_points
+from analyses.maps import map_plot, map_points
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.report import Report, Table
 
-__all__ = ["embed", "geometry", "max_cosines", "relation"]
+__all__ = ["geometry", "max_cosines", "relation"]
 
 
 def max_cosines(a: Dictionary, b: Dictionary) -> Float[Tensor, " alive"]:

@@ -32,6 +32,7 @@ from analyses.matching import Neighbours
 NEIGHBOURS = 15  # k: the resolution; a region of fewer latents has neighbours outside of itself
 FULL = 0.02  # tail from which the surroundings of a latent count as full
 ALPHA = 0.05  # p-value, corrected, up to which a region is reported
+ROUNDING = 1e-6  # of a cosine
 CELLS = 1 << 22  # labels of neighbours that are held at once
 
 Labels = NDArray[np.bool_]
@@ -42,11 +43,13 @@ class Pool(NamedTuple):
     """The latents of two dictionaries together, A's first.
 
     Attributes:
-        neighbours: The k nearest of each, itself apart.
+        neighbours: The k nearest of each, itself apart, nearest first.
+        cosine: Their cosines.
         n_a: How many are A's.
     """
 
     neighbours: Int[NDArray[np.int64], "n k"]
+    cosine: Float[NDArray[np.float32], "n k"]
     n_a: int
 
     @property
@@ -75,8 +78,8 @@ def pooled(aa: Neighbours, ab: Neighbours, ba: Neighbours, bb: Neighbours, k: in
     """The k nearest in A and B together, from the k nearest in each: of A's latents (aa, ab) and of B's (ba, bb)."""
     n_a, n_b = len(ab.rows), len(ba.rows)
     k = min(k, n_a + n_b - 1)
-    rows = [_merged(own, other, k, n_a) for own, other in ((aa, ab), (ba, bb))]
-    return Pool(cat(rows).numpy(), n_a)
+    (rows_a, near_a), (rows_b, near_b) = (_merged(own, other, k, n_a) for own, other in ((aa, ab), (ba, bb)))
+    return Pool(cat([rows_a, rows_b]).numpy(), cat([near_a, near_b]).numpy(), n_a)
 
 
 def regions(pool: Pool, *, permutations: int = 1000, seed: int = 0) -> list[Region]:
@@ -87,7 +90,7 @@ def regions(pool: Pool, *, permutations: int = 1000, seed: int = 0) -> list[Regi
         permutations: Shuffles of the labels.
         seed: Of the shuffles.
     """
-    edges = adjacent(pool.neighbours)
+    edges = adjacent(pool)
     least = _thresholds(pool)
     found = [(of_a, members) for of_a, members in _regions(pool, edges, least)]
     if not found:
@@ -119,19 +122,18 @@ def density_ratio(pool: Pool) -> Float[NDArray[np.float64], " n"]:
     return ratio
 
 
-def adjacent(neighbours: Int[NDArray[np.int64], "n k"]) -> Int[NDArray[np.int64], "edges 2"]:
-    """Pairs i < j that are among each other's nearest."""
-    n, k = neighbours.shape
-    rows = np.repeat(np.arange(n), k)
-    near = sparse.csr_array((np.ones(n * k, dtype=np.int8), (rows, neighbours.ravel())), shape=(n, n))
-    both = sparse.triu(near.multiply(near.T)).tocoo()
-    return np.stack([both.row, both.col], axis=1).astype(np.int64)
+def adjacent(pool: Pool) -> Int[NDArray[np.int64], "edges 2"]:
+    """Pairs i, j that are among each other's k nearest; more than k can be, of several that are equally near."""
+    n, k = pool.neighbours.shape
+    rows, columns, cosine = np.repeat(np.arange(n), k), pool.neighbours.ravel(), pool.cosine.ravel()
+    both = cosine >= pool.cosine[columns, -1] - ROUNDING
+    return np.stack([rows[both], columns[both]], axis=1)
 
 
-def _merged(first: Neighbours, second: Neighbours, k: int, n_a: int) -> Tensor:
+def _merged(first: Neighbours, second: Neighbours, k: int, n_a: int) -> tuple[Tensor, Tensor]:
     """Of neighbours in A and neighbours in B, the nearest k; B's latents are numbered after A's."""
-    order = cat([first.cosine, second.cosine], dim=1).topk(k, dim=1).indices
-    return cat([first.rows, second.rows + n_a], dim=1).gather(1, order)
+    cosine, order = cat([first.cosine, second.cosine], dim=1).topk(k, dim=1)
+    return cat([first.rows, second.rows + n_a], dim=1).gather(1, order), cosine
 
 
 class _Least(NamedTuple):

@@ -10,7 +10,7 @@ from analyses.contexts import excerpt, excerpts, find_contexts, peaks
 from dictlab import DictlabError, Metadata, ReLU
 from dictlab.sparsity import AbsTopK
 from dictlab.text import Text
-from tests.planted import SITE, random_dictionary, tiny_model, tiny_tokenizer
+from tests.planted import SITE, random_dictionary, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,6 @@ def test_codes_that_are_no_numbers_are_refused(model, sequences):
         peaks([dictionary], model, sequences)
 
 
-@pytest.mark.parametrize(
-    ("position", "expected"),
-    [(0, "«a»bcde"), (3, "abc«d»efgh"), (10, "cdefghij«k»lm↵o"), (15, "hijklm↵o«p»")],
-)
-def test_the_token_at_the_maximum_is_marked_in_its_surroundings(position, expected):
-    tokens = torch.tensor(tiny_tokenizer()("abcdefghijklm\nop")["input_ids"])
-    assert excerpt(tiny_tokenizer(), tokens, position) == expected
-
-
 class Bytes:
     """A tokenizer with one token a byte, so that a letter can be cut."""
 
@@ -77,12 +68,20 @@ class Bytes:
         return bytes(ids).decode("utf-8", errors="replace")
 
 
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [(0, "«a»bcde"), (3, "abc«d»efgh"), (10, "cdefghij«k»lm↵o"), (15, "hijklm↵o«p»")],
+)
+def test_the_token_at_the_maximum_is_marked_in_its_surroundings(position, expected):
+    assert excerpt(Bytes(), torch.tensor(list(b"abcdefghijklm\nop")), position) == expected
+
+
 def test_a_letter_of_several_tokens_does_not_break_the_mark():
     tokens = torch.tensor(list("aé中b".encode()))
     for position in range(len(tokens)):
         shown = excerpt(Bytes(), tokens, position)
         assert shown.count("«") == shown.count("»") == 1 and shown.index("«") < shown.index("»")
-    assert excerpt(Bytes(), tokens, 0) == "«a»é\ufffd"[:3] + excerpt(Bytes(), tokens, 0)[3:]
+    assert excerpt(Bytes(), tokens, 0).startswith("«a»é")
 
 
 # When there are contexts, and when not
@@ -127,6 +126,9 @@ def test_fewer_tokens_than_a_context_are_refused(text, model):
 def test_contexts_come_from_the_text(text, model):
     found, warnings = find_contexts([random_dictionary(20, 16)], model, text, 320, 0, "cpu")
     assert warnings == () and found is not None and found.sequences.numel() == 320
+    source = (
+        "the quick brown fox jumps over the lazy dog.\n".replace(" ", "") * 3
+    )  # this tokenizer puts spaces anywhere
     for shown in found.of("random", range(20)).values():
         for one in shown:
-            assert one.replace("«", "").replace("»", "").replace("↵", "\n") in "the quick brown fox jumps over the lazy dog.\n" * 3
+            assert "".join(c for c in one.replace("↵", "\n") if c not in "«» ") in source

@@ -140,7 +140,7 @@ def test_full_surroundings_are_the_rarest_of_all_labellings():
 def test_the_size_of_the_null_is_that_of_one_shuffle_at_a_time(monkeypatch):
     a, b = planted(n=60)
     pool = pool_of(a, b)
-    arguments = (pool, module.adjacent(pool.neighbours), module._thresholds(pool), 30, 4)
+    arguments = (pool, module.adjacent(pool), module._thresholds(pool), 30, 4)
     at_once = module._largest_by_chance(*arguments)
     monkeypatch.setattr(module, "CELLS", 1)
     assert np.array_equal(at_once, module._largest_by_chance(*arguments)) and at_once.max() > 1
