@@ -79,13 +79,15 @@ def pair_table(
 
 
 def relation_table(pairs: pd.DataFrame, means: Means) -> pd.DataFrame:
-    """Means over the ordered pairs of each relation, with intervals over latents."""
+    """Means over the ordered pairs of each relation, those of one seed apart, with intervals over latents."""
     rows = []
-    for name, part in pairs.groupby("relation", sort=False):
+    for (name, seeds), part in pairs.groupby(["relation", "seeds"], sort=False):
         draws = np.mean([means[of, into] for of, into in zip(part["from"], part["to"], strict=True)], axis=0)
         low, high = _bounds(draws)
         averaged = {c: part[c].mean() for c in ("median", "chance (isotropic)", "chance (shaped)")}
-        rows.append({"relation": name, "mean": part["mean"].mean(), "low": low, "high": high} | averaged)
+        rows.append(
+            {"relation": name, "seeds": seeds, "mean": part["mean"].mean(), "low": low, "high": high} | averaged
+        )
         rows[-1] |= {"pairs": len(part), "below seed floor": part["below seed floor"].mean()}
     return pd.DataFrame(rows)
 
@@ -132,11 +134,18 @@ def _row(
     own = values[a.name, b.name]
     low, high = _bounds(means[a.name, b.name])
     lower, median, upper = torch.quantile(own, torch.tensor([0.25, 0.5, 0.75])).tolist()
-    row: dict[str, object] = {"relation": relation, "from": a.name, "to": b.name, "mean": float(own.mean())}
+    row: dict[str, object] = {"relation": relation, "seeds": _seeds(a, b), "from": a.name, "to": b.name}
+    row["mean"] = float(own.mean())
     row |= {"low": low, "high": high, "lower quartile": lower, "median": median, "upper quartile": upper}
     row |= {"chance (isotropic)": levels[b.name][0], "chance (shaped)": levels[b.name][1]}
     row |= {"alive": len(own), "dead": a.n_emitting - len(own)}
     return row | _below_floor(a.name, b.name, values, means, floor if relation not in ("within", "cross-seed") else ())
+
+
+def _seeds(a: Dictionary, b: Dictionary) -> str:
+    """Dictionaries of one seed may have begun with the same directions."""
+    one, other = a.metadata.seed, b.metadata.seed
+    return "unknown" if one is None or other is None else "same" if one == other else "different"
 
 
 def _below_floor(a: str, b: str, values: Pairwise, means: Means, floor: Sequence[str]) -> dict[str, float]:

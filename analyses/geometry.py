@@ -116,7 +116,8 @@ def geometry(
 
 
 _RELATIONS = (
-    "Averages over the ordered pairs of each relation; 95 % bootstrap interval over latents (not over seeds). Below "
+    "Averages over the ordered pairs of each relation, those of one seed apart: they may have begun with the same "
+    "directions, and are alike for that. 95 % bootstrap interval over latents (not over seeds). Below "
     "seed floor: how much lower than the mean max cosine of the same latents with another seed, where there is one."
 )
 _PAIRS = (
@@ -130,6 +131,15 @@ _CROWDING = (
 )
 
 
+def _label(row: pd.Series) -> str:
+    plain = row["relation"] in ("within", "cross-seed") or row["seeds"] == "unknown"
+    return (
+        row["relation"]
+        if plain
+        else f"{row['relation']}, {row['seeds']} seed{'s' if row['seeds'] == 'different' else ''},"
+    )
+
+
 def _without_floor(relations: pd.DataFrame) -> tuple[str, ...]:
     """Differences between dictionaries mean something only where they are larger than those between seeds."""
     names = set(relations["relation"])
@@ -140,8 +150,7 @@ def _without_floor(relations: pd.DataFrame) -> tuple[str, ...]:
 
 def _summary(relations: pd.DataFrame, contrasts: pd.DataFrame) -> str:
     parts = [
-        f"{row['relation']} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] "
-        f"(chance {row['chance (shaped)']:.3f})"
+        f"{_label(row)} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] (chance {row['chance (shaped)']:.3f})"
         for _, row in relations.iterrows()
     ]
     said = "Mean max cosine of decoder directions, averaged over pairs: " + "; ".join(parts) + "."

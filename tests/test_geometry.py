@@ -94,6 +94,13 @@ def test_the_floor_is_what_the_same_latents_reach_in_another_seed():
     assert np.isnan(pairs.loc["a", "b"]["below seed floor"]) and np.isnan(pairs.loc["c", "a"]["below seed floor"])
 
 
+def test_pairs_of_one_seed_are_averaged_apart():
+    family = [member("a"), member("b", seed=1), member("c", objective="e2e")]  # a and c begin with the same directions
+    relations = geometry(family, umap=False).tables["relations"].frame.set_index(["relation", "seeds"])["mean"]
+    assert relations["cross-objective", "same"] == pytest.approx(1)
+    assert relations["cross-objective", "different"] < 0.9
+
+
 def test_intervals_are_those_of_resampling_latents_and_differences_are_paired():
     generator = torch.Generator().manual_seed(0)
     own = torch.rand(400, generator=generator)
