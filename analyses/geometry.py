@@ -8,257 +8,156 @@ dictionary, over its other latents j != i (Braun et al. 2024, section 4.2). Pair
     cross-objective   trained for something else (local, e2e, e2e+downstream)
     cross-width, cross-activation, or several of these
 
-Beside each stands the mean max cosine of random directions, uniform on the sphere and shaped like B's own. A map
-(UMAP) shows the directions of all dictionaries together; cosines are to be trusted, distances on the map are not.
+Beside each stands the mean max cosine of random directions, uniform on the sphere and shaped like B's own. For every
+two dictionaries, the regions that one fills and the other leaves empty (`regions`). A map shows the directions of all
+dictionaries together, and what each latent responds to in a text (`contexts`); cosines are to be trusted, distances on
+the map are not.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses import style
-from analyses.inputs import DictionaryLike, check_same_place, open_dictionaries
-from analyses.matching import alive_directions, chance, mean_interval, nearest
+from analyses.contexts import find_contexts, with_contexts
+from analyses.contrasts import compare, membership, near
+from analyses.cosines import (
+    chance_levels,
+    crowding_table,
+    distribution_plot,
+    heatmap,
+    pair_table,
+    relation,
+    relation_table,
+    resampled,
+)
+from analyses.inputs import DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
+from analyses.maps import map_plot, map_points
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
-from dictlab.report import Plot, Report, Table
+from dictlab.report import Report, Table
 
-MAP_POINTS = 2000  # directions on the map; more are sampled down to this
-NEIGHBOURS = 15  # of UMAP
-
-Pairwise = Mapping[tuple[str, str], Tensor]  # (of, in) -> max cosines
+__all__ = ["geometry", "max_cosines", "relation"]
 
 
 def max_cosines(a: Dictionary, b: Dictionary) -> Float[Tensor, " alive"]:
     """For each alive latent of a, its largest cosine with an alive latent of b (another one, if b is a)."""
-    return nearest(alive_directions(a)[0], alive_directions(b)[0], itself=a is not b).cosine[:, 0]
+    return near(a, b, 1).cosine[:, 0]
 
 
-def relation(a: Dictionary, b: Dictionary) -> str:
-    """What differs between two dictionaries, by their metadata."""
-    if a is b:
-        return "within"
-    differs = [
-        name
-        for name, one, other in (
-            ("objective", a.metadata.objective, b.metadata.objective),
-            ("activation", a.activation.kind, b.activation.kind),
-            ("width", a.n_latents, b.n_latents),
-            ("tokens", a.metadata.tokens, b.metadata.tokens),
-        )
-        if one != other
-    ]
-    # A sparsity setting means something else under another objective or activation function.
-    if not {"objective", "activation"} & set(differs) and _sparsity(a) != _sparsity(b):
-        differs.append("sparsity")
-    if not differs:
-        return "cross-seed" if a.metadata.seed != b.metadata.seed else "same settings"
-    return "cross-" + "-".join(differs)
-
-
-def embed(directions: Float[Tensor, "n d"], seed: int) -> Float[np.ndarray, "n 2"]:
-    """A two-dimensional map of directions, by UMAP with cosine distance."""
-    import umap  # compiles itself on import: seconds that nobody else should pay
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="n_jobs value")  # a seed means one job: that is what we want
-        mapper = umap.UMAP(n_neighbors=min(NEIGHBOURS, len(directions) - 1), metric="cosine", random_state=seed)
-        placed: np.ndarray = mapper.fit_transform(directions.numpy())
-    return placed
-
-
-def geometry(dictionaries: Sequence[DictionaryLike], *, umap: bool = True, seed: int = 0) -> Report:
+def geometry(
+    dictionaries: Sequence[DictionaryLike],
+    *,
+    umap: bool = True,
+    points: int = 2000,
+    model: ModelLike | None = None,
+    text: TextLike = "builtin",
+    tokens: int = 16_384,
+    permutations: int = 500,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Report:
     """How do the decoder directions of dictionaries lie to each other, within and between them?
 
     Args:
         dictionaries: One or more at the same site.
         umap: Draw a map of all directions together.
-        seed: Of chance levels, intervals and the map.
+        points: Directions on the map; of more, a sample, with all that are in a region.
+        model: The language model, for contexts; by default the one that the dictionaries name.
+        text: Where tokens for contexts come from; its training split is used.
+        tokens: Tokens in which to look for contexts; 0 for none, and no model is opened.
+        permutations: Shuffles behind the p-values of regions; more where many pairs ask for it.
+        seed: Of chance levels, intervals, shuffles, the sample of text and the map.
+        device: Where to run the model: cpu, cuda, ...
 
     Example:
         dictlab report geometry a.safetensors b.safetensors c.safetensors --out out/geometry
     """
-    check_at_least(0, seed=seed)
-    opened = [dictionary.to("cpu") for dictionary in open_dictionaries(dictionaries)]
-    check_same_place(opened)
-    values = {(a.name, b.name): max_cosines(a, b) for a in opened for b in opened}
-    levels = {
-        b.name: [chance(alive_directions(b)[0], shaped=shaped, seed=seed) for shaped in (False, True)] for b in opened
-    }
-    pairs = pd.DataFrame([_row(a, b, values[a.name, b.name], levels[b.name], seed) for a in opened for b in opened])
-    plots = {"distributions": _distributions(opened, values, levels), "heatmap": _heatmap(opened, values)}
+    check_at_least(0, seed=seed, tokens=tokens)
+    check_at_least(1, permutations=permutations)
+    check_at_least(3, points=points)
+    given = open_dictionaries(dictionaries)
+    check_same_place(given)
+    contexts, warnings = find_contexts(given, model, text, tokens, seed, device)
+    opened = [dictionary.to("cpu") for dictionary in given]
+    compared = compare(opened, permutations, seed)
+    values, means = compared.values, resampled(compared.values, [d.name for d in opened], seed)
+    levels = {d.name: chance_levels(d, seed) for d in opened}
+    pairs = pair_table(opened, values, means, levels)
+    relations = relation_table(pairs, means)
     tables = {
-        "relations": Table(_relations(pairs), "Averages over the pairs of each relation."),
-        "pairs": Table(pairs, _CAPTION),
+        "relations": Table(relations, _RELATIONS),
+        "pairs": Table(pairs, _PAIRS),
     }
+    if len(opened) > 1:
+        tables["crowding"] = Table(crowding_table(opened, values, means), _CROWDING)
+        tables |= compared.tables(contexts)
+    plots = {"distributions": distribution_plot(opened, values, levels), "heatmap": heatmap(opened, values)}
     if umap:
-        points = _map(opened, seed)
-        tables["map"] = Table(points, "Where each direction lies on the map. Distances on it are not to be trusted.")
-        plots["map"] = _map_plot(opened, points)
+        placed = map_points(opened, points, membership(compared.found), seed)
+        plots["map"] = map_plot(opened, with_contexts(placed, contexts))
+    settings: dict[str, Any] = {"umap": umap, "points": points, "permutations": compared.permutations, "tokens": 0}
+    if contexts is not None:
+        settings |= {"model": contexts.model.name, "text": contexts.text}
+        settings |= {"context": contexts.sequences.shape[1], "tokens": contexts.sequences.numel()}
     return Report(
         title=f"Geometry of {len(opened)} dictionaries" if len(opened) > 1 else f"Geometry of {opened[0].name}",
-        summary=_summary(_relations(pairs)),
+        summary=_summary(relations, compared.contrasts),
         tables=tables,
         plots=plots,
-        settings={"umap": umap, "seed": seed},
+        settings=settings | {"seed": seed},
         inputs=tuple(opened),
+        warnings=(*warnings, *_without_floor(relations)),
     )
 
 
-_CAPTION = (
+_RELATIONS = (
+    "Averages over the ordered pairs of each relation, those of one seed apart: they may have begun with the same "
+    "directions, and are alike for that. 95 % bootstrap interval over latents (not over seeds). Below "
+    "seed floor: how much lower than the mean max cosine of the same latents with another seed, where there is one."
+)
+_PAIRS = (
     "For every alive latent of one dictionary its largest cosine with another: mean, 95 % bootstrap interval over "
-    "latents, quartiles, and the mean for random directions, uniform (isotropic) or shaped like the other's own."
+    "latents, quartiles, and the mean for random directions, uniform (isotropic) or shaped like the other's own. Below "
+    "seed floor: how much lower than with the same dictionary in other seeds, with its interval."
+)
+_CROWDING = (
+    "Difference of the mean max cosine within a dictionary, with its 95 % bootstrap interval over latents: above 0, "
+    "the directions of the first crowd more."
 )
 
 
-def _sparsity(dictionary: Dictionary) -> object:
-    return getattr(dictionary.activation, "k", dictionary.metadata.training.get("l1"))
+def _label(row: pd.Series) -> str:
+    plain = row["relation"] in ("within", "cross-seed") or row["seeds"] == "unknown"
+    return (
+        row["relation"]
+        if plain
+        else f"{row['relation']}, {row['seeds']} seed{'s' if row['seeds'] == 'different' else ''},"
+    )
 
 
-def _row(a: Dictionary, b: Dictionary, values: Tensor, levels: list[float], seed: int) -> dict[str, object]:
-    low, high = mean_interval(values, seed)
-    lower, median, upper = torch.quantile(values, torch.tensor([0.25, 0.5, 0.75])).tolist()
-    return {
-        "relation": relation(a, b),
-        "from": a.name,
-        "to": b.name,
-        "mean": float(values.mean()),
-        "low": low,
-        "high": high,
-        "lower quartile": lower,
-        "median": median,
-        "upper quartile": upper,
-        "chance (isotropic)": levels[0],
-        "chance (shaped)": levels[1],
-        "alive": len(values),
-        "dead": a.n_emitting - len(values),
-    }
+def _without_floor(relations: pd.DataFrame) -> tuple[str, ...]:
+    """Differences between dictionaries mean something only where they are larger than those between seeds."""
+    names = set(relations["relation"])
+    if "cross-seed" in names or not any(name.startswith("cross-") for name in names):
+        return ()
+    return ("No two of these dictionaries differ in seed alone, so there is no floor to compare differences with.",)
 
 
-def _relations(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Means over the ordered pairs of each relation."""
-    columns = ["mean", "median", "chance (isotropic)", "chance (shaped)"]
-    groups = pairs.groupby("relation", sort=False)
-    return groups[columns].mean().assign(pairs=groups.size()).reset_index()
-
-
-def _summary(relations: pd.DataFrame) -> str:
+def _summary(relations: pd.DataFrame, contrasts: pd.DataFrame) -> str:
     parts = [
-        f"{row['relation']} {row['mean']:.3f} (chance {row['chance (shaped)']:.3f})" for _, row in relations.iterrows()
+        f"{_label(row)} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] (chance {row['chance (shaped)']:.3f})"
+        for _, row in relations.iterrows()
     ]
-    return "Mean max cosine of decoder directions, averaged over pairs: " + "; ".join(parts) + "."
-
-
-@style.applied
-def _distributions(opened: Sequence[Dictionary], values: Pairwise, levels: Mapping[str, list[float]]) -> Plot:
-    """One panel a relation, one line an ordered pair."""
-    panels: dict[str, list[tuple[Dictionary, Dictionary]]] = {}
-    for a in opened:
-        for b in opened:
-            panels.setdefault(relation(a, b), []).append((a, b))
-    figure, axes = style.axes(len(panels), width=4.6, height=4.0)
-    for ax, (name, pairs) in zip(axes, panels.items(), strict=True):
-        for number, (a, b) in enumerate(pairs):
-            label = a.name if a is b else f"{a.name} in {b.name}"
-            ax.hist(
-                values[a.name, b.name].numpy(),
-                bins=style.bins(list(values.values())),
-                density=True,
-                histtype="step",
-                lw=1.5,
-                color=style.colour(number),
-                ls=style.line(number),
-                label=label if len(pairs) <= 6 else None,
-            )
-        level = float(np.mean([levels[b.name][1] for _, b in pairs]))
-        ax.axvline(level, color="#666666", ls=":", label=f"chance (shaped) {level:.2f}")
-        ax.set(title=name, xlabel="max cosine", ylabel="density")
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=7)
-    counts = ", ".join(f"{d.name}: {int(d.alive.sum())}" for d in opened)
-    return Plot(
-        figure,
-        f"Distribution over latents of the max cosine, by what differs. Alive latents: {counts}. Dotted: chance.",
-    )
-
-
-@style.applied
-def _heatmap(opened: Sequence[Dictionary], values: Pairwise) -> Plot:
-    names = [d.name for d in opened]
-    means = np.array([[float(values[a, b].mean()) for b in names] for a in names])
-    size = max(4.0, 0.75 * len(names) + 2.5)
-    figure, (ax,) = style.axes(width=size + 1, height=size)
-    image = ax.imshow(means, vmin=0, vmax=1, cmap="cividis")
-    for i in range(len(names)):
-        for j in range(len(names)):
-            ax.text(
-                j,
-                i,
-                f"{means[i, j]:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if means[i, j] < 0.6 else "black",
-            )
-    short = style.short(names)
-    ax.set(
-        xticks=range(len(names)),
-        yticks=range(len(names)),
-        yticklabels=short,
-        ylabel="latents of",
-        title="Mean max cosine",
-    )
-    ax.set_xticks(range(len(names)), short, rotation=30, ha="right")
-    ax.set_xlabel("found in")
-    ax.grid(False)
-    figure.colorbar(image, ax=ax, label="cosine", shrink=0.8)
-    return Plot(
-        figure,
-        "Mean max cosine of the row's latents with the column's; on the diagonal, with others of the same dictionary.",
-    )
-
-
-def _map(opened: Sequence[Dictionary], seed: int) -> pd.DataFrame:
-    """Positions of (a sample of) all alive directions."""
-    found = [alive_directions(d) for d in opened]
-    names = np.repeat([d.name for d in opened], [len(latents) for _, latents in found])
-    directions, latents = torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found]).numpy()
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(latents))[:MAP_POINTS])
-    placed = embed(directions[torch.from_numpy(chosen)], seed)
-    return pd.DataFrame({"dictionary": names[chosen], "latent": latents[chosen], "x": placed[:, 0], "y": placed[:, 1]})
-
-
-@style.applied
-def _map_plot(opened: Sequence[Dictionary], points: pd.DataFrame) -> Plot:
-    figure, (ax,) = style.axes(width=7.5, height=6.0)
-    for number, dictionary in enumerate(opened):
-        part = points[points["dictionary"] == dictionary.name]
-        ax.scatter(
-            part["x"],
-            part["y"],
-            s=7,
-            alpha=0.55,
-            lw=0,
-            color=style.colour(number),
-            marker=style.marker(number),
-            label=dictionary.name,
-        )
-    ax.set(
-        xlabel="UMAP 1",
-        ylabel="UMAP 2",
-        title="Decoder directions of all dictionaries on one map",
-        xticks=[],
-        yticks=[],
-    )
-    ax.legend(markerscale=2.5, loc="center left", bbox_to_anchor=(1, 0.5))
-    total = sum(int(d.alive.sum()) for d in opened)
-    return Plot(
-        figure,
-        f"UMAP (cosine, {NEIGHBOURS} neighbours) of {len(points)} of {total} alive directions. Axes have no unit.",
-    )
+    said = "Mean max cosine of decoder directions, averaged over pairs: " + "; ".join(parts) + "."
+    if len(contrasts):
+        count = contrasts["regions"] + contrasts["regions of other"]
+        between = contrasts["relation"] == "cross-seed"
+        said += f" Regions that one of two dictionaries fills and the other leaves empty: {int(count[~between].sum())}"
+        said += f" in {int((~between).sum())} pairs" if between.any() else f" in {len(contrasts)} pairs"
+        said += f", and {int(count[between].sum())} in {int(between.sum())} pairs of seeds." if between.any() else "."
+    return said

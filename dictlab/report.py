@@ -1,7 +1,8 @@
 """What an analysis has to say: a sentence, tables, figures, dictionaries it made, and how it came by them.
 
 A `Report` shows itself in a notebook and saves itself as a folder: every table as CSV and Parquet, every figure as PNG
-and SVG, every dictionary as safetensors, one self-contained `report.html`, and `report.json` with the provenance.
+and SVG, every dictionary as safetensors, one self-contained `report.html`, and `report.json` with the provenance. A
+`Scatter` is a figure whose points can be asked, on the page, what they are.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import jinja2
 import numpy
 import pandas as pd
 import torch
-from markupsafe import escape
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from dictlab.__about__ import VERSION
@@ -63,6 +64,47 @@ class Plot:
 
 
 @dataclass(frozen=True, eq=False)
+class Scatter(Plot):
+    """A plot of points that say, on the page, what they are. In a notebook, and as PNG and SVG, it is its figure.
+
+    Its frame is saved beside it as CSV and Parquet, under the same name.
+
+    Attributes:
+        frame: One row a point.
+        x: Column of the abscissa; a point without one is not drawn.
+        y: Column of the ordinate.
+        group: Column that decides colour and shape, and that the legend lists.
+        labels: Columns that a point shows when it is pointed at; what is missing is left out.
+        marks: Column of names, several joined by ", ", of what points belong to together; None for none.
+        colours: CSS colour of each group; groups are listed in this order.
+    """
+
+    frame: pd.DataFrame
+    x: str
+    y: str
+    group: str
+    labels: tuple[str, ...] = ()
+    marks: str | None = None
+    colours: Mapping[str, str] = field(default_factory=dict)
+
+    def data(self) -> dict[str, Any]:
+        """What the page's script draws, by column."""
+        frame = self.frame
+        groups = [str(name) for name in dict.fromkeys([*self.colours, *frame[self.group]])]
+        number = {name: i for i, name in enumerate(groups)}
+        return {
+            "x": [_coordinate(value) for value in frame[self.x]],
+            "y": [_coordinate(value) for value in frame[self.y]],
+            "group": [number[str(name)] for name in frame[self.group]],
+            "groups": groups,
+            "colours": [self.colours.get(name) for name in groups],
+            "title": self.group,
+            "labels": {str(name): [_shown_or_none(value) for value in frame[name]] for name in self.labels},
+            "marks": None if self.marks is None else [_shown_or_none(value) for value in frame[self.marks]],
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
     """The outcome of an analysis.
 
@@ -70,7 +112,7 @@ class Report:
         title: The question that was asked.
         summary: The answer, in one or two sentences.
         tables: By the name of their files.
-        plots: By the name of their files.
+        plots: By the name of their files, which no table may have where it is a `Scatter`.
         dictionaries: What the analysis made, by the name of their files.
         settings: The analysis' parameters, seeds included.
         inputs: The dictionaries that went in.
@@ -87,6 +129,12 @@ class Report:
     inputs: tuple[Dictionary, ...] = ()
     warnings: tuple[str, ...] = ()
     passed: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse two frames that would share a file."""
+        twice = [name for name, plot in self.plots.items() if isinstance(plot, Scatter) and name in self.tables]
+        if twice:
+            raise ValueError(f"a table and a scatter are both called {twice[0]!r}, and would share a file")
 
     def save(self, folder: str | Path, *, force: bool = False, command: str | None = None) -> Path:
         """Write everything to a folder. It is prepared aside and moved in when complete: nothing is half-written.
@@ -135,6 +183,7 @@ class Report:
             report=self,
             tables={name: (table.caption, _shown(table.frame)) for name, table in self.tables.items()},
             plots={name: (plot.caption, _data_uri(plot.figure)) for name, plot in self.plots.items()},
+            scatters={name: _embedded(plot.data()) for name, plot in self.plots.items() if isinstance(plot, Scatter)},
             provenance=_json(self.provenance(command)),
             page=True,
         )
@@ -145,6 +194,7 @@ class Report:
             report=self,
             tables={name: (table.caption, _shown(table.frame)) for name, table in self.tables.items()},
             plots={name: (plot.caption, _data_uri(plot.figure)) for name, plot in self.plots.items()},
+            scatters={},
             page=False,
         )
 
@@ -153,9 +203,11 @@ class Report:
         return "\n".join([self.title, "", self.summary, *(f"\nWarning: {warning}" for warning in self.warnings)])
 
     def _write(self, folder: Path, command: str | None) -> None:
-        for name, table in self.tables.items():
-            table.frame.to_csv(folder / f"{name}.csv", index=False)
-            table.frame.to_parquet(folder / f"{name}.parquet", index=False)
+        frames = {name: table.frame for name, table in self.tables.items()}
+        frames |= {name: plot.frame for name, plot in self.plots.items() if isinstance(plot, Scatter)}
+        for name, frame in frames.items():
+            frame.to_csv(folder / f"{name}.csv", index=False)
+            frame.to_parquet(folder / f"{name}.parquet", index=False)
         for name, plot in self.plots.items():
             figure = _settled(plot.figure)
             figure.savefig(folder / f"{name}.png", dpi=150)
@@ -246,6 +298,21 @@ def _cell(value: Any) -> str:
     if isinstance(value, float | numpy.floating):
         return f"{value:.4g}"
     return str(value)
+
+
+def _coordinate(value: Any) -> float | None:
+    """Five digits are more than a screen has."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def _shown_or_none(value: Any) -> str | None:
+    return None if pd.api.types.is_scalar(value) and pd.isna(value) else _cell(value)
+
+
+def _embedded(content: Any) -> Markup:
+    """JSON for a script element: no text in it can end the element, or open a comment there. ASCII only."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _json(content: Any) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from dictlab import Dictionary, DictlabError, Metadata, Report, TopK, load
 from dictlab import report as report_module
-from dictlab.report import SHOWN_ROWS, Plot, Table, check_folder
+from dictlab.report import SHOWN_ROWS, Plot, Scatter, Table, check_folder
 
 
 def build_dictionary(name: str = "small", seed: int = 0, **changes) -> Dictionary:
@@ -239,6 +239,90 @@ def test_text_from_data_is_escaped_on_the_page_and_in_the_notebook(where):
 def test_the_name_of_a_long_table_is_escaped():
     page = Report("t", "s", {EVIL: Table(LONG, "c")})._repr_html_()
     assert "script" not in {tag for tag, _ in Tags(page).tags} and EVIL in Tags(page).text
+
+
+# A scatter, whose points say what they are
+
+
+POINTS = pd.DataFrame(
+    {
+        "x": [0.0, 1.23456789, np.nan, 4],
+        "y": [1.0, 2, 3, 1e-9],
+        "dictionary": ["b", "a", "b", "a"],
+        "latent": [3, 1, 4, 1],
+        "region": ["1", None, "1, 2", None],
+        "context": ["plain", "line\nbreak", None, "«z»"],
+    }
+)
+
+
+def build_scatter(frame: pd.DataFrame = POINTS, **changes) -> Scatter:
+    parts = {"x": "x", "y": "y", "group": "dictionary", "labels": ("latent", "context"), "marks": "region"}
+    return Scatter(build_plot().figure, "Where they lie.", frame, **(parts | changes))
+
+
+def embedded(page: str) -> list[dict]:
+    """What a browser finds in the script elements that hold data."""
+    return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)]
+
+
+def test_a_scatter_is_a_figure_with_its_points_beside_it(tmp_path):
+    folder = build_report(plots={"map": build_scatter()}).save(tmp_path / "out")
+    assert {"map.png", "map.svg", "map.csv", "map.parquet"} <= {path.name for path in folder.iterdir()}
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "map.parquet"), POINTS)
+    assert len(pd.read_csv(folder / "map.csv")) == 4
+    assert {"map.csv", "map.parquet"} <= set(json.loads((folder / "report.json").read_text())["files"])
+
+
+def test_the_page_holds_the_points_of_a_scatter_by_column():
+    (data,) = embedded(build_report(plots={"map": build_scatter(colours={"a": "#000"}), "line": build_plot()}).html())
+    assert data["x"] == [0, 1.2346, None, 4] and data["y"] == [1, 2, 3, 1e-9]
+    assert data["groups"] == ["a", "b"] and data["group"] == [1, 0, 1, 0] and data["colours"] == ["#000", None]
+    assert data["labels"] == {"latent": ["3", "1", "4", "1"], "context": ["plain", "line\nbreak", None, "«z»"]}
+    assert data["marks"] == ["1", None, "1, 2", None]
+
+
+def test_the_page_of_a_scatter_needs_nothing_from_outside():
+    page = build_report(plots={"map": build_scatter()}).html()
+    assert not re.search(r"https?://|url\(|@import|\bimport\b", page)
+    assert not [a for tag, a in Tags(page).tags if tag == "script" and "src" in a]
+    assert "innerHTML" not in page and "eval(" not in page
+
+
+def test_a_notebook_shows_the_figure_of_a_scatter_without_a_script():
+    for shown in (build_report(plots={"map": build_scatter()})._repr_html_(), build_scatter()._repr_html_()):
+        assert "<script" not in shown and "data:image/png" in shown
+
+
+WICKED = [
+    "</script><b>bold</b>",
+    "</ScRiPt ><img src=x onerror=alert(1)>",
+    "<!-- <script>",
+    "-->",
+    "]]>",
+    "\u2028 and \u2029",
+    'quote " and \\ backslash \\u003c',
+    "&lt;/script&gt;",
+    "\x00 \x1b",
+]
+
+
+@pytest.mark.parametrize("text", WICKED)
+def test_no_text_of_a_point_gets_out_of_the_data(text):
+    frame = pd.DataFrame({"x": [1.0], "y": [2.0], "dictionary": [text], text: [text], "region": [text]})
+    scatter = build_scatter(frame, labels=(text,), colours={text: text})
+    page = Report("t", "s", plots={"map": scatter}).html()
+    (data,) = embedded(page)
+    assert data["groups"] == data["colours"] == data["marks"] == data["labels"][text] == [text], "shown as it is"
+    inside = page.split('<script type="application/json">')[1].split("</script>")[0]
+    assert inside.isascii() and not set("<>&") & set(inside)
+    tags = [tag for tag, _ in Tags(page).tags]
+    assert tags.count("script") == 2 and "b" not in tags and tags.count("img") == 1
+
+
+def test_a_table_and_a_scatter_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="both called 'map'"):
+        build_report(plots={"map": build_scatter()}, tables={"map": Table(FRAME, "c")})
 
 
 # What stands in the folder already
