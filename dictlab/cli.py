@@ -350,7 +350,7 @@ def _print_report(report: Report, folder: Path) -> None:
     console.print(report.summary)
     if report.tables:
         console.print(_grid(next(iter(report.tables.values())), console.width))
-    for warning in report.warnings:
+    for warning in report.cautions:
         console.print(f"WARNING: {warning}", style="bold yellow")
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
     for name in report.dictionaries:

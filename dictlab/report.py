@@ -136,6 +136,11 @@ class Report:
         if twice:
             raise ValueError(f"a table and a scatter are both called {twice[0]!r}, and would share a file")
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """The warnings, and what reading the dictionaries brought to light."""
+        return (*self.warnings, *(f"{d.name}: {note}" for d in self.inputs for note in d.metadata.notes))
+
     def save(self, folder: str | Path, *, force: bool = False, command: str | None = None) -> Path:
         """Write everything to a folder. It is prepared aside and moved in when complete: nothing is half-written.
 
@@ -200,7 +205,7 @@ class Report:
 
     def __str__(self) -> str:
         """Title, summary and warnings."""
-        return "\n".join([self.title, "", self.summary, *(f"\nWarning: {warning}" for warning in self.warnings)])
+        return "\n".join([self.title, "", self.summary, *(f"\nWarning: {warning}" for warning in self.cautions)])
 
     def _write(self, folder: Path, command: str | None) -> None:
         frames = {name: table.frame for name, table in self.tables.items()}
@@ -221,7 +226,7 @@ class Report:
         content = {
             "title": self.title,
             "summary": self.summary,
-            "warnings": list(self.warnings),
+            "warnings": list(self.cautions),
             "files": [*files, "report.json"],
             "provenance": self.provenance(command),
         }

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from dictlab import Dictionary, DictlabError, Metadata, Report, TopK, load
 from dictlab import report as report_module
 from dictlab.report import SHOWN_ROWS, Plot, Scatter, Table, check_folder
+from tests.planted import random_dictionary
 
 
 def build_dictionary(name: str = "small", seed: int = 0, **changes) -> Dictionary:
@@ -428,3 +430,14 @@ def test_the_record_is_moved_in_last_so_that_a_folder_with_one_is_complete(tmp_p
     monkeypatch.setattr(report_module.os, "replace", note)
     build_report().save(tmp_path / "out")
     assert set(moved) == FILES and moved[-1] == "report.json"
+
+
+def test_what_reading_a_dictionary_brought_to_light_stands_beside_the_warnings(tmp_path):
+    noted = replace(random_dictionary(name="mine"), metadata=Metadata(notes=("codes depend on the <batch>.",)))
+    report = Report("Title", "Summary.", inputs=(noted,), warnings=("Mind the gap.",))
+    assert report.cautions == ("Mind the gap.", "mine: codes depend on the <batch>.")
+    saved = report.save(tmp_path / "out")
+    page = (saved / "report.html").read_text()
+    assert "mine: codes depend on the &lt;batch&gt;." in page and "<batch>" not in page
+    assert json.loads((saved / "report.json").read_text())["warnings"] == list(report.cautions)
+    assert "codes depend" in str(report)
