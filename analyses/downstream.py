@@ -43,8 +43,8 @@ from analyses.resampling import BySequence
 from dictlab import seeds
 from dictlab.activations import statistics
 from dictlab.dictionary import Dictionary
-from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluate import BATCH_TOKENS, site_of
+from dictlab.errors import check_at_least
+from dictlab.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.lm import LanguageModel
 from dictlab.outputs import Outputs, following
 from dictlab.outputs import compare as distributions
@@ -351,12 +351,7 @@ def _means(
 def _finite(dictionary: Dictionary, x: Tensor) -> Tensor:
     """The reconstruction, which must be made of numbers."""
     x_hat = dictionary.reconstruct(x.float())
-    bad = int((~torch.isfinite(x_hat)).any(dim=-1).sum())
-    if bad:
-        raise DictlabError(
-            f"{dictionary.name}: its reconstruction of {bad} of {x_hat[..., 0].numel()} tokens is not finite. "
-            "Are its weights damaged, or is it a dictionary of another model or site?"
-        )
+    check_finite(dictionary, x_hat)
     return x_hat
 
 

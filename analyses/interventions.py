@@ -34,7 +34,7 @@ from dictlab.activations import statistics
 from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.evaluate import site_of
+from dictlab.evaluate import check_finite, site_of
 from dictlab.lm import LanguageModel
 
 BATCH_TOKENS = 2048
@@ -145,7 +145,7 @@ def _batch(
         site = site_of(dictionary)
         scene = seen[site]
         codes, x_hat = dictionary(scene.x.float())
-        _check_finite(dictionary, x_hat)
+        check_finite(dictionary, x_hat)
         generator = seeds.generator(plan.seed, f"perturbations {number}")
         given = Given(scene.x.float(), x_hat, around[site], errors[dictionary.name], generator, plan.draws)
         row = _described(given, codes) | _everywhere(scene, given, plan) | {"tokens": tokens}
@@ -221,12 +221,3 @@ def _leading(codes: Codes, tokens: int) -> Codes:
     """The codes of the first tokens."""
     end = int(codes.offsets[tokens])
     return Codes(codes.values[:end], codes.indices[:end], codes.offsets[: tokens + 1], codes.n_latents)
-
-
-def _check_finite(dictionary: Dictionary, x_hat: Tensor) -> None:
-    bad = int((~x_hat.isfinite()).any(dim=-1).sum())
-    if bad:
-        raise DictlabError(
-            f"{dictionary.name}: its reconstruction is not finite at {bad} of {x_hat[..., 0].numel()} tokens; "
-            "the dictionary is damaged, or belongs to another site or model."
-        )

@@ -75,7 +75,7 @@ def pareto(
     check_same_place(opened)
     model, text = open_model(model, opened, device), open_text(text).as_split("heldout")
     context = context_of(opened, model)
-    found = evaluate(in_model(opened, model), model, text, contexts=contexts, context=context, seed=seed)
+    found = evaluate(in_model(opened, model), model, text, contexts=contexts, context=context, seed=seed, partial=True)
     points = [Point(d, e) for d, e in zip(opened, found, strict=True)]
     lines = curves(points)
     tables = _tables(points, lines)
@@ -86,7 +86,7 @@ def pareto(
         plots=_plots(lines, found[0]),
         settings={"text": text.name, "model": model.name, "context": context, "seed": seed} | found[0].sample,
         inputs=tuple(opened),
-        warnings=_warnings(points, lines),
+        warnings=(*_partial(found[0]), *_warnings(points, lines)),
     )
 
 
@@ -185,6 +185,11 @@ def _between(low: float, high: float, digits: int = 2) -> str:
 
 def _counted(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
+
+
+def _partial(evaluation: Evaluation) -> tuple[str, ...]:
+    measured, asked = evaluation.n_sequences, evaluation.asked
+    return (f"PARTIAL: interrupted after {measured} of {asked} sequences.",) if measured < asked else ()
 
 
 def _warnings(points: Sequence[Point], lines: Sequence[Curve]) -> tuple[str, ...]:

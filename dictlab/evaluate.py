@@ -78,6 +78,7 @@ class Evaluation:
         fired: Whether each latent that can be active was, in each sequence.
         seed: Of the resampling. Evaluations of the same text and seed share their resamples: differences are paired.
         fingerprint: Of the tokens measured on: equal for equal text, tokenizer, seed and number of contexts.
+        asked: Sequences that were to be measured; more than were, if it was interrupted.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Evaluation:
     fired: Float[Tensor, "sequences n_latents"]
     seed: int
     fingerprint: str = ""
+    asked: int = 0
 
     @property
     def n_sequences(self) -> int:
@@ -176,6 +178,7 @@ def evaluate(
     contexts: int = 64,
     context: int | None = None,
     seed: int = 0,
+    partial: bool = False,
 ) -> list[Evaluation]:
     """Measure dictionaries on contexts drawn from all over a text. After a pass for the mean activations, one clean
     forward of each batch serves them all.
@@ -187,9 +190,11 @@ def evaluate(
         contexts: Sequences to measure; fewer where the text ends before.
         context: Tokens a sequence; the model's own by default, 1,024 at most.
         seed: Of the sample and the bootstrap.
+        partial: On Ctrl-C, return what is complete, if that is two sequences or more.
 
     Raises:
-        DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site.
+        DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site,
+            or a reconstruction is not finite.
     """
     dictionaries = [adapted(dictionary, model) for dictionary in dictionaries]
     sites = [site_of(dictionary) for dictionary in dictionaries]
@@ -203,10 +208,16 @@ def evaluate(
     }
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
     fired: list[list[Tensor]] = [[] for _ in dictionaries]
-    for tokens in tqdm(batches, desc="evaluate", leave=False):
-        for index, (row, active) in enumerate(_measure(dictionaries, sites, means, model, tokens)):
-            rows[index].append(row)
-            fired[index].append(active)
+    done = 0
+    try:
+        for tokens in tqdm(batches, desc="evaluate", leave=False):
+            for index, (row, active) in enumerate(list(_measure(dictionaries, sites, means, model, tokens))):
+                rows[index].append(row)
+                fired[index].append(active)
+            done += len(tokens)
+    except KeyboardInterrupt:
+        if not partial or done < 2:
+            raise
     return [
         Evaluation(
             dictionary.name,
@@ -214,6 +225,7 @@ def evaluate(
             torch.cat(active).cpu()[:, emitting(dictionary.activation, dictionary.n_latents)],
             seed,
             fingerprint,
+            len(sampled),
         )
         for dictionary, own, active in zip(dictionaries, rows, fired, strict=True)
     ]
@@ -231,6 +243,20 @@ def firing_rates(
         for count, dictionary in zip(fired, dictionaries, strict=True):
             count += dictionary.encode(x).firings().cpu()
     return [(count / max(1, seen)).float() for count in fired], seen
+
+
+def check_finite(dictionary: Dictionary, x_hat: Float[Tensor, "*tokens d_in"]) -> None:
+    """Refuse a reconstruction that is not made of numbers.
+
+    Raises:
+        DictlabError: Some of it is NaN or infinite.
+    """
+    bad = int((~torch.isfinite(x_hat)).any(dim=-1).sum())
+    if bad:
+        raise DictlabError(
+            f"{dictionary.name}: its reconstruction of {bad} of {x_hat[..., 0].numel()} tokens is not finite. "
+            "Are its weights damaged, or is it a dictionary of another model or site?"
+        )
 
 
 def site_of(dictionary: Dictionary) -> str:
@@ -260,6 +286,8 @@ def _measure(
         return model.carry(x.to(clean[site].dtype), site, residual=clean[starts[site]]).flatten(0, 1)
 
     known = [dictionary(clean[site].float()) for dictionary, site in zip(dictionaries, sites, strict=True)]
+    for dictionary, (_, x_hat) in zip(dictionaries, known, strict=True):
+        check_finite(dictionary, x_hat)
     altered = [spliced(site, x_hat) for site, (_, x_hat) in zip(sites, known, strict=True)]
     for site, mean in means.items():
         altered += [spliced(site, x.expand_as(clean[site])) for x in (torch.zeros_like(mean), mean)]

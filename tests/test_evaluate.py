@@ -1,5 +1,7 @@
 """Metrics against their formulas written out, and against dictionaries whose values are known."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -144,3 +146,40 @@ def test_the_alive_interval_begins_at_what_was_seen_and_ends_within_the_dictiona
 def test_a_dictionary_without_a_site_is_named(model, text):
     with pytest.raises(DictlabError, match=r"random.*site"):
         evaluate([random_dictionary(5, 16, metadata=Metadata(model="x"))], model, text)
+
+
+def interrupting(monkeypatch, at: int) -> None:
+    """Ctrl-C in the at-th batch of two sequences."""
+    module = importlib.import_module("dictlab.evaluate")
+    whole, seen = module._measure, []
+
+    def measure(*args):
+        seen.append(None)
+        if len(seen) == at:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(module, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(module, "_measure", measure)
+
+
+def test_an_interruption_keeps_what_is_complete_where_that_is_wanted(text, monkeypatch):
+    whole = evaluate([random_dictionary(20, 16)], tiny_model(), text, contexts=6)[0]
+    assert whole.asked == whole.n_sequences == 6
+    interrupting(monkeypatch, 3)
+    (found,) = evaluate([random_dictionary(20, 16)], tiny_model(), text, contexts=6, partial=True)
+    assert (found.n_sequences, found.asked) == (4, 6)
+    np.testing.assert_allclose(found.sums["kl"], whole.sums["kl"][:4], rtol=1e-4, atol=1e-5)
+    interrupting(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([random_dictionary(20, 16)], tiny_model(), text, contexts=6)
+    interrupting(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate([random_dictionary(20, 16)], tiny_model(), text, contexts=6, partial=True)
+
+
+def test_a_reconstruction_of_no_numbers_is_refused(text):
+    broken = random_dictionary(20, 16, name="broken")
+    broken.b_out[3] = torch.nan
+    with pytest.raises(DictlabError, match=r"broken: its reconstruction of .* tokens is not finite"):
+        evaluate([broken], tiny_model(), text, contexts=4)

@@ -310,7 +310,7 @@ def damaged(name="damaged"):
         (at("blocks.7.hook_resid_pre"), {}, "blocks 0 to 2"),
         (at("lm_head:in"), {}, "outside the blocks"),
         (random_dictionary(24, 12, name="narrow"), {}, "narrow.*width 12.*16"),
-        (damaged(), {}, r"damaged.*not finite at \d+ of \d+ tokens"),
+        (damaged(), {}, r"damaged.*of \d+ of \d+ tokens is not finite"),
         (at(SITE), {"contexts": 1}, "contexts is 1"),
         (at(SITE), {"draws": 0}, "draws is 0"),
         (at(SITE), {"far": 1}, "far is 1"),
