@@ -11,7 +11,7 @@ from analyses.novelty import novelty
 from analyses.pareto import pareto
 from analyses.stitching import stitching
 from analyses.verification import verification
-from dictlab import DictlabError, LanguageModel, Metadata, ReLU, Text, TopK
+from dictlab import DictlabError, LanguageModel, Metadata, ReLU, TopK
 from dictlab.conventions import adapted
 from dictlab.evaluate import evaluate
 from dictlab.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
@@ -165,16 +165,6 @@ def test_the_model_is_left_as_it_was_found():
 
 
 # Wherever a dictionary meets a model
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Text:
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    for number in range(120):
-        letters = torch.randint(33, 127, (120,), generator=generator)
-        (folder / f"{number}.txt").write_text("".join(map(chr, letters.tolist())))
-    return Text.files(folder)
 
 
 SITE = "blocks.1.hook_resid_pre"

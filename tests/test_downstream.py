@@ -22,22 +22,12 @@ from analyses.directions import (
 )  # fmt: skip
 from analyses.downstream import measure, places_of
 from analyses.downstream_tables import METRICS, OUTPUT
-from dictlab import Dictionary, DictlabError, Metadata, ReLU, Text
+from dictlab import Dictionary, DictlabError, Metadata, ReLU
 from dictlab.activations import statistics
 from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_model
 
 TOKENS = torch.randint(0, 97, (6, 20), generator=torch.Generator().manual_seed(0))
 D = 16
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Text:
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    for number in range(120):
-        letters = torch.randint(33, 127, (120,), generator=generator)
-        (folder / f"{number}.txt").write_text("".join(map(chr, letters.tolist())))
-    return Text.files(folder)
 
 
 def perfect(name="perfect") -> Dictionary:

@@ -16,7 +16,7 @@ from analyses.curves import estimate, front, interpolated, mean_ratio, nearest
 from analyses.pareto import pareto
 from analyses.pareto_points import MEASURES, Curve, Point, curves
 from analyses.pareto_tables import SIMILAR, cost_table, fronts, matched, on_front, pairs, points_table
-from dictlab import Metadata, ReLU, Text, TopK
+from dictlab import Metadata, ReLU, TopK
 from dictlab.evaluate import RESAMPLES, Evaluation
 from tests.planted import SITE, random_dictionary, tiny_model
 
@@ -324,16 +324,6 @@ def test_what_a_file_does_not_record_is_called_so():
 
 
 # The report
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Text:
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    for number in range(120):
-        letters = torch.randint(33, 127, (120,), generator=generator)
-        (folder / f"{number}.txt").write_text("".join(map(chr, letters.tolist())))
-    return Text.files(folder)
 
 
 def rings(ax) -> list[tuple[float, float]]:

@@ -10,7 +10,7 @@ import torch
 from analyses import refit
 from analyses.refit import refit_bias, refit_decoder
 from analyses.stitching import join, stitching
-from dictlab import DictlabError, ReLU, Text, TopK, load, save
+from dictlab import DictlabError, ReLU, TopK, load, save
 from dictlab.formats import conversion
 from dictlab.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.sparsity import AbsTopK, BatchTopK, GroupMax, Union
@@ -188,16 +188,6 @@ def test_too_many_latents_for_the_normal_equations_are_refused(monkeypatch):
 
 
 # The analysis
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Text:
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    for number in range(120):
-        letters = torch.randint(33, 127, (120,), generator=generator)
-        (folder / f"{number}.txt").write_text("".join(map(chr, letters.tolist())))
-    return Text.files(folder)
 
 
 def parents():

@@ -6,23 +6,13 @@ import pytest
 import torch
 
 from analyses.verification import verification, weight_checks
-from dictlab import DictlabError, Metadata, ReLU, Text, TopK, cli, load, save
+from dictlab import DictlabError, Metadata, ReLU, TopK, cli, load, save
 from dictlab.evaluate import evaluate
 from dictlab.normalisation import Scale
 from dictlab.sparsity import BatchTopK, Gated, JumpReLU, Union
 from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_model
 
 CONTEXTS = 16
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Text:
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    for number in range(120):
-        letters = torch.randint(33, 127, (120,), generator=generator)
-        (folder / f"{number}.txt").write_text("".join(map(chr, letters.tolist())))
-    return Text.files(folder)
 
 
 @pytest.fixture(scope="module")
