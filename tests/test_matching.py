@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from analyses.matching import chance, matching, mean_interval, nearest
+from analyses.matching import chance, matching, mean_interval
+from analyses.neighbours import nearest
 from dictlab import DictlabError, Metadata
 from tests.planted import random_dictionary
 
