@@ -72,9 +72,7 @@ def assignment(
     if len(of_a) > len(of_b):
         other = assignment(b, a, of_a=of_b, of_b=of_a, exact=exact)
         order = other.partners.argsort()
-        return other._replace(
-            rows=other.partners[order], partners=other.rows[order], cosine=other.cosine[order]
-        )
+        return other._replace(rows=other.partners[order], partners=other.rows[order], cosine=other.cosine[order])
     if len(of_a) * len(of_b) <= exact:
         rows, partners = _hungarian(a, b, of_a, of_b)
         bound = None
@@ -106,9 +104,7 @@ def _hungarian(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> tuple[Tensor
     return torch.from_numpy(rows), torch.from_numpy(partners)
 
 
-def _by_neighbours(
-    a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, exact: int
-) -> tuple[Tensor, Tensor, float]:
+def _by_neighbours(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, exact: int) -> tuple[Tensor, Tensor, float]:
     """Assign along the edges to neighbours, then those left over among themselves; and the bound of the first round."""
     pairs: list[tuple[Tensor, Tensor]] = []
     left_a, left_b = torch.arange(len(of_a)), torch.arange(len(of_b))

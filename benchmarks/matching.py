@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,10 @@ def product(a: torch.Tensor, b: torch.Tensor, library: str) -> None:
 def timed(shape: tuple[int, int, int]) -> dict[str, object]:
     """Seconds of the product and of the neighbours, in turns."""
     a, b = (normalize(rows(n, shape[2], seed), dim=1) for seed, n in enumerate(shape[:2]))
-    trial = {library: min(spent(lambda: product(a[:BLOCK], b[: 2 * BLOCK], library)) for _ in range(3)) for library in
-             ("numpy", "torch")}  # fmt: skip
+    trial = {
+        which: min(spent(partial(product, a[:BLOCK], b[: 2 * BLOCK], which)) for _ in range(3))
+        for which in ("numpy", "torch")
+    }
     library = min(trial, key=lambda one: trial[one])
     neighbours(a[:256], b[:256], top=TOP)
     seconds: dict[str, list[float]] = {"product": [], "neighbours": []}
@@ -133,7 +136,14 @@ def from_files(n: int, d: int, allowed: float) -> dict[str, object]:
         size = sum(Path(file).stat().st_size for file in files) / 1e6
         inputs = 2 * n * d * 2 / 1e6
         found = json.loads(child("--streamed", *files, "--allowed", str(allowed)))
-    return {"rows": n, "width": d, "files_mb": round(size), "decoders_mb": round(inputs), "allowed_mb": allowed, **found}
+    return {
+        "rows": n,
+        "width": d,
+        "files_mb": round(size),
+        "decoders_mb": round(inputs),
+        "allowed_mb": allowed,
+        **found,
+    }
 
 
 def child(*arguments: str) -> str:
