@@ -221,7 +221,7 @@ def _group_maxima(tiles: Tensor, group: int, dim: int) -> Tensor:
     length = tiles.shape[dim]
     width = -(-length // group)
     layers = length // width
-    maxima = tiles.narrow(dim, 0, layers * width).unflatten(dim, (layers, width)).amax(dim)
+    maxima: Tensor = tiles.narrow(dim, 0, layers * width).unflatten(dim, (layers, width)).amax(dim)
     rest = length - layers * width
     if rest:
         head = maxima.narrow(dim, 0, rest)
