@@ -10,7 +10,7 @@ from typing import TypeAlias
 from dictlab.conventions import adapted
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.formats.loading import load
+from dictlab.formats.loading import load, mapped
 from dictlab.lm import LanguageModel
 from dictlab.names import canonical_model, canonical_site
 from dictlab.text import Text
@@ -25,13 +25,21 @@ def open_dictionary(given: DictionaryLike) -> Dictionary:
     return given if isinstance(given, Dictionary) else load(given)
 
 
-def open_dictionaries(given: Sequence[DictionaryLike] | DictionaryLike, least: int = 1) -> list[Dictionary]:
+def open_dictionaries(
+    given: Sequence[DictionaryLike] | DictionaryLike, least: int = 1, *, in_place: bool = False
+) -> list[Dictionary]:
     """Several dictionaries.
+
+    Args:
+        given: The dictionaries, or their files.
+        least: How many the analysis needs.
+        in_place: Leave tensors in their files, in the precision of the file and unchecked for NaN, until they are used.
 
     Raises:
         DictlabError: There are fewer than the analysis needs, or two have the same name.
     """
-    opened = [open_dictionary(one) for one in ([given] if isinstance(given, DictionaryLike) else given)]
+    several = [given] if isinstance(given, DictionaryLike) else given
+    opened = [one if isinstance(one, Dictionary) else (mapped if in_place else load)(one) for one in several]
     if len(opened) < least:
         raise DictlabError(f"this analysis compares {least} or more dictionaries; {len(opened)} were given.")
     opened = _told_apart(opened)

@@ -6,102 +6,30 @@ Max cosine similarity between decoder directions (Braun et al. 2024, section 4.2
 
 signed, many to one, and not symmetric: MMCS(A -> B) asks how much of A is in B. It grows with the number of candidates
 in B, so every value stands beside the value that chance gives. Dead latents are left out first, and counted.
+
+One-to-one assignment of latents, whose mean cosine does not grow with duplicates (Paulo and Belrose 2025; Song et al.
+2025, signed here), of the decoder's directions and apart from that of the encoder's.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from analyses import style
 from analyses.inputs import DictionaryLike, check_same_place, open_dictionaries
-from dictlab import seeds
+from analyses.levels import NULL_ROWS, alive_directions, alive_latents, chance, mean_interval, random_directions
+from analyses.neighbours import Neighbours, nearest, neighbours
+from analyses.pairs import assignment_table, matched, pair_table, threshold_table
 from dictlab.dictionary import Dictionary
-from dictlab.errors import DictlabError, check_at_least
+from dictlab.errors import check_at_least
 from dictlab.report import Plot, Report, Table
 
-BLOCK = 4096  # rows, and columns, of the cosine matrix that are held at once
-NULL_ROWS = 512  # random directions that a chance level is the mean of
-
-
-class Neighbours(NamedTuple):
-    """The nearest rows of another matrix, best first."""
-
-    cosine: Float[Tensor, "n top"]
-    rows: Int[Tensor, "n top"]
-
-
-def nearest(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], *, top: int = 1, itself: bool = True, block: int = BLOCK
-) -> Neighbours:
-    """For each row of a, the `top` rows of b with the largest cosine.
-
-    Rows need not have unit length; a zero row has the cosine 0 with everything. Memory is bounded by `block` squared,
-    not by n x m.
-
-    Args:
-        a: Rows to find neighbours of.
-        b: Candidates.
-        top: How many.
-        itself: False if a and b are the same rows, and a row is no neighbour of itself.
-        block: Rows, and columns, taken at once.
-    """
-    parts = [_nearest_rows(rows, b, start * block, top, itself, block) for start, rows in enumerate(a.split(block))]
-    return Neighbours(torch.cat([p.cosine for p in parts]), torch.cat([p.rows for p in parts]))
-
-
-def _nearest_rows(rows: Tensor, b: Tensor, first: int, top: int, itself: bool, block: int) -> Neighbours:
-    top = min(top, len(b) if itself else len(b) - 1)
-    unit = normalize(rows, dim=1)
-    best = Neighbours(unit.new_zeros(len(rows), 0), torch.zeros(len(rows), 0, dtype=torch.long, device=rows.device))
-    for number, columns in enumerate(b.split(block)):
-        cosine = unit @ normalize(columns, dim=1).T
-        start = number * block
-        if not itself:
-            own = torch.arange(first, first + len(rows), device=rows.device) - start
-            inside = (own >= 0) & (own < len(columns))
-            cosine[inside.nonzero().squeeze(1), own[inside]] = -torch.inf
-        values, indices = cosine.topk(min(top, len(columns)), dim=1)
-        values, indices = torch.cat([best.cosine, values], dim=1), torch.cat([best.rows, indices + start], dim=1)
-        kept, order = values.topk(min(top, values.shape[1]), dim=1)
-        best = Neighbours(kept, indices.gather(1, order))
-    return Neighbours(best.cosine.clamp(-1, 1), best.rows)  # rounding can pass 1
-
-
-def chance(b: Float[Tensor, "m d"], *, shaped: bool, seed: int = 0, rows: int = NULL_ROWS) -> float:
-    """Mean max cosine of random directions with the rows of b: what similarity is worth nothing.
-
-    Args:
-        b: The candidates.
-        shaped: Draw directions with the second moments of b's own rows, instead of uniformly on the sphere. Trained
-            directions crowd into the directions of large variance, so this is the stricter level.
-        seed: Of the draw.
-        rows: Directions drawn.
-    """
-    generator = seeds.generator(seed, "chance level")
-    draw = torch.randn(rows, b.shape[1], generator=generator).to(b)
-    if shaped:
-        unit = normalize(b, dim=1)
-        values, vectors = torch.linalg.eigh(unit.T @ unit / len(unit))
-        draw = draw * values.clamp_min(0).sqrt() @ vectors.T
-    return float(nearest(draw, b).cosine.mean())
-
-
-def mean_interval(values: Float[Tensor, " n"], seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval over latents of a mean (percentile, 1,000 resamples)."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    found = stats.bootstrap(
-        (values.numpy(),), np.mean, n_resamples=1000, method="percentile", batch=50, rng=np.random.default_rng(seed)
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+__all__ = ["Neighbours", "alive_directions", "chance", "matching", "mean_interval", "nearest", "neighbours"]
 
 
 def matching(a: DictionaryLike, b: DictionaryLike, *, top: int = 3, threshold: float = 0.7, seed: int = 0) -> Report:
@@ -119,58 +47,60 @@ def matching(a: DictionaryLike, b: DictionaryLike, *, top: int = 3, threshold: f
     """
     check_at_least(1, top=top)
     check_at_least(0, seed=seed)
-    a, b = (dictionary.to("cpu") for dictionary in open_dictionaries([a, b]))
+    a, b = (dictionary.to("cpu") for dictionary in open_dictionaries([a, b], in_place=True))
     check_same_place([a, b])
-    forward, backward = (_directed(one, other, top, seed) for one, other in ((a, b), (b, a)))
+    latents, others = alive_latents(a), alive_latents(b)
+    forward, backward = neighbours(a.W_dec, b.W_dec, top=top, of_a=latents, of_b=others)
     mutual = backward.rows[forward.rows[:, 0], 0] == torch.arange(len(forward.rows))
     rows = [
-        _summary(one, other, found, mutual, threshold, seed)
+        _summary(one, other, found, int(mutual.sum()), threshold, seed)
         for one, other, found in ((a, b, forward), (b, a, backward))
     ]
-    overview = pd.DataFrame(rows)
-    first = rows[0]
+    pairs = matched(a, b, latents, others)
+    one_to_one = assignment_table(a, b, pairs, seed)
+    shares = threshold_table(forward, backward, mutual, pairs)
+    first, mean = rows[0], one_to_one.iloc[0]
     return Report(
         title=f"Which latents do {a.name} and {b.name} share?",
         summary=(
             f"A latent of {a.name} has a mean max cosine of {first['MMCS']:.3f} with {b.name} "
             f"(chance: {first['chance (isotropic)']:.3f}, shaped {first['chance (shaped)']:.3f}); "
             f"{first['share above threshold']:.0%} lie above {threshold:g}, and {int(mutual.sum())} pairs are each "
-            "other's nearest."
+            f"other's nearest. One to one, the mean cosine of {len(pairs.decoder.rows)} pairs is {mean['MCC']:.3f} "
+            f"(chance: {mean['chance (isotropic)']:.3f}, shaped {mean['chance (shaped)']:.3f})."
         ),
         tables={
-            "overview": Table(overview, "Mean max cosine similarity both ways; 95 % bootstrap intervals over latents."),
+            "overview": Table(
+                pd.DataFrame(rows), "Mean max cosine similarity both ways; 95 % bootstrap intervals over latents."
+            ),
+            "assignment": Table(one_to_one, "One-to-one assignment by cosine, of decoders and of encoders."),
+            "thresholds": Table(shares, "Share of the smaller dictionary's latents (of each, for max cosines)."),
+            "pairs": Table(pair_table(pairs, latents, others, forward, mutual), "The pairs by decoder."),
             "latents": Table(
-                _listed(a, b, forward, mutual), f"The {top} nearest latents of {b.name} for each alive latent."
+                _listed(latents, others, forward, mutual), f"The {top} nearest latents of {b.name} for each alive one."
             ),
         },
-        plots={"cosines": _histogram(a, b, forward, backward, rows)},
+        plots={
+            "cosines": _histogram(a, b, forward, backward, rows),
+            "thresholds": _curves(shares, len(pairs.decoder.rows)),
+        },
         settings={"top": top, "threshold": threshold, "seed": seed},
         inputs=(a, b),
     )
 
 
-def alive_directions(dictionary: Dictionary) -> tuple[Float[Tensor, "alive d_in"], Int[Tensor, " alive"]]:
-    """Unit decoder directions of the latents that fire, and which latents they are.
-
-    Raises:
-        DictlabError: There are fewer than two.
-    """
-    latents = dictionary.alive.nonzero().squeeze(1)
-    if len(latents) < 2:
-        raise DictlabError(f"{dictionary.name}: {len(latents)} alive latents; a comparison needs two or more.")
-    return dictionary.directions[latents], latents
-
-
-def _directed(a: Dictionary, b: Dictionary, top: int, seed: int) -> Neighbours:
-    return nearest(alive_directions(a)[0], alive_directions(b)[0], top=top)
-
-
 def _summary(
-    a: Dictionary, b: Dictionary, found: Neighbours, mutual: Tensor, threshold: float, seed: int
+    a: Dictionary, b: Dictionary, found: Neighbours, mutual: int, threshold: float, seed: int
 ) -> dict[str, Any]:
     best = found.cosine[:, 0]
     low, high = mean_interval(best, seed)
-    candidates = alive_directions(b)[0]
+    candidates = alive_latents(b)
+    levels = [
+        float(nearest(draw, b.W_dec, of_b=candidates).cosine.mean())
+        for draw in (
+            random_directions(b.W_dec, NULL_ROWS, shaped=shaped, seed=seed, of_b=candidates) for shaped in (False, True)
+        )
+    ]
     return {
         "from": a.name,
         "to": b.name,
@@ -179,15 +109,15 @@ def _summary(
         "MMCS": float(best.mean()),
         "low": low,
         "high": high,
-        "chance (isotropic)": chance(candidates, shaped=False, seed=seed),
-        "chance (shaped)": chance(candidates, shaped=True, seed=seed),
+        "chance (isotropic)": levels[0],
+        "chance (shaped)": levels[1],
         "share above threshold": float((best >= threshold).float().mean()),
-        "mutual nearest": int(mutual.sum()),
+        "mutual nearest": mutual,
+        "share mutual": mutual / len(best),
     }
 
 
-def _listed(a: Dictionary, b: Dictionary, found: Neighbours, mutual: Tensor) -> pd.DataFrame:
-    latents, others = alive_directions(a)[1], alive_directions(b)[1]
+def _listed(latents: Tensor, others: Tensor, found: Neighbours, mutual: Tensor) -> pd.DataFrame:
     top = found.rows.shape[1]
     return pd.DataFrame(
         {
@@ -221,3 +151,21 @@ def _histogram(
     ax.legend()
     n = f"{len(forward.rows)} and {len(backward.rows)} alive latents"
     return Plot(figure, f"Distribution of the max cosine of decoder directions, both ways; {n}. Dotted: chance.")
+
+
+@style.applied
+def _curves(shares: pd.DataFrame, n: int) -> Plot:
+    figure, (ax,) = style.axes(width=6.5)
+    for number, name in enumerate(shares.columns[1:]):
+        ax.plot(
+            shares["threshold"],
+            shares[name],
+            color=style.colour(number),
+            marker=style.marker(number),
+            ms=4,
+            label=name,
+        )
+    ax.set(xlabel="cosine from which two latents are the same", ylabel="share of latents", ylim=(0, 1.02))
+    ax.set(title="How much is shared depends on the threshold")
+    ax.legend()
+    return Plot(figure, f"Share of latents that have a match at or above each cosine; {n} pairs in the assignment.")

@@ -1,15 +1,22 @@
 """Nearest decoder directions against the whole cosine matrix, and chance levels against known values."""
 
 from dataclasses import replace
+from itertools import permutations
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from analyses.matching import chance, matching, mean_interval, nearest
+from analyses import neighbours as searching
+from analyses.assignment import assignment
+from analyses.matching import chance, matching, mean_interval
+from analyses.neighbours import nearest, neighbours
 from dictlab import DictlabError, Metadata
+from dictlab.formats import native
+from dictlab.formats.loading import mapped
 from tests.planted import random_dictionary
 
 small = st.integers(1, 12)
@@ -56,13 +63,14 @@ def test_a_duplicate_is_found_and_a_zero_row_has_no_likeness():
     assert found.cosine[1].tolist() == [0, 0]
 
 
-def test_memory_is_bounded_by_the_block_not_by_n_times_m(monkeypatch):
-    """The largest matrix that any product makes has block x block entries."""
+@pytest.mark.parametrize("shape", [(100, 300), (300, 100), (17, 1000)])
+def test_memory_is_bounded_by_the_block_not_by_n_times_m(monkeypatch, shape):
+    """No more cosines are held at once than the square of the block."""
     sizes = []
-    original = torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: sizes.append((out := original(a, b)).numel()) or out)
-    nearest(torch.randn(100, 4), torch.randn(300, 4), top=3, block=16)
-    assert max(sizes) == 256
+    original = searching._tiles
+    monkeypatch.setattr(searching, "_tiles", lambda *args: sizes.append((out := original(*args)).numel()) or out)
+    neighbours(torch.randn(shape[0], 4), torch.randn(shape[1], 4), top=3, block=16)
+    assert 128 < max(sizes) <= 256
 
 
 @pytest.mark.parametrize(("d", "n", "expected"), [(128, 512, 0.265), (768, 768, 0.114), (768, 6144, 0.136)])
@@ -149,3 +157,153 @@ def test_too_few_alive_latents_are_named():
     a = random_dictionary(name="a")
     with pytest.raises(DictlabError, match="b: 0 alive"):
         matching(a, replace(a, firing_rate=torch.zeros(24), name="b"))
+
+
+def whole(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return normalize(a.double(), dim=1) @ normalize(b.double(), dim=1).T
+
+
+def check_both_ways(a: torch.Tensor, b: torch.Tensor, top: int, block: int) -> None:
+    """Equal to sorting the whole matrix by row and by column; rows named once, with the cosines they have."""
+    cosine = whole(a, b)
+    for found, expected in zip(neighbours(a, b, top=top, block=block), (cosine, cosine.T), strict=True):
+        best = expected.sort(dim=1, descending=True).values[:, :top]
+        torch.testing.assert_close(found.cosine.double(), best, atol=2e-6, rtol=0)
+        torch.testing.assert_close(expected.gather(1, found.rows), best, atol=2e-6, rtol=0)
+        assert all(len(set(row)) == len(row) for row in found.rows.tolist())
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 9), st.integers(1, 40), st.integers(0, 1000))
+@settings(max_examples=60)
+def test_one_pass_both_ways_equals_the_whole_matrix(n, m, top, block, seed):
+    check_both_ways(rows(n, 5, seed).float(), rows(m, 5, seed + 1).float(), top, block)
+
+
+@given(st.integers(0, 1000), st.integers(1, 40), st.integers(1, 9))
+@settings(max_examples=30)
+def test_doubled_and_zero_rows_do_not_disturb_it(seed, block, top):
+    a, b = rows(30, 3, seed).float(), rows(20, 3, seed + 1).float()
+    a[::4], b[::3] = 0, 0
+    check_both_ways(torch.cat([a, a[:9], b]), torch.cat([b, b, a[:5]]), top, block)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_candidates_that_only_get_better_or_worse_are_all_seen(order):
+    """Every block beats the last, or none does: the two ways of looking into a block, without end."""
+    angle = torch.linspace(0.1, 1.5, 600)[::order] if order == 1 else torch.linspace(0.1, 1.5, 600).flip(0)
+    b = torch.stack([angle.cos(), angle.sin()], dim=1)
+    check_both_ways(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), b, 8, 32)
+    check_both_ways(b, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 8, 32)
+
+
+def test_numpys_product_gives_the_neighbours_that_torchs_does(monkeypatch):
+    a, b = rows(90, 6, 0).float(), rows(150, 6, 1).float()
+    expected = neighbours(a, b, top=4, block=48)
+    monkeypatch.setattr(searching, "WORTH_A_RACE", 0)
+    monkeypatch.setattr(searching, "_numpy_is_faster", lambda: True)
+    for one, other in zip(neighbours(a, b, top=4, block=48), expected, strict=True):
+        torch.testing.assert_close(one.cosine, other.cosine)
+        assert torch.equal(one.rows, other.rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_in_a_file_in_any_precision_give_what_the_same_numbers_in_memory_do(tmp_path, dtype):
+    made = [random_dictionary(60, 8, seed=seed).to(dtype=dtype) for seed in (0, 1)]
+    files = [mapped(native.save(one, tmp_path / f"{i}.safetensors")) for i, one in enumerate(made)]
+    assert files[0].W_dec.dtype == dtype
+    found = neighbours(files[0].W_dec, files[1].W_dec, top=3, of_a=torch.arange(5, 50), block=16)
+    expected = neighbours(made[0].W_dec.float()[5:50], made[1].W_dec.float(), top=3)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cosine, other.cosine)
+        assert torch.equal(one.rows, other.rows)
+
+
+def test_a_row_that_is_no_number_is_named():
+    a = torch.ones(9, 3)
+    a[7, 1] = torch.nan
+    with pytest.raises(DictlabError, match=r"row 7 .* NaN"):
+        neighbours(torch.ones(2, 3), a, block=4)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
+@settings(max_examples=30)
+def test_the_assignment_is_the_best_of_all_that_there_are(n, m, seed):
+    a, b = rows(n, 4, seed).float(), rows(m, 4, seed + 1).float()
+    found, cosine = assignment(a, b), whole(a, b)
+    if n > m:
+        cosine = cosine.T
+    few, many = cosine.shape
+    best = max(sum(cosine[i, j] for i, j in enumerate(order)) / few for order in permutations(range(many), few))
+    assert found.exact and found.mean == pytest.approx(float(best), abs=1e-5)
+    assert len(found.rows) == len(set(found.partners.tolist())) == few
+
+
+@given(st.integers(20, 60), st.integers(20, 60), st.integers(0, 1000))
+@settings(max_examples=30)
+def test_the_assignment_along_neighbours_is_complete_and_its_bound_holds(n, m, seed):
+    a, b = rows(n, 6, seed).float(), rows(m, 6, seed + 1).float()
+    best, found = assignment(a, b), assignment(a, b, exact=16)
+    assert not found.exact and len(found.rows) == len(set(found.partners.tolist())) == min(n, m)
+    assert found.mean <= best.mean + 1e-6 and best.mean <= found.bound + 1e-6
+    assert found.bound - found.mean < 0.1
+
+
+def test_the_assignment_along_neighbours_ends_where_all_rows_are_alike():
+    found = assignment(torch.ones(300, 4), torch.ones(300, 4), exact=16)
+    assert sorted(found.partners.tolist()) == list(range(300))
+    assert found.mean == pytest.approx(1) and found.bound == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("exact", [1 << 24, 16])
+def test_a_planted_permutation_is_found_by_nearest_by_mutual_and_by_assignment(exact):
+    a = rows(80, 16, 0).float()
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
+    forward, backward = neighbours(a, a[order], top=1)
+    found = assignment(a, a[order], exact=exact)
+    assert torch.equal(order[forward.rows[:, 0]], torch.arange(80)) and torch.equal(backward.rows[:, 0], order)
+    assert torch.equal(order[found.partners], torch.arange(80)) and found.mean == pytest.approx(1)
+
+
+def test_planted_noise_lowers_the_cosine_of_the_assignment_as_it_must():
+    """Noise of length s at right angles to a unit row leaves the cosine 1 / sqrt(1 + s^2)."""
+    a = torch.eye(200)[:100]
+    for s in (0.2, 0.5, 1.0):
+        noise = normalize(torch.cat([torch.zeros(100, 100), rows(100, 100, 3).float()], dim=1), dim=1)
+        found = assignment(a, a + s * noise)
+        assert torch.equal(found.partners, torch.arange(100))
+        assert found.mean == pytest.approx((1 + s * s) ** -0.5, abs=1e-5)
+
+
+def overview_of(a, b):
+    report = matching(a, b)
+    return report.tables["overview"].frame, report.tables["assignment"].frame, report.tables["thresholds"].frame
+
+
+def test_turning_both_dictionaries_changes_no_similarity():
+    a, b = random_dictionary(name="a"), random_dictionary(seed=1, name="b")
+    Q = torch.linalg.qr(rows(8, 8, 5)).Q.float()
+    turned = [replace(x, W_dec=x.W_dec @ Q, W_enc=Q.T @ x.W_enc) for x in (a, b)]
+    for one, other in zip(overview_of(a, b), overview_of(*turned), strict=True):
+        columns = [c for c in one.columns if "chance" not in c]
+        pd.testing.assert_frame_equal(one[columns], other[columns], atol=1e-4)
+
+
+def test_doubled_latents_keep_the_max_cosine_and_the_assignment_and_one_mutual_pair_each():
+    a = random_dictionary(name="a")
+    twice = [torch.cat([w, w], dim=-1 if name == "W_enc" else 0) for name, w in
+             (("W_enc", a.W_enc), ("b_enc", a.b_enc), ("W_dec", a.W_dec))]  # fmt: skip
+    b = replace(a, W_enc=twice[0], b_enc=twice[1], W_dec=twice[2], name="b")
+    overview, one_to_one, _ = overview_of(a, b)
+    assert overview["MMCS"].tolist() == pytest.approx([1, 1])
+    assert overview["mutual nearest"].tolist() == [24, 24] and overview["share mutual"].tolist() == [1, 0.5]
+    assert one_to_one["MCC"].tolist() == pytest.approx([1, 1]) and one_to_one["pairs"].tolist() == [24, 24]
+
+
+def test_encoders_that_pair_otherwise_are_no_aligned_latents():
+    """The same decoder; the encoders of the first four latents moved on by one."""
+    a = random_dictionary(name="a")
+    order = torch.tensor([1, 2, 3, 0, *range(4, 24)])
+    _, one_to_one, shares = overview_of(a, replace(a, W_enc=a.W_enc[:, order], name="b"))
+    assert one_to_one["same pair in the other matrix"].tolist() == pytest.approx([20 / 24] * 2)
+    assert shares["assigned, decoder"].tolist() == [1] * 10
+    assert shares["aligned"].tolist() == pytest.approx([20 / 24] * 10)

@@ -1,0 +1,185 @@
+"""Nearest neighbours both ways against the bare matrix product they are made of, and the memory they take.
+
+python benchmarks/matching.py [--small] [--whole] [--json]
+python benchmarks/matching.py --files [--rows N] [--width D] [--allowed MB]
+
+The product is timed in the same run, on the same rows at unit length, in blocks of the same size, with the faster of
+NumPy and torch; the two alternate. With --files, two dictionaries are written to a temporary folder, and a process
+that may hold no more than the allowed memory of its own finds their neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from analyses.neighbours import BLOCK, neighbours
+from dictlab import Dictionary, ReLU
+from dictlab.formats import native
+from dictlab.formats.loading import mapped
+
+TOP, ROUNDS = 8, 2
+FULL, SMALL = (24_576, 98_304, 768), (8_192, 32_768, 768)
+
+
+def rows(n: int, d: int, seed: int) -> torch.Tensor:
+    return torch.empty(n, d).normal_(generator=torch.Generator().manual_seed(seed))
+
+
+def spent(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def product(a: torch.Tensor, b: torch.Tensor, library: str) -> None:
+    """Every block of a @ b.T, each forgotten."""
+    out = torch.empty(min(BLOCK, len(a)) * min(BLOCK, len(b)))
+    for rows_a in a.split(BLOCK):
+        for rows_b in b.split(BLOCK):
+            into = out[: len(rows_a) * len(rows_b)].view(len(rows_a), len(rows_b))
+            if library == "numpy":
+                np.matmul(rows_a.numpy(), rows_b.numpy().T, out=into.numpy())
+            else:
+                torch.mm(rows_a, rows_b.T, out=into)
+
+
+def timed(shape: tuple[int, int, int]) -> dict[str, object]:
+    """Seconds of the product and of the neighbours, in turns."""
+    a, b = (normalize(rows(n, shape[2], seed), dim=1) for seed, n in enumerate(shape[:2]))
+    trial = {
+        which: min(spent(partial(product, a[:BLOCK], b[: 2 * BLOCK], which)) for _ in range(3))
+        for which in ("numpy", "torch")
+    }
+    library = min(trial, key=lambda one: trial[one])
+    neighbours(a[:256], b[:256], top=TOP)
+    seconds: dict[str, list[float]] = {"product": [], "neighbours": []}
+    for _ in range(ROUNDS):
+        seconds["product"].append(spent(lambda: product(a, b, library)))
+        seconds["neighbours"].append(spent(lambda: neighbours(a, b, top=TOP)))
+    share = sum(seconds["product"]) / sum(seconds["neighbours"])
+    return {"shape": shape, "library": library, "trial_s": trial, **seconds, "share_of_product": round(share, 3)}
+
+
+def whole_matrix(shape: tuple[int, int, int]) -> float:
+    """The obvious way: the whole cosine matrix, then its largest entries by row and by column."""
+    a, b = (rows(n, shape[2], seed) for seed, n in enumerate(shape[:2]))
+
+    def search() -> None:
+        cosine = normalize(a, dim=1) @ normalize(b, dim=1).T
+        cosine.topk(TOP, dim=1)
+        cosine.topk(TOP, dim=0)
+
+    return spent(search)
+
+
+def status(field: str) -> float:
+    """A line of /proc/self/status, in MB."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024 / 1e6
+
+
+def memory(shape: tuple[int, int, int]) -> float:
+    """Peak memory beside the inputs, in MB; to be called in a process of its own."""
+    a, b = (rows(n, shape[2], seed) for seed, n in enumerate(shape[:2]))
+    neighbours(a[:256], b[:256], top=TOP)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status("VmRSS")
+    neighbours(a, b, top=TOP)
+    return status("VmHWM") - before
+
+
+def streamed(files: list[str], allowed: float) -> dict[str, object]:
+    """Neighbours from files, in a process that may not hold more of its own than `allowed` MB on top of its start."""
+    a, b = (mapped(file).W_dec for file in files)
+    neighbours(a[:256], b[:256], top=TOP)
+    start, peak, done = status("RssAnon"), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            peak[0] = max(peak[0], status("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    limit = int((status("VmData") + allowed) * 1e6)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    seconds = spent(lambda: neighbours(a, b, top=TOP))
+    done.set()
+    watcher.join()
+    rate = 2 * len(a) * len(b) * a.shape[1] / seconds / 1e9
+    return {"seconds": round(seconds, 1), "gflop_s": round(rate), "own_peak_mb": round(peak[0] - start)}
+
+
+def from_files(n: int, d: int, allowed: float) -> dict[str, object]:
+    """Write two dictionaries of n latents in bfloat16, and search them in a process with little memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for seed in (0, 1):
+            W = rows(n, d, seed).bfloat16()
+            zeros = torch.zeros(d, dtype=W.dtype)
+            made = Dictionary(W.T.contiguous(), torch.zeros(n, dtype=W.dtype), W, zeros, zeros, ReLU())
+            files.append(str(native.save(made, Path(folder) / f"{seed}.safetensors")))
+            del W, made
+        size = sum(Path(file).stat().st_size for file in files) / 1e6
+        inputs = 2 * n * d * 2 / 1e6
+        found = json.loads(child("--streamed", *files, "--allowed", str(allowed)))
+    return {
+        "rows": n,
+        "width": d,
+        "files_mb": round(size),
+        "decoders_mb": round(inputs),
+        "allowed_mb": allowed,
+        **found,
+    }
+
+
+def child(*arguments: str) -> str:
+    command = [sys.executable, __file__, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help=f"{SMALL} instead of {FULL}")
+    parser.add_argument("--whole", action="store_true", help="also time the whole matrix at once (10 GB in full size)")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--files", action="store_true", help="stream two files larger than the memory allowed")
+    parser.add_argument("--rows", type=int, default=262_144, help="latents of each file")
+    parser.add_argument("--width", type=int, default=1_024, help="d_in of each file")
+    parser.add_argument("--allowed", type=float, default=512, help="MB that the process may hold beside its start")
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--streamed", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    shape = SMALL if given.small else FULL
+    if given.memory:
+        print(memory(shape))
+    elif given.streamed:
+        print(json.dumps(streamed(given.streamed, given.allowed)))
+    elif given.files:
+        print(json.dumps(from_files(given.rows, given.width, given.allowed)))
+    else:
+        result = timed(shape)
+        result["extra_mb"] = round(float(child("--memory", *(["--small"] if given.small else []))))
+        if given.whole:
+            result["whole_matrix_s"] = whole_matrix(shape)
+        for name, value in result.items():
+            print(f"{name}: {value}")
+        if given.json:
+            print(json.dumps({name: result[name] for name in ("share_of_product", "extra_mb")}))
+
+
+if __name__ == "__main__":
+    main()
