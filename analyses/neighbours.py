@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from dictlab.errors import DictlabError, check_at_least
 
-BLOCK = 4096  # the cosine matrix is held in blocks of its square
+BLOCK = 6144  # the cosine matrix is held in blocks of its square
 TALL = 2  # ... but twice as high and half as wide: fewer columns start anew
 BLOCK_BYTES = 1 << 26  # of the rows of b at unit length that are held
 RESIDENT_BYTES = 1 << 26  # of the rows of a at unit length that are held while all of b streams by
