@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from analyses.inputs import ModelLike, TextLike, context_of, in_model, open_model, open_text
 from dictlab.activations import FORWARD_TOKENS
@@ -130,7 +131,7 @@ def peaks(
     sites = [site_of(dictionary) for dictionary in dictionaries]
     found = [_none(dictionary) for dictionary in dictionaries]
     size = max(1, FORWARD_TOKENS // sequences.shape[1])
-    for number, tokens in enumerate(sequences.split(size)):
+    for number, tokens in enumerate(tqdm(sequences.split(size), desc="contexts", leave=False)):
         captured = model.capture(tokens, list(dict.fromkeys(sites)))
         for i, (dictionary, site) in enumerate(zip(dictionaries, sites, strict=True)):
             found[i] = _best(found[i], _strongest(dictionary, captured[site], number * size), top)

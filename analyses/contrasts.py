@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from analyses.contexts import Contexts, with_contexts
 from analyses.cosines import relation
@@ -92,7 +93,7 @@ def compare(opened: Sequence[Dictionary], permutations: int, seed: int) -> Compa
     values = {(name, name): found.cosine[:, 0] for name, found in own.items()}
     found: list[Found] = []
     rows = []
-    for a, b in pairs:
+    for a, b in tqdm(pairs, desc="pairs of dictionaries", leave=False):
         ab, ba = near(a, b, NEIGHBOURS), near(b, a, NEIGHBOURS)
         values |= {(a.name, b.name): ab.cosine[:, 0], (b.name, a.name): ba.cosine[:, 0]}
         pool = pooled(own[a.name], ab, ba, own[b.name], NEIGHBOURS)
