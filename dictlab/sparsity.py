@@ -292,7 +292,7 @@ class Union:
         return replace(self, parts=tuple((width, activation.scaled(factor)) for width, activation in self.parts))
 
     def at(self, latents: Int[Tensor, " kept"]) -> Union:
-        raise NotImplementedError("latents of a union compete")
+        raise ValueError("latents of a union compete: some of them alone are another function")
 
     def record(self) -> dict[str, Any]:
         return {"kind": self.kind, "parts": [[width, activation.record()] for width, activation in self.parts]}
