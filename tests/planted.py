@@ -89,3 +89,16 @@ def sparse_data(
     strength = 1 + torch.rand(tokens, active, generator=generator)
     codes = torch.zeros(tokens, n).scatter(1, chosen, strength)
     return codes @ directions + 0.7, directions
+
+
+def planted_model(d: int = 16) -> LanguageModel:
+    """Logits are a fixed linear map of the stream, which its blocks leave as it is: the output minds every direction."""
+    model = tiny_model(d=d)
+    with torch.no_grad():
+        for block in model.model.transformer.h:
+            for projection in (block.attn.c_proj, block.mlp.c_proj):
+                projection.weight.zero_()
+                projection.bias.zero_()
+        model.model.transformer.ln_f = torch.nn.Identity()
+        model.model.lm_head.weight = torch.nn.Parameter(torch.randn(97, d, generator=torch.Generator().manual_seed(1)))
+    return model

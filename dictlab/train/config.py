@@ -143,7 +143,7 @@ class TrainConfig:
     resample: int = 0
     sparsity_warmup: float = 0.0
     p_norm: float = 1.0
-    bandwidth: float = 0.01
+    bandwidth: float = 0.1
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5)
     device: str = "cpu"
 
