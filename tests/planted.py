@@ -100,5 +100,5 @@ def planted_model(d: int = 16) -> LanguageModel:
                 projection.weight.zero_()
                 projection.bias.zero_()
         model.model.transformer.ln_f = torch.nn.Identity()
-        model.model.lm_head.weight = torch.nn.Parameter(torch.randn(97, d, generator=torch.Generator().manual_seed(1)))
+        model.model.lm_head.weight.copy_(0.3 * torch.randn(97, d, generator=torch.Generator().manual_seed(1)))
     return model

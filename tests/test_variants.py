@@ -275,19 +275,21 @@ def test_planted_directions_are_recovered(name):
 
 @pytest.mark.parametrize("objective", ["e2e", "e2e+ds", "weighted"])
 def test_planted_directions_are_recovered_through_the_model(objective):
-    """The model's output is a linear map of the activations, so only their directions explain it."""
-    x, directions = sparse_data(40_000)
-    model, later = planted_model(), ["blocks.2.hook_resid_pre"]
-    splice = Splice(model, SITE, SITE, later)
+    """Logits are a linear map of the activations, so the output minds each of 16 directions; no error at the site is
+    looked at (but for a tenth in weighted). Mean max cosine above 0.95 after 400 steps of 256."""
+    x, directions = sparse_data(20_000, n=16)
+    model = planted_model()
+    splice = Splice(model, SITE, SITE, ["blocks.2.hook_resid_pre"])
     weights = {"kl": 0.5, "ce": 0.5, "reconstruction": 0.1} if objective == "weighted" else {}
-    learner = learner_for(
-        x, "topk", k=2, width=32, lr=1e-2, tokens=800 * 256, batch=256, objective=objective, **weights
-    )
+    settings = {"width": 32, "k": 2, "lr": 1e-2, "tokens": 400 * 256, "batch": 256, "objective": objective}
+    learner = learner_for(x, "topk", **settings, **weights)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(800):
-        batch = x[torch.randint(len(x), (256,), generator=generator)].view(8, 32, 16)
-        tokens = torch.randint(97, (8, 32), generator=generator)
-        learner.step(Batch(batch, dict.fromkeys(splice.sites, batch), tokens), splice)
+    probabilities = model.unembed(x).softmax(dim=-1)
+    for _ in range(400):
+        drawn = torch.randint(len(x), (256,), generator=generator)
+        said = torch.multinomial(probabilities[drawn], 1, generator=generator).view(8, 32)
+        batch = x[drawn].view(8, 32, 16)
+        learner.step(Batch(batch, dict.fromkeys(splice.sites, batch), said.roll(1, dims=1)), splice)
     assert nearest(directions, learner.finished().W_dec).cosine.mean() > 0.95
 
 
