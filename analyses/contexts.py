@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analyses.inputs import ModelLike, TextLike, context_of, in_model, open_model, open_text
-from dictlab.activations import FORWARD_TOKENS
+from dictlab.stream import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import site_of

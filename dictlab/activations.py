@@ -9,14 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictlab import seeds
 from dictlab.errors import check_at_least
 from dictlab.lm import LanguageModel
+from dictlab.stream import BUFFER, FORWARD_TOKENS, Shuffled
 from dictlab.text import Text
-
-BUFFER = 1 << 17  # vectors that a stream is shuffled in
-FORWARD_TOKENS = 8192  # tokens given to the model at once
-
 
 def shuffled(
     model: LanguageModel,
@@ -27,9 +23,9 @@ def shuffled(
     batch: int,
     buffer: int = BUFFER,
     seed: int = 0,
-    repeat: bool = True,
+    repeat: bool | int = True,
 ) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """Activation vectors in random order, out of a buffer that is refilled whenever half of it is used.
+    """Activation vectors of one site in random order (`stream.Shuffled` is the same for several, and can be resumed).
 
     Args:
         model: The language model.
@@ -39,25 +35,18 @@ def shuffled(
         batch: Vectors a batch; at the end of the text, what does not fill one is dropped.
         buffer: Vectors held; memory is bounded by three times `buffer * d_in` numbers, and one forward.
         seed: Decides the order of documents and vectors.
-        repeat: Go round the text for ever, in another order each time.
+        repeat: Go round the text for ever, or so many times, in another order each time.
     """
-    generator = seeds.generator(seed, "order of activations")
-    pool: list[Tensor] = []
-    held = 0
-    forwards = text.batches(model.tokenizer, context, max(1, FORWARD_TOKENS // context), seed=seed, repeat=repeat)
-    for tokens in forwards:
-        x = model.capture(tokens, site)[site].flatten(0, 1)
-        pool.append(x)
-        held += len(x)
-        if held >= max(buffer, 2 * batch):
-            mixed = _mixed(pool, generator)
-            pool.clear()
-            out = held // 2 - held // 2 % batch
-            yield from mixed[:out].split(batch)
-            pool, held = [mixed[out:].clone()], held - out
-    if pool:
-        mixed = _mixed(pool, generator)
-        yield from mixed[: held - held % batch].split(batch)
+    stream = Shuffled(
+        lambda tokens: model.capture(tokens, site),
+        lambda start: text.contexts(model.tokenizer, context, seed=seed, repeat=repeat, start=start),
+        context=context,
+        batch=batch,
+        buffer=buffer,
+        seed=seed,
+    )
+    for vectors in stream:
+        yield vectors[site]
 
 
 def sample(
@@ -113,8 +102,3 @@ def statistics(batches: Iterable[Float[Tensor, "*tokens d_in"]], *, covariance: 
         matrix = second / n - torch.outer(shift, shift)
         return Statistics(n, (about + shift).float(), float(matrix.trace()), matrix.float())
     return Statistics(n, (about + shift).float(), float((second / n - shift.square()).sum()), None)
-
-
-def _mixed(pool: list[Tensor], generator: torch.Generator) -> Tensor:
-    everything = torch.cat(pool)
-    return everything[torch.randperm(len(everything), generator=generator).to(everything.device)]

@@ -20,6 +20,8 @@ COLUMN_D = {
     "dictlab.formats",
 }
 COLUMN_M = {
+    "dictlab.packing",
+    "dictlab.stream",
     "dictlab.text",
     "dictlab.hooks",
     "dictlab.past",
@@ -43,13 +45,15 @@ ALLOWED = {
     | {"dictlab.codes", "dictlab.sparsity", "dictlab.records", "dictlab.normalisation", "dictlab.kernels"},
     "dictlab.formats": BASE
     | {"dictlab.codes", "dictlab.sparsity", "dictlab.records", "dictlab.normalisation", "dictlab.dictionary"},
-    "dictlab.text": BASE,
+    "dictlab.packing": BASE,
+    "dictlab.stream": BASE | {"dictlab.packing"},
+    "dictlab.text": BASE | {"dictlab.packing"},
     "dictlab.hooks": BASE,
     "dictlab.past": BASE,
     "dictlab.layout": BASE | {"dictlab.hooks"},
     "dictlab.lm": BASE | {"dictlab.hooks", "dictlab.layout", "dictlab.past"},
     "dictlab.outputs": BASE | {"dictlab.lm"},
-    "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm"},
+    "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm", "dictlab.stream"},
     "dictlab.report": BASE | COLUMN_D,
     "dictlab.describe": BASE | COLUMN_D,
     "dictlab.conventions": BASE | COLUMN_D | COLUMN_M,
