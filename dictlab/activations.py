@@ -14,6 +14,7 @@ from dictlab.lm import LanguageModel
 from dictlab.stream import BUFFER, FORWARD_TOKENS, Shuffled
 from dictlab.text import Text
 
+
 def shuffled(
     model: LanguageModel,
     text: Text,

@@ -80,7 +80,9 @@ class Contexts:
     def _contexts(self) -> Iterator[Int[Tensor, " length"]]:
         lead = leading_tokens(self._tokenizer)
         if self._length <= len(lead):
-            raise DictlabError(f"{self._label}: a context of {self._length} tokens has no room for text; make it longer.")
+            raise DictlabError(
+                f"{self._label}: a context of {self._length} tokens has no room for text; make it longer."
+            )
         produced = self.position != Position()
         for turn in count(self.position.turn):
             if self._turns is not None and turn >= self._turns:
