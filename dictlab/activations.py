@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -54,10 +55,85 @@ def sample(
     model: LanguageModel, text: Text, site: str, *, context: int, tokens: int, seed: int = 0
 ) -> Iterator[Float[Tensor, "batch context d_in"]]:
     """Activations, sequence by sequence, of contexts drawn from all over a text: about `tokens` tokens of them."""
+    for batch in samples(model, text, [site], context=context, tokens=tokens, seed=seed):
+        yield batch[site]
+
+
+def samples(
+    model: LanguageModel, text: Text, sites: Sequence[str], *, context: int, tokens: int, seed: int = 0
+) -> Iterator[dict[str, Float[Tensor, "batch context d_in"]]]:
+    """The same at several sites, by site; the model is run once for all."""
     check_at_least(context, tokens=tokens)
     contexts = text.sample(model.tokenizer, context, tokens // context, seed=seed)
     for batch in contexts.split(max(1, FORWARD_TOKENS // context)):
-        yield model.capture(batch, site)[site]
+        yield model.capture(batch, sites)
+
+
+class Activations(Protocol):
+    """Activations of one place, whatever they come from: a model at a site (`ModelActivations`), or an array.
+
+    Attributes:
+        name: What reports call the source.
+        d_in: Width.
+        context: Tokens of a sequence.
+        unit: What intervals are resampled over.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def d_in(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
+        """Activations, sequence by sequence, drawn from all over the source: about `tokens` tokens of them."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What a report's settings say of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelActivations:
+    """The activations of a model at one site.
+
+    Attributes:
+        model: The language model.
+        text: Where its tokens come from.
+        site: Where in the model.
+        context: Tokens a sequence.
+    """
+
+    model: LanguageModel
+    text: Text
+    site: str
+    context: int
+
+    @property
+    def name(self) -> str:
+        return self.text.name
+
+    @property
+    def d_in(self) -> int:
+        tokens = next(self.text.contexts(self.model.tokenizer, self.context))
+        return int(self.model.capture(tokens[None], self.site)[self.site].shape[-1])
+
+    @property
+    def unit(self) -> str:
+        return "sequences"
+
+    def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
+        yield from sample(self.model, self.text, self.site, context=self.context, tokens=tokens, seed=seed)
+
+    def record(self) -> dict[str, Any]:
+        return {"text": self.text.name, "model": self.model.name, "context": self.context}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ Sites = Mapping[str, Float[Tensor, "tokens d_in"]]
 class Stream(Protocol):
     """An iterator over batches that says where it is: a stream that starts from its position goes on alike."""
 
-    def __iter__(self) -> Iterator[Any]: ...
+    def __iter__(self) -> Iterator[Any]:
+        """Batches."""
+        ...
 
     def position(self) -> dict[str, Any]:
         """What it takes to go on behind the last batch that was handed out, as JSON knows it."""

@@ -28,9 +28,18 @@ COLUMN_M = {
     "dictlab.layout",
     "dictlab.lm",
     "dictlab.activations",
+    "dictlab.arrays",
+    "dictlab.cache",
     "dictlab.outputs",
 }
-SHARED = {"dictlab.report", "dictlab.evaluate", "dictlab.conventions", "dictlab.describe"}
+SHARED = {
+    "dictlab.reconstruction",
+    "dictlab.runs",
+    "dictlab.report",
+    "dictlab.evaluate",
+    "dictlab.conventions",
+    "dictlab.describe",
+}
 ALLOWED = {
     "dictlab.errors": set(),
     "dictlab.__about__": set(),
@@ -54,6 +63,10 @@ ALLOWED = {
     "dictlab.lm": BASE | {"dictlab.hooks", "dictlab.layout", "dictlab.past"},
     "dictlab.outputs": BASE | {"dictlab.lm"},
     "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm", "dictlab.stream"},
+    "dictlab.arrays": BASE,
+    "dictlab.cache": BASE | {"dictlab.lm"},
+    "dictlab.runs": BASE,
+    "dictlab.reconstruction": BASE | COLUMN_D | COLUMN_M | {"dictlab.evaluate"},
     "dictlab.report": BASE | COLUMN_D,
     "dictlab.describe": BASE | COLUMN_D,
     "dictlab.conventions": BASE | COLUMN_D | COLUMN_M,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from itertools import product
@@ -13,6 +14,7 @@ from dictlab.sparsity import Activation, ReLU, TopK
 
 ObjectiveName = Literal["local", "e2e", "e2e+ds"]
 ActivationName = Literal["topk", "relu"]
+LoggerName = Literal["wandb", "tensorboard"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,14 @@ class Member:
     l1: float
     objective: ObjectiveName
     seed: int
+    site: str = ""
+    place: str = ""  # where its name begins with its site: one of several
 
     @property
     def name(self) -> str:
-        """Its file's name: objective, activation function with its sparsity, width, seed."""
+        """Its file's name: site if there are several, objective, activation function with its sparsity, width, seed."""
         sparsity = f"topk{self.activation.k}" if isinstance(self.activation, TopK) else f"relu{self.l1:g}"
-        return f"{self.objective}-{sparsity}-{self.width}-s{self.seed}"
+        return f"{self.place}{self.objective}-{sparsity}-{self.width}-s{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,14 @@ class TrainConfig:
     """A training run: a family of dictionaries, every combination of the settings that take several values.
 
     Attributes:
-        model: The language model: a folder or a name on the Hugging Face Hub.
-        site: Where in the model, such as blocks.3.hook_resid_pre.
+        model: The language model: a folder or a name on the Hugging Face Hub. Not with `data` or `on`.
+        site: Where in the model, such as blocks.3.hook_resid_pre; several give dictionaries at each.
         text: Where tokens come from: builtin, a file, a folder, or a dataset on the Hub.
+        data: Activations instead of a model: a .npy or .safetensors file (FILE#TENSOR where it holds several), rows
+            [n, d] or sequences [sequences, context, d].
+        on: What of another dictionary to train on, and its file: decoder LARGE.safetensors takes the unit-norm decoder
+            rows of its alive latents (a meta-dictionary).
+        epochs: Passes over the data: of `data` and `on`, in place of `tokens`; of a text, at most so many.
         width: Latents; several give several dictionaries.
         activation: TopK with AuxK, or ReLU with an L1 penalty.
         k: Active latents a token (topk); several give several dictionaries.
@@ -86,12 +95,19 @@ class TrainConfig:
         dead_after: Tokens without firing after which a latent counts as dead; by default a twentieth of the run, but
             ten batches at least and 10 million at most.
         device: cpu, cuda, ...
+        save_minutes: Minutes between saves of the state that `--resume` goes on from.
+        log: Where metrics go besides the run's folder: wandb, tensorboard (each an extra to install).
+        cache: Folder where activations of the model are kept for later runs; none by default.
+        cache_gb: Size that the cache may grow to, in gigabytes (10^9 bytes).
     """
 
-    model: str
-    site: str
+    model: str | None = None
+    site: str | tuple[str, ...] = ()
     _: KW_ONLY
     text: str = "builtin"
+    data: str | None = None
+    on: tuple[Literal["decoder"], str] | None = None
+    epochs: int | None = None
     width: tuple[int, ...] = (1024,)
     activation: ActivationName = "topk"
     k: tuple[int, ...] = (16,)
@@ -110,6 +126,10 @@ class TrainConfig:
     aux_k: int | None = None
     dead_after: int | None = None
     device: str = "cpu"
+    save_minutes: float = 10.0
+    log: tuple[LoggerName, ...] = ()
+    cache: str | None = None
+    cache_gb: float = 10.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained.
@@ -117,6 +137,7 @@ class TrainConfig:
         Raises:
             DictlabError: A setting is out of its range.
         """
+        self._check_source()
         for name in ("width", "k", "l1", "objective", "seed"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -133,6 +154,33 @@ class TrainConfig:
         if self.ema is not None and not 0 < self.ema < 1:
             raise DictlabError(f"ema is {self.ema}; expected a decay between 0 and 1, such as 0.999.")
 
+    def _check_source(self) -> None:
+        """One source of activations; spliced objectives need a model."""
+        given = [name for name in ("model", "data", "on") if getattr(self, name)]
+        if len(given) != 1:
+            found = " and ".join(given) or "nothing"
+            raise DictlabError(
+                f"train: {found} to train on; expected one of MODEL SITE, --data FILE, --on decoder FILE."
+            )
+        if self.model and not self.sites:
+            raise DictlabError("train: no site is given; expected MODEL SITE, such as gpt2 blocks.6.hook_resid_pre.")
+        if not self.model and self.sites:
+            raise DictlabError(f"site {self.sites[0]}: plain activations have no sites; leave it out, or give a model.")
+        if len(set(self.sites)) < len(self.sites):
+            raise DictlabError(f"site is {list(self.sites)}; expected different sites.")
+        spliced = [name for name in self.objective if name != "local"]
+        if spliced and not self.model:
+            raise DictlabError(f"objective {spliced[0]} needs a model to splice into; {given[0]} takes local alone.")
+        if self.cache and not self.model:
+            raise DictlabError("cache: only activations of a model are cached.")
+        check_at_least(1, epochs=self.epochs)
+        check_at_least(0, save_minutes=self.save_minutes, cache_gb=self.cache_gb)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites, whether one was given or several."""
+        return ((self.site,) if self.site else ()) if isinstance(self.site, str) else tuple(self.site)
+
     @property
     def steps(self) -> int:
         """Training steps; a last, smaller batch is not taken."""
@@ -146,12 +194,16 @@ class TrainConfig:
         )
 
     def members(self) -> Iterator[Member]:
-        """Every combination of width, sparsity, objective and seed."""
+        """Every combination of site, width, sparsity, objective and seed."""
         sparsities: list[tuple[Activation, float]] = (
             [(TopK(k), 0.0) for k in self.k] if self.activation == "topk" else [(ReLU(), l1) for l1 in self.l1]
         )
-        for objective, width, (activation, l1), seed in product(self.objective, self.width, sparsities, self.seed):
-            yield Member(width, activation, l1, objective, seed)
+        sites, several = self.sites or ("",), len(self.sites) > 1
+        for site, objective, width, (activation, l1), seed in product(
+            sites, self.objective, self.width, sparsities, self.seed
+        ):
+            place = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', site)}-" if several else ""
+            yield Member(width, activation, l1, objective, seed, site, place)
 
     def weights(self, member: Member) -> Objective:
         """The weights of a member's loss."""
@@ -161,4 +213,5 @@ class TrainConfig:
 
     def default_out(self) -> Path:
         """Where the run goes when nobody says."""
-        return Path("runs") / f"{'-'.join(self.objective)}-{self.activation}-{'-'.join(map(str, self.width))}"
+        name = "meta-" if self.on else ""
+        return Path("runs") / f"{name}{'-'.join(self.objective)}-{self.activation}-{'-'.join(map(str, self.width))}"

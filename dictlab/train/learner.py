@@ -19,7 +19,9 @@ from dictlab.sparsity import TopK
 from dictlab.train import objectives
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
+from dictlab.train.state import State
 
+OWN = ("since_fired",)  # attributes that are tensors and part of the state, besides parameters and their average
 ADAM_EPS = 6.25e-10  # Gao et al. 2024, their code
 
 
@@ -96,6 +98,42 @@ class Learner:
         weights = self.average if self.average is not None and self.steps else self.parameters
         encoder, b_enc, decoder, bias = (p.detach().clone() for p in weights)
         return self._dictionary(encoder, b_enc, normalize(decoder, dim=1), bias).in_input_units()
+
+    def state(self) -> State:
+        """All that it takes to go on alike: weights, optimizer, schedule, counters, average."""
+        tensors = {f"parameter.{i}": p for i, p in enumerate(self.parameters)}
+        tensors |= {f"average.{i}": p for i, p in enumerate(self.average or [])}
+        tensors |= {f"own.{name}": getattr(self, name) for name in OWN}
+        optimizer = self.optimizer.state_dict()
+        for number, entries in optimizer["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in entries.items()}
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer["param_groups"]]
+        schedule = {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"}
+        return State(tensors, {"steps": self.steps, "groups": groups, "schedule": schedule})
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Become the learner whose `state` this is; it was made of the same member, settings and statistics."""
+        kept = state.tensors
+        for i, parameter in enumerate(self.parameters):
+            parameter.copy_(kept[f"parameter.{i}"])
+        for i, average in enumerate(self.average or []):
+            average.copy_(kept[f"average.{i}"])
+        for name in OWN:
+            setattr(self, name, kept[f"own.{name}"].to(self.bias.device))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name in kept:
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".", 2)
+                moments.setdefault(int(number), {})[key] = kept[name]
+        own = self.optimizer.state_dict()["param_groups"]
+        groups = [
+            group | entry | {"betas": tuple(entry["betas"])}
+            for group, entry in zip(own, state.record["groups"], strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.schedule.load_state_dict(state.record["schedule"] | {"lr_lambdas": [None] * len(groups)})
+        self.steps = state.record["steps"]
 
     def _terms(
         self, batch: Batch, splice: Splice | None, dictionary: Dictionary, codes: Codes, x_hat: Tensor

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from itertools import islice
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from dictlab import __about__, activations
+from dictlab import __about__, runs
+from dictlab.activations import Statistics, statistics
+from dictlab.arrays import ArrayActivations, ArrayLike
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError
 from dictlab.formats import native
+from dictlab.formats.loading import load
 from dictlab.lm import LanguageModel, check_device
+from dictlab.runs import RunFolder
 from dictlab.text import Text
+from dictlab.train import configfile, state
 from dictlab.train.config import TrainConfig
 from dictlab.train.learner import Learner, geometric_median
-from dictlab.train.measure import measure
-from dictlab.train.objectives import Batch, Splice
-from dictlab.train.run import Log, Run, check_free, interruptible
-
-SAMPLE = 32_768  # activations that the scale and the initial bias are taken from
-LOG_EVERY = 25  # steps
-EVALUATION_CONTEXTS = 64
-FIRING_TOKENS = 1 << 18  # training tokens on which firing rates are measured in the end
+from dictlab.train.logs import check_loggers
+from dictlab.train.run import Run, check_free, replace_text
+from dictlab.train.session import Session
+from dictlab.train.source import Source, open_source
+from dictlab.train.state import State
 
 
 def train(
@@ -37,161 +38,201 @@ def train(
     out: str | Path | None = None,
     model: LanguageModel | None = None,
     text: Text | None = None,
+    data: ArrayLike | ArrayActivations | None = None,
     force: bool = False,
 ) -> Run:
     """Train every member of `config`, write the dictionaries, and measure them on held-out text.
 
-    Ctrl-C finishes the step and keeps what was learnt so far.
+    Ctrl-C finishes the step, saves the state, and keeps what was learnt so far; `resume` goes on from there, as it does
+    after the process was killed.
 
     Args:
         config: What to train.
         out: The run's folder; `runs/...` by default.
         model: The language model, if it is already open; `config.model` is then only its name.
         text: The training text, if it is already open; its held-out split is opened by name for the evaluation.
+        data: The activations, if they are in memory; `config.data` is then only their name.
         force: Write into a folder that already holds a run; files of the same names are replaced.
 
     Raises:
-        DictlabError: The model, site, text or device is not there, the folder is taken, or training diverged.
+        DictlabError: The model, site, text, data or device is not there, the folder is taken, every member diverged, or
+            the disk is full.
     """
     check_device(config.device)
+    check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
-    model = model or LanguageModel.load(config.model, device=config.device)
-    text = text or Text.open(config.text)
-    config = replace(config, model=model.name, text=text.name)  # what was given, if not opened here
+    source = open_source(config, model=model, text=text, data=data)
+    config = source.config
     check_free(folder, [member.name for member in config.members()], force)
-    splice = _splice(config, model)
-    next(text.as_split("heldout").contexts(model.tokenizer, model.context_length(config.context)))  # is there enough?
-    learners = _learners(config, model, text)
-    log = Log(folder, config)
-    steps, seconds = _fit(learners, _batches(config, model, text, splice), splice, config, log)
-    finished = [_described(learner, config, model, steps, seconds[learner.member.name]) for learner in learners]
-    for dictionary in finished:  # safe before anything else can go wrong
-        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
-    context = model.context_length(config.context)
-    tokens = max(context, min(FIRING_TOKENS, config.tokens))
-    measured = measure(finished, model, text, context=context, tokens=tokens, contexts=EVALUATION_CONTEXTS)
-    for dictionary in measured:
-        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
-    return Run(folder, config, tuple(measured), steps < config.steps)
+    identity = _begin(folder, config)
+    return _run(_session(folder, source, identity))
 
 
-def _fit(
-    learners: Sequence[Learner], batches: Iterator[Batch], splice: Splice | None, config: TrainConfig, log: Log
-) -> tuple[int, dict[str, float]]:
-    """All steps, or those before an interrupt; their number, and the seconds each member cost."""
-    seconds = dict.fromkeys((learner.member.name for learner in learners), 0.0)
-    started, steps = time.perf_counter(), 0
-    with interruptible() as asked, tqdm(total=config.tokens, unit="tok", unit_scale=True, desc="train") as bar:
-        for batch in islice(batches, config.steps):
-            terms = [_timed_step(learner, batch, splice, seconds) for learner in learners]
-            steps += 1
-            bar.update(config.batch)
-            if steps % LOG_EVERY == 0 or steps == config.steps:
-                _report(log, bar, learners, terms, steps, config, started)
-            if asked.is_set():
-                break
-    shared = (time.perf_counter() - started - sum(seconds.values())) / len(learners)  # the stream serves all alike
-    return steps, {name: own + shared for name, own in seconds.items()}
+def resume(
+    folder: str | Path,
+    *,
+    model: LanguageModel | None = None,
+    text: Text | None = None,
+    data: ArrayLike | ArrayActivations | None = None,
+) -> Run:
+    """Go on with a run that was stopped or killed. On a CPU the result is the one it would have had, bit for bit.
 
+    Args:
+        folder: The run's.
+        model: The language model, if it is already open.
+        text: The training text, likewise.
+        data: The activations, likewise; needed where they were given in memory.
 
-def _timed_step(learner: Learner, batch: Batch, splice: Splice | None, seconds: dict[str, float]) -> dict[str, Tensor]:
-    began = time.perf_counter()
-    terms = learner.step(batch, splice)
-    seconds[learner.member.name] += time.perf_counter() - began
-    return terms
-
-
-def _splice(config: TrainConfig, model: LanguageModel) -> Splice | None:
-    """Where to splice, if a member asks for it."""
-    objectives = [config.weights(member) for member in config.members()]
-    if not any(objective.needs_model for objective in objectives):
-        return None
-    context = model.context_length(config.context)
-    if config.batch % context:
-        raise DictlabError(f"batch is {config.batch}; spliced training takes whole contexts: a multiple of {context}.")
-    later = model.later_sites(config.site) if any(objective.downstream for objective in objectives) else []
-    if any(objective.downstream for objective in objectives) and not later:
-        raise DictlabError(f"site {config.site}: e2e+ds compares later blocks' inputs, and no block comes after it.")
-    return Splice(model, config.site, model.start_of(config.site), later)
-
-
-def _batches(config: TrainConfig, model: LanguageModel, text: Text, splice: Splice | None) -> Iterator[Batch]:
-    """Shuffled activations; or, where a reconstruction is spliced in, whole contexts with their clean forward."""
-    context = model.context_length(config.context)
-    if splice is None:
-        buffer = min(activations.BUFFER, config.tokens)
-        stream = activations.shuffled(
-            model, text, config.site, context=context, batch=config.batch, buffer=buffer, seed=config.seed[0]
+    Raises:
+        DictlabError: It is no run's folder, or the model, text or data are not those it began with.
+    """
+    known = runs.open_run(folder)
+    config = TrainConfig(**configfile.checked(known.config, str(known.path / runs.CONFIG)))
+    check_loggers(config)
+    if known.finished:
+        return _finished(known, config)
+    check_device(config.device)
+    source = open_source(config, model=model, text=text, data=data)
+    path = known.path / runs.STATE
+    saved = state.read(path) if path.exists() else None  # none: it was killed before the first step
+    if saved is not None and saved.record["identity"] != source.identity():
+        changed = [what for what, value in source.identity().items() if saved.record["identity"].get(what) != value]
+        raise DictlabError(
+            f"{folder}: the {' and '.join(changed)} of this run changed since it began; it goes on with the same only."
         )
-        yield from (Batch(x.float()) for x in stream)
-        return
-    sites = list(dict.fromkeys([config.site, splice.start, *splice.later]))
-    for tokens in text.batches(model.tokenizer, context, config.batch // context, seed=config.seed[0], repeat=True):
-        clean = model.forward(tokens, sites)
-        yield Batch(clean.activations[config.site].float(), clean)
+    return _run(_session(known.path, source, known.about["id"], saved))
 
 
-def _learners(config: TrainConfig, model: LanguageModel, text: Text) -> list[Learner]:
-    """Every member, initialised from the same sample of activations."""
-    context = model.context_length(config.context)
-    tokens = min(SAMPLE, max(config.tokens, 4 * context))
-    sample = [
-        x.flatten(0, 1).float() for x in activations.sample(model, text, config.site, context=context, tokens=tokens)
-    ]
-    statistics = activations.statistics(sample)
-    if not statistics.variance > 0:
-        raise DictlabError(f"site {config.site}: the activations of {config.text} do not vary; nothing to learn.")
-    centre = geometric_median(torch.cat(sample))
-    return [Learner(member, config, statistics, centre) for member in config.members()]
+def _session(folder: Path, source: Source, identity: str, saved: State | None = None) -> Session:
+    """The members, made of the sample that the run began with, and the sitting that trains them."""
+    config = source.config
+    if saved is None:
+        starts = {site: Start.of(x, site, config) for site, x in source.samples().items()}
+        keep = State(
+            {f"start/{i}/{name}": t for i, start in enumerate(starts.values()) for name, t in start.tensors().items()},
+            {"identity": source.identity(), "variances": [start.statistics.variance for start in starts.values()]},
+        )
+    else:
+        keep = State(
+            {name: t for name, t in saved.tensors.items() if name.startswith("start/")},
+            {name: saved.record[name] for name in ("identity", "variances")},
+        )
+        variances = saved.record["variances"]
+        starts = {
+            site: Start.again(state.below(f"start/{i}", saved.tensors), variances[i], config.device)
+            for i, site in enumerate(config.sites or ("",))
+        }
+    learners = [Learner(member, config, *starts[member.site]) for member in config.members()]
+    return Session(folder, source, learners, identity=identity, keep=keep, saved=saved)
 
 
-def _report(
-    log: Log,
-    bar: tqdm[None],
-    learners: Sequence[Learner],
-    terms: Sequence[dict[str, Tensor]],
-    steps: int,
-    config: TrainConfig,
-    started: float,
-) -> None:
-    """Metrics to the file and to the bar; stops a run that diverged."""
-    rate = steps * config.batch / (time.perf_counter() - started)
-    records = [{name: float(value) for name, value in values.items()} for values in terms]
-    for learner, values in zip(learners, records, strict=True):
-        where = {"member": learner.member.name, "step": steps, "tokens": steps * config.batch}
-        log.write(where | {"tokens_per_second": rate} | values)
-        if not math.isfinite(values["loss"]):
-            raise DictlabError(
-                f"train: the loss of {learner.member.name} is {values['loss']} at step {steps}. "
-                f"Lower --lr (it peaks at {learner.schedule.base_lrs[0]:.2g}); the log so far is in {log.path}."
-            )
-    shown = {"loss": "loss", "l0": "L0", "explained_variance": "EV", "dead": "dead"}
-    ranges = {label: (min(r[name] for r in records), max(r[name] for r in records)) for name, label in shown.items()}
-    bar.set_postfix({label: f"{a:.3g}" if a == b else f"{a:.3g}..{b:.3g}" for label, (a, b) in ranges.items()})
+class Start(NamedTuple):
+    """What a learner is made of besides its settings: moments of a sample, and its geometric median."""
+
+    statistics: Statistics
+    centre: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, site: str, config: TrainConfig) -> Start:
+        """Of a sample `[n, d_in]`.
+
+        Raises:
+            DictlabError: It does not vary.
+        """
+        moments = statistics([x])
+        if not moments.variance > 0:
+            what = f"site {site}: the activations of {config.text}" if site else f"data {config.data}: the activations"
+            raise DictlabError(f"{what} do not vary; nothing to learn.")
+        return cls(moments, geometric_median(x))
+
+    @classmethod
+    def again(cls, tensors: Mapping[str, Tensor], variance: float, device: str) -> Start:
+        """Out of a saved state."""
+        kept = {name: t.to(device) for name, t in tensors.items()}
+        return cls(Statistics(int(kept["n"]), kept["mean"], variance, None), kept["centre"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a state keeps as tensors."""
+        return {"n": torch.tensor(self.statistics.n), "mean": self.statistics.mean, "centre": self.centre}
 
 
-def _described(learner: Learner, config: TrainConfig, model: LanguageModel, steps: int, seconds: float) -> Dictionary:
+def _begin(folder: Path, config: TrainConfig) -> str:
+    """Take the folder: an earlier run's records go, then config.toml makes it a run. Returns the run's identity."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (runs.CONFIG, runs.STATE, runs.ABOUT, runs.METRICS, runs.TABLE, "config.json"):
+        (folder / name).unlink(missing_ok=True)
+    identity = uuid4().hex[:12]
+    _tell(folder, {"id": identity, "state": "running"})
+    replace_text(folder / runs.CONFIG, configfile.dumped(config))
+    return identity
+
+
+def _run(session: Session) -> Run:
+    """All that is left of a run: steps, dictionaries, measurements, records."""
+    folder, config = session.folder, session.config
+    about = runs.open_run(folder).about
+    sitting = {"from_step": session.step, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    about |= {"dictlab": __about__.VERSION, "sittings": [*about.get("sittings", []), sitting], "state": "running"}
+    _tell(folder, about)
+    stopped = session.fit()
+    kept = [_described(learner, session, stopped) for learner in session.going.values()]
+    with session.writing():
+        _save(kept, folder)  # safe before anything else can go wrong
+        try:
+            kept = session.source.measured(kept)
+            _save(kept, folder)
+        except KeyboardInterrupt:
+            stopped = stopped or "interrupted while it was measured"
+        session.close()
+        about |= {
+            "state": "stopped" if stopped else "finished",
+            "reason": stopped,
+            "steps": session.step,
+            "tokens": session.step * config.batch,
+            "seconds": session.elapsed,
+            "members": list(session.going),
+            "diverged": session.diverged,
+        }
+        _tell(folder, about)
+        if not stopped:
+            session.state_path.unlink(missing_ok=True)
+    return Run(folder, config, tuple(kept), stopped, session.diverged)
+
+
+def _finished(known: RunFolder, config: TrainConfig) -> Run:
+    """A run that came to its end already, from its files."""
+    kept = tuple(load(known.path / f"{name}.safetensors") for name in known.about["members"])
+    return Run(known.path, config, kept, None, known.about["diverged"])
+
+
+def _save(dictionaries: Sequence[Dictionary], folder: Path) -> None:
+    for dictionary in dictionaries:
+        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
+
+
+def _tell(folder: Path, about: Mapping[str, Any]) -> None:
+    replace_text(folder / runs.ABOUT, json.dumps(about, indent=2) + "\n")
+
+
+def _described(learner: Learner, session: Session, stopped: str | None) -> Dictionary:
     """The finished dictionary with its metadata."""
-    member = learner.member
-    kept = ("text", "batch", "warmup", "final_lr", "clip", "ema", "downstream")
-    settings = {key: asdict(config)[key] for key in kept}
-    training = settings | {
-        "context": model.context_length(config.context),
+    member, config, about = learner.member, session.config, session.source.described()
+    kept = ("batch", "warmup", "final_lr", "clip", "ema", "downstream")
+    training = about.pop("training") | {key: getattr(config, key) for key in kept}
+    training |= {
         "l1": member.l1,
         "lr": learner.schedule.base_lrs[0],
         "dead_after": config.dead_tokens,
-        "seconds": seconds,
-        "interrupted": steps < config.steps,
+        "seconds": session.seconds[member.name],
+        "interrupted": stopped is not None,
     }
     metadata = Metadata(
-        model=model.name,
-        model_fingerprint=model.fingerprint,
-        site=config.site,
+        site=member.site or None,
         objective=member.objective,
         seed=member.seed,
-        tokens=steps * config.batch,
+        tokens=session.step * config.batch,
         training=training,
         library=f"dictlab {__about__.VERSION}",
-        convention="huggingface",
+        **about,
     )
     return replace(learner.finished(), metadata=metadata)
