@@ -162,10 +162,9 @@ class ModelSource:
         return ActivationCache(config.cache, self.model, config.sites, context=self.context, gigabytes=config.cache_gb)
 
     def _clean(self, tokens: Tensor) -> dict[str, Batch]:
-        splices = [splice for splice in self.splices.values() if splice is not None]
-        sites = [*self.config.sites, *(site for s in splices for site in (s.start, *s.later))]
-        clean = self.model.forward(tokens, list(dict.fromkeys(sites)))
-        return {site: Batch(clean.activations[site].float(), clean) for site in self.config.sites}
+        sites = [site for splice in self.splices.values() if splice is not None for site in splice.sites]
+        clean = self.model.capture(tokens, list(dict.fromkeys(sites)))
+        return {site: Batch(clean[site].float(), clean) for site in self.config.sites}
 
 
 class ArraySource:
