@@ -137,6 +137,8 @@ class TrainConfig:
         Raises:
             DictlabError: A setting is out of its range.
         """
+        if isinstance(self.site, tuple) and len(self.site) == 1:
+            object.__setattr__(self, "site", self.site[0])  # one site, however it was given
         self._check_source()
         for name in ("width", "k", "l1", "objective", "seed"):
             values = getattr(self, name)
