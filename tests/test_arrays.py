@@ -156,11 +156,14 @@ def test_a_perfect_dictionary_explains_all():
 def test_planted_directions_are_recovered_from_a_file_alone(tmp_path):
     """No model anywhere: 32 directions in 16 dimensions, two active."""
 
+    from analyses.matching import nearest
+
     x, directions = sparse_data(20_000)
     np.save(tmp_path / "x.npy", x.numpy())
     config = TrainConfig(data=str(tmp_path / "x.npy"), width=(32,), k=(2,), lr=1e-2, batch=256, tokens=256 * 1500)
     run = train(config, out=tmp_path / "run")
     d = load(tmp_path / "run" / "local-topk2-32-s0.safetensors")
+    assert nearest(directions, d.W_dec).cosine.mean() > 0.95
     about = d.metadata
     assert about.model is None and about.site is None and about.training["data"] == str(tmp_path / "x.npy")
     assert about.training["data_unit"] == "blocks of 128 rows" and about.training["rows"] < 20_000
@@ -193,7 +196,6 @@ def test_a_meta_dictionary_is_trained_on_the_alive_decoder_rows_of_another(tmp_p
     about = d.metadata
     assert about.sources == ("large",) and about.training["on"] == ["decoder", str(tmp_path / "large.safetensors")]
     assert about.training["rows"] == 500 and about.training["data"] == "decoder of large"
-    assert nearest(directions, d.W_dec).cosine.mean() > 0.95
     unit = torch.nn.functional.normalize(large.W_dec[:500], dim=1)
     left = (unit - d.reconstruct(unit)).square().sum() / (unit - unit.mean(dim=0)).square().sum()
     assert about.metrics["explained_variance"] == pytest.approx(1 - float(left), abs=1e-4)

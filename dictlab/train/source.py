@@ -92,6 +92,8 @@ class ModelSource:
         self.text = text or Text.open(config.text)
         self.context = self.model.context_length(config.context)
         self.config = replace(config, model=self.model.name, text=self.text.name, context=self.context)
+        for site in config.sites:
+            self.model.locate(site)  # is it there?
         self.splices: Mapping[str, Splice | None] = _splices(self.config, self.model, self.context)
         self._spliced = any(self.splices.values())
         if self._spliced and config.cache:

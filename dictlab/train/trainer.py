@@ -64,8 +64,8 @@ def train(
     source = open_source(config, model=model, text=text, data=data)
     config = source.config
     check_free(folder, [member.name for member in config.members()], force)
-    identity = _begin(folder, config)
-    return _run(_session(folder, source, identity))
+    keep = _beginning(source)
+    return _run(_session(folder, source, _begin(folder, config), keep))
 
 
 def resume(
@@ -95,33 +95,33 @@ def resume(
     source = open_source(config, model=model, text=text, data=data)
     path = known.path / runs.STATE
     saved = state.read(path) if path.exists() else None  # none: it was killed before the first step
-    if saved is not None and saved.record["identity"] != source.identity():
+    if saved is None:
+        return _run(_session(known.path, source, known.about["id"], _beginning(source)))
+    if saved.record["identity"] != source.identity():
         changed = [what for what, value in source.identity().items() if saved.record["identity"].get(what) != value]
         raise DictlabError(
             f"{folder}: the {' and '.join(changed)} of this run changed since it began; it goes on with the same only."
         )
-    return _run(_session(known.path, source, known.about["id"], saved))
+    keep = State(
+        {name: t for name, t in saved.tensors.items() if name.startswith("start/")},
+        {name: saved.record[name] for name in ("identity", "variances")},
+    )
+    return _run(_session(known.path, source, known.about["id"], keep, saved))
 
 
-def _session(folder: Path, source: Source, identity: str, saved: State | None = None) -> Session:
-    """The members, made of the sample that the run began with, and the sitting that trains them."""
-    config = source.config
-    if saved is None:
-        starts = {site: Start.of(x, site, config) for site, x in source.samples().items()}
-        keep = State(
-            {f"start/{i}/{name}": t for i, start in enumerate(starts.values()) for name, t in start.tensors().items()},
-            {"identity": source.identity(), "variances": [start.statistics.variance for start in starts.values()]},
-        )
-    else:
-        keep = State(
-            {name: t for name, t in saved.tensors.items() if name.startswith("start/")},
-            {name: saved.record[name] for name in ("identity", "variances")},
-        )
-        variances = saved.record["variances"]
-        starts = {
-            site: Start.again(state.below(f"start/{i}", saved.tensors), variances[i], config.device)
-            for i, site in enumerate(config.sites or ("",))
-        }
+def _beginning(source: Source) -> State:
+    """What a run begins with, and keeps: moments of a sample at each site, and what the source is."""
+    starts = [Start.of(x, site, source.config) for site, x in source.samples().items()]
+    tensors = {f"start/{i}/{name}": t for i, start in enumerate(starts) for name, t in start.tensors().items()}
+    return State(tensors, {"identity": source.identity(), "variances": [s.statistics.variance for s in starts]})
+
+
+def _session(folder: Path, source: Source, identity: str, keep: State, saved: State | None = None) -> Session:
+    """The members, made of what the run began with, and the sitting that trains them."""
+    config, starts = source.config, {}
+    for i, site in enumerate(config.sites or ("",)):
+        tensors = state.below(f"start/{i}", keep.tensors)
+        starts[site] = Start.again(tensors, keep.record["variances"][i], config.device)
     learners = [Learner(member, config, *starts[member.site]) for member in config.members()]
     return Session(folder, source, learners, identity=identity, keep=keep, saved=saved)
 
