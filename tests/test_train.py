@@ -38,8 +38,9 @@ def config(**changes) -> TrainConfig:
 def splice_and_batch(text):
     model = tiny_model()
     tokens = next(text.batches(model.tokenizer, 16, 4))
-    clean = model.forward(tokens, [SITE, *LATER])
-    return Splice(model, SITE, SITE, LATER), Batch(clean.activations[SITE], clean), tokens
+    splice = Splice(model, SITE, SITE, LATER)
+    clean = model.capture(tokens, splice.sites)
+    return splice, Batch(clean[SITE], clean), tokens
 
 
 def learner_for(data: torch.Tensor, **changes) -> Learner:
@@ -56,10 +57,10 @@ def test_model_terms_are_their_formulas(text):
     x_hat = batch.x + 0.3 * torch.randn_like(batch.x)
     found = terms.model_terms(Objective(kl=1, downstream=1), x_hat, batch, splice)
     spliced = splice.model.splice(tokens, SITE, x_hat, LATER)
-    p, q = batch.clean.logits.softmax(-1), spliced.logits.softmax(-1)
+    p, q = splice.model.logits(tokens).softmax(-1), spliced.logits.softmax(-1)
     kl = (p * (p.log() - q.log())).sum(-1).mean()
     torch.testing.assert_close(found["kl"], kl, rtol=1e-4, atol=1e-6)
-    downstream = (spliced.activations[LATER[0]] - batch.clean.activations[LATER[0]]).square().mean()
+    downstream = (spliced.activations[LATER[0]] - batch.clean[LATER[0]]).square().mean()
     torch.testing.assert_close(found["downstream"], downstream, rtol=1e-5, atol=1e-7)
 
 
@@ -73,9 +74,9 @@ def test_the_loss_of_an_l1_dictionary_and_its_gradient_are_those_of_the_formula(
     codes = torch.relu((s * x - bias) @ encoder.T + b_enc) / s
     x_hat = (codes @ decoder + bias / s).reshape(batch.x.shape)
     spliced = splice.model.splice(tokens, SITE, x_hat, LATER)
-    log_p, log_q = batch.clean.logits.log_softmax(-1), spliced.logits.log_softmax(-1)
+    log_p, log_q = splice.model.logits(tokens).log_softmax(-1), spliced.logits.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-    later = mse_loss(spliced.activations[LATER[0]], batch.clean.activations[LATER[0]])
+    later = mse_loss(spliced.activations[LATER[0]], batch.clean[LATER[0]])
     l1 = 0.7 / 16 * codes.abs().sum(dim=1).mean()
     expected = {"local": mse_loss(x_hat, batch.x), "e2e": kl, "e2e+ds": 0.5 * kl + 2.5 * later}[objective] + l1
     gradients = torch.autograd.grad(expected, [encoder, b_enc, decoder, bias])

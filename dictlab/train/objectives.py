@@ -13,27 +13,33 @@ where e_hat decodes the k_aux strongest dead latents, without bias. Each term is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax, mse_loss
+from torch.nn.functional import mse_loss
 
+from dictlab import outputs
 from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
-from dictlab.lm import Forward, LanguageModel
+from dictlab.lm import LanguageModel
 from dictlab.train.config import Objective
 
 AUX_WEIGHT = 1 / 32
 
 
 class Batch(NamedTuple):
-    """One batch of the stream: activations, and the clean forward they come from where an objective needs it."""
+    """One batch of the stream: activations, and the clean forward they come from where an objective needs it.
+
+    Attributes:
+        x: At the site.
+        clean: Activations at the sites of the splice, of the same tokens.
+    """
 
     x: Float[Tensor, "*tokens d_in"]
-    clean: Forward | None = None
+    clean: Mapping[str, Float[Tensor, "batch context d"]] | None = None
 
 
 class Splice(NamedTuple):
@@ -44,21 +50,27 @@ class Splice(NamedTuple):
     start: str  # the residual stream entering the site's block
     later: Sequence[str]
 
+    @property
+    def sites(self) -> list[str]:
+        """What is kept of the clean forward; logits come out of its last site, block by block."""
+        return list(dict.fromkeys([self.site, self.start, *self.later, self.model.last_site]))
+
 
 def model_terms(objective: Objective, x_hat: Tensor, batch: Batch, splice: Splice) -> dict[str, Tensor]:
     """KL and downstream error of the model with the reconstruction in place of the activation."""
-    assert batch.clean is not None
+    clean, last = batch.clean, splice.model.last_site
+    assert clean is not None
     later = splice.later if objective.downstream else ()
-    x_hat = x_hat.to(batch.clean.logits.dtype)
-    spliced = splice.model.resume(x_hat, splice.site, later, residual=batch.clean.activations[splice.start])
+    wanted = [*later, last] if objective.kl else later
+    x_hat = x_hat.to(clean[splice.start].dtype)
+    spliced = splice.model.carried(x_hat, splice.site, wanted, residual=clean[splice.start])
     terms: dict[str, Tensor] = {}
     if objective.kl:
-        log_p = log_softmax(batch.clean.logits.float(), dim=-1).flatten(0, 1)
-        log_q = log_softmax(spliced.logits.float(), dim=-1).flatten(0, 1)
-        terms["kl"] = kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+        kl = outputs.losses(splice.model, spliced[last].flatten(0, 1), clean=clean[last].flatten(0, 1)).kl
+        assert kl is not None
+        terms["kl"] = kl
     if objective.downstream:
-        errors = [mse_loss(spliced.activations[site], batch.clean.activations[site]) for site in later]
-        terms["downstream"] = torch.stack(errors).mean()
+        terms["downstream"] = torch.stack([mse_loss(spliced[site], clean[site]) for site in later]).mean()
     return terms
 
 

@@ -125,10 +125,9 @@ def _batches(config: TrainConfig, model: LanguageModel, text: Text, splice: Spli
         )
         yield from (Batch(x.float()) for x in stream)
         return
-    sites = list(dict.fromkeys([config.site, splice.start, *splice.later]))
     for tokens in text.batches(model.tokenizer, context, config.batch // context, seed=config.seed[0], repeat=True):
-        clean = model.forward(tokens, sites)
-        yield Batch(clean.activations[config.site].float(), clean)
+        clean = model.capture(tokens, splice.sites)
+        yield Batch(clean[config.site].float(), clean)
 
 
 def _learners(config: TrainConfig, model: LanguageModel, text: Text) -> list[Learner]:
