@@ -16,7 +16,7 @@ from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
 from dictlab.normalisation import Scale
 from dictlab.sparsity import TopK
-from dictlab.train import objectives
+from dictlab.train import objectives, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
 
@@ -73,8 +73,14 @@ class Learner:
         """A view of the weights as they are now."""
         return self._dictionary(*self.parameters)
 
-    def step(self, batch: Batch, splice: Splice | None) -> dict[str, Tensor]:
-        """One training step; returns the terms of its loss, and what the log tells, as tensors on the device."""
+    def step(self, batch: Batch, splice: Splice | None, *, logged: bool = True) -> dict[str, Tensor]:
+        """One training step; returns the terms of its loss, and what the log tells, as tensors on the device.
+
+        Args:
+            batch: What to learn from.
+            splice: Where to splice, if the objective asks for it.
+            logged: Whether L0, explained variance and the dead share are wanted: they cost passes over the batch.
+        """
         self.optimizer.zero_grad()
         dictionary = self.dictionary
         codes, x_hat = dictionary(batch.x)
@@ -84,12 +90,9 @@ class Learner:
         loss.backward()
         self._update()
         with torch.no_grad():
-            fired = codes.firings() > 0
-            self.since_fired = torch.where(fired, 0, self.since_fired + codes.n_tokens)
-            flat = batch.x.flatten(0, -2)
-            left = (flat - x_hat.flatten(0, -2)).square().sum() / (flat - flat.mean(dim=0)).square().sum()
-        log = {"loss": loss, "l0": codes.l0().float().mean(), "explained_variance": 1 - left, **terms}
-        return {name: value.detach() for name, value in log.items()} | {"dead": self.dead.float().mean()}
+            self.since_fired = torch.where(codes.firings() > 0, 0, self.since_fired + codes.n_tokens)
+            log = {"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()}
+            return log | self._statistics(batch.x, x_hat, codes) if logged else log
 
     def finished(self) -> Dictionary:
         """The dictionary as it is kept: averaged if asked for, unit-norm rows, in the units of the activations."""
@@ -114,6 +117,12 @@ class Learner:
             terms["l1"] = objectives.l1(codes, self.d_in) / self.normalisation.factor  # codes in the model's units
         return terms
 
+    def _statistics(self, x: Tensor, x_hat: Tensor, codes: Codes) -> dict[str, Tensor]:
+        """L0, explained variance of this batch, share of dead latents."""
+        flat = x.flatten(0, -2)
+        left = (flat - x_hat.flatten(0, -2)).square().sum() / (flat - flat.mean(dim=0)).square().sum()
+        return {"l0": codes.l0().float().mean(), "explained_variance": 1 - left, "dead": self.dead.float().mean()}
+
     def _coefficients(self) -> dict[str, float]:
         normaliser = self.variance if isinstance(self.member.activation, TopK) else 1.0
         return {
@@ -126,19 +135,15 @@ class Learner:
 
     @torch.no_grad()
     def _update(self) -> None:
-        """Project the decoder's gradient, clip, step, renormalise the decoder, average."""
-        grad, rows = self.decoder.grad, self.decoder
-        if grad is not None:
-            grad -= (grad * rows).sum(dim=1, keepdim=True) * rows  # rows stay on the unit sphere to first order
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
+        """Project the decoder's gradient, clip, step, renormalise the decoder, average; see `update`."""
+        if self.decoder.grad is not None:
+            update.project(self.decoder.grad, self.decoder)
+        update.clipped_step(self.optimizer, self.parameters, self.config.clip)
         self.schedule.step()
-        self.decoder.copy_(normalize(self.decoder, dim=1))
+        update.renormalise(self.decoder)
         self.steps += 1
         if self.average is not None and self.config.ema is not None:
-            # Equal to a zero-start average divided by 1 - decay^t.
-            share = (1 - self.config.ema) / (1 - self.config.ema**self.steps)
-            torch._foreach_lerp_(self.average, self.parameters, share)
+            update.average(self.average, self.parameters, self.config.ema, self.steps)
 
     @torch.no_grad()
     def _scale_encoder(self, generator: torch.Generator) -> None:

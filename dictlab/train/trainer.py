@@ -83,10 +83,11 @@ def _fit(
     started, steps = time.perf_counter(), 0
     with interruptible() as asked, tqdm(total=config.tokens, unit="tok", unit_scale=True, desc="train") as bar:
         for batch in islice(batches, config.steps):
-            terms = [_timed_step(learner, batch, splice, seconds) for learner in learners]
             steps += 1
+            logged = steps % LOG_EVERY == 0 or steps == config.steps
+            terms = [_timed_step(learner, batch, splice, seconds, logged) for learner in learners]
             bar.update(config.batch)
-            if steps % LOG_EVERY == 0 or steps == config.steps:
+            if logged:
                 _report(log, bar, learners, terms, steps, config, started)
             if asked.is_set():
                 break
@@ -94,9 +95,11 @@ def _fit(
     return steps, {name: own + shared for name, own in seconds.items()}
 
 
-def _timed_step(learner: Learner, batch: Batch, splice: Splice | None, seconds: dict[str, float]) -> dict[str, Tensor]:
+def _timed_step(
+    learner: Learner, batch: Batch, splice: Splice | None, seconds: dict[str, float], logged: bool
+) -> dict[str, Tensor]:
     began = time.perf_counter()
-    terms = learner.step(batch, splice)
+    terms = learner.step(batch, splice, logged=logged)
     seconds[learner.member.name] += time.perf_counter() - began
     return terms
 
