@@ -272,11 +272,11 @@ def test_an_interrupt_finishes_the_step_and_keeps_a_usable_dictionary(tmp_path, 
     steps = []
     original = Learner.step
 
-    def step(self, *arguments):
+    def step(self, *arguments, **options):
         steps.append(1)
         if len(steps) == 5:
             signal.raise_signal(signal.SIGINT)
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     monkeypatch.setattr(Learner, "step", step)
     before = signal.getsignal(signal.SIGINT)

@@ -16,7 +16,7 @@ from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
 from dictlab.normalisation import Normalisation, Scale
 from dictlab.sparsity import emitting
-from dictlab.train import objectives, resampling
+from dictlab.train import objectives, resampling, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
 from dictlab.train.start import in_training_units
@@ -104,8 +104,14 @@ class Learner:
         given = self.config.lr
         return given if given is not None else 2e-4 / math.sqrt(self.member.width / 16384)
 
-    def step(self, batch: Batch, splice: Splice | None) -> dict[str, Tensor]:
-        """One training step; returns the terms of its loss, and what the log tells, as tensors on the device."""
+    def step(self, batch: Batch, splice: Splice | None, *, logged: bool = True) -> dict[str, Tensor]:
+        """One training step; returns the terms of its loss, and what the log tells, as tensors on the device.
+
+        Args:
+            batch: What to learn from.
+            splice: Where to splice, if the objective asks for it.
+            logged: Whether L0, explained variance and the dead share are wanted: they cost passes over the batch.
+        """
         if self.config.finetune and self.steps == self.config.steps - self.config.finetune_steps:
             self._begin(finetune=True)
         self.optimizer.zero_grad()
@@ -120,10 +126,8 @@ class Learner:
             self.since_fired = torch.where(now.codes.firings() > 0, 0, self.since_fired + now.codes.n_tokens)
             if self.steps in self.revivals:
                 resampling.revive(self, now)
-            left = (now.x - now.x_hat).square().sum() / (now.x - now.x.mean(dim=0)).square().sum()
-        log = {"loss": loss, "l0": now.codes.l0().float().mean(), "explained_variance": 1 - left}
-        log |= {name: term.value for name, term in terms.items()}
-        return {name: value.detach() for name, value in log.items()} | {"dead": self.dead.float().mean()}
+        log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}
+        return log | self._statistics(now) if logged else log
 
     def finished(self) -> Dictionary:
         """The dictionary as it is kept: averaged if asked for, rows of exact length, in the activations' units."""
@@ -172,22 +176,25 @@ class Learner:
         return terms
 
     @torch.no_grad()
+    def _statistics(self, now: Pass) -> dict[str, Tensor]:
+        """L0, explained variance of this batch, share of dead latents."""
+        left = (now.x - now.x_hat).square().sum() / (now.x - now.x.mean(dim=0)).square().sum()
+        return {"l0": now.codes.l0().float().mean(), "explained_variance": 1 - left, "dead": self.dead.float().mean()}
+
+    @torch.no_grad()
     def _update(self) -> None:
-        """Project the decoder's gradient, clip, step, give the decoder's rows their lengths, average."""
-        grad, rows = self.decoder.grad, self.decoder
-        if grad is not None:
-            rows = rows if self.lengths is None else normalize(rows, dim=1)
-            grad -= (grad * rows).sum(dim=1, keepdim=True) * rows  # lengths stay to first order
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
+        """Project the decoder's gradient, clip, step, give the decoder's rows their lengths, average; see `update`."""
+        if self.decoder.grad is not None:
+            update.project(self.decoder.grad, self.decoder if self.lengths is None else normalize(self.decoder, dim=1))
+        update.clipped_step(self.optimizer, self.parameters, self.config.clip)
         self.schedule.step()
-        self.decoder.copy_(self._with_lengths(self.decoder))
+        update.renormalise(self.decoder)
+        if self.lengths is not None:
+            self.decoder.mul_(self.lengths)
         self.steps += 1
         if self.average is not None and self.config.ema is not None:
             self.averaged += 1
-            # Equal to a zero-start average divided by 1 - decay^t.
-            share = (1 - self.config.ema) / (1 - self.config.ema**self.averaged)
-            torch._foreach_lerp_(self.average, self.parameters, share)
+            update.average(self.average, self.parameters, self.config.ema, self.averaged)
 
     def _begin(self, *, finetune: bool) -> None:
         """Turn to an objective: an optimizer and a schedule of its own, since gradients differ in size."""

@@ -97,11 +97,12 @@ def _fit(
     with interruptible() as asked, tqdm(total=config.tokens, unit="tok", unit_scale=True, desc="train") as bar:
         for batch, splice in islice(stream, config.steps):
             part = int(steps >= first)
-            active = [learner for learner in learners if learner.member.name not in diverged]
-            terms = [_timed_step(learner, batch, splice, own[learner.member.name], part) for learner in active]
             steps += 1
+            logged = steps % LOG_EVERY == 0 or steps == config.steps
+            active = [learner for learner in learners if learner.member.name not in diverged]
+            terms = [_timed_step(learner, batch, splice, own[learner.member.name], part, logged) for learner in active]
             bar.update(config.batch)
-            if steps % LOG_EVERY == 0 or steps == config.steps:
+            if logged:
                 diverged |= _report(log, bar, active, terms, steps, config, sum(total) + time.perf_counter() - began)
             total[part] += time.perf_counter() - began
             began = time.perf_counter()
@@ -115,10 +116,10 @@ def _fit(
 
 
 def _timed_step(
-    learner: Learner, batch: Batch, splice: Splice | None, spent: list[float], part: int
+    learner: Learner, batch: Batch, splice: Splice | None, spent: list[float], part: int, logged: bool
 ) -> dict[str, Tensor]:
     began = time.perf_counter()
-    terms = learner.step(batch, splice)
+    terms = learner.step(batch, splice, logged=logged)
     spent[part] += time.perf_counter() - began
     return terms
 
