@@ -176,8 +176,8 @@ def cards_caption(effects: Effects, small: Dictionary, large: Dictionary, with_t
         else "No tokens are listed: directions at this site are not directions of the residual stream."
     )
     return (
-        f"Latents of {large.name} inserted alone into {small.name} (SMALL); contexts out of {effects.sequences} sequences "
-        f"({effects.tokens} tokens), shaded by activation. ± is a standard error over sequences. {tokens}"
+        f"Latents of {large.name} inserted alone into {small.name} (SMALL); contexts out of {effects.sequences} "
+        f"sequences ({effects.tokens} tokens), shaded by activation. ± is a standard error over sequences. {tokens}"
     )
 
 
