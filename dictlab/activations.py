@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictlab.errors import check_at_least
@@ -67,6 +67,14 @@ def samples(
     contexts = text.sample(model.tokenizer, context, tokens // context, seed=seed)
     for batch in contexts.split(max(1, FORWARD_TOKENS // context)):
         yield model.capture(batch, sites)
+
+
+def captured(
+    model: LanguageModel, site: str, sequences: Int[Tensor, "n context"]
+) -> Iterator[Float[Tensor, "batch context d_in"]]:
+    """Activations of some sequences of tokens, a few sequences at a time."""
+    for batch in sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])):
+        yield model.capture(batch, site)[site]
 
 
 class Activations(Protocol):

@@ -82,6 +82,13 @@ def same_bits(a: Path, b: Path) -> None:
 FAMILIES = {
     "TopK, EMA, two widths": {"width": (24, 40), "ema": 0.9, "dead_after": 512},
     "end-to-end": {"objective": ("local", "e2e+ds"), "activation": "relu", "l1": (0.01,), "tokens": 128 * 40},
+    "BatchTopK and gated, fine-tuned": {
+        "activation": ("batchtopk", "gated"),
+        "finetune": "e2e",
+        "finetune_tokens": 128 * 20,
+        "resample": 2,
+        "dead_after": 256,
+    },
     "two sites": {"site": (SITE, "blocks.2.hook_resid_pre")},
 }
 
@@ -164,10 +171,10 @@ def test_a_finished_run_has_nothing_to_go_on_with(tmp_path, text, model):
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, text, monkeypatch, number, model):
     original = Learner.step
 
-    def step(self, *arguments):
+    def step(self, *arguments, **options):
         if self.steps == 40:
             signal.raise_signal(number)
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "step", step)
@@ -220,13 +227,13 @@ def test_a_member_that_diverges_is_given_up_and_the_rest_go_on(tmp_path, text, m
     """One of two is made to explode; the other ends as it would have alone, also across a stop."""
     original = Learner.step
 
-    def step(self, *arguments):
+    def step(self, *arguments, **options):
         if self.member.width == 40 and self.steps == 30:
             with torch.no_grad():
                 self.encoder.fill_(float("nan"))
         if self.member.width == 24 and self.steps == 50:
             signal.raise_signal(signal.SIGINT)
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     monkeypatch.setattr(Learner, "step", step)
     run = train(config(width=(24, 40), save_minutes=10.0), out=tmp_path / "two", model=model, text=text)
@@ -285,7 +292,9 @@ def test_a_text_that_cannot_be_read_any_more_keeps_the_state(tmp_path, text, mod
 )
 def test_what_cannot_be_resumed_is_said(tmp_path, text, monkeypatch, damage, message, model):
     original = Learner.step
-    monkeypatch.setattr(Learner, "step", lambda self, *a: (signal.raise_signal(signal.SIGINT), original(self, *a))[1])
+    monkeypatch.setattr(
+        Learner, "step", lambda self, *a, **o: (signal.raise_signal(signal.SIGINT), original(self, *a, **o))[1]
+    )
     train(config(), out=tmp_path / "run", model=model, text=text)
     damage(tmp_path / "run")
     with pytest.raises(DictlabError, match=message):
@@ -294,7 +303,9 @@ def test_what_cannot_be_resumed_is_said(tmp_path, text, monkeypatch, damage, mes
 
 def test_another_model_or_text_is_refused(tmp_path, text, monkeypatch, model):
     original = Learner.step
-    monkeypatch.setattr(Learner, "step", lambda self, *a: (signal.raise_signal(signal.SIGINT), original(self, *a))[1])
+    monkeypatch.setattr(
+        Learner, "step", lambda self, *a, **o: (signal.raise_signal(signal.SIGINT), original(self, *a, **o))[1]
+    )
     train(config(), out=tmp_path / "run", model=model, text=text)
     with pytest.raises(DictlabError, match="the model of this run changed"):
         resume(tmp_path / "run", model=tiny_model(seed=1), text=text)
@@ -325,7 +336,10 @@ def test_an_array_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
         patched.setattr(
             Learner,
             "step",
-            lambda self, *a: (signal.raise_signal(signal.SIGINT) if self.steps == 50 else 0, original(self, *a))[1],
+            lambda self, *a, **o: (
+                signal.raise_signal(signal.SIGINT) if self.steps == 50 else 0,
+                original(self, *a, **o),
+            )[1],
         )
         train(settings, out=tmp_path / "b", data=x)
     with pytest.raises(DictlabError, match="the data of this run changed"):

@@ -96,7 +96,7 @@ def test_a_file_that_is_not_there_is_said(asked, capsys, monkeypatch):
         ({"data": "x", "on": ("decoder", "y")}, "data and on"),
         ({"data": "x", "site": "s"}, "plain activations have no sites"),
         ({"data": "x", "objective": ("e2e",)}, "objective e2e needs a model"),
-        ({"data": "x", "cache": "c"}, "only activations of a model"),
+        ({"data": "x", "cache": "c"}, "cache: for activations of a model; data has none"),
         ({"model": "m", "site": ("s", "s")}, "expected different sites"),
         ({"data": "x", "epochs": 0}, "epochs is 0"),
         ({"data": "x", "save_minutes": -1.0}, "save_minutes is -1"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +17,15 @@ from tqdm import tqdm
 from dictlab import runs
 from dictlab.errors import DictlabError
 from dictlab.train import state
+from dictlab.train.costs import Cost
 from dictlab.train.learner import Learner
 from dictlab.train.logs import JsonLines, open_loggers
-from dictlab.train.objectives import Batch
+from dictlab.train.objectives import Batch, Splice
 from dictlab.train.run import interruptible
 from dictlab.train.source import Source
 from dictlab.train.state import State
+
+Spliced: TypeAlias = tuple[dict[str, Batch], Mapping[str, Splice | None]]
 
 LOG_EVERY = 25  # steps
 SHOWN = {"loss": "loss", "l0": "L0", "explained_variance": "EV", "dead": "dead"}
@@ -60,29 +64,31 @@ class Session:
         self.diverged: dict[str, int] = {}
         self.step = self.saved_step = 0
         self._keep = keep
-        self._seconds = dict.fromkeys(self.going, 0.0)
-        self._elapsed, position, size = 0.0, None, 0
+        self._first = self.config.steps - self.config.finetune_steps
+        self._own = {name: [0.0, 0.0] for name in self.going}  # seconds of its steps at first, and while fine-tuning
+        self._total, position, size = [0.0, 0.0], None, 0
         if saved is not None:
             position, size = saved.record["position"], saved.record["log"]
             self._restore(saved)
-        self._batches = source.stream(position)
+        self._batches = source.batches(position)
         device = torch.device(self.config.device)
         self._failed = {name: torch.full((), -1, dtype=torch.long, device=device) for name in self.going}
         self.log = JsonLines(folder, size)
         self._loggers = [self.log, *open_loggers(self.config, folder, identity)]
-        self._began = self._saved_at = self._logged_at = time.monotonic()
-        self._logged_step = self.step
+        self._saved_at = time.monotonic()
+        self._logged_step, self._logged_seconds = self.step, self.elapsed
 
     @property
-    def seconds(self) -> dict[str, float]:
+    def costs(self) -> dict[str, Cost]:
         """What each member cost, in all sittings: its own steps, and its share of the stream that serves all alike."""
-        shared = (self.elapsed - sum(self._seconds.values())) / len(self._seconds)
-        return {name: own + shared for name, own in self._seconds.items()}
+        spent = [sum(own[part] for own in self._own.values()) for part in (0, 1)]
+        shared = [(total - own) / len(self._own) for total, own in zip(self._total, spent, strict=True)]
+        return {name: Cost(own[0] + shared[0], own[1] + shared[1]) for name, own in self._own.items()}
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training, in all sittings."""
-        return self._elapsed + time.monotonic() - self._began
+        """Seconds of training, in all sittings, without those of saving."""
+        return sum(self._total)
 
     @property
     def state_path(self) -> Path:
@@ -102,12 +108,15 @@ class Session:
             self.save()
             batches = iter(self._batches)
             while self.step < config.steps and not stopped:
+                began, part = time.monotonic(), int(self.step >= self._first)
                 batch = self._next(batches)
                 if batch is None:
                     return self._exhausted()
-                terms = self._step(batch)
+                logged = (self.step + 1) % LOG_EVERY == 0 or self.step + 1 == config.steps
+                terms = self._step(*batch, part, logged)
                 bar.update(config.batch)
-                if self.step % LOG_EVERY == 0 or self.step == config.steps:
+                self._total[part] += time.monotonic() - began
+                if logged:
                     self._report(terms, bar)
                 if asked.is_set() and self.step < config.steps:
                     stopped = "interrupted"
@@ -122,7 +131,7 @@ class Session:
         Raises:
             DictlabError: Every member diverged, or it cannot be written; the state saved before is left as it was.
         """
-        self._drop(self._fallen() | {n: self.step for n, own in self.going.items() if not _finite(own)})
+        self._drop(self._fallen() | {n: self.step for n, own in self.going.items() if not own.finite})
         tensors, members = dict(self._keep.tensors), {}
         for name, learner in self.going.items():
             own = learner.state()
@@ -132,8 +141,7 @@ class Session:
         record = self._keep.record | {
             "step": self.step,
             "position": self._batches.position(),
-            "seconds": self._seconds,
-            "elapsed": self.elapsed,
+            "seconds": {"own": self._own, "total": self._total},
             "diverged": self.diverged,
             "members": members,
         }
@@ -162,14 +170,14 @@ class Session:
     def _restore(self, saved: State) -> None:
         record = saved.record
         self.step = self.saved_step = record["step"]
-        self.diverged, self._seconds, self._elapsed = record["diverged"], record["seconds"], record["elapsed"]
+        self.diverged, self._own, self._total = record["diverged"], record["seconds"]["own"], record["seconds"]["total"]
         for name in self.diverged:
             self.going.pop(name, None)
         for name, learner in self.going.items():
             learner.restore(State(state.below(name, saved.tensors), record["members"][name]))
         torch.set_rng_state(saved.tensors["random"])
 
-    def _next(self, batches: Iterator[dict[str, Batch]]) -> dict[str, Batch] | None:
+    def _next(self, batches: Iterator[Spliced]) -> Spliced | None:
         """The next batch; None where the data ended. Where it cannot be read, the state is saved first."""
         try:
             return next(batches, None)
@@ -179,24 +187,26 @@ class Session:
                 f"{error} The state of step {self.step} is kept; go on with: dictlab train --resume {self.folder}"
             ) from error
 
-    def _step(self, batch: Mapping[str, Batch]) -> dict[str, dict[str, Tensor]]:
+    def _step(
+        self, batch: Mapping[str, Batch], splices: Mapping[str, Splice | None], part: int, logged: bool
+    ) -> dict[str, dict[str, Tensor]]:
         """A step of every member."""
         terms = {}
         self.step += 1
         for name, learner in self.going.items():
             began, site = time.monotonic(), learner.member.site
-            terms[name] = learner.step(batch[site], self.source.splices[site])
+            terms[name] = learner.step(batch[site], splices[site], logged=logged)
             failed = self._failed[name]
             first = (failed < 0) & ~torch.isfinite(terms[name]["loss"])
             self._failed[name] = torch.where(first, self.step, failed)  # no waiting for the device
-            self._seconds[name] += time.monotonic() - began
+            self._own[name][part] += time.monotonic() - began
         return terms
 
     def _report(self, terms: Mapping[str, Mapping[str, Tensor]], bar: tqdm[None]) -> None:
         """Metrics to the logs and to the bar; members that diverged are given up."""
-        now, tokens = time.monotonic(), self.step * self.config.batch
-        rate = (self.step - self._logged_step) * self.config.batch / max(now - self._logged_at, 1e-9)
-        self._logged_at, self._logged_step = now, self.step
+        tokens = self.step * self.config.batch
+        rate = (self.step - self._logged_step) * self.config.batch / max(self.elapsed - self._logged_seconds, 1e-9)
+        self._logged_step, self._logged_seconds = self.step, self.elapsed
         records = {name: {key: float(value) for key, value in own.items()} for name, own in terms.items()}
         with self.writing():
             for name, values in records.items():
@@ -220,7 +230,7 @@ class Session:
             DictlabError: None is left.
         """
         for name, step in fallen.items():
-            peak = self.going.pop(name).schedule.base_lrs[0]
+            peak = self.going.pop(name).lr
             self.diverged[name] = step
             message = f"the loss of {name} is no finite number at step {step}. Lower --lr (it peaks at {peak:.2g})"
             if not self.going:
@@ -239,7 +249,3 @@ class Session:
             f"the data ended after {self.step * config.batch:,} of {config.tokens:,} tokens "
             f"({config.epochs} passes); allow more --epochs, or ask for fewer --tokens"
         )
-
-
-def _finite(learner: Learner) -> bool:
-    return all(bool(torch.isfinite(parameter).all()) for parameter in learner.parameters)

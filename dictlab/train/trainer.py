@@ -24,6 +24,7 @@ from dictlab.runs import RunFolder
 from dictlab.text import Text
 from dictlab.train import configfile, state
 from dictlab.train.config import TrainConfig
+from dictlab.train.costs import cost_record, goals_record
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.logs import check_loggers
 from dictlab.train.run import Run, check_free, replace_text
@@ -63,7 +64,7 @@ def train(
     folder = Path(out) if out is not None else config.default_out()
     source = open_source(config, model=model, text=text, data=data)
     config = source.config
-    check_free(folder, [member.name for member in config.members()], force)
+    check_free(folder, [member.name for member in source.members], force)
     keep = _beginning(source)
     return _run(_session(folder, source, _begin(folder, config), keep))
 
@@ -122,7 +123,7 @@ def _session(folder: Path, source: Source, identity: str, keep: State, saved: St
     for i, site in enumerate(config.sites or ("",)):
         tensors = state.below(f"start/{i}", keep.tensors)
         starts[site] = Start.again(tensors, keep.record["variances"][i], config.device)
-    learners = [Learner(member, config, *starts[member.site]) for member in config.members()]
+    learners = [Learner(member, config, *starts[member.site]) for member in source.members]
     return Session(folder, source, learners, identity=identity, keep=keep, saved=saved)
 
 
@@ -217,21 +218,19 @@ def _tell(folder: Path, about: Mapping[str, Any]) -> None:
 def _described(learner: Learner, session: Session, stopped: str | None) -> Dictionary:
     """The finished dictionary with its metadata."""
     member, config, about = learner.member, session.config, session.source.described()
-    kept = ("batch", "warmup", "final_lr", "clip", "ema", "downstream")
+    kept = ("batch", "warmup", "final_lr", "clip", "ema")
     training = about.pop("training") | {key: getattr(config, key) for key in kept}
-    training |= {
-        "l1": member.l1,
-        "lr": learner.schedule.base_lrs[0],
-        "dead_after": config.dead_tokens,
-        "seconds": session.seconds[member.name],
-        "interrupted": stopped is not None,
-    }
+    training |= {"lr": learner.lr, "dead_after": config.dead_tokens, "interrupted": stopped is not None}
+    training |= member.variant.record() | goals_record(member, config)
+    training |= cost_record(member, config, session.costs[member.name], session.step)
+    began_from = () if member.start is None else (member.start.name,)
     metadata = Metadata(
         site=member.site or None,
-        objective=member.objective,
+        objective=member.goal,
         seed=member.seed,
         tokens=session.step * config.batch,
         training=training,
+        sources=(*about.pop("sources", ()), *began_from),
         library=f"dictlab {__about__.VERSION}",
         **about,
     )
