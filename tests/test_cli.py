@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import tomllib
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
@@ -317,11 +318,13 @@ def test_train_makes_a_run_and_does_not_overwrite_it(run, refuse, model, texts, 
     names = {"local-topk2-8-s0", "local-topk2-12-s0"}
     folder = tmp_path / "made"
     assert {path.name for path in folder.iterdir()} == {
-        "config.json",
+        "config.toml",
         "metrics.jsonl",
+        "metrics.parquet",
+        "run.json",
         *(f"{n}.safetensors" for n in names),
     }
-    config = json.loads((folder / "config.json").read_text())
+    config = tomllib.loads((folder / "config.toml").read_text())
     assert (config["width"], config["site"], config["tokens"]) == ([8, 12], SITE, 256)
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {record["member"] for record in logged} == names and logged[-1]["tokens"] == 256

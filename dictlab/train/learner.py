@@ -16,10 +16,11 @@ from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
 from dictlab.normalisation import Normalisation, Scale
 from dictlab.sparsity import emitting
-from dictlab.train import objectives, resampling
+from dictlab.train import objectives, resampling, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
 from dictlab.train.start import in_training_units
+from dictlab.train.state import State
 from dictlab.train.variants import Pass, Term
 
 ADAM_EPS = 6.25e-10  # Gao et al. 2024, their code
@@ -104,8 +105,14 @@ class Learner:
         given = self.config.lr
         return given if given is not None else 2e-4 / math.sqrt(self.member.width / 16384)
 
-    def step(self, batch: Batch, splice: Splice | None) -> dict[str, Tensor]:
-        """One training step; returns the terms of its loss, and what the log tells, as tensors on the device."""
+    def step(self, batch: Batch, splice: Splice | None, *, logged: bool = True) -> dict[str, Tensor]:
+        """One training step; returns the terms of its loss, and what the log tells, as tensors on the device.
+
+        Args:
+            batch: What to learn from.
+            splice: Where to splice, if the objective asks for it.
+            logged: Whether L0, explained variance and the dead share are wanted: they cost passes over the batch.
+        """
         if self.config.finetune and self.steps == self.config.steps - self.config.finetune_steps:
             self._begin(finetune=True)
         self.optimizer.zero_grad()
@@ -120,10 +127,8 @@ class Learner:
             self.since_fired = torch.where(now.codes.firings() > 0, 0, self.since_fired + now.codes.n_tokens)
             if self.steps in self.revivals:
                 resampling.revive(self, now)
-            left = (now.x - now.x_hat).square().sum() / (now.x - now.x.mean(dim=0)).square().sum()
-        log = {"loss": loss, "l0": now.codes.l0().float().mean(), "explained_variance": 1 - left}
-        log |= {name: term.value for name, term in terms.items()}
-        return {name: value.detach() for name, value in log.items()} | {"dead": self.dead.float().mean()}
+        log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}
+        return log | self._statistics(now) if logged else log
 
     def finished(self) -> Dictionary:
         """The dictionary as it is kept: averaged if asked for, rows of exact length, in the activations' units."""
@@ -136,6 +141,44 @@ class Learner:
     def finite(self) -> bool:
         """Whether all weights are numbers."""
         return all(bool(p.isfinite().all()) for p in self.parameters)
+
+    def state(self) -> State:
+        """All that it takes to go on alike: weights, optimizer, schedule, counters, average."""
+        tensors = {f"weight.{name}": t for name, t in self.weights.items()}
+        tensors |= {f"counter.{name}": t for name, t in self.counters.items()}
+        tensors |= {f"average.{i}": t for i, t in enumerate(self.average or [])}
+        tensors["since_fired"] = self.since_fired
+        optimizer = self.optimizer.state_dict()
+        for number, entries in optimizer["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in entries.items()}
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer["param_groups"]]
+        schedule = {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"}
+        record = {"steps": self.steps, "averaged": self.averaged, "groups": groups, "schedule": schedule}
+        return State(tensors, record)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Become the learner whose `state` this is; it was made of the same member, settings and statistics."""
+        kept, record = state.tensors, state.record
+        if self.config.finetune and record["steps"] > self.config.steps - self.config.finetune_steps:
+            self._begin(finetune=True)
+        for name, weight in self.weights.items():
+            weight.copy_(kept[f"weight.{name}"])
+        for name, counter in self.counters.items():
+            counter.copy_(kept[f"counter.{name}"])
+        for i, average in enumerate(self.average or []):
+            average.copy_(kept[f"average.{i}"])
+        self.since_fired.copy_(kept["since_fired"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key in kept:
+            if key.startswith("optimizer."):
+                _, number, name = key.split(".", 2)
+                moments.setdefault(int(number), {})[name] = kept[key]
+        own = self.optimizer.state_dict()["param_groups"]
+        groups = [a | b | {"betas": tuple(b["betas"])} for a, b in zip(own, record["groups"], strict=True)]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.schedule.load_state_dict(record["schedule"] | {"lr_lambdas": [None] * len(groups)})
+        self.steps, self.averaged = record["steps"], record["averaged"]
 
     def _forward(self, batch: Batch) -> Pass:
         x, dictionary = batch.x.flatten(0, -2), self.dictionary
@@ -172,22 +215,25 @@ class Learner:
         return terms
 
     @torch.no_grad()
+    def _statistics(self, now: Pass) -> dict[str, Tensor]:
+        """L0, explained variance of this batch, share of dead latents."""
+        left = (now.x - now.x_hat).square().sum() / (now.x - now.x.mean(dim=0)).square().sum()
+        return {"l0": now.codes.l0().float().mean(), "explained_variance": 1 - left, "dead": self.dead.float().mean()}
+
+    @torch.no_grad()
     def _update(self) -> None:
-        """Project the decoder's gradient, clip, step, give the decoder's rows their lengths, average."""
-        grad, rows = self.decoder.grad, self.decoder
-        if grad is not None:
-            rows = rows if self.lengths is None else normalize(rows, dim=1)
-            grad -= (grad * rows).sum(dim=1, keepdim=True) * rows  # lengths stay to first order
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        self.optimizer.step()
+        """Project the decoder's gradient, clip, step, give the decoder's rows their lengths, average; see `update`."""
+        if self.decoder.grad is not None:
+            update.project(self.decoder.grad, self.decoder if self.lengths is None else normalize(self.decoder, dim=1))
+        update.clipped_step(self.optimizer, self.parameters, self.config.clip)
         self.schedule.step()
-        self.decoder.copy_(self._with_lengths(self.decoder))
+        update.renormalise(self.decoder)
+        if self.lengths is not None:
+            self.decoder.mul_(self.lengths)
         self.steps += 1
         if self.average is not None and self.config.ema is not None:
             self.averaged += 1
-            # Equal to a zero-start average divided by 1 - decay^t.
-            share = (1 - self.config.ema) / (1 - self.config.ema**self.averaged)
-            torch._foreach_lerp_(self.average, self.parameters, share)
+            update.average(self.average, self.parameters, self.config.ema, self.averaged)
 
     def _begin(self, *, finetune: bool) -> None:
         """Turn to an objective: an optimizer and a schedule of its own, since gradients differ in size."""
