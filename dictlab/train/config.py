@@ -251,6 +251,10 @@ class TrainConfig:
             )
         if list(self.prefixes) != sorted(set(self.prefixes)) or not all(0 < share < 1 for share in self.prefixes):
             raise DictlabError(f"prefixes is {list(self.prefixes)}; expected rising shares between 0 and 1.")
+        if self.finetune is not None and self.steps < 2:
+            raise DictlabError(
+                f"finetune: tokens {self.tokens} is a single batch of {self.batch}; expected two or more."
+            )
         if self.finetune_tokens is not None and not self.batch <= self.finetune_tokens <= self.tokens - self.batch:
             raise DictlabError(
                 f"finetune_tokens is {self.finetune_tokens}; expected a batch ({self.batch}) at least, "
