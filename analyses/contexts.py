@@ -20,11 +20,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analyses.inputs import ModelLike, TextLike, context_of, open_text, within_reach
+from dictlab.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import site_of
 from dictlab.lm import LanguageModel
-from dictlab.stream import FORWARD_TOKENS
 
 TOP = 3  # sequences kept for each latent
 BEFORE, AFTER = 8, 4  # tokens shown around the one at the maximum

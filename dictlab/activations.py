@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dictlab.errors import check_at_least
 from dictlab.lm import LanguageModel
-from dictlab.stream import BUFFER, FORWARD_TOKENS, Shuffled
+from dictlab.stream import BUFFER, Shuffled
+from dictlab.stream import FORWARD_TOKENS as FORWARD_TOKENS  # also for those who capture by themselves
 from dictlab.text import Text
 
 

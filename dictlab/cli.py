@@ -340,8 +340,8 @@ def default_folder(analysis: str, names: Sequence[str]) -> Path:
 
 
 def _names_given(signature: inspect.Signature, arguments: Mapping[str, Any]) -> list[str]:
-    """What was typed for the parameters that are dictionaries."""
-    asked = [name for name, p in signature.parameters.items() if "Dictionary" in str(p.annotation)]
+    """What was typed for the parameters that are dictionaries, or runs."""
+    asked = [name for name, p in signature.parameters.items() if "Dictionary" in str(p.annotation) or name == "runs"]
     values = [arguments[name] for name in asked]
     return [str(one) for value in values for one in (value if isinstance(value, list) else [value]) if one is not None]
 
