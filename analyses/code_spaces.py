@@ -25,7 +25,7 @@ def code_cka(a: Matrix, b: Matrix, sequence: Int[np.ndarray, " tokens"], *, perm
         a: Codes of the one, tokens x latents.
         b: Codes of the other.
         sequence: Which sequence each token is of; the jackknife leaves out groups of them.
-        permutations: Shuffles of tokens; 0 for no null.
+        permutations: Shuffles of tokens.
         seed: Of the shuffles.
     """
     generator = np.random.default_rng([seed, SHUFFLED_TOKENS])
@@ -41,6 +41,11 @@ def code_cka(a: Matrix, b: Matrix, sequence: Int[np.ndarray, " tokens"], *, perm
     own, drawn = _shuffled(a[kept], b[kept], generator, permutations)
     p = (1 + int((drawn >= own - 1e-12).sum())) / (1 + permutations)
     return Tested(value, *bounds, float(drawn.mean()), p, a.shape[0])
+
+
+def code_cka_value(a: Matrix, b: Matrix) -> float:
+    """The same without interval and null."""
+    return float(_ckas(a.astype(np.float64), b.astype(np.float64), np.zeros(a.shape[0], dtype=np.int64), 0)[0])
 
 
 def seldom(codes: Matrix, most: float) -> Matrix:
@@ -69,7 +74,7 @@ def _hsics(a: Matrix, b: Matrix, group: Int[np.ndarray, " tokens"], groups: int)
 
 def _overlaps(a: Matrix, b: Matrix, group: Int[np.ndarray, " tokens"], groups: int) -> Float[np.ndarray, " 1+groups"]:
     """|A^T B|^2 over all tokens, and over those of no group but one."""
-    parts = [(a[group == g].tocsc(), b[group == g]) for g in range(groups)]
+    parts = [(a[group == g].tocsc(), b[group == g]) for g in range(max(1, groups))]
     step = max(1, CELLS // b.shape[1])
     found = np.zeros(1 + groups)
     for start in range(0, a.shape[1], step):
@@ -77,7 +82,7 @@ def _overlaps(a: Matrix, b: Matrix, group: Int[np.ndarray, " tokens"], groups: i
         total = sum(products[1:], start=products[0])
         whole = float(np.square(total.data).sum())
         found[0] += whole
-        for g, own in enumerate(products):
+        for g, own in enumerate(products[:groups]):
             found[1 + g] += whole - 2 * float(total.multiply(own).sum()) + float(np.square(own.data).sum())
     return found
 

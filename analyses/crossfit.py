@@ -28,7 +28,7 @@ from analyses.spaces import NORMAL
 
 LARGEST = 6144  # latents of B that predict; of more, those that fire most often
 TARGETS = 256  # latents of A that are predicted at once
-SHUFFLED = 64  # latents of A whose prediction is shuffled
+SHUFFLED = 32  # latents of A whose prediction is shuffled
 HELD_OUT = 4  # one sequence in four
 
 
@@ -42,8 +42,8 @@ class CrossFit(NamedTuple):
         high: Upper ends.
         median: Over latents, with its interval: 1.96 bootstrap standard errors.
         total: One minus the ratio of sums over all of them, with its interval.
-        shuffled: Median R2 of `SHUFFLED` latents where tokens of B are dealt out anew; mean over shuffles.
-        p: Share of those shuffles with a median as large as the real one.
+        shuffled: Median and total of `SHUFFLED` latents where tokens of B are dealt out anew; means over shuffles.
+        p: Share of those shuffles at least as large as the real ones.
         sequences: Left out.
         predictors: Latents of B that predict.
     """
@@ -54,8 +54,8 @@ class CrossFit(NamedTuple):
     high: Float[np.ndarray, " some"]
     median: tuple[float, float, float]
     total: tuple[float, float, float]
-    shuffled: float
-    p: float
+    shuffled: tuple[float, float]
+    p: tuple[float, float]
     sequences: int
     predictors: int
 
@@ -176,21 +176,24 @@ def _with_interval(by: BySequence, of: Formula) -> tuple[float, float, float]:
 
 def _shuffled(
     fit: _Fit, fitted: Matrix, held: Matrix, left: Int[np.ndarray, " tokens"], permutations: int, seed: int
-) -> tuple[float, float]:
-    """Median R2 of a few latents where B's tokens were dealt out anew, in what is fitted and what is left out."""
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Median and total R2 of a few latents where tokens of B were dealt out anew, before the fit and after it."""
+    unknown = float("nan")
     if not permutations:
-        return float("nan"), float("nan")
+        return (unknown, unknown), (unknown, unknown)
     generator = np.random.default_rng([seed, SHUFFLED])
     some = np.sort(generator.permutation(fitted.shape[1])[:SHUFFLED])
     fitted, held = fitted[:, some], held[:, some]
 
-    def median_r2(order: Array | None, after: Array) -> float:
+    def r2(order: Array | None, after: Array) -> tuple[float, float]:
         truth, guess = _predicted(fit, fitted, held, order)
         error = ((truth - guess[after]) ** 2).sum(axis=0)
-        return float(np.median(1 - error / ((truth - truth.mean(axis=0)) ** 2).sum(axis=0)))
+        variance = ((truth - truth.mean(axis=0)) ** 2).sum(axis=0)
+        return float(np.median(1 - error / variance)), float(1 - error.sum() / variance.sum())
 
     tokens, after = fitted.shape[0], np.arange(held.shape[0])
-    own = median_r2(None, after)
-    drawn = [median_r2(generator.permutation(tokens), generator.permutation(after)) for _ in range(permutations)]
-    p = (1 + sum(value >= own for value in drawn)) / (1 + permutations)
-    return float(np.mean(drawn)), p
+    own = r2(None, after)
+    drawn = np.array([r2(generator.permutation(tokens), generator.permutation(after)) for _ in range(permutations)])
+    p = (1 + (drawn >= np.array(own)).sum(axis=0)) / (1 + permutations)
+    means = drawn.mean(axis=0)
+    return (float(means[0]), float(means[1])), (float(p[0]), float(p[1]))

@@ -11,14 +11,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from analyses import style
-from analyses.code_spaces import code_cka, seldom
+from analyses.code_spaces import code_cka, code_cka_value, seldom
 from analyses.crossfit import CrossFit, cross_fit
-from analyses.firing_tables import random_codes
+from analyses.firing_tables import RANDOM, drawn_rates, random_codes
+from analyses.levels import alive_latents, random_directions
 from analyses.pairs import KINDS, Pair
 from analyses.relations import SEEDS
-from analyses.samples import Matrix, Sample
+from analyses.samples import Matrix, Sample, randomly_fired
 from analyses.similarities import NONE, Similarity
-from analyses.spaces import ROWS, Measure, Rows, Tested, cka, procrustes, rsa, svcca, tested, value_of
+from analyses.spaces import ROWS, Measure, Rows, Tested, cka, procrustes, rsa, svcca, value_of, with_null
+from dictlab.dictionary import Dictionary
 from dictlab.report import Plot
 
 DENSE = 0.1  # share of tokens above which a latent is dense
@@ -67,7 +69,7 @@ def compared_spaces(
         fit = cross_fit(*codes, sample.sequence, permutations=permutations, **how)  # type: ignore[arg-type]
         if fit is None:
             continue
-        chance = _chance_of_fit(pair, sample, ridge, fewest, seed) if of is pair.small else {}
+        chance = _chance_of_fit(of, to, sample, ridge, fewest, seed)
         found += _of_fit(of.name, to.name, fit, chance)
         tables.append(_latents(of.name, to.name, fit))
     return Compared(found, pd.concat(tables, ignore_index=True) if tables else None)
@@ -111,7 +113,7 @@ def _of_decoders(pair: Pair, permutations: int, seed: int) -> list[Similarity]:
     drawn = {kind: _chance_rows(pair, kind, seed) for kind in KINDS}
     found = []
     for name, (measure, smaller) in OF_DECODERS.items():
-        one = tested(measure, x, y, permutations=permutations, seed=seed, smaller_is_alike=smaller)
+        one = with_null(measure, x, y, permutations=permutations, seed=seed, smaller_is_alike=smaller)
         chance = {kind: value_of(measure, *rows, seed=seed) for kind, rows in drawn.items()}
         found.append(_similarity(name, pair, one, chance, "pairs"))
     return found
@@ -126,8 +128,7 @@ def _of_codes(pair: Pair, sample: Sample, permutations: int, seed: int) -> list[
             continue
         one = code_cka(some(a), some(b), sample.sequence, permutations=permutations, seed=seed)
         chance = {
-            kind: code_cka(some(x), some(y), sample.sequence[: x.shape[0]], permutations=0, seed=seed).value
-            for kind, (x, y) in drawn.items()
+            kind: code_cka_value(some(x), some(y)) if some(x).shape[1] else NONE for kind, (x, y) in drawn.items()
         }
         found.append(_similarity(name, pair, one, chance, "tokens"))
     return found
@@ -154,25 +155,29 @@ def _chance_rows(pair: Pair, kind: str, seed: int) -> tuple[Rows, Rows]:
     return x, _rows(pair.large.W_dec, partners, seed)
 
 
-def _chance_of_fit(pair: Pair, sample: Sample, ridge: float, fewest: int, seed: int) -> dict[str, CrossFit | None]:
-    """How much of random latents the larger dictionary's codes tell."""
+def _chance_of_fit(
+    of: Dictionary, to: Dictionary, sample: Sample, ridge: float, fewest: int, seed: int
+) -> dict[str, CrossFit | None]:
+    """How much the codes of `to` tell of random latents that fire as often as those of `of`."""
     found = {}
-    for kind in KINDS:
-        codes, large, _ = random_codes(pair, sample, kind, seed)
-        least = max(2, fewest * codes.shape[0] // sample.n_tokens)
-        sequence = sample.sequence[: codes.shape[0]]
-        found[kind] = cross_fit(codes, large, sequence, ridge=ridge, fewest=least, permutations=0, seed=seed)
+    for kind, shaped in KINDS.items():
+        drawn = random_directions(to.W_dec, RANDOM, shaped=shaped, seed=seed, of_b=alive_latents(to))
+        codes = randomly_fired(sample.x, drawn, drawn_rates(sample.rates()[of.name], RANDOM, seed))
+        tokens = codes.shape[0]
+        least, sequence = max(2, fewest * tokens // sample.n_tokens), sample.sequence[:tokens]
+        told_by = sample.codes[to.name][:tokens]
+        found[kind] = cross_fit(codes, told_by, sequence, ridge=ridge, fewest=least, permutations=0, seed=seed)
     return found
 
 
 def _of_fit(of: str, to: str, fit: CrossFit, chance: dict[str, CrossFit | None]) -> list[Similarity]:
     n = f"{fit.sequences} sequences, {len(fit.latents)} latents"
     rows = []
-    for name, (value, low, high) in (("median", fit.median), ("total", fit.total)):
+    for k, (name, (value, low, high)) in enumerate((("median", fit.median), ("total", fit.total))):
         levels = {kind: getattr(one, name)[0] for kind, one in chance.items() if one is not None}
         one = Similarity(f"{CROSS}, {name}", of, to, value, low, high, n=n, directed=True)
         one = one._replace(isotropic=levels.get("isotropic", NONE), shaped=levels.get("shaped", NONE))
-        rows.append(one._replace(shuffled=fit.shuffled, p=fit.p) if name == "median" else one)
+        rows.append(one._replace(shuffled=fit.shuffled[k], p=fit.p[k]))
     return rows
 
 

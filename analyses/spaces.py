@@ -28,7 +28,7 @@ Measure: TypeAlias = Callable[[Rows, Rows], Ordered]
 VARIANCE = 0.99  # share of the variance that SVCCA keeps
 GROUPS = 20  # of the jackknife
 NORMAL = 1.96  # standard errors on either side of 95 %
-ROWS, RSA_ROWS = 8192, 1024  # rows that are compared; of more, a sample
+ROWS, RSA_ROWS = 8192, 512  # rows that are compared; of more, a sample
 
 
 class Tested(NamedTuple):
@@ -42,7 +42,7 @@ class Tested(NamedTuple):
     n: int
 
 
-def tested(
+def with_null(
     measure: Measure, x: Rows, y: Rows, *, permutations: int, seed: int, smaller_is_alike: bool = False
 ) -> Tested:
     """A similarity of paired rows with its interval and permutation null.
@@ -71,7 +71,7 @@ def tested(
 
 
 def value_of(measure: Measure, x: Rows, y: Rows, *, seed: int) -> float:
-    """The similarity alone, of as many rows as `tested` takes."""
+    """The similarity alone, of as many rows as `with_null` takes."""
     x, y = _at_most(RSA_ROWS if measure is rsa else ROWS, x, y, np.random.default_rng([seed, GROUPS]))
     return measure(x, y)(np.arange(len(x)))
 
