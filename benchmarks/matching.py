@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from analyses.neighbours import BLOCK, neighbours
+from analyses.neighbours import neighbours
 from dictlab import Dictionary, ReLU
 from dictlab.formats import native
 from dictlab.formats.loading import mapped
 
-TOP, ROUNDS = 8, 2
+TOP, ROUNDS, BLOCK = 8, 2, 6144
 FULL, SMALL = (24_576, 98_304, 768), (8_192, 32_768, 768)
 
 

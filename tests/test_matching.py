@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from analyses import neighbours as searching
+from analyses import products
 from analyses.assignment import assignment
 from analyses.matching import chance, matching, mean_interval
 from analyses.neighbours import nearest, neighbours
@@ -29,7 +30,7 @@ def rows(n: int, d: int, seed: int) -> torch.Tensor:
 @given(small, small, st.integers(2, 6), st.integers(1, 4), st.integers(1, 7), st.integers(0, 1000))
 def test_streamed_blocks_give_the_largest_entries_of_the_whole_matrix(n, m, d, top, block, seed):
     a, b = rows(n, d, seed), rows(m, d, seed + 1)
-    found = nearest(a, b, top=top, block=block)
+    found = nearest(a, b, top=top, tile=(block, block))
     whole = normalize(a, dim=1) @ normalize(b, dim=1).T
     expected = whole.sort(dim=1, descending=True)
     torch.testing.assert_close(found.cosine, expected.values[:, :top])
@@ -39,7 +40,7 @@ def test_streamed_blocks_give_the_largest_entries_of_the_whole_matrix(n, m, d, t
 @given(st.integers(2, 12), st.integers(2, 6), st.integers(1, 7), st.integers(0, 1000))
 def test_a_row_is_not_its_own_neighbour_when_it_must_not_be(n, d, block, seed):
     a = rows(n, d, seed)
-    found = nearest(a, a, itself=False, block=block)
+    found = nearest(a, a, itself=False, tile=(block, block))
     whole = (normalize(a, dim=1) @ normalize(a, dim=1).T).fill_diagonal_(-2)
     torch.testing.assert_close(found.cosine[:, 0], whole.max(dim=1).values)
     assert (found.rows[:, 0] != torch.arange(n)).all()
@@ -64,13 +65,12 @@ def test_a_duplicate_is_found_and_a_zero_row_has_no_likeness():
 
 
 @pytest.mark.parametrize("shape", [(100, 300), (300, 100), (17, 1000)])
-def test_memory_is_bounded_by_the_block_not_by_n_times_m(monkeypatch, shape):
-    """No more cosines are held at once than the square of the block."""
+def test_no_more_cosines_are_held_at_once_than_a_tile_has(monkeypatch, shape):
     sizes = []
-    original = searching._tiles
-    monkeypatch.setattr(searching, "_tiles", lambda *args: sizes.append((out := original(*args)).numel()) or out)
-    neighbours(torch.randn(shape[0], 4), torch.randn(shape[1], 4), top=3, block=16)
-    assert 128 < max(sizes) <= 256
+    original = searching._tile
+    monkeypatch.setattr(searching, "_tile", lambda *args: sizes.append((out := original(*args)).numel()) or out)
+    neighbours(torch.randn(shape[0], 4), torch.randn(shape[1], 4), top=3, tile=(64, 16))
+    assert max(sizes) == 64 * 16
 
 
 @pytest.mark.parametrize(("d", "n", "expected"), [(128, 512, 0.265), (768, 768, 0.114), (768, 6144, 0.136)])
@@ -167,7 +167,7 @@ def whole(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def check_both_ways(a: torch.Tensor, b: torch.Tensor, top: int, block: int) -> None:
     """Equal to sorting the whole matrix by row and by column; rows named once, with the cosines they have."""
     cosine = whole(a, b)
-    for found, expected in zip(neighbours(a, b, top=top, block=block), (cosine, cosine.T), strict=True):
+    for found, expected in zip(neighbours(a, b, top=top, tile=(block, block)), (cosine, cosine.T), strict=True):
         best = expected.sort(dim=1, descending=True).values[:, :top]
         torch.testing.assert_close(found.cosine.double(), best, atol=2e-6, rtol=0)
         torch.testing.assert_close(expected.gather(1, found.rows), best, atol=2e-6, rtol=0)
@@ -198,13 +198,30 @@ def test_candidates_that_only_get_better_or_worse_are_all_seen(order):
 
 
 def test_numpys_product_gives_the_neighbours_that_torchs_does(monkeypatch):
-    a, b = rows(90, 6, 0).float(), rows(150, 6, 1).float()
-    expected = neighbours(a, b, top=4, block=48)
-    monkeypatch.setattr(searching, "WORTH_A_RACE", 0)
-    monkeypatch.setattr(searching, "_numpy_is_faster", lambda: True)
-    for one, other in zip(neighbours(a, b, top=4, block=48), expected, strict=True):
+    a, b = rows(200, 6, 0).float(), rows(150, 6, 1).float()
+    expected = neighbours(a, b, top=4, tile=(64, 48))
+    monkeypatch.setattr(products, "WORTH_A_RACE", 0)
+    monkeypatch.setattr(products, "numpy_is_faster", lambda: True)
+    threads = torch.get_num_threads()
+    for one, other in zip(neighbours(a, b, top=4, tile=(64, 48)), expected, strict=True):
         torch.testing.assert_close(one.cosine, other.cosine)
         assert torch.equal(one.rows, other.rows)
+    assert torch.get_num_threads() == threads
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_many_tiles_after_which_little_is_new_give_the_whole_matrix_too(seed):
+    """Bars are high after the first tiles, so that later ones are looked into at a few places only."""
+    check_both_ways(rows(700, 8, seed).float(), rows(900, 8, seed + 1).float(), 5, 64)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_finds_the_same_neighbours():
+    a, b = rows(700, 8, 0).float(), rows(900, 8, 1).float()
+    for one, other in zip(neighbours(a, b, device="cuda"), neighbours(a, b), strict=True):
+        torch.testing.assert_close(one.cosine.cpu(), other.cosine, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -212,7 +229,7 @@ def test_rows_in_a_file_in_any_precision_give_what_the_same_numbers_in_memory_do
     made = [random_dictionary(60, 8, seed=seed).to(dtype=dtype) for seed in (0, 1)]
     files = [mapped(native.save(one, tmp_path / f"{i}.safetensors")) for i, one in enumerate(made)]
     assert files[0].W_dec.dtype == dtype
-    found = neighbours(files[0].W_dec, files[1].W_dec, top=3, of_a=torch.arange(5, 50), block=16)
+    found = neighbours(files[0].W_dec, files[1].W_dec, top=3, of_a=torch.arange(5, 50), tile=(64, 16))
     expected = neighbours(made[0].W_dec.float()[5:50], made[1].W_dec.float(), top=3)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.cosine, other.cosine)
@@ -223,7 +240,7 @@ def test_a_row_that_is_no_number_is_named():
     a = torch.ones(9, 3)
     a[7, 1] = torch.nan
     with pytest.raises(DictlabError, match=r"row 7 .* NaN"):
-        neighbours(torch.ones(2, 3), a, block=4)
+        neighbours(torch.ones(2, 3), a, tile=(4, 4))
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
