@@ -41,6 +41,7 @@ from analyses.matching_tables import (
 )
 from analyses.neighbours import Neighbours, nearest, neighbours
 from analyses.pairs import Pair, max_cosine_levels, paired
+from analyses.ranks import ranks
 from analyses.relations import without_floor
 from analyses.samples import Sample, sampled
 from analyses.similarities import relation_means, similarity_table
@@ -96,7 +97,8 @@ def matching(
     check_same_place(given)
     sample, warnings = sampled(given, model, text, tokens, seed, device)
     opened = [dictionary.to("cpu") for dictionary in given]
-    pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]
+    with ranks():
+        pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]
     levels = {d.name: max_cosine_levels(d, seed) for d in opened}
     found = [s for pair in pairs for s in direction_similarities(pair, levels, threshold, seed)]
     firing: list[Fired] = []

@@ -10,7 +10,7 @@ beats the running `top`-th best of a line (a row or a column), and that becomes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -18,12 +18,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses import ranks
+from analyses.best import GROUP, Best
 from analyses.products import Product, workers_for
 from dictlab.errors import DictlabError, check_at_least
 
 TILE = (4096, 1024)  # rows of a and of b whose cosines are held at once
 CUDA_TILE = (8192, 8192)
-GROUP = 8  # lines, or entries of a line, that share a maximum
 RESIDENT_BYTES = 1 << 27  # of the rows of a at unit length that are held while all of b streams by
 PIECE = 4096  # rows that are brought to unit length at once
 
@@ -49,7 +50,8 @@ def neighbours(
 
     Exact. Matrices may lie in a file (`dictlab.formats.loading.mapped`), in any precision: slices are read and computed
     with in float32 (float64 if one of them is). Rows need not have unit length; a zero row has the cosine 0 with
-    everything. Memory beside inputs and result is bounded: less than 512 MB, whatever n and m.
+    everything. Memory beside inputs and result is bounded: less than 512 MB, whatever n and m. Where a process group
+    has been started (`torchrun`), its ranks share the rows of a, and each of them returns the whole.
 
     Args:
         a: Rows of the one.
@@ -64,6 +66,8 @@ def neighbours(
     Raises:
         DictlabError: A row holds NaN or infinities, or no number asked for is positive.
     """
+    if ranks.count() > 1:
+        return _over_ranks(a, b, top, of_a, of_b, tile, device)
     forward, backward = _searched(a, b, top, of_a, of_b, tile, device, both=True, itself=True)
     return forward, backward
 
@@ -90,6 +94,28 @@ def nearest(
     return _searched(a, b, top, None, of_b, tile, None, both=False, itself=itself)[0]
 
 
+def _over_ranks(
+    a: Tensor,
+    b: Tensor,
+    top: int,
+    of_a: Tensor | None,
+    of_b: Tensor | None,
+    tile: tuple[int, int] | None,
+    device: str | torch.device | None,
+) -> tuple[Neighbours, Neighbours]:
+    n = len(a) if of_a is None else len(of_a)
+    own, first = ranks.share(n, of_a)
+    found = _searched(a, b, top, own, of_b, tile, device, both=True, itself=True)
+    each, m = -(-n // ranks.count()), len(found[1].rows)
+    forward = Neighbours(*(torch.cat(ranks.together(part, each, 0))[:n] for part in found[0]))
+    cosine = torch.full((m, top), -torch.inf, dtype=found[1].cosine.dtype)  # a rank may have fewer rows than `top`
+    rows = torch.zeros(m, top, dtype=torch.long)
+    cosine[:, : found[1].cosine.shape[1]], rows[:, : found[1].rows.shape[1]] = found[1].cosine, found[1].rows + first
+    both = [torch.cat(ranks.together(part, m, 0), dim=1) for part in (cosine, rows)]
+    kept, order = both[0].topk(min(top, n), dim=1)
+    return forward, Neighbours(kept, both[1].gather(1, order))
+
+
 def _searched(
     a: Tensor,
     b: Tensor,
@@ -109,8 +135,8 @@ def _searched(
     high, wide = tile if tile is not None else CUDA_TILE if where.type == "cuda" else TILE
     check_at_least(1, top=top, tile=min(high, wide))
     high, wide = _up(min(high, n), GROUP * GROUP), _up(min(wide, m), GROUP)
-    forward = _Best(n, min(top, m if itself else m - 1), dtype, where)
-    backward = _Best(m, min(top, n), dtype, where) if both else None
+    forward = Best(n, min(top, m if itself else m - 1), dtype, where)
+    backward = Best(m, min(top, n), dtype, where) if both else None
     resident = min(n, max(high, RESIDENT_BYTES // (a.shape[1] * dtype.itemsize) // high * high))
     held = torch.empty(resident, a.shape[1], dtype=dtype, device=where)
     with workers_for(where, float(n) * m * a.shape[1]) as workers:
@@ -120,7 +146,7 @@ def _searched(
             work = partial(_one_worker, rows, first, other, columns, (high, wide), forward, backward, itself)
             parts = workers.each(work)
             forward.join(first, parts)
-    return [forward.found()] if backward is None else [forward.found(), backward.found()]
+    return [Neighbours(*best.found()) for best in (forward, backward) if best is not None]
 
 
 def _one_worker(
@@ -129,11 +155,11 @@ def _one_worker(
     other: _Rows,
     columns: Iterator[int],
     shape: tuple[int, int],
-    forward: _Best,
-    backward: _Best | None,
+    forward: Best,
+    backward: Best | None,
     itself: bool,
     product: Product,
-) -> _Best:
+) -> Best:
     """The best of the rows held among some columns. Nobody else has these columns, so theirs are put in place."""
     (high, wide), own = shape, forward.empty_like(len(rows))
     held = rows.new_empty(high, wide)
@@ -197,118 +223,3 @@ def _forget_itself(tile: Tensor, offset: int) -> None:
     high, wide = tile.shape
     row = torch.arange(max(0, -offset), max(0, -offset, min(high, wide - offset)), device=tile.device)
     tile[row, row + offset] = -torch.inf
-
-
-class _Best:
-    """The best few so far of each line; lines are rows of the cosine matrix, or its columns."""
-
-    def __init__(self, n: int, top: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.cosine = torch.full((n, top), -torch.inf, dtype=dtype, device=device)
-        self.index = torch.zeros(n, top, dtype=torch.long, device=device)
-
-    def found(self) -> Neighbours:
-        return Neighbours(self.cosine.clamp_(-1, 1), self.index)  # rounding can pass 1
-
-    def empty_like(self, n: int) -> _Best:
-        """For n other lines, of which nothing is known."""
-        return _Best(n, self.cosine.shape[1], self.cosine.dtype, self.cosine.device)
-
-    def join(self, first: int, parts: Sequence[_Best]) -> None:
-        """Take in what was found of the lines from `first` on, by several workers."""
-        value, index = (torch.cat(both, dim=1) for both in ([p.cosine for p in parts], [p.index for p in parts]))
-        self._merge(slice(first, first + len(value)), value, index)
-
-    def see_rows(self, tile: Tensor, maxima: Tensor, first: int, offset: int, lines: int) -> None:
-        """Take notice of a tile whose rows are lines.
-
-        Args:
-            tile: The cosines.
-            maxima: Of eight rows at a time.
-            first: The line of its first row.
-            offset: The number of its first column.
-            lines: Rows of the tile that are lines; the others are padding.
-        """
-        if not self.cosine.shape[1]:
-            return
-        bar = self._bar(first, lines, len(tile))
-        lowest = bar.view(-1, GROUP).amin(1)
-        wide = tile.shape[1] // GROUP
-        group, place = (maxima.view(-1, GROUP, wide).amax(1) > lowest[:, None]).nonzero().unbind(1)
-        if len(group) * 4 > len(maxima) * wide:  # nearly nothing is known yet
-            value, column = _best_of_rows(tile[:lines], self.cosine.shape[1])
-            self._merge(slice(first, first + lines), value, offset + column)
-            return
-        steps = torch.arange(GROUP, device=tile.device)
-        column = place[:, None] + wide * steps
-        hot = maxima[group[:, None], column] > lowest[group][:, None]
-        column, group = column[hot], group[:, None].expand_as(hot)[hot]
-        line = GROUP * group[:, None] + steps
-        value = tile[line, column[:, None]]
-        hot = value > bar[line]
-        self._insert(first + line[hot], value[hot], offset + column[:, None].expand_as(hot)[hot])
-
-    def see_columns(self, tile: Tensor, maxima: Tensor, first: int, offset: int, lines: int) -> None:
-        """The same for a tile whose columns are lines; `offset` is the number of its first row."""
-        bar = self._bar(first, lines, tile.shape[1])
-        coarse = maxima.view(-1, GROUP, tile.shape[1]).amax(1)
-        group, line = (coarse > bar).nonzero().unbind(1)
-        if len(line) > lines * self.cosine.shape[1] * 3 // 4:
-            value, row = _best_of_columns([coarse, maxima, tile], self.cosine.shape[1], lines)
-            self._merge(slice(first, first + lines), value, offset + row)
-            return
-        steps = torch.arange(GROUP, device=tile.device)
-        for finer in (maxima, tile):
-            row = GROUP * group[:, None] + steps
-            value = finer[row, line[:, None]]
-            hot = value > bar[line][:, None]
-            group, line = row[hot], line[:, None].expand_as(hot)[hot]
-        self._insert(first + line, value[hot], offset + group)
-
-    def _bar(self, first: int, lines: int, padded: int) -> Tensor:
-        """What an entry of each line must beat; nothing beats that of padding."""
-        bar = self.cosine.new_full((padded,), torch.inf)
-        bar[:lines] = self.cosine[first : first + lines, -1]
-        return bar
-
-    def _insert(self, line: Tensor, value: Tensor, index: Tensor) -> None:
-        """Take in single entries, several of a line perhaps."""
-        if not len(line):
-            return
-        order = value.argsort(descending=True)
-        order = order[line[order].argsort(stable=True)]
-        lines, where, counts = line[order].unique_consecutive(return_inverse=True, return_counts=True)
-        rank = torch.arange(len(line), device=line.device) - (counts.cumsum(0) - counts)[where]
-        order, where, rank = (x[rank < self.cosine.shape[1]] for x in (order, where, rank))
-        widest = int(rank.max()) + 1
-        table = value.new_full((len(lines), widest), -torch.inf)
-        numbers = torch.zeros(len(lines), widest, dtype=torch.long, device=line.device)
-        table[where, rank], numbers[where, rank] = value[order], index[order]
-        self._merge(lines, table, numbers)
-
-    def _merge(self, lines: Tensor | slice, value: Tensor, index: Tensor) -> None:
-        value, index = torch.cat([self.cosine[lines], value], dim=1), torch.cat([self.index[lines], index], dim=1)
-        kept, order = value.topk(self.cosine.shape[1], dim=1)
-        self.cosine[lines], self.index[lines] = kept, index.gather(1, order)
-
-
-def _best_of_rows(tile: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The best of each row, and their columns: they lie in the groups with the largest maxima."""
-    wide = tile.shape[1] // GROUP
-    place = tile.view(len(tile), GROUP, wide).amax(1).topk(min(top, wide), dim=1, sorted=False).indices
-    column = (place[:, :, None] + wide * torch.arange(GROUP, device=tile.device)).flatten(1)
-    value, order = tile.gather(1, column).topk(min(top, column.shape[1]), dim=1, sorted=False)
-    return value, column.gather(1, order)
-
-
-def _best_of_columns(levels: list[Tensor], top: int, lines: int) -> tuple[Tensor, Tensor]:
-    """The best of each column, and their rows: they lie in the groups with the largest maxima, and so on down."""
-    coarse = levels[0][:, :lines].T
-    value, row = coarse.topk(min(top, coarse.shape[1]), dim=1, sorted=False)
-    line = torch.arange(lines, device=coarse.device)[:, None]
-    steps = torch.arange(GROUP, device=coarse.device)
-    for finer in levels[1:]:
-        row = (GROUP * row[:, :, None] + steps).flatten(1)
-        value = finer[row, line]
-        value, order = value.topk(min(top, value.shape[1]), dim=1, sorted=False)
-        row = row.gather(1, order)
-    return value, row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -274,6 +275,8 @@ def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Calla
         report = analysis(*positional.args, **positional.kwargs)
         if not isinstance(report, Report):
             raise DictlabError(f"analysis {analysis.__name__!r} returned {type(report).__name__}, not a Report.")
+        if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one writes
+            return report.passed is False
         typed = shlex.join(["dictlab", *arguments])
         report.save(folder, force=overwrite, command=typed)
         _print_report(report, folder)
