@@ -23,7 +23,8 @@ from analyses.best import GROUP, Best
 from analyses.products import Product, workers_for
 from dictlab.errors import DictlabError, check_at_least
 
-TILE = (4096, 1024)  # rows of a and of b whose cosines are held at once
+TILE = (4096, 2048)  # rows of a and of b whose cosines are held at once
+TILES_BYTES = 1 << 27  # of the tiles of all workers, where there are many
 CUDA_TILE = (8192, 8192)
 RESIDENT_BYTES = 1 << 27  # of the rows of a at unit length that are held while all of b streams by
 PIECE = 4096  # rows that are brought to unit length at once
@@ -132,7 +133,7 @@ def _searched(
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     one, other = _Rows(a, of_a, dtype, where), _Rows(b, of_b, dtype, where)
     n, m = len(one), len(other)
-    high, wide = tile if tile is not None else CUDA_TILE if where.type == "cuda" else TILE
+    high, wide = tile if tile is not None else _default_tile(where, dtype)
     check_at_least(1, top=top, tile=min(high, wide))
     high, wide = _up(min(high, n), GROUP * GROUP), _up(min(wide, m), GROUP)
     forward = Best(n, min(top, m if itself else m - 1), dtype, where)
@@ -147,6 +148,13 @@ def _searched(
             parts = workers.each(work)
             forward.join(first, parts)
     return [Neighbours(*best.found()) for best in (forward, backward) if best is not None]
+
+
+def _default_tile(device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
+    if device.type == "cuda":
+        return CUDA_TILE
+    high, wide = TILE
+    return high, min(wide, max(GROUP, TILES_BYTES // (torch.get_num_threads() * dtype.itemsize * high)))
 
 
 def _one_worker(
