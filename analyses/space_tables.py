@@ -96,8 +96,7 @@ def space_plot(similarities: pd.DataFrame) -> Plot:
                 ax.scatter(*at, s=26, zorder=3, label=label, color=style.colour(number), marker=style.marker(number))
         ax.scatter(rows["shuffled, mean"], y, color="#666666", marker="|", s=60, label="shuffled")
         ax.scatter(rows["chance (shaped)"], y, facecolors="none", edgecolors="#666666", s=22, label="chance (shaped)")
-        labels = [f"{i} – {j}" for i, j in rows.index]
-        ax.set_yticks(y, style.short(labels, 26), fontsize=6)
+        ax.set_yticks(y, ["\n".join(style.short(names)) for names in rows.index], fontsize=6)
         ax.set(title=name, xlabel="share of Y left" if name.startswith("Procr") else "similarity (0 none, 1 equal)")
         ax.set_ylim(-0.6, len(rows) - 0.4)
     axes[0].legend(fontsize=7)
