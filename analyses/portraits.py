@@ -150,7 +150,7 @@ def portrait_cards(
         fields = {
             "class": f"{row['class']}; by cosine {row['class by cosine']}",
             "change in MSE": f"{row['change in MSE']:+.4g} ± {row['standard error']:.2g} "
-            f"({row['change in MSE'] / effects.mse:+.2%} of SMALL's)",
+            f"({effects.of_mse(row['change in MSE']):+.2%} of SMALL's)",
             "best scale": f"{row['best scale']:.2f}",
             "active on": f"{row['firing rate']:.2%} of tokens, at {effects.strength[one.latent]:.3g} on average",
             **_behaviour_fields(one.latent, behaviour),
@@ -176,8 +176,8 @@ def cards_caption(effects: Effects, small: Dictionary, large: Dictionary, with_t
         else "No tokens are listed: directions at this site are not directions of the residual stream."
     )
     return (
-        f"Latents of {large.name} inserted alone into {small.name} (SMALL); contexts out of {effects.sequences} sequences "
-        f"({effects.tokens} tokens), shaded by activation. ± is a standard error over sequences. {tokens}"
+        f"Latents of {large.name} inserted alone into {small.name} (SMALL); contexts out of {effects.sequences} "
+        f"sequences ({effects.tokens} tokens), shaded by activation. ± is a standard error over sequences. {tokens}"
     )
 
 
