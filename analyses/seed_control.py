@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from analyses.cosines import relation
 from analyses.insertion import Effects
 from analyses.neighbours import nearest
 from analyses.prediction import CERTAIN
+from analyses.relations import relation
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluate import RESAMPLES, bounds

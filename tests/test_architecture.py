@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 BASE = {"dictlab.errors", "dictlab.__about__", "dictlab.seeds", "dictlab.names"}
 COLUMN_D = {
     "dictlab.codes",
+    "dictlab.selection",
     "dictlab.sparsity",
     "dictlab.normalisation",
     "dictlab.kernels",
@@ -35,7 +36,8 @@ ALLOWED = {
     "dictlab.seeds": set(),
     "dictlab.names": set(),
     "dictlab.codes": BASE,
-    "dictlab.sparsity": BASE | {"dictlab.codes"},
+    "dictlab.selection": set(),
+    "dictlab.sparsity": BASE | {"dictlab.codes", "dictlab.selection"},
     "dictlab.records": BASE | {"dictlab.sparsity"},
     "dictlab.normalisation": BASE,
     "dictlab.kernels": BASE | {"dictlab.codes", "dictlab.sparsity"},

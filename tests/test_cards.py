@@ -1,7 +1,6 @@
 """Cards show all that is on them, as text."""
 
 import json
-from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from dictlab import Report
 from dictlab.cards import Card, Cards, Passage, Piece
 from dictlab.report import Table
+from tests.test_report import Tags
 
 EVIL = '<script>alert(1)</script>" onclick="alert(1)'
 
@@ -17,20 +17,6 @@ def build(text: str = "one") -> Cards:
     passage = Passage((Piece(f"{text} "), Piece("peak", 1.0), Piece(" rest", 0.25)), peak=1)
     card = Card(f"Latent {text}", {text: f"value {text}"}, {f"where {text}": (passage, Passage((Piece("plain"),)))})
     return Cards((card, Card("Empty")), f"Caption {text}.")
-
-
-class Page(HTMLParser):
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_a_passage_reads_as_text_with_its_peak_marked():
@@ -42,7 +28,7 @@ def test_cards_stand_on_the_page_and_in_the_notebook():
     cards = build()
     report = Report("t", "s", cards={"latents": cards})
     for page in (report.html(), report._repr_html_(), cards._repr_html_()):
-        text = Page(page).text
+        text = Tags(page).text
         assert all(
             shown in text
             for shown in ("Latent one", "value one", "where one", "one peak rest", "Caption one.", "Empty")
@@ -50,7 +36,7 @@ def test_cards_stand_on_the_page_and_in_the_notebook():
 
 
 def test_weights_and_the_peak_can_be_seen():
-    styles = [a.get("style", "") for tag, a in Page(build().html()).tags if tag == "span"]
+    styles = [a.get("style", "") for tag, a in Tags(build().html()).tags if tag == "span"]
     shaded = [style for style in styles if "rgba" in style]
     assert [("1.00)" in s, "bold" in s) for s in shaded[:3]] == [(False, False), (True, True), (False, False)]
     assert "0.25)" in shaded[2]
@@ -60,10 +46,10 @@ def test_weights_and_the_peak_can_be_seen():
 def test_whatever_stands_on_a_card_is_text(text):
     report = Report("t", "s", cards={"latents": build(text)})
     for page in (report.html(), report._repr_html_()):
-        parsed, plain = Page(page), Page(Report("t", "s", cards={"latents": build()}).html())
+        parsed, plain = Tags(page), Tags(Report("t", "s", cards={"latents": build()}).html())
         assert {tag for tag, _ in parsed.tags} <= {tag for tag, _ in plain.tags}
         assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on")]
-    assert text.replace("\x00", "") in Page(report.html()).text.replace("\ufffd", "").replace("\x00", "")
+    assert text.replace("\x00", "") in Tags(report.html()).text.replace("\ufffd", "").replace("\x00", "")
 
 
 def test_cards_are_saved_as_json_beside_a_table_of_the_same_name(tmp_path):
