@@ -34,7 +34,7 @@ ARCHITECTURES = (
     ("local-relu10-1024-s0", "e2e-relu0.25-1024-s0"),
     ("e2e-relu0.25-1024-s0", "local-relu10-1024-s0"),
 )
-PAPER = {"doubling": 0.35, "another seed": 0.06}  # GPT-2 small, 768 to 1,536, cosine below 0.7 (Leask et al. 2025)
+PAPER = {"doubling": 0.35, "another seed": 0.06}  # GPT-2 small, cosine below 0.7 (Bussmann et al. 2024)
 
 Pairs = dict[tuple[str, str], Inserted]
 
@@ -124,8 +124,9 @@ def print_worth(found: Pairs) -> None:
 
 def print_prediction(found: Pairs, pairs: list[tuple[str, str]]) -> None:
     """The cosine as a predictor of the measured class."""
-    print("\n| LARGE into SMALL | novel | ROC AUC | weighted | PR AUC (novel) | best t | right there | right at 0.7 |")
-    print("|---|---|---|---|---|---|---|---|")
+    columns = ("LARGE into SMALL", "best length", "novel", "ROC AUC", "weighted", "PR AUC (novel)")
+    print(f"\n| {' | '.join((*columns, 'best t', 'right there', 'right at 0.7'))} |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for key in pairs:
         pair = found[key]
         parts = {"all": groups(pair.latents, kinds_of(pair.large.activation, pair.large.n_latents))["all"]}
@@ -136,7 +137,13 @@ def print_prediction(found: Pairs, pairs: list[tuple[str, str]]) -> None:
             return f"{own[what]:.2f} [{own[f'{what} low']:.2f}, {own[f'{what} high']:.2f}]"
 
         given, best = at.iloc[0], at.iloc[1]
-        cells = [f"{pair.novel.mean():.1%}", area(0, "ROC AUC"), area(1, "ROC AUC"), area(0, "PR AUC (novel)")]
+        cells = [
+            f"{pair.effects.stretch:.2f}",
+            f"{pair.novel.mean():.1%}",
+            area(0, "ROC AUC"),
+            area(1, "ROC AUC"),
+            area(0, "PR AUC (novel)"),
+        ]
         cells += [f"{best['threshold']:.2f} [{best['low']:.2f}, {best['high']:.2f}]"]
         cells += [f"{best['accuracy']:.0%}", f"{given['accuracy']:.0%}"]
         print(f"| {pair.name} | {' | '.join(cells)} |")
@@ -154,12 +161,12 @@ def draw(result: dict[str, dict[int, tuple[float, np.ndarray]]], tokens: int, pa
             look = {"color": style.colour(number), "marker": style.marker(number), "ls": style.line(number)}
             ax.errorbar(list(own), 100 * value, yerr=100 * np.abs(ends - value), ms=5, capsize=2, label=what, **look)
             if label == "by cosine":
-                ax.plot(768, 100 * PAPER[what], "*", ms=11, color=style.colour(number), label=f"{what}, GPT-2 (paper)")
+                ax.axhline(100 * PAPER[what], color=style.colour(number), ls=":", label=f"{what}, GPT-2 (paper)")
         ax.set_xscale("log", base=2)
         ax.set_xticks(WIDTHS, [f"{w:,}" for w in WIDTHS])
-        ax.set(xlabel="latents of the smaller one", ylabel="novel latents (% of active)", ylim=(0, 100))
+        ax.set(xlabel="latents of the smaller one", ylabel="novel latents (% of active)", ylim=(0, 105))
         ax.set_title("By measured effect" if label == "by effect" else f"By cosine below {THRESHOLD:g}")
-        ax.legend(loc="upper left" if label == "by effect" else "center right")
+        ax.legend(loc="upper left" if label == "by effect" else "upper right")
     figure.suptitle(f"Mean over two seeds, {tokens:,} tokens; bars: 95 % intervals over latents", fontsize=9)
     figure.savefig(path, dpi=130)
 
