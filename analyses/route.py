@@ -81,7 +81,7 @@ class Route:
         """The sum of something over the latents that are there, at each point."""
         come = np.bincount(self.enters, weights=values, minlength=self.steps + 2)
         gone = np.bincount(self.leaves, weights=values, minlength=self.steps + 2)
-        return np.cumsum(come - gone)[: self.steps + 1]  # type: ignore[no-any-return]
+        return np.cumsum(come - gone)[: self.steps + 1]
 
     def ends(self) -> NDArray[np.int64]:
         """The points at which a phase ends, the start of the path first."""
@@ -140,19 +140,19 @@ def effects(kin: Kinship, form: Form) -> NDArray[np.float64]:
     chosen[small] = 1.0
     slope = 2 * weight * (form.product(chosen) - form.linear)
     alone = slope + np.square(weight) * form.diagonal
-    change = np.bincount(unit[unit >= 0], weights=alone[unit >= 0], minlength=_count(kin))
+    change = np.bincount(unit[unit >= 0], weights=alone[unit >= 0], minlength=_count(kin)).astype(np.float64)
     several = np.bincount(unit[unit >= 0], minlength=_count(kin)) > 1
     for latent in np.flatnonzero((unit >= 0) & several[unit]):
         others = np.flatnonzero(unit == unit[latent])
         others = others[others != latent]
         change[unit[latent]] += weight[latent] * float(weight[others] @ form.column(int(latent))[others])
-    return change  # type: ignore[no-any-return]
+    return change
 
 
 def shuffled(kin: Kinship, seed: int) -> NDArray[np.float64]:
     """A random order."""
     generator = seeds.generator(seed, f"order of a path from latent {kin.first_small}")
-    return torch.rand(_count(kin), generator=generator, dtype=torch.double).numpy()  # type: ignore[no-any-return]
+    return torch.rand(_count(kin), generator=generator, dtype=torch.double).numpy()
 
 
 def _units(kin: Kinship) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
