@@ -16,7 +16,7 @@ from analyses.form import form
 from analyses.inputs import DictionaryLike, check_same_place, open_dictionaries
 from analyses.observations import Observations, observe
 from analyses.pool import joinable, part_of, pooled
-from analyses.route import Kinship, Order, Route, cosines, effects, route, shuffled
+from analyses.route import Kinship, Order, Route, cosines, effects, greedy, route, shuffled
 from analyses.walk import Bias, Walk, walk
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
@@ -117,12 +117,12 @@ def kinships(chain: Chain, threshold: float) -> list[Kinship]:
 
 def ordered(chain: Chain, kin: Sequence[Kinship], order: Order, seed: int) -> Route:
     """The route through a chain in an order."""
-    if order == "effect":
+    if order in ("effect", "greedy"):
         quadratic = form(chain.observations, chain.pool.W_dec)
-        scores = [effects(pair, quadratic) for pair in kin]
+        scores = [(effects if order == "effect" else greedy)(pair, quadratic) for pair in kin]
     else:
         scores = [cosines(pair) if order == "cosine" else shuffled(pair, seed) for pair in kin]
-    return route(kin, chain.pool.n_latents, scores)
+    return route(kin, chain.pool.n_latents, scores, mixed=order == "greedy")
 
 
 def followed(chain: Chain, way: Route, marks: NDArray[np.int64] | None = None) -> Walk:

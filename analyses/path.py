@@ -29,7 +29,13 @@ from dictlab.report import Report, Table
 
 MARKS = 96  # points of a path, beside the ends of its phases, that have intervals
 MEASURED = ("mse", "explained_variance", "ce_increase", "kl")
-SAID = {"insert": "inserting", "swap": "swapping", "drop": "dropping what is left", "silent": "the dead"}
+SAID = {
+    "insert": "inserting",
+    "swap": "swapping",
+    "drop": "dropping what is left",
+    "silent": "the dead",
+    "mixed": "all steps",
+}
 
 
 def path(
@@ -58,7 +64,8 @@ def path(
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from: the training split to follow the path on, the held-out split for waypoints.
         threshold: Cosine from which two latents belong together.
-        order: Of the steps within a phase: least similar first, most useful alone first, or random.
+        order: Of the steps within a phase: least similar first, most useful alone first, or random; or greedy: no
+            phases, but of all steps left always the one after which the error is smallest (slow).
         bias: The output bias on the way: the best at each point in closed form, that of the dictionary that a stage
             starts from until its last step, or a blend of that and the next one's by the share of steps done.
         random_orders: Random orders that the path is also followed in, for a band.
@@ -164,7 +171,8 @@ def _measured(
 ) -> pd.DataFrame:
     """One row a waypoint, held-out metrics with intervals."""
     mse, latents = found.mse(bias), found.route.latents()
-    ends = {int(np.flatnonzero(found.route.stage == s)[-1]) + 1: d.name for s, d in enumerate(chain.dictionaries[1:])}
+    names = chain.dictionaries[1:]
+    ends = {int(np.flatnonzero(found.route.stage == s)[-1]) + 1: d.name for s, d in enumerate(names)}
     rows = []
     for point, evaluation in zip(points.tolist(), evaluations, strict=True):
         name = chain.dictionaries[0].name if point == 0 else ends.get(point, "")
@@ -280,7 +288,7 @@ def _phases_caption(chain: Chain, random_orders: int) -> str:
     return (
         f"Phases of each stage on {seen.n_tokens // chain.context} training sequences ({seen.n_tokens} tokens); MSE in "
         "activation², low and high: paired 95 % bootstrap interval of its change over sequences. Random order: mean of "
-        f"{random_orders}. Ends of phases do not depend on the order."
+        f"{random_orders}. The end of a phase does not depend on the order in it."
     )
 
 

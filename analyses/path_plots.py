@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from analyses import style
@@ -16,8 +17,13 @@ from analyses.walk import Bias, Walk
 from dictlab.evaluate import Evaluation
 from dictlab.report import Plot
 
-SHADES = {"insert": "#56B4E9", "swap": "#E69F00", "drop": "#999999", "silent": "#FFFFFF"}
-CALLED = {"insert": "insert novel latents", "swap": "swap components", "drop": "drop what is left"}
+SHADES = {"insert": "#56B4E9", "swap": "#E69F00", "drop": "#999999", "silent": "#FFFFFF", "mixed": "#CC79A7"}
+CALLED = {
+    "insert": "insert novel latents",
+    "swap": "swap components",
+    "drop": "drop what is left",
+    "mixed": "all of these, mixed",
+}
 
 
 @style.applied
@@ -65,7 +71,7 @@ def path_plot(
     right.set(ylabel="CE increase (nats/token)", ylim=(0, None))
     right.set_title("How much does the model suffer?")
     left.legend(loc="best")
-    right.legend(handles=_legend(), loc="best")
+    right.legend(handles=_legend(found.route), loc="lower left")
     seen, n = found.observations, evaluations[0]
     return Plot(
         figure,
@@ -101,7 +107,6 @@ def _held_out(ax: Axes, x: NDArray[np.float64], evaluations: Sequence[Evaluation
     ax.errorbar(x, values, yerr=error, fmt="o", ms=4, color=style.colour(1), lw=1, label="held-out text")
 
 
-def _legend() -> list[Any]:
-    from matplotlib.patches import Patch
-
-    return [Patch(color=SHADES[phase], alpha=0.4, label=CALLED[phase]) for phase in PHASES if phase in CALLED]
+def _legend(route: Route) -> list[Any]:
+    there = [phase for phase in PHASES if phase in CALLED and phase in route.phase]
+    return [Patch(color=SHADES[phase], alpha=0.4, label=CALLED[phase]) for phase in there]

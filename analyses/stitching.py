@@ -105,7 +105,7 @@ def stitching(
             the decoder; at a point of the path the bias.
         at: Instead, take the path between sizes as far as so many latents.
         until: Instead, take it until mse=VALUE or l0=VALUE is reached.
-        order: Of the path: least similar first, most useful alone first, or random; see `dictlab report path`.
+        order: Of the path: least similar first, most useful alone first, random, or greedy; see `dictlab report path`.
         tokens: Training tokens to choose and refit on.
         contexts: Held-out sequences to measure on.
         seed: Of the samples of text, a random order, chance level and bootstrap.

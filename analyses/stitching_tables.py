@@ -53,17 +53,16 @@ def quality_caption(evaluation: Evaluation) -> str:
     """Of the table of qualities."""
     return (
         f"Measured on {evaluation.n_sequences} held-out sequences ({evaluation.n_tokens} tokens). MSE in activation², "
-        "CE and KL in nats a token. “Inserted” is without any refit. L0 differs between rows: this is no comparison at equal "
-        "sparsity."
+        "CE and KL in nats a token. “Inserted” is without any refit. L0 differs between rows: this is no comparison at "
+        "equal sparsity."
     )
 
 
 def summary(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], how: Mapping[str, Any]) -> str:
     """What was made, and how good it is beside its parents."""
     result, low_high = found["stitched"], found["stitched"].interval("mse")
-    before = ", ".join(
-        f"{d.name} {found[d.name].value('mse'):.4g} (L0 {found[d.name].value('l0'):.1f})" for d in parents
-    )
+    old = [(d.name, found[d.name]) for d in parents]
+    before = ", ".join(f"{name} {e.value('mse'):.4g} (L0 {e.value('l0'):.1f})" for name, e in old)
     offered, small = sum(d.n_latents for d in parents[1:]), parents[0]
     chosen = (
         f"At point {how['point']} of the path, with {how['kept']} of {small.n_latents} latents of {small.name} and "
