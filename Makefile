@@ -40,6 +40,8 @@ benchmarks: setup
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/one_pass.py
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/path.py
+	$(BIN)/python benchmarks/path_gain.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/pathology.py --growth
 	$(BIN)/python benchmarks/pathology_family.py

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from family import show  # beside this script
 
+from analyses.components import KINDS
 from analyses.path import path
 from dictlab import LanguageModel
 
@@ -85,10 +86,12 @@ def main() -> None:
         f"while inserting; L0 rises with insertions and falls with swaps. Here: {TOKENS} training tokens.",
     )
     show("In the model", waypoints(report.tables["waypoints"].frame), report.tables["waypoints"].caption)
-    counts = report.tables["components"].frame.pivot(index="kind", columns="pair", values="components").reset_index()
+    pairs = report.tables["components"].frame["pair"].unique()
+    counts = report.tables["components"].frame.pivot(index="kind", columns="pair", values="components")
+    counts = counts.loc[list(KINDS), pairs].reset_index()
     show("Components at a cosine of 0.7", counts, "Alive latents; dead ones take no part.")
     giant = report.tables["percolation"].frame.pivot(index="threshold", columns="pair", values="share of latents")
-    show("Share of latents in the largest component", giant.reset_index(), "Above 0.1: one giant component.")
+    show("Share of latents in the largest component", giant[pairs].reset_index(), "Above 0.1: one giant component.")
     show("Other ways from 256 to 512", humps(model), f"{TOKENS} training tokens.")
     if out is not None:
         report.save(out, force=True)

@@ -320,3 +320,19 @@ def test_parts_are_refitted_as_the_dictionaries_that_they_are(monkeypatch):
                 parts.made(chosen, kind, "part").reconstruct(X), other.reconstruct(X), atol=1e-3, rtol=1e-3
             )
         assert torch.equal(parts.made(chosen, "none", "part").reconstruct(X), part.reconstruct(X))
+
+
+@pytest.mark.parametrize(
+    ("objectives", "seeds"), [(("local", "e2e"), (0, 0)), (("e2e", "local"), (0, 0)), (("local", "local"), (0, 1))]
+)
+def test_dictionaries_of_two_objectives_or_seeds_are_stitched_and_measured_in_the_model(text, objectives, seeds):
+    small, large = (
+        replace(d, metadata=replace(d.metadata, objective=o, seed=s))
+        for d, o, s in zip(parents(), objectives, seeds, strict=True)
+    )
+    report = stitching(small, large, model=tiny_model(), text=text, tokens=2000, contexts=20)
+    quality = report.tables["quality"].frame.set_index("dictionary")
+    assert (quality["KL"] > 0).all() and np.isfinite(quality["CE increase"]).all()
+    stitched = report.dictionaries["stitched"]
+    assert stitched.metadata.objective == "stitched" and stitched.metadata.seed is None
+    assert {"KL", "CE increase"} <= set(report.tables["differences"].frame["metric"])
