@@ -41,6 +41,8 @@ benchmarks: setup
 	$(BIN)/python benchmarks/novelty.py
 	$(BIN)/python benchmarks/novelty_family.py --figure docs/images/novelty.png
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/path.py
+	$(BIN)/python benchmarks/path_gain.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/pathology.py --growth
 	$(BIN)/python benchmarks/pathology_family.py

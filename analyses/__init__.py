@@ -5,8 +5,9 @@ from analyses.geometry import geometry
 from analyses.matching import matching
 from analyses.novelty import novelty
 from analyses.pareto import pareto
+from analyses.path import path
 from analyses.pathology import pathology
 from analyses.stitching import stitching
 from analyses.verification import verification
 
-__all__ = ["downstream", "geometry", "matching", "novelty", "pareto", "pathology", "stitching", "verification"]
+__all__ = ["downstream", "geometry", "matching", "novelty", "pareto", "path", "pathology", "stitching", "verification"]

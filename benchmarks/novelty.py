@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from path_gain import path_gain, tell  # beside this script
 
 from analyses.novelty import insertion_effects
 from dictlab import Dictionary, LanguageModel, Text, TopK, activations, load
@@ -139,6 +140,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     as_json = parser.parse_args().json
     gains = {"one_pass_gain": round(one_pass_gain(), 1)}
+    print()
+    along = path_gain()
+    tell(along)
+    gains["path_gain"] = round(along["path_gain"], 1)
     if as_json:
         print(json.dumps(gains))
 

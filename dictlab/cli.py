@@ -35,7 +35,7 @@ from dictlab.train.run import Run
 GROUP = "dictlab.analyses"
 SHORT = {"stitch": "stitching", "verify": "verification"}  # analyses that are commands of their own
 HELP = {
-    "stitch": "Add to a small dictionary what a large one knows and it lacks, and measure the result.",
+    "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
     "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
 }
 NOT_TYPED = (Dictionary, LanguageModel, Text)  # on a command line these are given by name
