@@ -170,14 +170,8 @@ def frankenstein(
         alone, agreements = _compact(choices, made, sample, written, compact, heard)
         made |= alone
     points = measured(list(made.values()))
-    how: dict[str, Any] = {
-        "threshold": threshold,
-        "start": start,
-        "order": order,
-        "duplicates": duplicates,
-        "refit": refit,
-    }
-    how |= {"compact": compact, "search_refit": search_refit, "tokens": seen.n_tokens}
+    how: dict[str, Any] = {"threshold": threshold, "start": start, "order": order, "duplicates": duplicates}
+    how |= {"refit": refit, "compact": compact, "steps": steps, "search_refit": search_refit, "tokens": seen.n_tokens}
     suffix = written if compact == "no" else f"{written}, compact"
     result = {
         _file(choice): _described(made[f"{choice}, {suffix}"], points, sample, how | {"choice": choice})
@@ -185,14 +179,6 @@ def frankenstein(
     }
     comparisons = {cost: compared(points, trained, cost) for cost in ("l0", "latents")}
     found = tables.Found(points, trained, comparisons, f"{RULE}, {suffix}", best.name)
-    how: dict[str, Any] = {
-        "threshold": threshold,
-        "start": start,
-        "order": order,
-        "duplicates": duplicates,
-        "refit": refit,
-    }
-    how |= {"compact": compact, "steps": steps, "search_refit": search_refit, "tokens": seen.n_tokens}
     where = {"text": corpus.name, "model": lm.name, "context": length, "seed": seed}
     return Report(
         title=f"What is a dictionary worth that is put together from {len(donors)}?",
