@@ -39,6 +39,7 @@ interop: $(INTEROP)/.installed
 benchmarks: setup
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/frankenstein.py
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/pathology.py --growth

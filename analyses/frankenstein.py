@@ -39,8 +39,8 @@ from analyses.inputs import (
 from analyses.observations import Observations, observe
 from analyses.pareto_points import Point
 from analyses.pool import joinable, pooled
-from analyses.refit import refit_bias
-from analyses.search import search
+from analyses.refit import normal_equations, refit_bias
+from analyses.search import best_of_starts
 from analyses.thresholds import Agreement, Calibration, agreement, standing_alone
 from dictlab import activations
 from dictlab.dictionary import Dictionary
@@ -50,9 +50,10 @@ from dictlab.report import Report
 from dictlab.sparsity import emitting
 
 Compact = Literal["no", "codes", "decisions", "rate"]
-RULE = "cosine"
+RULE, ASKED = "cosine", "as asked"
 FILES = {RULE: "frankenstein", "best donor's L0": "donor_l0"}
 SEARCH_RIDGE = 0.01  # of the decoders that a search fits
+SEARCHED_REFITTED = 2048  # latents of a pool
 HEARD = 16_384  # held-out tokens on which firing decisions are compared
 
 
@@ -94,7 +95,7 @@ class Sample:
 def frankenstein(
     dictionaries: Sequence[DictionaryLike],
     *,
-    beside: Sequence[DictionaryLike] = (),
+    beside: Sequence[DictionaryLike] | None = None,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     threshold: float = 0.4,
@@ -106,7 +107,7 @@ def frankenstein(
     steps: int = 300,
     latents: int | None = None,
     l0: float | None = None,
-    search_refit: bool = False,
+    search_refit: bool | None = None,
     compact: Compact = "no",
     tokens: int = 65_536,
     contexts: int = 64,
@@ -130,7 +131,8 @@ def frankenstein(
         steps: Of gradient.
         latents: Most latents of one more choice by measured error.
         l0: Most active latents a token of that choice.
-        search_refit: Choose by the error that is left when the decoder is refitted; slow with many latents.
+        search_refit: Choose by the error that is left when the decoder is refitted; slow with many latents, so by
+            default only where there are at most 2,048.
         compact: Give latents of TopK and the like thresholds of their own, calibrated on their codes, firing decisions
             or firing rates, so that no rivals are carried along.
         tokens: Training tokens to choose and refit on.
@@ -143,7 +145,7 @@ def frankenstein(
     """
     check_at_least(0, seed=seed, steps=steps, latents=latents, l0=l0)
     written = _named(refit)
-    given, others = open_dictionaries(dictionaries, least=2), open_dictionaries(beside, least=0)
+    given, others = open_dictionaries(dictionaries, least=2), open_dictionaries(beside or [], least=0)
     _check(given, others)
     lm, corpus = open_model(model, given, device), open_text(text)
     donors, others = in_model(given, lm), in_model(others, lm)
@@ -161,8 +163,16 @@ def frankenstein(
 
     trained = measured([*donors, *others])
     best = min(trained[: len(donors)], key=lambda point: point.value("mse"))
-    asked = (latents, l0) if latents is not None or l0 is not None else None
-    choices, said = _choices(rule, sample, best, asked, search_refit)
+    rate = float(seen.firing_rate[rule.chosen].sum())
+    budgets: dict[str, tuple[int | None, float | None]] = {
+        "equal size": (int(rule.chosen.sum()), None),
+        "equal L0": (None, rate),
+        "best donor's L0": (None, best.value("l0")),
+    }
+    if latents is not None or l0 is not None:
+        budgets[ASKED] = (latents, l0)
+    by_refit = pool.n_latents <= SEARCHED_REFITTED if search_refit is None else search_refit
+    choices, said = _choices(rule, sample, [d.n_latents for d in joinable(donors)], budgets, by_refit)
     made = _all_refits(choices, sample, written, gradient)
     agreements: dict[str, Agreement] = {}
     if compact != "no":
@@ -171,7 +181,7 @@ def frankenstein(
         made |= alone
     points = measured(list(made.values()))
     how: dict[str, Any] = {"threshold": threshold, "start": start, "order": order, "duplicates": duplicates}
-    how |= {"refit": refit, "compact": compact, "steps": steps, "search_refit": search_refit, "tokens": seen.n_tokens}
+    how |= {"refit": refit, "compact": compact, "steps": steps, "search_refit": by_refit, "tokens": seen.n_tokens}
     suffix = written if compact == "no" else f"{written}, compact"
     result = {
         _file(choice): _described(made[f"{choice}, {suffix}"], points, sample, how | {"choice": choice})
@@ -221,27 +231,34 @@ def _by_rule(
 
 
 def _choices(
-    rule: Appended, sample: Sample, best: Point, asked: tuple[int | None, float | None] | None, search_refit: bool
+    rule: Appended,
+    sample: Sample,
+    widths: Sequence[int],
+    budgets: Mapping[str, tuple[int | None, float | None]],
+    refit: bool,
 ) -> tuple[dict[str, NDArray[np.bool_]], tuple[str, ...]]:
-    """The rule's latents, and those with the smallest error in its size, at its L0, and at the best donor's."""
+    """The rule's latents, and those with the smallest error within each budget."""
     made = form(sample.observations, sample.pool.W_dec)
-    size, rate = int(rule.chosen.sum()), made.l0(rule.chosen)
-    budgets: dict[str, tuple[int | None, float | None]] = {
-        "equal size": (size, None),
-        "equal L0": (None, rate),
-        "best donor's L0": (None, best.value("l0")),
-    }
-    if asked is not None:
-        budgets["as asked"] = asked
+    starts = [rule.chosen, *_each(widths)]
+    equations = normal_equations(sample.observations) if refit else None
     choices, said = {RULE: rule.chosen}, []
     for name, (latents, l0) in budgets.items():
-        found = search(made, latents=latents, l0=l0, refit=SEARCH_RIDGE if search_refit else None)
-        choices[name] = found.chosen
-        if found.approximate:
-            said.append(f"{name}: {found.approximate}.")
+        found = best_of_starts(made, starts, latents=latents, l0=l0, equations=equations, ridge=SEARCH_RIDGE)
         if not found.chosen.any():
-            raise DictlabError(f"{name}: no latent fits into latents {latents} and L0 {l0}. Allow more.")
+            if name == ASKED:
+                raise DictlabError(f"no latent fits into latents {latents} and L0 {l0}. Allow more.")
+            said.append(f"{name}: no latent that helps is active so seldom (L0 {l0}); left out.")
+            continue
+        choices[name] = found.chosen
+        if not found.settled:
+            said.append(f"{name}: the search stopped when its trials ran out; more might lower the error further.")
     return choices, tuple(said)
+
+
+def _each(widths: Sequence[int]) -> list[NDArray[np.bool_]]:
+    """Each donor's latents in the pool."""
+    donor = np.repeat(np.arange(len(widths)), widths)
+    return [donor == number for number in range(len(widths))]
 
 
 def _all_refits(

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from analyses.form import Form
 from analyses.observations import Observations
-from analyses.refit import normal_equations
+from analyses.refit import NormalEquations, normal_equations
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -185,18 +185,21 @@ class Refitted:
     _left: Array
     _schur: Array
 
-    def __init__(self, form: Form, start: Bool[Mask, " n_latents"], pull: float) -> None:
+    def __init__(
+        self, form: Form, start: Bool[Mask, " n_latents"], pull: float, equations: NormalEquations | None = None
+    ) -> None:
         """Starts from a set.
 
         Args:
             form: The pool.
             start: The set.
             pull: lambda; see `pull_of`.
+            equations: Those of the form's sample, if they are at hand.
 
         Raises:
             DictlabError: There are too many latents for their normal equations.
         """
-        equations = normal_equations(form.observations)
+        equations = normal_equations(form.observations) if equations is None else equations
         gram, moment = equations.gram.numpy(), equations.moment.numpy()
         energies = gram.diagonal()[:-1]
         before = form.directions.double().numpy()

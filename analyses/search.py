@@ -18,6 +18,7 @@ things have to fit into a small space, 0.8 % worse on average and 8 % at worst (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from analyses import refit as refits
 from analyses.form import Form
 from analyses.moves import AsTheyAre, Moves, Refitted, pull_of
 from analyses.observations import Observations
+from analyses.refit import NormalEquations
 from dictlab.errors import DictlabError, check_at_least
 
 TRIALS = 2000  # chosen latents that a place is sought for another in, at most
@@ -156,6 +158,37 @@ def search(
     if form.n_latents > refits.LARGEST_REFIT:
         return _shortlisted(form, begin, budget, pull, trials)
     return _searched(Refitted(form, begin, pull), budget, trials, form.constant)
+
+
+def best_of_starts(
+    form: Form,
+    starts: Sequence[Bool[Mask, " n_latents"]],
+    *,
+    latents: int | None = None,
+    l0: float | None = None,
+    equations: NormalEquations | None = None,
+    ridge: float = 0.01,
+    trials: int = TRIALS,
+) -> Search:
+    """The best of several searches: from nothing, and from each start. A trained dictionary is a good one: its latents
+    fit each other, and no way leads there from nothing along which every step helps.
+
+    Args:
+        form: The pool.
+        starts: Where to begin beside nothing; what is over budget goes first.
+        latents: As in `search`.
+        l0: As in `search`.
+        equations: With these, what each search finds is compared refitted, and the best is searched on from, refitted.
+        ridge: Of these decoders.
+        trials: As in `search`; a tenth of them with a refit, where each takes longer.
+    """
+    nothing = np.zeros(form.n_latents, dtype=bool)
+    found = [search(form, start, latents=latents, l0=l0, trials=trials) for start in (nothing, *starts)]
+    if equations is None:
+        return min(found, key=lambda one: one.error)
+    pull = pull_of(ridge, form.observations)
+    best = min((Refitted(form, one.chosen, pull, equations) for one in found), key=lambda state: state.error)
+    return _searched(best, _budget(form, latents, l0), -(-trials // 10), form.constant)
 
 
 def _budget(form: Form, latents: int | None, l0: float | None) -> Budget:
