@@ -23,8 +23,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from analyses import refit as refits
 from analyses.form import Form
@@ -170,25 +172,39 @@ def best_of_starts(
     ridge: float = 0.01,
     trials: int = TRIALS,
 ) -> Search:
-    """The best of several searches: from nothing, and from each start. A trained dictionary is a good one: its latents
-    fit each other, and no way leads there from nothing along which every step helps.
+    """A search from the best of several starts: what removing and adding alone make of nothing, and of each start.
+
+    A trained dictionary is a good start: its latents fit each other, and no way leads there from nothing along which
+    every step helps.
 
     Args:
         form: The pool.
         starts: Where to begin beside nothing; what is over budget goes first.
         latents: As in `search`.
         l0: As in `search`.
-        equations: With these, what each search finds is compared refitted, and the best is searched on from, refitted.
+        equations: With these, starts are compared refitted, and the search is one with a refit.
         ridge: Of these decoders.
         trials: As in `search`; a tenth of them with a refit, where each takes longer.
     """
     nothing = np.zeros(form.n_latents, dtype=bool)
-    found = [search(form, start, latents=latents, l0=l0, trials=trials) for start in (nothing, *starts)]
+    first = [search(form, start, latents=latents, l0=l0, trials=0) for start in (nothing, *starts)]
     if equations is None:
-        return min(found, key=lambda one: one.error)
+        best = min(first, key=lambda one: one.error)
+        return search(form, best.chosen, latents=latents, l0=l0, trials=trials)
     pull = pull_of(ridge, form.observations)
-    best = min((Refitted(form, one.chosen, pull, equations) for one in found), key=lambda state: state.error)
-    return _searched(best, _budget(form, latents, l0), -(-trials // 10), form.constant)
+    kept = [torch.from_numpy(np.flatnonzero(one.chosen)) for one in first]
+    errors = [_refitted_error(equations.of(some), form.directions[some], pull) for some in kept]
+    state = Refitted(form, first[int(np.argmin(errors))].chosen, pull, equations)
+    return _searched(state, _budget(form, latents, l0), -(-trials // 10), form.constant)
+
+
+def _refitted_error(equations: NormalEquations, directions: Tensor, pull: float) -> float:
+    """MSE of some latents with their decoder refitted."""
+    before = torch.cat([directions.double(), equations.moment.new_zeros(1, directions.shape[1])])
+    penalty = torch.full((len(before),), pull, dtype=torch.double)
+    penalty[-1] = 1e-9 * equations.gram[-1, -1]
+    factor = torch.linalg.cholesky(equations.gram + penalty.diag())
+    return equations.error(before + torch.cholesky_solve(equations.moment - equations.gram @ before, factor))
 
 
 def _budget(form: Form, latents: int | None, l0: float | None) -> Budget:

@@ -2,7 +2,7 @@
 
 python benchmarks/frankenstein.py [--json] [--out FOLDER] [--only NAME]
 
-Three pools: TopK16 of widths 256 to 4096 (seed 0), the same of widths 256 to 1024 with both seeds, and two ReLU
+Three pools: TopK16 of widths 256 to 4096 (seed 0), the same of widths 256 and 512 with both seeds, and two ReLU
 dictionaries of one width and two seeds. Others of the same kind stand beside, to be compared with and not used.
 """
 
@@ -21,7 +21,7 @@ from dictlab.report import Report
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SAMPLE = {"tokens": 49_152, "contexts": 32}
 TOPK = [f"local-topk16-{width}-s0" for width in (256, 512, 1024, 2048, 4096)]
-SEEDS = [f"local-topk16-{width}-s{seed}" for width in (256, 512, 1024) for seed in (0, 1)]
+SEEDS = [f"local-topk16-{width}-s{seed}" for width in (256, 512) for seed in (0, 1)]
 RELU = ["local-relu10-1024-s0", "local-relu10-1024-s1"]
 RELU_BESIDE = [f"local-relu{weight}-1024-s0" for weight in (5, 20, 35)]
 
@@ -37,7 +37,7 @@ def pools() -> dict[str, dict[str, object]]:
         "widths, cosine 0.7": {"dictionaries": files(TOPK), "beside": files(RELU_BESIDE[:1]), "threshold": 0.7},
         "seeds": {
             "dictionaries": files(SEEDS),
-            "beside": files([*TOPK[3:], *RELU_BESIDE[:1]]),
+            "beside": files([TOPK[2], *RELU_BESIDE[:1]]),
             "search_refit": True,
             "gradient": True,
             "compact": "codes",

@@ -16,7 +16,7 @@ from analyses.form import Form, form
 from analyses.moves import AsTheyAre, Refitted, pull_of
 from analyses.observations import Observations
 from analyses.refit import normal_equations
-from analyses.search import optimal, search
+from analyses.search import best_of_starts, optimal, search
 from dictlab import DictlabError
 from tests.planted import sparse_data
 
@@ -307,3 +307,21 @@ def test_a_fixed_bias_is_respected():
     found = search(fixed, latents=4)
     assert found.error == pytest.approx(fixed.error(found.chosen), rel=1e-6)
     assert replace(found, settled=True).chosen.sum() <= 4
+
+
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_search_from_the_best_of_several_starts_is_no_worse_than_what_each_of_them_leads_to(refit):
+    for seed in range(5):
+        made = pool(seed, n=16)
+        starts = [np.arange(16) < 8, np.arange(16) >= 8]
+        equations = normal_equations(made.observations) if refit else None
+        found = best_of_starts(made, starts, latents=5, l0=2.0, equations=equations, ridge=RIDGE)
+        assert found.chosen.sum() <= 5 and made.l0(found.chosen) <= 2.0
+        for start in (np.zeros(16, dtype=bool), *starts):
+            other = search(made, start, latents=5, l0=2.0, trials=0).chosen
+            if refit:
+                bare = [equations.of(torch.from_numpy(np.flatnonzero(m))) for m in (found.chosen, other)]
+                free = [e.error(torch.linalg.solve(e.gram, e.moment)) for e in bare]
+                assert free[0] <= free[1] + 0.01 * abs(free[1])  # up to the pull
+            else:
+                assert found.error <= made.error(other) + 1e-9
