@@ -20,6 +20,7 @@ from dictlab.report import Plot, Table
 
 SHOWN = ("l0", "mse", "explained_variance", "ce_increase", "kl")
 INTERVALS = ("mse", "ce_increase")
+WIDE = 5  # largest over smallest from which an axis is logarithmic
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +187,7 @@ def _plotted(found: Found, cost: str) -> Any:
         order = np.lexsort((y, x))
         on = y[order] == np.minimum.accumulate(y[order])
         ax.plot(x[order][on], y[order][on], color="black", lw=1)
-        ax.errorbar(x, y, yerr=_bars(found.trained, key), fmt=".", color="black", ms=7, lw=1, label="trained")
+        ax.errorbar(x, y, yerr=_bars(found.trained, key), fmt=".", color="black", ms=7, lw=1)
         for point in found.made:
             kind, refit = _parts(point.name)
             number = kinds.index(kind)
@@ -199,15 +200,17 @@ def _plotted(found: Found, cost: str) -> Any:
                 ms=6,
                 lw=1,
             )
-        if (y > 0).all() and all(point.value(key) > 0 for point in found.made):
-            ax.set_yscale("log")
-        ax.set_xscale("log")
+        for scale, values, k in ((ax.set_xscale, x, cost), (ax.set_yscale, y, key)):
+            every = [*values, *(_at(point, k) for point in found.made)]
+            if min(every) > 0 and max(every) > WIDE * min(every):
+                scale("log")
         metric = METRICS[key]
         ax.set(
             xlabel={"l0": "L0 (active latents/token)", "latents": "latents"}[cost],
             ylabel=f"{metric.label} ({metric.unit})",
         )
     panels[0].set_title(f"Put together or trained, at equal {COSTS[cost]}")
+    panels[1].set_title("How much does the model suffer?")
     for number, kind in enumerate(kinds):
         panels[1].plot([], [], color=style.colour(number), lw=3, label=kind)
     for number, refit in enumerate(refits):
