@@ -26,7 +26,7 @@ from dictlab.errors import check_at_least
 Parameters = Literal["biases", "all"]
 TRAINED = {"biases": ("b_enc", "b_out"), "all": ("W_enc", "b_enc", "W_dec", "b_out")}
 STEPS = 300
-TOKENS = 1024  # a step
+TOKENS = 256  # a step
 RATE = 3e-3  # what the first steps change a parameter by, as a share of its typical size
 LOOKS = 6  # times that the rest of the sample is looked at
 

@@ -19,7 +19,7 @@ from analyses.frankenstein import frankenstein
 from dictlab.report import Report
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
-SAMPLE = {"tokens": 49_152, "contexts": 32}
+SAMPLE = {"tokens": 32_768, "contexts": 24}
 TOPK = [f"local-topk16-{width}-s0" for width in (256, 512, 1024, 2048, 4096)]
 SEEDS = [f"local-topk16-{width}-s{seed}" for width in (256, 512) for seed in (0, 1)]
 RELU = ["local-relu10-1024-s0", "local-relu10-1024-s1"]
@@ -40,6 +40,7 @@ def pools() -> dict[str, dict[str, object]]:
             "beside": files([TOPK[2], *RELU_BESIDE[:1]]),
             "search_refit": True,
             "gradient": True,
+            "steps": 200,
             "compact": "codes",
         },
         "relu": {"dictionaries": files(RELU), "beside": files(RELU_BESIDE), "search_refit": True},
