@@ -11,12 +11,11 @@ and the L0 of the best of the dictionaries that it is made of. Each under every 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +23,8 @@ from analyses import frankenstein_tables as tables
 from analyses.appending import Appended, Order, Start, appended
 from analyses.form import form
 from analyses.frontier import compared
-from analyses.hybrids import BY_GRADIENT, CLOSED, Refit, hybrid, with_decoder
+from analyses.hybrids import BY_GRADIENT, CLOSED, Refit, Sample, hybrid
+from analyses.hybrids import compact as compacted
 from analyses.inputs import (
     DictionaryLike,
     ModelLike,
@@ -39,9 +39,9 @@ from analyses.inputs import (
 from analyses.observations import Observations, observe
 from analyses.pareto_points import Point
 from analyses.pool import joinable, pooled
-from analyses.refit import normal_equations, refit_bias
-from analyses.search import best_of_starts
-from analyses.thresholds import Agreement, Calibration, agreement, standing_alone
+from analyses.refit import normal_equations
+from analyses.starts import best_of_starts
+from analyses.thresholds import Agreement, Calibration, agreement
 from dictlab import activations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
@@ -55,41 +55,6 @@ FILES = {RULE: "frankenstein", "best donor's L0": "donor_l0"}
 SEARCH_RIDGE = 0.01  # of the decoders that a search fits
 SEARCHED_REFITTED = 2048  # latents of a pool
 HEARD = 16_384  # held-out tokens on which firing decisions are compared
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """What everything is chosen and refitted on.
-
-    Attributes:
-        pool: All latents of all donors.
-        batches: Activations.
-        observations: What the pool does on them.
-        b_out: The output bias of the donor that the rule starts from.
-        steps: Of fine-tuning.
-        seed: Of its order.
-    """
-
-    pool: Dictionary
-    batches: Sequence[Tensor]
-    observations: Observations
-    b_out: Float[Tensor, " d_in"]
-    steps: int
-    seed: int
-
-    def made(self, chosen: NDArray[np.bool_], refit: Refit, name: str) -> Dictionary:
-        """Some latents under a refit."""
-        return hybrid(
-            self.pool,
-            torch.from_numpy(chosen),
-            refit,
-            self.batches,
-            observations=self.observations,
-            b_out=self.b_out,
-            steps=self.steps,
-            seed=self.seed,
-            name=name,
-        )
 
 
 def frankenstein(
@@ -267,7 +232,7 @@ def _all_refits(
     """Every choice under every refit; those by gradient where they are asked for."""
     refits = [*CLOSED, *(refit for refit in BY_GRADIENT if gradient or refit == written)]
     named = {f"{choice}, {refit}": (chosen, refit) for choice, chosen in choices.items() for refit in refits}
-    return {name: sample.made(chosen, refit, name) for name, (chosen, refit) in named.items()}
+    return {name: hybrid(sample, torch.from_numpy(chosen), refit, name) for name, (chosen, refit) in named.items()}
 
 
 def _compact(
@@ -275,22 +240,17 @@ def _compact(
     made: Mapping[str, Dictionary],
     sample: Sample,
     written: Refit,
-    by: Compact,
+    by: Calibration,
     heard: Sequence[Tensor],
 ) -> tuple[dict[str, Dictionary], dict[str, Agreement]]:
     """What is written, each latent with a threshold of its own; as it is and, if it was, with its decoder refitted."""
-    found, agreements = {}, {}
+    found: dict[str, Dictionary] = {}
+    agreements: dict[str, Agreement] = {}
     for choice in choices:
         before = made[f"{choice}, {written}"]
-        name = f"{choice}, {written}, compact"
-        alone = standing_alone(before, sample.batches, by=cast(Calibration, by), name=f"{name}, not refitted again")
-        agreements[alone.name] = agreement(before, alone, heard)
-        found[alone.name] = alone
-        found[name] = alone if written == "none" else with_decoder(alone, sample.batches, name)
-        if written == "bias":
-            found[name] = refit_bias(alone, sample.batches)
-        found[name] = replace(found[name], name=name)
-        agreements[name] = agreements[alone.name]
+        alone, again = compacted(sample, before, written, by)
+        found |= {alone.name: alone, again.name: again}
+        agreements |= dict.fromkeys((alone.name, again.name), agreement(before, alone, heard))
     return found, agreements
 
 

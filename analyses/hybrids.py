@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.finetune import finetuned
+from analyses.finetune import Parameters, finetuned
 from analyses.observations import Observations, observe
 from analyses.pool import part_of
 from analyses.refit import best_ridge, normal_equations, refit_bias
+from analyses.thresholds import Calibration, standing_alone
 from dictlab.dictionary import Dictionary
 
 Refit = Literal["none", "bias", "decoder", "biases by gradient", "all by gradient"]
@@ -21,46 +22,63 @@ CLOSED: tuple[Refit, ...] = ("none", "bias", "decoder")
 BY_GRADIENT: tuple[Refit, ...] = ("biases by gradient", "all by gradient")
 
 
-def hybrid(
-    pool: Dictionary,
-    chosen: Bool[Tensor, " n_pool"],
-    refit: Refit,
-    batches: Sequence[Float[Tensor, "*tokens d_in"]],
-    *,
-    observations: Observations,
-    b_out: Float[Tensor, " d_in"],
-    steps: int,
-    seed: int,
-    name: str,
-) -> Dictionary:
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What everything is chosen and refitted on.
+
+    Attributes:
+        pool: All latents of all donors.
+        batches: Activations.
+        observations: What the pool does on them.
+        b_out: The output bias where nothing is refitted.
+        steps: Of gradient.
+        seed: Of the order of tokens in these.
+    """
+
+    pool: Dictionary
+    batches: Sequence[Float[Tensor, "*tokens d_in"]]
+    observations: Observations
+    b_out: Float[Tensor, " d_in"]
+    steps: int
+    seed: int
+
+
+def hybrid(sample: Sample, chosen: Bool[Tensor, " n_pool"], refit: Refit, name: str) -> Dictionary:
     """Some latents of a pool as a dictionary.
 
     By gradient everything starts from the best decoder, biases alone from the best output bias: what a closed form
     gives is not left to Adam.
 
     Args:
-        pool: Of `pool.pooled`.
+        sample: The pool, and what it is refitted on.
         chosen: Which latents.
         refit: What is refitted, encoders frozen but for the last.
-        batches: The activations that it is refitted on.
-        observations: Of the pool on these.
-        b_out: The output bias where nothing is refitted.
-        steps: Of gradient.
-        seed: Of the order of tokens in these.
         name: Of the result.
 
     Raises:
         DictlabError: There are too many latents to refit their decoder.
     """
     if refit in ("decoder", "all by gradient"):
-        made = _with_decoder(pool, chosen, observations, name)
+        made = _with_decoder(sample.pool, chosen, sample.observations, name)
     else:
-        made = part_of(pool, chosen, b_out=b_out, name=name)
-        made = made if refit == "none" else refit_bias(made, batches)
+        made = part_of(sample.pool, chosen, b_out=sample.b_out, name=name)
+        made = made if refit == "none" else refit_bias(made, sample.batches)
     if refit in BY_GRADIENT:
-        tuned = finetuned(made, batches, "biases" if refit == BY_GRADIENT[0] else "all", steps=steps, seed=seed)
-        made = _noted(tuned.dictionary, steps=steps, best_step=tuned.step)
+        parameters: Parameters = "biases" if refit == BY_GRADIENT[0] else "all"
+        tuned = finetuned(made, sample.batches, parameters, steps=sample.steps, seed=sample.seed)
+        made = _noted(tuned.dictionary, steps=sample.steps, best_step=tuned.step)
     return _noted(replace(made, name=name), refit=refit)
+
+
+def compact(sample: Sample, made: Dictionary, refit: Refit, by: Calibration) -> tuple[Dictionary, Dictionary]:
+    """A hybrid whose latents have thresholds of their own: as they come, and refitted again in closed form."""
+    name = f"{made.name}, compact"
+    alone = standing_alone(made, sample.batches, by=by, name=f"{name}, not refitted again")
+    if refit == "none":
+        return alone, replace(alone, name=name)
+    if refit == "bias":
+        return alone, replace(refit_bias(alone, sample.batches), name=name)
+    return alone, with_decoder(alone, sample.batches, name)
 
 
 def with_decoder(dictionary: Dictionary, batches: Sequence[Float[Tensor, "*tokens d_in"]], name: str) -> Dictionary:

@@ -18,21 +18,17 @@ things have to fit into a small space, 0.8 % worse on average and 8 % at worst (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from analyses import refit as refits
 from analyses.form import Form
 from analyses.moves import AsTheyAre, Moves, Refitted, pull_of
 from analyses.observations import Observations
-from analyses.refit import NormalEquations
 from dictlab.errors import DictlabError, check_at_least
 
 TRIALS = 2000  # chosen latents that a place is sought for another in, at most
@@ -148,66 +144,23 @@ def search(
             can handle.
     """
     check_at_least(0, trials=trials)
-    budget = _budget(form, latents, l0)
+    budget = budget_of(form, latents, l0)
     begin = np.zeros(form.n_latents, dtype=bool) if start is None else np.asarray(start, dtype=bool)
     if len(begin) != form.n_latents:
         raise DictlabError(f"the start of a search has {len(begin)} latents; its pool has {form.n_latents}.")
+    begin = begin & (budget.rates > 0)  # silent latents would take places
     if refit is None:
-        return _searched(AsTheyAre(form, begin), budget, trials, form.constant)
+        return searched(AsTheyAre(form, begin), budget, trials, form.constant)
     plain = search(form, start, latents=latents, l0=l0, trials=trials) if start is None else None
     begin = begin if plain is None else plain.chosen
     pull = pull_of(refit, form.observations)
     if form.n_latents > refits.LARGEST_REFIT:
         return _shortlisted(form, begin, budget, pull, trials)
-    return _searched(Refitted(form, begin, pull), budget, trials, form.constant)
+    return searched(Refitted(form, begin, pull), budget, trials, form.constant)
 
 
-def best_of_starts(
-    form: Form,
-    starts: Sequence[Bool[Mask, " n_latents"]],
-    *,
-    latents: int | None = None,
-    l0: float | None = None,
-    equations: NormalEquations | None = None,
-    ridge: float = 0.01,
-    trials: int = TRIALS,
-) -> Search:
-    """A search from the best of several starts: what removing and adding alone make of nothing, and of each start.
-
-    A trained dictionary is a good start: its latents fit each other, and no way leads there from nothing along which
-    every step helps.
-
-    Args:
-        form: The pool.
-        starts: Where to begin beside nothing; what is over budget goes first.
-        latents: As in `search`.
-        l0: As in `search`.
-        equations: With these, starts are compared refitted, and the search is one with a refit.
-        ridge: Of these decoders.
-        trials: As in `search`; a tenth of them with a refit, where each takes longer.
-    """
-    nothing = np.zeros(form.n_latents, dtype=bool)
-    first = [search(form, start, latents=latents, l0=l0, trials=0) for start in (nothing, *starts)]
-    if equations is None:
-        best = min(first, key=lambda one: one.error)
-        return search(form, best.chosen, latents=latents, l0=l0, trials=trials)
-    pull = pull_of(ridge, form.observations)
-    kept = [torch.from_numpy(np.flatnonzero(one.chosen)) for one in first]
-    errors = [_refitted_error(equations.of(some), form.directions[some], pull) for some in kept]
-    state = Refitted(form, first[int(np.argmin(errors))].chosen, pull, equations)
-    return _searched(state, _budget(form, latents, l0), -(-trials // 10), form.constant)
-
-
-def _refitted_error(equations: NormalEquations, directions: Tensor, pull: float) -> float:
-    """MSE of some latents with their decoder refitted."""
-    before = torch.cat([directions.double(), equations.moment.new_zeros(1, directions.shape[1])])
-    penalty = torch.full((len(before),), pull, dtype=torch.double)
-    penalty[-1] = 1e-9 * equations.gram[-1, -1]
-    factor = torch.linalg.cholesky(equations.gram + penalty.diag())
-    return equations.error(before + torch.cholesky_solve(equations.moment - equations.gram @ before, factor))
-
-
-def _budget(form: Form, latents: int | None, l0: float | None) -> Budget:
+def budget_of(form: Form, latents: int | None, l0: float | None) -> Budget:
+    """What may be spent of a pool; None is no limit."""
     check_at_least(0, **{name: value for name, value in (("latents", latents), ("l0", l0)) if value is not None})
     most, rates = float("inf") if latents is None else float(latents), form.observations.firing_rate
     slack = 1e-12 * form.n_latents  # of a sum of firing rates
@@ -226,7 +179,7 @@ def _shortlisted(form: Form, begin: Mask, budget: Budget, pull: float, trials: i
     gains = np.divide((form.linear - product) ** 2, form.diagonal, out=np.zeros(len(begin)), where=form.diagonal > 0)
     listed = np.sort(np.argsort(-np.where(begin, np.inf, gains), kind="stable")[:most])
     some = _part(form, listed)
-    found = _searched(
+    found = searched(
         Refitted(some, begin[listed], pull), replace(budget, rates=budget.rates[listed]), trials, form.constant
     )
     chosen = np.zeros(form.n_latents, dtype=bool)
@@ -256,7 +209,8 @@ def _part(form: Form, latents: NDArray[np.int64]) -> Form:
     )
 
 
-def _searched(state: Moves, budget: Budget, trials: int, scale: float) -> Search:
+def searched(state: Moves, budget: Budget, trials: int, scale: float) -> Search:
+    """A search from a state; changes smaller than `LEAST` of the scale do not count."""
     walk = _Walk(state, budget, LEAST * scale, trials)
     while budget.over(state.chosen):
         walk.reduce()

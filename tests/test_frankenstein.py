@@ -15,7 +15,7 @@ from analyses.frankenstein import frankenstein
 from analyses.frontier import frontier_at
 from analyses.observations import observe
 from analyses.pool import pooled
-from analyses.search import best_of_starts
+from analyses.starts import best_of_starts
 from dictlab import DictlabError, ReLU, TopK, load
 from tests.planted import random_dictionary, sparse_data, tiny_model
 

@@ -16,7 +16,8 @@ from analyses.form import Form, form
 from analyses.moves import AsTheyAre, Refitted, pull_of
 from analyses.observations import Observations
 from analyses.refit import normal_equations
-from analyses.search import best_of_starts, optimal, search
+from analyses.search import optimal, search
+from analyses.starts import best_of_starts
 from dictlab import DictlabError
 from tests.planted import sparse_data
 
@@ -325,3 +326,11 @@ def test_a_search_from_the_best_of_several_starts_is_no_worse_than_what_each_of_
                 assert free[0] <= free[1] + 0.01 * abs(free[1])  # up to the pull
             else:
                 assert found.error <= made.error(other) + 1e-9
+
+
+def test_silent_latents_of_a_start_take_no_places():
+    made, _ = planted()
+    found = search(made, np.ones(83, dtype=bool), latents=78, trials=0)
+    assert not found.chosen[78:].any() and not any(
+        move.removed is not None and move.removed >= 78 for move in found.moves
+    )
