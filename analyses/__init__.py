@@ -6,7 +6,18 @@ from analyses.matching import matching
 from analyses.novelty import novelty
 from analyses.pareto import pareto
 from analyses.pathology import pathology
+from analyses.probes import probes
 from analyses.stitching import stitching
 from analyses.verification import verification
 
-__all__ = ["downstream", "geometry", "matching", "novelty", "pareto", "pathology", "stitching", "verification"]
+__all__ = [
+    "downstream",
+    "geometry",
+    "matching",
+    "novelty",
+    "pareto",
+    "pathology",
+    "probes",
+    "stitching",
+    "verification",
+]
