@@ -62,7 +62,7 @@ def scaling(
         reasons = "; ".join(f"{row['law']}: {row['why']}" for row in why.to_dict("records")[:3])
         raise DictlabError(
             f"too few runs for a fit: {len(runs)} given ({reasons}). Give dictionaries of one objective and activation "
-            "function at three widths or more."
+            "function, and one k, at three widths or more."
         )
     return _report(runs, fits, predictions, why, dead_over_time(folders), [*notes], settings, opened)
 
@@ -96,8 +96,10 @@ def _report(
     }
     if not why.empty:
         made["not_fitted"] = Table(why, "Laws that these runs cannot tell, and why.")
+    lines = "Points: runs. Lines: fits to runs of one k, beyond them as well; dashed with an irreducible term."
     drawn = {
-        "laws": Plot(plots.laws(runs, fits), "Points: runs. Lines: fits, dashed with an irreducible term."),
+        "laws": Plot(plots.laws(runs, fits, LOSSES[0]), lines),
+        "laws_ce": Plot(plots.laws(runs, fits, LOSSES[1]), lines),
         "dead": Plot(
             plots.dead(runs, dead), "Share of latents that were never active; over training where there are logs."
         ),

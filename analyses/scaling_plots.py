@@ -11,22 +11,22 @@ from matplotlib.figure import Figure
 
 from analyses import style
 from analyses.laws import LAWS
-from analyses.scaling_runs import LOSSES
 
 UNITS = {"normalised MSE": "normalised MSE", "CE increase": "CE increase (nats/token)"}
 BY_NAME = {law.name: law for law in LAWS}
 
 
 @style.applied
-def laws(runs: pd.DataFrame, fits: pd.DataFrame) -> Figure:
-    """Each loss against width and against compute."""
-    figure, panels = style.axes(4, width=4.6, height=3.8)
-    places = [(loss, column) for loss in LOSSES for column in ("width", "FLOPs")]
-    titles = ("Does width pay?", "Does compute pay?", "… for the model?", "… for the model?")
-    for ax, (loss, column), title in zip(panels, places, titles, strict=True):
+def laws(runs: pd.DataFrame, fits: pd.DataFrame, loss: str) -> Figure:
+    """One loss against width and against compute."""
+    figure, panels = style.axes(2, width=5.2, height=4.0)
+    places = (
+        ("width", "width (latents)", "Does width pay?"),
+        ("FLOPs", "compute of training (FLOPs)", "Does compute?"),
+    )
+    for ax, (column, unit, title) in zip(panels, places, strict=True):
         _points(ax, runs, loss, column)
         _lines(ax, runs, fits, loss, column)
-        unit = "width (latents)" if column == "width" else "compute of training (FLOPs)"
         ax.set(xscale="log", yscale="log", xlabel=unit, ylabel=UNITS[loss], title=title)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
@@ -70,14 +70,14 @@ def _points(ax: Axes, runs: pd.DataFrame, loss: str, column: str) -> None:
 
 
 def _lines(ax: Axes, runs: pd.DataFrame, fits: pd.DataFrame, loss: str, column: str) -> None:
-    """The laws of one variable; of compute in grey, for they go through several series."""
+    """The laws of one variable."""
     colours = {name: style.colour(i) for i, (name, _) in enumerate(_series(runs))}
     wanted = "L(N)" if column == "width" else "L(C)"
-    for row in fits[(fits["loss"] == loss) & fits["law"].str.startswith(wanted)].to_dict("records"):
+    for row in fits[(fits["loss"] == loss) & fits["law"].isin([wanted, f"{wanted} + irreducible"])].to_dict("records"):
         law = BY_NAME[row["law"]]
-        own = dict(_series(runs)).get(row["runs of"], runs[runs["family"] == row["runs of"]])
+        own = dict(_series(runs))[row["runs of"]]
         seen = own[column].dropna().to_numpy(dtype=float)
         x = np.geomspace(seen.min(), 4 * seen.max(), 60)
         values = np.array([row[name] for name in law.parameters])
         y = np.exp(law.of(values, {law.variables[0]: np.log(x)}))
-        ax.plot(x, y, lw=1.2, ls="--" if law.irreducible else "-", color=colours.get(row["runs of"], "0.4"))
+        ax.plot(x, y, lw=1.2, ls="--" if law.irreducible else "-", color=colours[row["runs of"]])

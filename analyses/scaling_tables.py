@@ -18,6 +18,9 @@ def fitted(runs: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, p
     """Fits, predictions of the largest runs, and laws that could not be fitted with the reason."""
     fits, predictions, why = [], [], []
     for family, own in runs.groupby("family", sort=False):
+        if own["k"].isna().all():
+            why.append((family, "all", "all", "these runs have no k: they differ in sparsity as well as in width"))
+            continue
         for law in LAWS:
             for name, some in _parts(law, own):
                 label = f"{family}{name}"
@@ -40,14 +43,13 @@ def fitted(runs: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, p
 
 def _parts(law: Law, own: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """What a law is fitted to: one k at a time where it knows no k; of compute, the runs that no other beats."""
-    if "flops" in law.variables:
-        known = own[own["FLOPs"].notna()]
-        return [("", known[laws.front(known["FLOPs"], known["normalised MSE"])] if len(known) else known)]
     if "k" in law.variables:
         return [("", own)]
-    if own["k"].isna().all():
-        return [("", own)]
-    return [(f", k = {k}", some) for k, some in own.groupby("k")]
+    parts = [(f", k = {k}", some) for k, some in own.groupby("k")]
+    if "flops" not in law.variables:
+        return parts
+    known = [(name, some[some["FLOPs"].notna()]) for name, some in parts]
+    return [(name, some[laws.front(some["FLOPs"], some["normalised MSE"])]) for name, some in known]
 
 
 def _why(law: Law, x: laws.Columns, runs: int) -> str:

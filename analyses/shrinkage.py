@@ -208,7 +208,10 @@ def _report(
         ),
     }
     drawn = {
-        "refinement": Plot(plots.refinement(found, frame), f"Each active latent's refined over plain activation; {n}."),
+        "refinement": Plot(
+            plots.refinement(found, frame),
+            f"Each active latent's refined over plain activation, the last bin with all above; {n}.",
+        ),
         "recovery": Plot(plots.recovery(found, recovery), f"{n}. A ring marks the dictionary as it was trained."),
     }
     warnings = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analyses import scaling
-from dictlab import Metadata, Text, TopK, save
+from dictlab import Metadata, ReLU, Text, TopK, save
 from dictlab.errors import DictlabError
 from dictlab.flops import training_flops
 from tests.planted import SITE, random_dictionary, tiny_model
@@ -54,6 +54,13 @@ def test_too_few_runs_are_refused_with_what_is_needed():
         scaling([run(32), run(64)])
     with pytest.raises(DictlabError, match="1 of width"):
         scaling([run(32, seed=seed) for seed in range(6)])
+
+
+def test_runs_that_differ_in_sparsity_and_not_in_width_alone_are_in_no_fit():
+    penalised = [replace(run(width), activation=ReLU(), name=f"relu{width}") for width in (32, 64, 128, 256)]
+    report = scaling([*FAMILY, *penalised])
+    assert not report.tables["fits"].frame["runs of"].str.contains("relu").any()
+    assert report.tables["not_fitted"].frame["why"].str.contains("no k").any()
 
 
 def test_a_file_without_losses_is_named_and_measuring_is_offered():
