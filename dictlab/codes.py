@@ -9,6 +9,35 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class Columns(NamedTuple):
+    """Entries sorted by latent, and by token within one: latent j owns `starts[j]:starts[j + 1]`.
+
+    Attributes:
+        order: Where each stood among the codes' entries.
+        rows: The token of each.
+        starts: Where each latent's entries begin and end.
+    """
+
+    order: Int[Tensor, " nnz"]
+    rows: Int[Tensor, " nnz"]
+    starts: Int[Tensor, " n_latents+1"]
+
+
+class ByLatent:
+    """The columns of some codes, found at first need: the gradients of encoder and decoder both sum over them."""
+
+    def __init__(self) -> None:
+        self._found: Columns | None = None
+
+    def __call__(self, indices: Int[Tensor, " nnz"], offsets: Int[Tensor, " tokens+1"], n_latents: int) -> Columns:
+        """The columns of codes with these indices and offsets; always the same ones for one object."""
+        if self._found is None:
+            latents, order = torch.sort(indices.int(), stable=True)
+            starts = torch.searchsorted(latents, torch.arange(n_latents + 1, device=indices.device, dtype=torch.int32))
+            self._found = Columns(order, rows_of(offsets, len(indices))[order], starts)
+        return self._found
+
+
 class Codes(NamedTuple):
     """Sparse codes of a batch of tokens, in compressed rows: token t owns `offsets[t]:offsets[t + 1]`.
 
@@ -20,6 +49,7 @@ class Codes(NamedTuple):
     indices: Int[Tensor, " nnz"]
     offsets: Int[Tensor, " tokens+1"]
     n_latents: int
+    by_latent: ByLatent | None = None  # shared by whatever needs the entries in that order
 
     @property
     def n_tokens(self) -> int:
@@ -28,9 +58,12 @@ class Codes(NamedTuple):
     @property
     def rows(self) -> Int[Tensor, " nnz"]:
         """The token of each entry."""
-        return torch.repeat_interleave(
-            torch.arange(self.n_tokens, device=self.offsets.device), self.offsets.diff(), output_size=len(self.values)
-        )
+        return rows_of(self.offsets, len(self.values))
+
+    @property
+    def columns(self) -> Columns:
+        """The entries sorted by latent."""
+        return (self.by_latent or ByLatent())(self.indices, self.offsets, self.n_latents)
 
     def dense(self) -> Float[Tensor, "tokens n_latents"]:
         """The same codes as a full matrix."""
@@ -43,11 +76,14 @@ class Codes(NamedTuple):
 
     def firings(self) -> Int[Tensor, " n_latents"]:
         """Tokens at which each latent is active."""
-        return torch.bincount(self.indices[self.values != 0], minlength=self.n_latents)
+        found = torch.zeros(self.n_latents, dtype=torch.long, device=self.indices.device)
+        return found.index_add_(0, self.indices, (self.values != 0).long())
 
 
 def concatenate(parts: list[Codes]) -> Codes:
     """Codes of several groups of tokens, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
     counts = torch.cat([part.offsets.diff() for part in parts])
     return Codes(
         torch.cat([p.values for p in parts]),
@@ -55,6 +91,12 @@ def concatenate(parts: list[Codes]) -> Codes:
         offsets_of(counts),
         parts[0].n_latents,
     )
+
+
+def rows_of(offsets: Int[Tensor, " tokens+1"], entries: int) -> Int[Tensor, " nnz"]:
+    """The token of each entry, from where each token's entries begin."""
+    tokens = torch.arange(len(offsets) - 1, device=offsets.device)
+    return torch.repeat_interleave(tokens, offsets.diff(), output_size=entries)
 
 
 def offsets_of(counts: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens+1"]:

@@ -21,14 +21,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dictlab.codes import Codes, concatenate
+from dictlab.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
-from dictlab.normalisation import Centred, NoNormalisation, Normalisation, Scale
+from dictlab.normalisation import Centred, NoNormalisation, Normalisation, Scale, Undo
 from dictlab.records import from_record
 from dictlab.sparsity import Activation, emitting
-
-BLOCK = 1 << 25  # pre-activations held at once when encoding without gradients: 128 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class Dictionary:
                 )
             x = self.b_out.new_zeros(1, self.d_in)
         undo = self.normalisation(self._checked(x))[1]
-        return y * undo.scale + undo.shift
+        return undo(y)
 
     def reconstruct(self, x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens d_in"]:
         """decode(encode(x)), in the shape of x."""
@@ -155,7 +153,7 @@ class Dictionary:
         """Codes and reconstruction together."""
         codes, undo = self._encode(self._checked(x))
         y = sparse.decode(codes, self.W_dec) + self.b_out
-        return codes, (y * undo.scale + undo.shift).reshape(x.shape)
+        return codes, undo(y).reshape(x.shape)
 
     def pre_activations(
         self, x: Float[Tensor, "tokens d_in"], latents: Tensor | slice = slice(None)
@@ -215,14 +213,9 @@ class Dictionary:
             normalisation=NoNormalisation(),
         )
 
-    def _encode(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Codes, Any]:
+    def _encode(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Codes, Undo]:
         h, undo = self.normalisation(x)
-        h = h - self.b_pre
-        if torch.is_grad_enabled() or self.activation.batchwise:
-            return sparse.encode(h, self.W_enc, self.b_enc, self.activation), undo
-        blocks = h.split(max(1, BLOCK // self.n_latents)) if len(h) else (h,)
-        parts = [sparse.encode(block, self.W_enc, self.b_enc, self.activation) for block in blocks]
-        return parts[0] if len(parts) == 1 else concatenate(parts), undo
+        return sparse.encode(h, self.W_enc, self.b_enc, self.activation, self.b_pre), undo
 
     def _checked(self, x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "tokens d_in"]:
         if x.shape[-1] != self.d_in:

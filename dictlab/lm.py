@@ -215,9 +215,6 @@ class LanguageModel(Layout):
         Raises:
             DictlabError: As for `resume`.
         """
-        place = self.locate(site)
-        if place.kind == "resid_post" and place.module is self.blocks[-1]:
-            return activation
         return self.carried(activation, site, [self.last_site], residual=residual, past=past)[self.last_site]
 
     def carried(
@@ -233,12 +230,14 @@ class LanguageModel(Layout):
 
         Arguments and errors as for `carry`.
         """
-        if not sites:
-            return {}
-        caught: dict[str, Tensor] = {}
+        place = self.locate(site)
+        caught = {other: activation for other in sites if self.locate(other) == place}
+        later = [other for other in sites if other not in caught]
+        if not later:
+            return caught
         with (
-            self._resuming(activation, site, sites, residual) as tokens,
-            self._catching(sites, caught, leave=True),
+            self._resuming(activation, site, later, residual) as tokens,
+            self._catching(later, caught, leave=True),
             suppress(_Reached),
         ):
             self.logits(tokens, None if past is None else past.cache(len(tokens)))

@@ -22,6 +22,11 @@ class Undo(NamedTuple):
     scale: Tensor | float
     shift: Tensor | float
 
+    def __call__(self, y: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_in"]:
+        """`y * scale + shift`, without a pass over y for what does nothing."""
+        scaled = y if isinstance(self.scale, float) and self.scale == 1.0 else y * self.scale
+        return scaled if isinstance(self.shift, float) and self.shift == 0.0 else scaled + self.shift
+
 
 class Normalisation(Protocol):
     """From an activation x to the encoder's input h, and how to come back."""

@@ -6,13 +6,18 @@ From residual streams leaving the last block: P clean, Q altered, logits p and q
     CE          = -log Q(next token)
     entropy     = -sum_v P(v) log P(v)
 
-Logits exist for one block of tokens at a time, and the clean ones of a block serve every alteration of it.
+Logits exist for one block of tokens at a time, and the clean ones of a block serve every alteration of it. For
+training, `losses` takes the gradients of a block while its logits are there:
+
+    dKL / d(altered logits) = Q - P            dCE / d(altered logits) = Q - [v is the next token]
+
+and carries them back through the model's own unembedding and final norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -76,6 +81,102 @@ def compare(
             # log Q = log P + d - log E_P[exp d]
             ce[some, block] = ce_clean[block] - own + mean + kl[some, block]
     return Outputs(kl, ce, ce_clean, entropy)
+
+
+class Losses(NamedTuple):
+    """Means over tokens, in nats, differentiable in the altered streams; None where what it takes was not given.
+
+    Attributes:
+        kl: KL(clean || altered).
+        ce: Cross-entropy of the next token under the altered distribution, over the tokens that have one.
+    """
+
+    kl: Float[Tensor, ""] | None
+    ce: Float[Tensor, ""] | None
+
+
+def losses(
+    model: LanguageModel,
+    altered: Float[Tensor, "tokens d_model"],
+    *,
+    clean: Float[Tensor, "tokens d_model"] | None = None,
+    following: Int[Tensor, " tokens"] | None = None,
+) -> Losses:
+    """How far an alteration moves the output, as losses. Memory: a few blocks of logits, whatever the vocabulary.
+
+    Args:
+        model: The language model.
+        altered: Residual streams leaving the last block, as `LanguageModel.carry` gives them.
+        clean: The same without the alteration; KL needs them. No gradient flows to them.
+        following: The token that comes next, -1 where none is known; cross-entropy needs them.
+    """
+    kl, ce = _Losses.apply(altered, clean, following, model)
+    return Losses(kl, ce)
+
+
+class _Losses(torch.autograd.Function):
+    """Values and gradients together, block by block: once the logits are gone, it would take both products again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, altered: Tensor, clean: Tensor | None, following: Tensor | None, model: LanguageModel
+    ) -> tuple[Tensor | None, Tensor | None]:
+        with_grad = ctx.needs_input_grad[0]
+        blocks = list(_slices(len(altered), max(1, LOGITS // model.vocabulary)))
+        found = [
+            _block_losses(
+                model,
+                altered[block].detach(),
+                None if clean is None else clean[block],
+                None if following is None else following[block].to(altered.device),
+                with_grad,
+            )
+            for block in blocks
+        ]
+        kl, ce, by_kl, by_ce = (
+            None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)
+        )  # each of a block's four, for all tokens
+        n = len(altered)
+        n_known = n if following is None else (following >= 0).sum().to(altered.device)
+        ctx.save_for_backward(
+            by_kl if by_kl is None else by_kl.div_(n), by_ce if by_ce is None else by_ce.div_(n_known)
+        )
+        return kl if kl is None else kl.sum() / n, ce if ce is None else ce.sum() / n_known
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        pairs = zip(ctx.saved_tensors, upstream, strict=True)
+        parts = [own * factor for own, factor in pairs if own is not None and factor is not None]
+        return (sum(parts[1:], parts[0]), None, None, None)
+
+
+def _block_losses(
+    model: LanguageModel, altered: Tensor, clean: Tensor | None, following: Tensor | None, with_grad: bool
+) -> tuple[Tensor | None, ...]:
+    """KL and CE of each token of a block, and their gradients at its streams."""
+    with torch.set_grad_enabled(with_grad):
+        streams = altered.requires_grad_(with_grad)
+        logits = model.unembed(streams)
+    log_q = logits.detach().float().log_softmax(dim=-1)
+    kl = ce = by_kl = by_ce = p = None
+    if following is not None:
+        known = following >= 0
+        ce = torch.where(known, -_at(log_q, following), 0.0)
+    if clean is not None:
+        with torch.no_grad():
+            log_p = model.unembed(clean).float().log_softmax(dim=-1)
+        p = log_p.exp()
+        kl = torch.linalg.vecdot(p, log_p.sub_(log_q))
+        del log_p
+    if with_grad:
+        q = log_q.exp_()
+        if p is not None:
+            at_logits = torch.sub(q, p, out=p).to(logits.dtype)
+            (by_kl,) = torch.autograd.grad(logits, streams, at_logits, retain_graph=following is not None)
+        if following is not None:
+            at_logits = q.scatter_add_(1, following.clamp_min(0)[:, None], q.new_full((len(q), 1), -1.0))
+            (by_ce,) = torch.autograd.grad(logits, streams, at_logits.mul_(known[:, None]).to(logits.dtype))
+    return kl, ce, by_kl, by_ce
 
 
 def following(tokens: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictlab.codes import Codes, offsets_of
+from dictlab.selection import largest
 
 
 class Activation(Protocol):
@@ -125,7 +126,7 @@ class TopK(PerToken):
     kind: ClassVar[str] = "topk"
 
     def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
-        values, indices = z.topk(min(self.k, z.shape[1]), dim=1, sorted=False)
+        values, indices = largest(z, min(self.k, z.shape[1]))
         return _rectangle(values.relu(), indices, z.shape[1])
 
 

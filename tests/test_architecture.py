@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 BASE = {"dictlab.errors", "dictlab.__about__", "dictlab.seeds", "dictlab.names", "dictlab.flops"}
 COLUMN_D = {
     "dictlab.codes",
+    "dictlab.selection",
     "dictlab.sparsity",
     "dictlab.normalisation",
     "dictlab.kernels",
@@ -28,14 +29,15 @@ COLUMN_M = {
     "dictlab.activations",
     "dictlab.outputs",
 }
-SHARED = {"dictlab.report", "dictlab.evaluate", "dictlab.conventions", "dictlab.describe"}
+SHARED = {"dictlab.cards", "dictlab.report", "dictlab.evaluate", "dictlab.conventions", "dictlab.describe"}
 ALLOWED = {
     "dictlab.errors": set(),
     "dictlab.__about__": set(),
     "dictlab.seeds": set(),
     "dictlab.names": set(),
     "dictlab.codes": BASE,
-    "dictlab.sparsity": BASE | {"dictlab.codes"},
+    "dictlab.selection": set(),
+    "dictlab.sparsity": BASE | {"dictlab.codes", "dictlab.selection"},
     "dictlab.records": BASE | {"dictlab.sparsity"},
     "dictlab.normalisation": BASE,
     "dictlab.kernels": BASE | {"dictlab.codes", "dictlab.sparsity"},
@@ -51,7 +53,8 @@ ALLOWED = {
     "dictlab.lm": BASE | {"dictlab.hooks", "dictlab.layout", "dictlab.past"},
     "dictlab.outputs": BASE | {"dictlab.lm"},
     "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm"},
-    "dictlab.report": BASE | COLUMN_D,
+    "dictlab.cards": set(),
+    "dictlab.report": BASE | COLUMN_D | {"dictlab.cards"},
     "dictlab.describe": BASE | COLUMN_D,
     "dictlab.conventions": BASE | COLUMN_D | COLUMN_M,
     "dictlab.evaluate": BASE | COLUMN_D | COLUMN_M | {"dictlab.conventions"},

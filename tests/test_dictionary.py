@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dictlab import DictlabError
-from dictlab import dictionary as module
+from dictlab.kernels import sparse
 from dictlab.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.sparsity import BatchTopK
 from tests.planted import random_dictionary
@@ -122,7 +122,8 @@ def test_encoding_in_blocks_gives_what_encoding_at_once_gives(monkeypatch, activ
     """Where codes depend on the batch, no blocks are made of it."""
     dictionary, x = random_dictionary(activation=activation), torch.randn(50, 8)
     whole = dictionary.encode(x).dense()
-    monkeypatch.setattr(module, "BLOCK", 24 * 7)
+    monkeypatch.setattr(sparse, "BLOCK", 24 * 7)
+    monkeypatch.setattr(sparse, "ROWS", 1)
     with torch.no_grad():
         torch.testing.assert_close(dictionary.encode(x).dense(), whole, atol=1e-6, rtol=1e-6)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from dictlab.codes import Codes
 from dictlab.kernels import sparse
+from dictlab.kernels.product import affine
 from dictlab.sparsity import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK, Union
 from tests.test_sparsity import every, gated, jumprelu
 
@@ -100,6 +101,51 @@ def test_half_a_unions_slope_is_not_rounded_to_less_than_its_parts():
     precise = Gated(own.b_gate.double(), own.r_mag.double(), own.b_mag.double())
     union = Union(((2, ReLU()), (4, precise)), torch.ones(6).bool())
     assert torch.equal(union.slope(torch.tensor([0, 3, 5, 1])), torch.cat([torch.ones(1), precise.r_mag[[1, 3]].exp(), torch.ones(1)]).double())  # fmt: skip
+
+
+@given(st.integers(1, 7), st.integers(1, 30), st.integers(1, 9), st.integers(0, 10_000))
+def test_what_is_subtracted_from_the_input_has_its_own_gradient(tokens, n, d, seed):
+    """The same as subtracting it outside, values and gradients."""
+    x, W_enc, b_enc, W_dec = problem(tokens, n, d, seed, torch.float64)
+    centre = torch.randn(d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+    inputs, results = [x, W_enc, b_enc, centre], []
+    for codes in (sparse.encode(x, W_enc, b_enc, TopK(3), centre), sparse.encode(x - centre, W_enc, b_enc, TopK(3))):
+        out = sparse.decode(codes, W_dec).square().sum()
+        results.append([out, *torch.autograd.grad(out, inputs)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.kind)
+def test_encoding_in_blocks_has_the_same_gradients(monkeypatch, activation):
+    inputs, results = problem(50, 30, 9, 0), []
+    for rows in (256, 7):
+        monkeypatch.setattr(sparse, "ROWS", rows)
+        monkeypatch.setattr(sparse, "BLOCK", rows)
+        out = sparse.decode(sparse.encode(*inputs[:3], activation), inputs[3]).square().sum()
+        results.append([out, *torch.autograd.grad(out, inputs)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(0, 5, 7), (1, 1, 1), (300, 70, 33)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_encoders_product_is_a_product_with_a_bias(dtype, shape, transposed):
+    tokens, n, d = shape
+    h, W, b = torch.randn(tokens, d, dtype=dtype), torch.randn(d, n, dtype=dtype), torch.randn(n, dtype=dtype)
+    W = W.T.contiguous().T if transposed else W
+    torch.testing.assert_close(affine(h, W, b), (h.double() @ W.double() + b.double()).to(dtype), atol=1e-4, rtol=1e-5)
+    shared = torch.randn(tokens, 2 * d, dtype=dtype)[:, ::2]  # not contiguous
+    torch.testing.assert_close(affine(shared, W, b), shared @ W + b, atol=1e-4, rtol=1e-5)
+
+
+def test_entries_are_sorted_by_latent_once_for_all_gradients(monkeypatch):
+    sorts, original = [], torch.sort
+    monkeypatch.setattr(torch, "sort", lambda *a, **k: sorts.append(1) or original(*a, **k))
+    inputs = problem(6, 9, 5, 3)
+    sparse.decode(sparse.encode(*inputs[:3], TopK(2)), inputs[3]).sum().backward()
+    assert len(sorts) == 1
 
 
 def test_entries_that_repeat_add_up():

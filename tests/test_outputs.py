@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dictlab import LanguageModel, outputs
-from dictlab.outputs import compare, following
+from dictlab.outputs import compare, following, losses
 from tests.test_lm import ENDS, SMALL, TOKENS, build
 
 ARCHITECTURES = ["gpt2", "gpt_neox", "llama", "gemma2"]
@@ -54,6 +54,55 @@ def test_streaming_in_blocks_of_any_size_agrees_with_whole_distributions(lm, log
         expected = cross_entropy(logits_[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten(), reduction="none")
         torch.testing.assert_close(own[:, :-1].flatten(), expected, rtol=1e-5, atol=1e-5)
         assert own[:, -1].isnan().all()
+
+
+def plain(lm, altered, clean):
+    """KL and CE by plain operators on all logits at once, in float32, with the gradient of each at the streams."""
+    altered = altered.clone().requires_grad_()
+    p, q = lm.unembed(clean).log_softmax(-1), lm.unembed(altered).log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    ce = cross_entropy(q.view(*TOKENS.shape, -1)[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+    return [(own.detach(), torch.autograd.grad(own, altered, retain_graph=True)[0]) for own in (kl, ce)]
+
+
+@pytest.mark.parametrize("logits", [1, 130, 1 << 20])
+def test_streamed_losses_and_their_gradients_are_those_of_plain_autograd(lm, logits, monkeypatch):
+    """To 1e-5: final norm, unembedding and logit caps are the model's, whatever the block size."""
+    monkeypatch.setattr(outputs, "LOGITS", logits)
+    clean = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)
+    altered = clean + 0.3 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    expected = plain(lm, altered, clean)
+    streams = altered.clone().requires_grad_()
+    both = losses(lm, streams, clean=clean, following=following(TOKENS).flatten())
+    alone = (losses(lm, streams, clean=clean).kl, losses(lm, streams, following=following(TOKENS).flatten()).ce)
+    for found in (both, alone):
+        for own, (value, gradient) in zip(found, expected, strict=True):
+            torch.testing.assert_close(own.detach(), value, rtol=1e-5, atol=1e-6)
+            got = torch.autograd.grad(own, streams, retain_graph=True)[0]
+            assert (got - gradient).abs().max() <= 1e-5 * gradient.abs().max()
+    weighted = torch.autograd.grad(0.5 * both.kl + 3 * both.ce, streams)[0]
+    torch.testing.assert_close(weighted, 0.5 * expected[0][1] + 3 * expected[1][1], rtol=1e-4, atol=1e-7)
+
+
+def test_losses_never_hold_the_logits_of_more_than_a_block_and_give_the_model_no_gradients(monkeypatch):
+    lm, rows = build("gpt2"), []
+    monkeypatch.setattr(outputs, "LOGITS", 3 * lm.vocabulary)
+    original = LanguageModel.unembed
+    monkeypatch.setattr(LanguageModel, "unembed", lambda self, x: rows.append(len(x)) or original(self, x))
+    clean = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)
+    streams = (clean + 0.1).requires_grad_()
+    losses(lm, streams, clean=clean).kl.backward()
+    assert max(rows) == 3 and sum(rows) == 2 * len(clean)
+    assert streams.grad.any() and all(p.grad is None for p in lm.model.parameters())
+
+
+def test_losses_without_gradients_are_the_same_numbers(lm):
+    clean = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)
+    altered = clean + 0.1
+    without = losses(lm, altered, clean=clean, following=following(TOKENS).flatten())
+    found = losses(lm, altered.requires_grad_(), clean=clean, following=following(TOKENS).flatten())
+    assert not without.kl.requires_grad and torch.equal(without.kl, found.kl) and torch.equal(without.ce, found.ce)
+    assert losses(lm, altered, clean=clean).ce is None
 
 
 def test_the_logit_cap_of_a_model_counts():

@@ -11,10 +11,11 @@ from torch.nn.functional import mse_loss
 from analyses.matching import nearest
 from dictlab import DictlabError, Metadata, ReLU, Text, TopK, load
 from dictlab.activations import statistics
-from dictlab.train import OBJECTIVES, Objective, TrainConfig, train
+from dictlab.train import OBJECTIVES, Objective, TrainConfig, penalties, train
 from dictlab.train import objectives as terms
-from dictlab.train.learner import Learner, geometric_median, nearest_power_of_two, schedule
+from dictlab.train.learner import Learner, geometric_median, schedule
 from dictlab.train.objectives import Batch, Splice
+from dictlab.train.variants import selection
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
 LATER = ["blocks.2.hook_resid_pre"]
@@ -38,8 +39,9 @@ def config(**changes) -> TrainConfig:
 def splice_and_batch(text):
     model = tiny_model()
     tokens = next(text.batches(model.tokenizer, 16, 4))
-    clean = model.forward(tokens, [SITE, *LATER])
-    return Splice(model, SITE, SITE, LATER), Batch(clean.activations[SITE], clean), tokens
+    splice = Splice(model, SITE, SITE, LATER)
+    clean = model.capture(tokens, splice.sites)
+    return splice, Batch(clean[SITE], clean), tokens
 
 
 def learner_for(data: torch.Tensor, **changes) -> Learner:
@@ -56,10 +58,10 @@ def test_model_terms_are_their_formulas(text):
     x_hat = batch.x + 0.3 * torch.randn_like(batch.x)
     found = terms.model_terms(Objective(kl=1, downstream=1), x_hat, batch, splice)
     spliced = splice.model.splice(tokens, SITE, x_hat, LATER)
-    p, q = batch.clean.logits.softmax(-1), spliced.logits.softmax(-1)
+    p, q = splice.model.logits(tokens).softmax(-1), spliced.logits.softmax(-1)
     kl = (p * (p.log() - q.log())).sum(-1).mean()
     torch.testing.assert_close(found["kl"], kl, rtol=1e-4, atol=1e-6)
-    downstream = (spliced.activations[LATER[0]] - batch.clean.activations[LATER[0]]).square().mean()
+    downstream = (spliced.activations[LATER[0]] - batch.clean[LATER[0]]).square().mean()
     torch.testing.assert_close(found["downstream"], downstream, rtol=1e-5, atol=1e-7)
 
 
@@ -73,9 +75,9 @@ def test_the_loss_of_an_l1_dictionary_and_its_gradient_are_those_of_the_formula(
     codes = torch.relu((s * x - bias) @ encoder.T + b_enc) / s
     x_hat = (codes @ decoder + bias / s).reshape(batch.x.shape)
     spliced = splice.model.splice(tokens, SITE, x_hat, LATER)
-    log_p, log_q = batch.clean.logits.log_softmax(-1), spliced.logits.log_softmax(-1)
+    log_p, log_q = splice.model.logits(tokens).log_softmax(-1), spliced.logits.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-    later = mse_loss(spliced.activations[LATER[0]], batch.clean.activations[LATER[0]])
+    later = mse_loss(spliced.activations[LATER[0]], batch.clean[LATER[0]])
     l1 = 0.7 / 16 * codes.abs().sum(dim=1).mean()
     expected = {"local": mse_loss(x_hat, batch.x), "e2e": kl, "e2e+ds": 0.5 * kl + 2.5 * later}[objective] + l1
     gradients = torch.autograd.grad(expected, [encoder, b_enc, decoder, bias])
@@ -95,7 +97,7 @@ def test_aux_k_is_its_formula_and_teaches_only_dead_latents():
     x = torch.randn(30, 8)
     dead = torch.arange(20) >= 15
     x_hat = dictionary.reconstruct(x)
-    found = terms.aux_k(dictionary, x, x_hat, dead, k=3)
+    found = penalties.aux_k(dictionary, x, x_hat, dead, k=3)
     z = ((x - dictionary.b_pre) @ dictionary.W_enc + dictionary.b_enc)[:, 15:]
     chosen = torch.zeros_like(z).scatter(1, z.topk(3, dim=1).indices, 1.0)
     error = (x - x_hat).detach()
@@ -111,9 +113,9 @@ def test_aux_k_is_its_formula_and_teaches_only_dead_latents():
 def test_aux_k_without_dead_latents_or_with_fewer_than_k():
     dictionary, x = random_dictionary(20, 8), torch.randn(30, 8)
     x_hat = dictionary.reconstruct(x)
-    assert terms.aux_k(dictionary, x, x_hat, torch.zeros(20).bool(), 4) == 0
-    assert terms.aux_k(dictionary, x, x_hat, torch.arange(20) == 3, 4) > 0
-    assert terms.aux_k(dictionary, x, x, torch.arange(20) == 3, 4) == 0  # nothing is left to explain
+    assert penalties.aux_k(dictionary, x, x_hat, torch.zeros(20).bool(), 4) == 0
+    assert penalties.aux_k(dictionary, x, x_hat, torch.arange(20) == 3, 4) > 0
+    assert penalties.aux_k(dictionary, x, x, torch.arange(20) == 3, 4) == 0  # nothing is left to explain
 
 
 # The learner
@@ -177,14 +179,14 @@ def test_the_learning_rate_rises_and_falls_as_stated():
 
 @pytest.mark.parametrize(("x", "power"), [(384, 512), (64, 64), (0.4, 1), (3, 4), (22, 16)])
 def test_the_nearest_power_of_two(x, power):
-    assert nearest_power_of_two(x) == power
+    assert penalties.nearest_power_of_two(x) == power
 
 
 def test_aux_k_revives_latents_that_plain_topk_leaves_dead(monkeypatch):
     """As many latents as directions, half of them started so that they cannot fire."""
 
     def dead_share(weight: float) -> float:
-        monkeypatch.setattr(terms, "AUX_WEIGHT", weight)
+        monkeypatch.setattr(selection, "AUX_WEIGHT", weight)
         x, _ = sparse_data(20_000, n=64, active=3)
         learner = learner_for(x, width=(64,), k=(3,), lr=3e-3, tokens=512 * 300, batch=512, dead_after=4096, aux_k=16)
         with torch.no_grad():
@@ -270,11 +272,11 @@ def test_an_interrupt_finishes_the_step_and_keeps_a_usable_dictionary(tmp_path, 
     steps = []
     original = Learner.step
 
-    def step(self, *arguments):
+    def step(self, *arguments, **options):
         steps.append(1)
         if len(steps) == 5:
             signal.raise_signal(signal.SIGINT)
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     monkeypatch.setattr(Learner, "step", step)
     before = signal.getsignal(signal.SIGINT)
@@ -313,7 +315,7 @@ def test_a_dictionary_that_no_run_of_this_folder_made_is_not_overwritten(tmp_pat
     ("changes", "message"),
     [
         ({"k": (99,)}, "k 99 exceeds width 24"),
-        ({"width": ()}, r"width is \[\]"),
+        ({"l1": ()}, r"l1 is \[\]"),
         ({"seed": (0, 0)}, r"seed is \[0, 0\].*different"),
         ({"lr": -1.0}, "lr is -1"),
         ({"clip": -1.0}, "clip"),

@@ -4,11 +4,12 @@ With k active latents of n, only the encoder's product is dense. Everything afte
 
     x_hat_t = sum_j f_tj d_j            decode            a weighted sum of gathered rows
     dL/df_tj = d_j . g_t                at the entries    a sampled dense-dense product
-    dL/dd_j = sum_t f_tj g_t            transposed        a sparse-transpose times dense product
-    dL/de_j = sum_t (dL/dz_tj) h_t      transposed        the same, with the inputs
+    dL/dd_j = sum_t f_tj g_t            transposed        a weighted sum of gathered rows, entries sorted by latent
+    dL/de_j = sum_t (dL/dz_tj) h_t      transposed        the same, with the inputs, in the same order
+    dL/dc   = -sum_j (sum_t dL/dz_tj) e_j                 one matrix-vector product
 
-with f the codes, d_j a decoder row, e_j an encoder column, h the encoder's input and g = dL/dx_hat. Plain torch
-operators, so they run wherever torch does.
+with f the codes, d_j a decoder row, e_j an encoder column, h = x - c the encoder's input and g = dL/dx_hat. The
+pre-activations z exist for a block of tokens at a time. Plain torch operators, so they run wherever torch does.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from dictlab.codes import Codes
+from dictlab.codes import ByLatent, Codes, concatenate
+from dictlab.kernels.product import affine
 from dictlab.sparsity import Activation
+
+BLOCK = 1 << 21  # pre-activations held at once: 8 MiB in float32, so that they are still in the cache when looked at
+ROWS = 256  # but so many tokens at least, or the product would read the encoder too often
 
 with warnings.catch_warnings():  # torch says once a process that its CSR tensors are young
     warnings.simplefilter("ignore")
@@ -30,19 +35,21 @@ with warnings.catch_warnings():  # torch says once a process that its CSR tensor
 
 
 def encode(
-    h: Float[Tensor, "tokens d_in"],
+    x: Float[Tensor, "tokens d_in"],
     W_enc: Float[Tensor, "d_in n_latents"],
     b_enc: Float[Tensor, " n_latents"],
     activation: Activation,
+    centre: Float[Tensor, " d_in"] | None = None,
 ) -> Codes:
-    """Codes of h: `activation(h @ W_enc + b_enc)`, differentiable in h, W_enc and b_enc."""
-    values, indices, offsets = _Encode.apply(h, W_enc, b_enc, activation)
-    return Codes(values, indices, offsets, W_enc.shape[1])
+    """Codes of x: `activation((x - centre) @ W_enc + b_enc)`, differentiable in all of its tensors."""
+    by_latent = ByLatent()
+    values, indices, offsets = _Encode.apply(x, centre, W_enc, b_enc, activation, by_latent)
+    return Codes(values, indices, offsets, W_enc.shape[1], by_latent)
 
 
 def decode(codes: Codes, W_dec: Float[Tensor, "n_latents d_in"]) -> Float[Tensor, "tokens d_in"]:
     """`codes.dense() @ W_dec`, differentiable in the codes' values and in W_dec."""
-    out: Tensor = _Decode.apply(codes.values, codes.indices, codes.offsets, W_dec)
+    out: Tensor = _Decode.apply(codes.values, codes.indices, codes.offsets, W_dec, codes.by_latent)
     return out
 
 
@@ -55,7 +62,11 @@ def products_at(
 
 def transposed(codes: Codes, rows: Float[Tensor, "tokens d"]) -> Float[Tensor, "n_latents d"]:
     """`codes.dense().T @ rows`."""
-    return _transposed(codes.values, codes.indices, codes.rows, rows, codes.n_latents)
+    columns = codes.columns
+    weights = codes.values.to(rows.dtype)[columns.order]
+    return embedding_bag(
+        columns.rows, rows, columns.starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
 
 
 def _products_at(indices: Tensor, offsets: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -66,41 +77,46 @@ def _products_at(indices: Tensor, offsets: Tensor, left: Tensor, right: Tensor) 
     return out
 
 
-def _transposed(values: Tensor, indices: Tensor, rows: Tensor, dense: Tensor, n: int) -> Tensor:
-    matrix = torch.sparse_coo_tensor(torch.stack([indices, rows]), values, (n, len(dense)), check_invariants=False)
-    out: Tensor = torch.sparse.mm(matrix, dense)
-    return out
-
-
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, W_enc: Tensor, b_enc: Tensor, activation: Activation) -> tuple[Tensor, ...]:
-        codes = activation(torch.addmm(b_enc, h, W_enc))
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        centre: Tensor | None,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        activation: Activation,
+        by_latent: ByLatent,
+    ) -> tuple[Tensor, ...]:
+        h = x if centre is None else x - centre
+        size = len(h) if activation.batchwise else max(ROWS, BLOCK // W_enc.shape[1])
+        codes = concatenate([activation(affine(block, W_enc, b_enc)) for block in h.split(max(1, size))])
         ctx.save_for_backward(h, W_enc, codes.values, codes.indices, codes.offsets)
-        ctx.activation = activation
+        ctx.activation, ctx.by_latent = activation, by_latent
         ctx.mark_non_differentiable(codes.indices, codes.offsets)
         return codes.values, codes.indices, codes.offsets
 
     @staticmethod
     def backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         h, W_enc, values, indices, offsets = ctx.saved_tensors
+        for_x, for_centre, for_W, for_b = ctx.needs_input_grad[:4]
         slope = ctx.activation.slope(indices)
         slope = slope.to(values) if isinstance(slope, Tensor) else slope
-        codes = Codes(grad_values * (values != 0) * slope, indices, offsets, W_enc.shape[1])
-        grad_h = decode(codes, W_enc.T) if ctx.needs_input_grad[0] else None
-        grad_W = transposed(codes, h).T if ctx.needs_input_grad[1] else None
-        grad_b = None
-        if ctx.needs_input_grad[2]:
-            grad_b = h.new_zeros(codes.n_latents).index_add_(0, indices, codes.values)
-        return grad_h, grad_W, grad_b, None
+        codes = Codes(grad_values * (values != 0) * slope, indices, offsets, W_enc.shape[1], ctx.by_latent)
+        grad_x = decode(codes, W_enc.T) if for_x else None
+        grad_W = transposed(codes, h).T if for_W else None
+        grad_b = h.new_zeros(codes.n_latents).index_add_(0, indices, codes.values) if for_centre or for_b else None
+        grad_centre = -(W_enc @ grad_b) if for_centre else None
+        return grad_x, grad_centre, grad_W, grad_b, None, None
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, indices: Int[Tensor, " nnz"], offsets: Int[Tensor, " tokens+1"], W_dec: Tensor
+        ctx: Any, values: Tensor, indices: Tensor, offsets: Tensor, W_dec: Tensor, by_latent: ByLatent | None
     ) -> Tensor:
         ctx.save_for_backward(values, indices, offsets, W_dec)
+        ctx.by_latent = by_latent
         return embedding_bag(indices, W_dec, offsets[:-1], mode="sum", per_sample_weights=values.to(W_dec.dtype))
 
     @staticmethod
@@ -108,5 +124,6 @@ class _Decode(torch.autograd.Function):
         values, indices, offsets, W_dec = ctx.saved_tensors
         g = g.contiguous()
         grad_values = _products_at(indices, offsets, g, W_dec) if ctx.needs_input_grad[0] else None
-        grad_W = transposed(Codes(values, indices, offsets, len(W_dec)), g) if ctx.needs_input_grad[3] else None
-        return grad_values, None, None, grad_W
+        codes = Codes(values, indices, offsets, len(W_dec), ctx.by_latent)
+        grad_W = transposed(codes, g) if ctx.needs_input_grad[3] else None
+        return grad_values, None, None, grad_W, None
