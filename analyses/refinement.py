@@ -18,10 +18,11 @@ from torch import Tensor
 
 from analyses.nnls import nnls
 from dictlab.codes import Codes
-from dictlab.dictionary import BLOCK, Dictionary
+from dictlab.dictionary import Dictionary
 from dictlab.sparsity import BatchTopK, JumpReLU, ReLU, TopK
 
 HELD = 1 << 24  # numbers of gathered directions, or of Gram matrices, held at once
+CUTS = 1 << 25  # pre-activations that thresholds are chosen from
 PLAIN = (
     ReLU,
     TopK,
@@ -76,7 +77,7 @@ def with_threshold(dictionary: Dictionary, threshold: float) -> Dictionary:
 @torch.no_grad()
 def thresholds(dictionary: Dictionary, x: Float[Tensor, "tokens d_in"], wanted: list[int]) -> list[float]:
     """The thresholds above which so many latents a token are active on average, on as many tokens as memory allows."""
-    x = x[: max(1, BLOCK // dictionary.n_latents)]
+    x = x[: max(1, CUTS // dictionary.n_latents)]
     z = dictionary.pre_activations(x).flatten()
     most = min(max(wanted) * len(x), len(z) - 1)
     ordered = z.topk(most + 1).values

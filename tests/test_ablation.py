@@ -7,9 +7,9 @@ import torch
 
 from analyses import ablation
 from analyses.ablation import sparsity
-from dictlab import Metadata, Text, TopK
+from dictlab import Metadata, TopK
 from dictlab.errors import DictlabError
-from tests.planted import SITE, random_dictionary, tiny_model
+from tests.planted import SITE, many_documents, random_dictionary, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(90):
-        (folder / f"{i}.txt").write_text(f"document {i}: " + "all work and no play, some rest as well. " * 8)
-    return Text.files(folder)
+    return many_documents(tmp_path_factory.mktemp("text"))
 
 
 def test_an_effect_on_one_logit_has_the_least_sparsity_there_is():

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from analyses import scaling
-from dictlab import Metadata, ReLU, Text, TopK, save
+from dictlab import Metadata, ReLU, TopK, save
 from dictlab.errors import DictlabError
 from dictlab.flops import training_flops
-from tests.planted import SITE, random_dictionary, tiny_model
+from tests.planted import SITE, many_documents, random_dictionary, tiny_model
 
 
 def run(width, k=4, seed=0, loss=None, objective="local"):
@@ -69,10 +69,8 @@ def test_a_file_without_losses_is_named_and_measuring_is_offered():
 
 
 def test_losses_are_measured_where_that_is_asked_for(tmp_path):
-    for i in range(60):
-        (tmp_path / f"{i}.txt").write_text(f"document {i}: " + "all work and no play, some rest as well. " * 8)
     several = [replace(run(width), metadata=Metadata(site=SITE, objective="local")) for width in (32, 64, 128, 256)]
-    report = scaling(several, measure=True, model=tiny_model(), text=Text.files(tmp_path), contexts=4)
+    report = scaling(several, measure=True, model=tiny_model(), text=many_documents(tmp_path), contexts=4)
     assert (report.tables["runs"].frame["normalised MSE"] > 0).all()
     assert report.tables["runs"].frame["FLOPs"].isna().all() and "No FLOPs" in report.warnings[0]
 

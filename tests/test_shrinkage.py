@@ -9,11 +9,11 @@ from torch.nn.functional import normalize
 
 from analyses import shrinkage
 from analyses.refinement import refined, thresholds, with_k, with_threshold
-from dictlab import Dictionary, Metadata, ReLU, Text, TopK
+from dictlab import Dictionary, Metadata, ReLU, TopK
 from dictlab.errors import DictlabError
 from dictlab.normalisation import LayerNorm
 from dictlab.sparsity import AbsTopK, JumpReLU
-from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
+from tests.planted import SITE, many_documents, random_dictionary, sparse_data, tiny_model
 
 
 def shrunk(factor, n=8, d=16):
@@ -76,10 +76,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    for i in range(60):
-        (folder / f"{i}.txt").write_text(f"document {i}: " + "all work and no play, some rest as well. " * 8)
-    return Text.files(folder)
+    return many_documents(tmp_path_factory.mktemp("text"))
 
 
 def test_the_report_marks_training_and_agrees_with_it_at_the_same_k(model, text):
