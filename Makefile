@@ -38,7 +38,8 @@ interop: $(INTEROP)/.installed
 
 benchmarks: setup
 	$(BIN)/python benchmarks/family.py
-	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/novelty.py
+	$(BIN)/python benchmarks/novelty_family.py --figure docs/images/novelty.png
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/pathology.py --growth
