@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import normalize
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from dictlab import Dictionary, LanguageModel, Metadata, ReLU, TopK
+from dictlab import Dictionary, LanguageModel, Metadata, ReLU, Text, TopK
 from dictlab.normalisation import NoNormalisation, Normalisation
 from dictlab.sparsity import Activation
 
@@ -89,3 +91,10 @@ def sparse_data(
     strength = 1 + torch.rand(tokens, active, generator=generator)
     codes = torch.zeros(tokens, n).scatter(1, chosen, strength)
     return codes @ directions + 0.7, directions
+
+
+def many_documents(folder: Path) -> Text:
+    """A text of 90 short documents that are much alike: both of its splits hold contexts enough for small tests."""
+    for i in range(90):
+        (folder / f"{i}.txt").write_text(f"document {i}: " + "all work and no play, some rest as well. " * 8)
+    return Text.files(folder)
