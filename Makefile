@@ -38,8 +38,12 @@ interop: $(INTEROP)/.installed
 
 benchmarks: setup
 	$(BIN)/python benchmarks/family.py
-	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/novelty.py
+	$(BIN)/python benchmarks/novelty_family.py --figure docs/images/novelty.png
+	$(BIN)/python benchmarks/frankenstein.py
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/path.py
+	$(BIN)/python benchmarks/path_gain.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/pathology.py --growth
 	$(BIN)/python benchmarks/pathology_family.py

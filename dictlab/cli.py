@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -35,7 +36,7 @@ from dictlab.train.run import Run
 GROUP = "dictlab.analyses"
 SHORT = {"stitch": "stitching", "verify": "verification"}  # analyses that are commands of their own
 HELP = {
-    "stitch": "Add to a small dictionary what a large one knows and it lacks, and measure the result.",
+    "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
     "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
 }
 NOT_TYPED = (Dictionary, LanguageModel, Text)  # on a command line these are given by name
@@ -320,6 +321,8 @@ def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Calla
         report = analysis(*positional.args, **positional.kwargs)
         if not isinstance(report, Report):
             raise DictlabError(f"analysis {analysis.__name__!r} returned {type(report).__name__}, not a Report.")
+        if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one writes
+            return report.passed is False
         typed = shlex.join(["dictlab", *arguments])
         report.save(folder, force=overwrite, command=typed)
         _print_report(report, folder)

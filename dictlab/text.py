@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -186,6 +186,20 @@ class Text:
         contexts = self.contexts(tokenizer, length, seed=seed, repeat=repeat)
         while group := list(islice(contexts, size)):
             yield torch.stack(group)
+
+
+def rows(name: str, split: Split, columns: Sequence[str], limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """The first rows of a data set, and whether this split is its own; if not, they are all of its rows.
+
+    Raises:
+        DictlabError: It cannot be opened or read, or a column is missing.
+    """
+    found, own_split = _open_dataset(name, split)
+    read = list(islice(_reading(name, found), limit))
+    missing = next((column for column in columns if read and column not in read[0]), None)
+    if missing is not None:
+        raise DictlabError(f"table {name}: no column {missing!r}; it has {', '.join(read[0])}.")
+    return read, own_split
 
 
 def _held_out(key: str) -> bool:

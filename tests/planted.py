@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import normalize
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from dictlab import Dictionary, LanguageModel, Metadata, ReLU, TopK
+from dictlab import Dictionary, LanguageModel, Metadata, ReLU, Text, TopK
 from dictlab.normalisation import NoNormalisation, Normalisation
 from dictlab.sparsity import Activation
 
@@ -102,3 +104,10 @@ def planted_model(d: int = 16) -> LanguageModel:
         model.model.transformer.ln_f = torch.nn.Identity()
         model.model.lm_head.weight.copy_(0.3 * torch.randn(97, d, generator=torch.Generator().manual_seed(1)))
     return model
+
+
+def many_documents(folder: Path) -> Text:
+    """A text of 90 short documents that are much alike: both of its splits hold contexts enough for small tests."""
+    for i in range(90):
+        (folder / f"{i}.txt").write_text(f"document {i}: " + "all work and no play, some rest as well. " * 8)
+    return Text.files(folder)

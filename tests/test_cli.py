@@ -133,7 +133,18 @@ def refuse(run, tmp_path):
         (("stitch",), ("SMALL", "LARGE", "--select", "--refit", "--force", "The dictionary that is added to")),
         (
             ("report",),
-            ("downstream", "geometry", "matching", "novelty", "pareto", "pathology", "stitching", "verification"),
+            (
+                "downstream",
+                "frankenstein",
+                "geometry",
+                "matching",
+                "meta",
+                "novelty",
+                "pareto",
+                "pathology",
+                "stitching",
+                "verification",
+            ),
         ),
         (("report", "geometry"), ("DICTIONARIES", "--no-umap", "--seed", "--out")),
         (("info",), ("FILE", "--format", "--map", "--scale", "--ignore")),
@@ -456,7 +467,8 @@ class TestDictionariesThatDoNotGoTogether:
         refuse(*command, pair[0], "gone.safetensors", says=("gone.safetensors", "no such file"))
 
     def test_the_same_file_twice(self, refuse, pair, command):
-        refuse(*command, pair[0], pair[0], says=("two dictionaries are called 'small'",))
+        said = "given twice" if "stitch" in command else "two dictionaries are called 'small'"
+        refuse(*command, pair[0], pair[0], says=("small", said))
 
 
 # Mistakes
