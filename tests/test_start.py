@@ -88,7 +88,7 @@ def test_fine_tuning_under_kl_brings_the_output_nearer_and_says_what_it_cost(tmp
         config(tokens=6400, lr=1e-2, start=(str(path),), objective="e2e"), out=tmp_path / "b", model=model, text=text
     )
     once = train(
-        config(tokens=12_800, finetune="e2e", finetune_tokens=6400, **settings),
+        config(tokens=12_800, finetune="e2e", finetune_tokens=6400, finetune_lr=1.0, **settings),
         out=tmp_path / "c",
         model=model,
         text=text,
