@@ -92,6 +92,9 @@ def build(arguments: Sequence[str]) -> App:
         help_epilogue=_examples(
             "dictlab train checkpoints/gpt2-python-2m blocks.3.hook_resid_pre --width 512 1024 --k 16 32 --seed 0 1",
             "dictlab train gpt2 blocks.6.hook_resid_pre --activation relu --l1 4 --objective local e2e --text my/texts",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --activation batchtopk jumprelu --k 32 --l0 0.001 0.003",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --k 32 --finetune e2e --finetune-tokens 100000",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --start mine.safetensors --objective weighted --kl 1 --ce 0.1",
             "dictlab train run.toml --seed 3",
             "dictlab train --data activations.npy --width 2048 --k 32",
             "dictlab train --resume runs/first",

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dictlab import Dictionary, DictlabError, Metadata, ReLU, Text, TopK, save
+from dictlab import Dictionary, DictlabError, Metadata, ReLU, TopK, save
 from dictlab.activations import statistics
 from dictlab.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.sparsity import AbsTopK, Gated, GroupMax, JumpReLU, Union
@@ -16,16 +16,6 @@ from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
 N = 24
 LATER = "blocks.2.hook_resid_pre"
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Text:
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    for number in range(150):
-        letters = torch.randint(33, 127, (120,), generator=generator)
-        (folder / f"{number}.txt").write_text("".join(map(chr, letters.tolist())))
-    return Text.files(folder)
 
 
 def config(**changes) -> TrainConfig:
@@ -98,7 +88,7 @@ def test_fine_tuning_under_kl_brings_the_output_nearer_and_says_what_it_cost(tmp
         config(tokens=6400, lr=1e-2, start=(str(path),), objective="e2e"), out=tmp_path / "b", model=model, text=text
     )
     once = train(
-        config(tokens=12_800, finetune="e2e", finetune_tokens=6400, **settings),
+        config(tokens=12_800, finetune="e2e", finetune_tokens=6400, finetune_lr=1.0, **settings),
         out=tmp_path / "c",
         model=model,
         text=text,

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from analyses.matching import nearest
-from dictlab import DictlabError, Metadata, ReLU, Text, TopK, load
+from dictlab import DictlabError, Metadata, ReLU, TopK, load
 from dictlab.activations import statistics
 from dictlab.train import OBJECTIVES, Objective, TrainConfig, penalties, train
 from dictlab.train import objectives as terms
@@ -19,16 +19,6 @@ from dictlab.train.variants import selection
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
 LATER = ["blocks.2.hook_resid_pre"]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Text:
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(0)
-    for number in range(150):
-        letters = torch.randint(33, 127, (120,), generator=generator)
-        (folder / f"{number}.txt").write_text("".join(map(chr, letters.tolist())))
-    return Text.files(folder)
 
 
 def config(**changes) -> TrainConfig:

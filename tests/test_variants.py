@@ -15,7 +15,7 @@ from dictlab.train import TrainConfig
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.objectives import Batch, Splice
 from dictlab.train.penalties import l1
-from dictlab.train.variants import BY_NAME
+from dictlab.train.variants import BY_NAME, selection
 from dictlab.train.variants.matryoshka import between
 from tests.planted import SITE, planted_model, sparse_data
 
@@ -297,15 +297,17 @@ def test_planted_directions_are_recovered_through_the_model(objective):
 
 
 def test_aux_k_ends_dead_latents_where_plain_topk_leaves_a_fifth_dead(monkeypatch):
-    """Twice as many latents as directions, from the usual start, nothing done to them."""
-    from dictlab.train.variants import selection
+    """64 sparse directions beside one that is much stronger: latents that begin away from it never win at first."""
+    x, _ = sparse_data(20_000, n=64, d=32, active=3)
+    generator = torch.Generator().manual_seed(0)
+    strong = normalize(torch.randn(32, generator=generator), dim=0)
+    x = x + 12 * torch.randn(len(x), 1, generator=generator) * strong
 
     def dead_share(weight: float) -> float:
         monkeypatch.setattr(selection, "AUX_WEIGHT", weight)
-        x, _ = sparse_data(40_000, n=64, d=16, active=1)
-        learner = learner_for(x, width=256, k=1, lr=1e-2, tokens=512 * 400, batch=512, dead_after=4096, aux_k=32)
-        for step in range(400):
-            at = step * 512 % 39_936
+        learner = learner_for(x, width=96, lr=1e-2, tokens=512 * 200, batch=512, dead_after=4096, aux_k=32)
+        for step in range(200):
+            at = step * 512 % 19_456
             log = learner.step(Batch(x[at : at + 512]), None)
         return float(log["dead"])
 

@@ -144,7 +144,7 @@ class TrainConfig:
     later: tuple[str, ...] = ()
     finetune: ObjectiveName | None = None
     finetune_tokens: int | None = None
-    finetune_lr: float = 1.0
+    finetune_lr: float = 0.3
     finetune_penalty: float = 1.0
     start: tuple[str, ...] = ()
     seed: tuple[int, ...] = (0,)
