@@ -7,6 +7,17 @@ from analyses.novelty import novelty
 from analyses.pareto import pareto
 from analyses.pathology import pathology
 from analyses.stitching import stitching
+from analyses.training import training
 from analyses.verification import verification
 
-__all__ = ["downstream", "geometry", "matching", "novelty", "pareto", "pathology", "stitching", "verification"]
+__all__ = [
+    "downstream",
+    "geometry",
+    "matching",
+    "novelty",
+    "pareto",
+    "pathology",
+    "stitching",
+    "training",
+    "verification",
+]
