@@ -4,9 +4,9 @@ Reads what runs logged: loss and each of its terms before its weight, L0, explai
 throughput, against the tokens trained on. The log has one record for each member and every 25th step, of that step's
 batch alone; a running mean over a twentieth of the records is drawn through them.
 
-At the end of training stands the mean over the last tenth of the records, two at least. Its interval is a bootstrap over records:
-batches differ, and so does what a dictionary is from one to the next, so it tells the noise of the log, and nothing
-about other seeds.
+At the end of training stands the mean over the last tenth of the records, two at least. Its interval is a bootstrap
+over records: batches differ, and so does what a dictionary is from one to the next, so it tells the noise of the log,
+and nothing about other seeds.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def training(runs: Sequence[str | Path], *, seed: int = 0) -> Report:
         tables={
             "ends": Table(
                 ends,
-                f"Mean over the last {1 / END:.0%} of the log (two records at least), 95 % bootstrap interval over its records; throughput is "
+                f"Mean over the last {1 / END:.0%} of the log (two records at least), 95 % bootstrap interval over its "
+                "records; throughput is "
                 "the median over the whole run. Held-out metrics are in the dictionaries' own files.",
             ),
             "curves": Table(
