@@ -14,6 +14,7 @@ from analyses.probes import probes
 from analyses.scaling import scaling
 from analyses.shrinkage import shrinkage
 from analyses.stitching import stitching
+from analyses.training import training
 from analyses.verification import verification
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "scaling",
     "shrinkage",
     "stitching",
+    "training",
     "verification",
 ]

@@ -21,7 +21,8 @@ from analyses.labels import Labelled, encoded, touched
 from dictlab import seeds
 from dictlab.errors import DictlabError
 from dictlab.lm import LanguageModel
-from dictlab.text import leading_tokens, rows
+from dictlab.packing import leading_tokens
+from dictlab.text import rows
 
 Pool = Literal["mean", "last"]
 HELD_OUT = 0.3  # of the rows of a table without splits of its own

@@ -24,7 +24,8 @@ from analyses.python_places import Span
 from analyses.python_spans import TASKS, spans
 from dictlab import seeds
 from dictlab.errors import DictlabError
-from dictlab.text import SPREAD, Text, leading_tokens
+from dictlab.packing import leading_tokens
+from dictlab.text import SPREAD, Text
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,9 @@ Reads what runs logged: loss and each of its terms before its weight, L0, explai
 throughput, against the tokens trained on. The log has one record for each member and every 25th step, of that step's
 batch alone; a running mean over a twentieth of the records is drawn through them.
 
-At the end of training stands the mean over the last tenth of the records. Its interval is a bootstrap over records:
-batches differ, and so does what a dictionary is from one to the next, so it tells the noise of the log, and nothing
-about other seeds.
+At the end of training stands the mean over the last tenth of the records, two at least. Its interval is a bootstrap
+over records: batches differ, and so does what a dictionary is from one to the next, so it tells the noise of the log,
+and nothing about other seeds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OVERALL = {  # metrics of every member, their axis, and whether it is logarithmi
     "dead": ("dead latents (share)", False),
     "tokens_per_second": ("throughput (tokens/s)", False),
 }
-END = 10  # the end of training is the last of so many parts of its log
+END = 10  # the end of training is the last of so many parts of its log, and two records at least
 SMOOTH = 20  # the running mean is over one of so many parts
 LEGEND = 8  # members that a legend has room for
 
@@ -62,7 +62,8 @@ def training(runs: Sequence[str | Path], *, seed: int = 0) -> Report:
         tables={
             "ends": Table(
                 ends,
-                f"Mean over the last {1 / END:.0%} of the log, 95 % bootstrap interval over its records; throughput is "
+                f"Mean over the last {1 / END:.0%} of the log (two records at least), 95 % bootstrap interval over its "
+                "records; throughput is "
                 "the median over the whole run. Held-out metrics are in the dictionaries' own files.",
             ),
             "curves": Table(
@@ -96,7 +97,7 @@ def _ends(curves: pd.DataFrame, folders: Sequence[RunFolder], seed: int) -> pd.D
     """One row a member."""
     rows = []
     for (run, member), own in curves.groupby(["run", "member"], sort=False):
-        last = own.tail(max(1, len(own) // END))
+        last = own.tail(max(2, len(own) // END))
         row = {"run": run, "member": member, "tokens": int(own["tokens"].max())}
         for metric in ("loss", "l0", "explained_variance", "dead"):
             values = last[metric].to_numpy(dtype=float)
@@ -131,9 +132,11 @@ def _plot(curves: pd.DataFrame, metrics: Sequence[str], title: str) -> Plot:
         if logarithmic and (curves[metric].dropna() > 0).all():
             ax.set_yscale("log")
         ax.set(xlabel="tokens (millions)", ylabel=label)
+        if metric in ("dead", "tokens_per_second"):
+            ax.set_ylim(bottom=0)
     panels[0].set_title(title)
     if 1 < len(names) <= LEGEND:
-        panels[0].legend(style.short(names, 40), loc="best")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     crowd = f" {len(names)} members; the table curves tells them apart." if len(names) > LEGEND else ""
     window = _window(len(curves) // len(names))
     return Plot(
@@ -145,7 +148,7 @@ def _plot(curves: pd.DataFrame, metrics: Sequence[str], title: str) -> Plot:
 def _line(ax: Axes, x: np.ndarray, y: np.ndarray, number: int, name: str) -> None:
     window = _window(len(y))
     smooth = pd.Series(y).rolling(window, center=True, min_periods=1).mean()
-    ax.plot(x, smooth, color=style.colour(number), ls=style.line(number), lw=1.6, label=name)
+    ax.plot(x, smooth, color=style.colour(number), ls=style.line(number), lw=1.6, label=style.short([name], 60)[0])
     ax.plot(x, y, color=style.colour(number), lw=0.5, alpha=0.35, label="_each")
 
 
@@ -156,10 +159,11 @@ def _window(records: int) -> int:
 def _summary(ends: pd.DataFrame) -> str:
     best = ends.loc[ends["explained_variance"].idxmax()] if ends["explained_variance"].notna().any() else ends.iloc[0]
     whose = f"{best['run']}/{best['member']}" if "run" in ends else best["member"]
+    low, high = best["explained_variance low"], best["explained_variance high"]
+    interval = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else ""
     told = (
         f"{best['tokens']:,} tokens at {best['tokens/s']:,.0f} a second, explained variance "
-        f"{best['explained_variance']:.3f} [{best['explained_variance low']:.3f}, "
-        f"{best['explained_variance high']:.3f}] at L0 {best['l0']:.1f}, {best['dead']:.1%} of the latents dead."
+        f"{best['explained_variance']:.3f}{interval} at L0 {best['l0']:.1f}, {best['dead']:.1%} of the latents dead."
     )
     if len(ends) == 1:
         return f"{whose}: {told}"

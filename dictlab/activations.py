@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -124,6 +124,7 @@ class ModelActivations:
     text: Text
     site: str
     context: int
+    _drawn: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -139,7 +140,15 @@ class ModelActivations:
         return "sequences"
 
     def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
-        yield from sample(self.model, self.text, self.site, context=self.context, tokens=tokens, seed=seed)
+        yield from captured(self.model, self.site, self.sequences(tokens, seed))
+
+    def sequences(self, tokens: int, seed: int = 0) -> Int[Tensor, "n context"]:
+        """The tokens that `sample` gives the activations of; they are drawn once."""
+        check_at_least(self.context, tokens=tokens)
+        if (tokens, seed) not in self._drawn:
+            count = tokens // self.context
+            self._drawn[tokens, seed] = self.text.sample(self.model.tokenizer, self.context, count, seed=seed)
+        return self._drawn[tokens, seed]
 
     def record(self) -> dict[str, Any]:
         return {"text": self.text.name, "model": self.model.name, "context": self.context}

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+import numpy as np
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from rich.console import Console
 from rich.table import Table as Grid
+from torch import Tensor
 
 from dictlab.__about__ import VERSION
+from dictlab.arrays import ArrayActivations
 from dictlab.describe import describe
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
@@ -39,7 +42,7 @@ HELP = {
     "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
     "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
 }
-NOT_TYPED = (Dictionary, LanguageModel, Text)  # on a command line these are given by name
+NOT_TYPED = (Dictionary, LanguageModel, Text, ArrayActivations, Tensor, np.ndarray)  # given by name on a command line
 WRAPPED = 24  # characters that a column of text needs to be worth wrapping
 SHOWN = 12  # rows of a table in the terminal
 
@@ -357,7 +360,9 @@ def _typed(annotation: Any) -> Any:
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         members = [
-            m for m in get_args(annotation) if m not in NOT_TYPED and not (m is Path and str in get_args(annotation))
+            m
+            for m in get_args(annotation)
+            if (get_origin(m) or m) not in NOT_TYPED and not (m is Path and str in get_args(annotation))
         ]
         return Union[tuple(_typed(m) for m in members)]  # noqa: UP007 (built at run time)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple:
