@@ -151,11 +151,10 @@ def memory(width: int, kind: str) -> dict[str, float]:
 def peak_of(width: int, kind: str) -> None:
     """Print the peak of three steps above the process with its data, once a narrow dictionary has loaded all code."""
     pool = synthetic(1)
-    for narrow in (True, False):
-        step = own(K * 2 if narrow else width, kind, pool)
-        if narrow:
-            before = status("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    for own_width in (2 * K, width):
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        step = own(own_width, kind, pool)
         for _ in range(3):
             step()
     print(status("VmHWM") - before)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dictlab.codes import Codes
 from dictlab.kernels import sparse
-from dictlab.kernels.product import affine
+from dictlab.product import affine
 from dictlab.sparsity import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK, Union
 from tests.test_sparsity import every, gated, jumprelu
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from dictlab.codes import ByLatent, Codes, concatenate
-from dictlab.kernels.product import affine
+from dictlab.product import affine
 from dictlab.sparsity import Activation
 
 BLOCK = 1 << 21  # pre-activations held at once: 8 MiB in float32, so that they are still in the cache when looked at

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import mse_loss, normalize
 
 from dictlab import seeds
 from dictlab.activations import Statistics
@@ -105,7 +105,7 @@ class Learner:
     ) -> dict[str, Tensor]:
         terms = {}
         if self.objective.reconstruction:
-            terms["reconstruction"] = (batch.x - x_hat).square().mean()
+            terms["reconstruction"] = mse_loss(x_hat, batch.x)
         if self.objective.needs_model:
             assert splice is not None
             terms |= objectives.model_terms(self.objective, x_hat, batch, splice)
