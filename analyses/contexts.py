@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.inputs import ModelLike, TextLike, context_of, in_model, open_model, open_text
+from analyses.inputs import ModelLike, TextLike, context_of, open_text, within_reach
 from dictlab.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
@@ -79,15 +79,10 @@ def find_contexts(
     """
     if tokens == 0:
         return None, ()
-    try:
-        opened = open_model(model, given, device)
-        placed = in_model(given, opened)
-        for dictionary in given:
-            site_of(dictionary)
-    except DictlabError as error:
-        if model is not None:
-            raise
-        return None, (f"No contexts are shown. {error} Give the model with --model, or --tokens 0 to do without.",)
+    reached = within_reach(model, given, device)
+    if isinstance(reached, DictlabError):
+        return None, (f"No contexts are shown. {reached} Give the model with --model, or --tokens 0 to do without.",)
+    opened, placed = reached
     source, length = open_text(text).as_split("train"), context_of(given, opened)
     check_at_least(length, tokens=tokens)
     sequences = source.sample(opened.tokenizer, length, tokens // length, seed=seed)

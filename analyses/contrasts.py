@@ -13,10 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analyses.contexts import Contexts, with_contexts
-from analyses.cosines import relation
+from analyses.levels import alive_directions
 from analyses.maps import Latent
-from analyses.matching import Neighbours, alive_directions, nearest
+from analyses.neighbours import Neighbours, nearest
 from analyses.regions import ALPHA, FULL, NEIGHBOURS, Pool, density_ratio, pooled, regions
+from analyses.relations import relation
 from dictlab.dictionary import Dictionary
 from dictlab.report import Table
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses import style
-from analyses.matching import alive_directions, chance
+from analyses.levels import alive_directions, chance
+from analyses.relations import other_seeds, relation, seeds_of
 from dictlab.dictionary import Dictionary
 from dictlab.report import Plot
 
@@ -25,28 +26,6 @@ CELLS = 1 << 22  # counts of a resample that are held at once
 
 Pairwise = Mapping[tuple[str, str], Tensor]  # (of, in) -> max cosines
 Means = Mapping[tuple[str, str], NDArray[np.float64]]  # (of, in) -> mean of each resample
-
-
-def relation(a: Dictionary, b: Dictionary) -> str:
-    """What differs between two dictionaries, by their metadata."""
-    if a is b:
-        return "within"
-    differs = [
-        name
-        for name, one, other in (
-            ("objective", a.metadata.objective, b.metadata.objective),
-            ("activation", a.activation.kind, b.activation.kind),
-            ("width", a.n_latents, b.n_latents),
-            ("tokens", a.metadata.tokens, b.metadata.tokens),
-        )
-        if one != other
-    ]
-    # A sparsity setting means something else under another objective or activation function.
-    if not {"objective", "activation"} & set(differs) and _sparsity(a) != _sparsity(b):
-        differs.append("sparsity")
-    if not differs:
-        return "cross-seed" if a.metadata.seed != b.metadata.seed else "same settings"
-    return "cross-" + "-".join(differs)
 
 
 def chance_levels(dictionary: Dictionary, seed: int) -> tuple[float, float]:
@@ -72,7 +51,7 @@ def pair_table(
     levels: Mapping[str, tuple[float, float]],
 ) -> pd.DataFrame:
     """One row an ordered pair."""
-    floors = {a.name: [b.name for b in opened if relation(a, b) == "cross-seed"] for a in opened}
+    floors = {a.name: other_seeds(a, opened) for a in opened}
     return pd.DataFrame(
         [_row(a, b, values, means, levels, floors[a.name], relation(a, b)) for a in opened for b in opened]
     )
@@ -103,10 +82,6 @@ def crowding_table(opened: Sequence[Dictionary], values: Pairwise, means: Means)
     return pd.DataFrame(rows, columns=["dictionary", "minus", "difference", "low", "high"])
 
 
-def _sparsity(dictionary: Dictionary) -> object:
-    return getattr(dictionary.activation, "k", dictionary.metadata.training.get("l1"))
-
-
 def _resampled(columns: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
     n = len(columns)
     means = np.empty((RESAMPLES, columns.shape[1]))
@@ -134,18 +109,12 @@ def _row(
     own = values[a.name, b.name]
     low, high = _bounds(means[a.name, b.name])
     lower, median, upper = torch.quantile(own, torch.tensor([0.25, 0.5, 0.75])).tolist()
-    row: dict[str, object] = {"relation": relation, "seeds": _seeds(a, b), "from": a.name, "to": b.name}
+    row: dict[str, object] = {"relation": relation, "seeds": seeds_of(a, b), "from": a.name, "to": b.name}
     row["mean"] = float(own.mean())
     row |= {"low": low, "high": high, "lower quartile": lower, "median": median, "upper quartile": upper}
     row |= {"chance (isotropic)": levels[b.name][0], "chance (shaped)": levels[b.name][1]}
     row |= {"alive": len(own), "dead": a.n_emitting - len(own)}
     return row | _below_floor(a.name, b.name, values, means, floor if relation not in ("within", "cross-seed") else ())
-
-
-def _seeds(a: Dictionary, b: Dictionary) -> str:
-    """Dictionaries of one seed may have begun with the same directions."""
-    one, other = a.metadata.seed, b.metadata.seed
-    return "unknown" if one is None or other is None else "same" if one == other else "different"
 
 
 def _below_floor(a: str, b: str, values: Pairwise, means: Means, floor: Sequence[str]) -> dict[str, float]:

@@ -31,12 +31,12 @@ from analyses.cosines import (
     distribution_plot,
     heatmap,
     pair_table,
-    relation,
     relation_table,
     resampled,
 )
 from analyses.inputs import DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
 from analyses.maps import map_plot, map_points
+from analyses.relations import relation, without_floor
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.report import Report, Table
@@ -111,7 +111,7 @@ def geometry(
         plots=plots,
         settings=settings | {"seed": seed},
         inputs=tuple(opened),
-        warnings=(*warnings, *_without_floor(relations)),
+        warnings=(*warnings, *without_floor(list(relations["relation"]))),
     )
 
 
@@ -138,14 +138,6 @@ def _label(row: pd.Series) -> str:
         if plain
         else f"{row['relation']}, {row['seeds']} seed{'s' if row['seeds'] == 'different' else ''},"
     )
-
-
-def _without_floor(relations: pd.DataFrame) -> tuple[str, ...]:
-    """Differences between dictionaries mean something only where they are larger than those between seeds."""
-    names = set(relations["relation"])
-    if "cross-seed" in names or not any(name.startswith("cross-") for name in names):
-        return ()
-    return ("No two of these dictionaries differ in seed alone, so there is no floor to compare differences with.",)
 
 
 def _summary(relations: pd.DataFrame, contrasts: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from dictlab.conventions import adapted
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.evaluate import site_of
 from dictlab.formats.loading import load, mapped
 from dictlab.lm import LanguageModel
 from dictlab.names import canonical_model, canonical_site
@@ -92,6 +93,31 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], devi
                 f"{given.name} has other weights ({given.fingerprint}). Give the right one with --model."
             )
     return given
+
+
+def within_reach(
+    given: ModelLike | None, dictionaries: Sequence[Dictionary], device: str = "cpu"
+) -> tuple[LanguageModel, list[Dictionary]] | DictlabError:
+    """The model, and the dictionaries on it; or why there is none, where it was only named by the dictionaries.
+
+    Args:
+        given: A model, which must do, or None for the one that the dictionaries name, which may be out of reach.
+        dictionaries: What it is to be run with; each must name its site.
+        device: Where to put a model that has to be opened.
+
+    Raises:
+        DictlabError: The model that was given does not fit.
+    """
+    try:
+        opened = open_model(given, dictionaries, device)
+        placed = in_model(dictionaries, opened)
+        for dictionary in dictionaries:
+            site_of(dictionary)
+    except DictlabError as error:
+        if given is not None:
+            raise
+        return error
+    return opened, placed
 
 
 def in_model(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[Dictionary]:

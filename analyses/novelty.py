@@ -1,32 +1,23 @@
 """What does a larger dictionary know that a smaller one does not?
 
-Insert one latent i of LARGE into SMALL, alone, without any refit (Bussmann, Leask et al. 2024; Leask et al. 2025):
-
-    x_hat' = x_hat_small + f_i d_i
-
-It is *novel* if the mean squared error falls, a *reconstruction* latent if it rises: then SMALL already has what it
-adds. With r = x - x_hat_small the change follows from two running sums, for all latents in one pass:
-
-    change_i = ( E[f_i^2] |d_i|^2 - 2 E[f_i (d_i . r)] ) / d_in
-
-The scale that would serve best is beta_i = E[f_i (d_i . r)] / (E[f_i^2] |d_i|^2); the change is negative where
-beta_i > 1/2. The published stand-in for this test is the cosine rule: novel where the max decoder cosine with SMALL is
-below a threshold (0.7 for GPT-2, 0.4 for Gemma). Both are computed, and how far they agree.
+Each latent of LARGE is inserted into SMALL, alone, and called novel if the error falls (`insertion`; Bussmann, Leask
+et al. 2024; Leask et al. 2025). The published stand-in for this test is the cosine rule: novel where the max decoder
+cosine with SMALL is below a threshold (0.7 for GPT-2, 0.4 for Gemma). Both are computed, and how well the one foretells
+the other (`prediction`). What another seed of SMALL would add is the floor (`seed_control`). What the most useful
+latents are stands on cards (`portraits`); whether the model minds them is measured where it is asked for
+(`behaviour`, `closeup`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Float
-from sklearn.metrics import roc_auc_score
+from jaxtyping import Int
 from torch import Tensor
+from tqdm import tqdm
 
-from analyses import style
+from analyses.closeup import Choose, look_closely, looked_at
 from analyses.inputs import (
     DictionaryLike,
     ModelLike,
@@ -38,231 +29,215 @@ from analyses.inputs import (
     open_model,
     open_text,
 )
-from analyses.matching import Neighbours, chance, nearest
+from analyses.insertion import (
+    Effects,
+    agreement,
+    effects_caption,
+    insertion_effects,
+    latent_table,
+    nearest_alive,
+)
+from analyses.matching import chance
+from analyses.novelty_plots import effect_plot, prediction_plot
+from analyses.portraits import Scenery
+from analyses.prediction import PREDICTION, THRESHOLDS, groups, kinds_of, prediction_table, threshold_table
+from analyses.seed_control import (
+    Inserted,
+    control_warnings,
+    controlled,
+    excess,
+    is_control,
+    share_table,
+    shares_caption,
+)
 from dictlab import activations
-from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import site_of
-from dictlab.kernels.sparse import products_at
+from dictlab.lm import LanguageModel
 from dictlab.report import Plot, Report, Table
 
-
-class Effects(NamedTuple):
-    """What inserting each latent of LARGE alone does to SMALL's error, `[n_large]` each.
-
-    Attributes:
-        change: Change in MSE (mean over tokens and coordinates), in the activations' units squared.
-        error: Standard error of `change` over sequences; NaN for a single sequence.
-        scale: The factor that would serve best; NaN for a latent that never fired.
-        firing_rate: Share of tokens at which the latent was active.
-        tokens: Tokens measured.
-        sequences: Sequences measured.
-    """
-
-    change: Float[Tensor, " n_large"]
-    error: Float[Tensor, " n_large"]
-    scale: Float[Tensor, " n_large"]
-    firing_rate: Float[Tensor, " n_large"]
-    tokens: int
-    sequences: int
-
-
-@torch.no_grad()
-def insertion_effects(
-    small: Dictionary, large: Dictionary, batches: Iterable[Float[Tensor, "batch context d_in"]]
-) -> Effects:
-    """The effect of inserting each latent of LARGE alone into SMALL, for all of them in one pass over activations.
-
-    Exact: equal to one forward a latent, to float rounding. The output bias stays SMALL's. Cost: encoding, and
-    (active latents) x d_in a token. Memory: (sequences a batch) x n_large.
-
-    Args:
-        small: The dictionary that is added to.
-        large: The dictionary whose latents are added.
-        batches: Activations, sequence by sequence; sequences of equal length.
-    """
-    n = large.n_latents
-    energy, overlap, squares = (torch.zeros(n, dtype=torch.double) for _ in range(3))
-    firings = torch.zeros(n, dtype=torch.long)
-    tokens, sequences = 0, 0
-    norm = large.W_dec.square().sum(dim=1).double().cpu()
-    for batch in batches:
-        x = batch.flatten(0, 1)
-        residual = x - small.reconstruct(x)
-        codes = large.encode(x)
-        scale = torch.as_tensor(large.normalisation(x)[1].scale)
-        f = (codes.values * _at_entries(scale, codes)).double().cpu()
-        p = products_at(codes, residual, large.W_dec).double().cpu()
-        index, row = codes.indices.cpu(), codes.rows.cpu() // batch.shape[1]
-        own_energy = torch.zeros(len(batch), n, dtype=torch.double).index_put_(
-            (row, index), f.square(), accumulate=True
-        )
-        own_overlap = torch.zeros(len(batch), n, dtype=torch.double).index_put_((row, index), f * p, accumulate=True)
-        energy += own_energy.sum(dim=0)
-        overlap += own_overlap.sum(dim=0)
-        squares += ((own_energy * norm - 2 * own_overlap) / (batch.shape[1] * large.d_in)).square().sum(dim=0)
-        firings += codes.firings().cpu()
-        tokens += len(x)
-        sequences += len(batch)
-    change = (energy * norm - 2 * overlap) / (tokens * large.d_in)
-    spread = (squares / sequences - change.square()).clamp_min(0)
-    return Effects(
-        change=change,
-        error=(spread / (sequences - 1)).sqrt() if sequences > 1 else torch.full_like(change, torch.nan),
-        scale=overlap / (energy * norm),
-        firing_rate=firings / tokens,
-        tokens=tokens,
-        sequences=sequences,
-    )
-
-
-def _at_entries(scale: Tensor, codes: Codes) -> Tensor:
-    return scale.reshape(-1)[codes.rows] if scale.numel() > 1 else scale
+__all__ = [
+    "Effects",
+    "agreement",
+    "effect_plot",
+    "effects_caption",
+    "insertion_effects",
+    "latent_table",
+    "nearest_alive",
+    "novelty",
+]
 
 
 def novelty(
     small: DictionaryLike,
     large: DictionaryLike,
     *,
+    control: DictionaryLike | None = None,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     tokens: int = 131_072,
     threshold: float = 0.7,
+    cards: int = 12,
+    behaviour: int = 0,
+    choose: Choose = "useful",
+    latents: Sequence[int] = (),
+    contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
 ) -> Report:
-    """Which latents of LARGE bring something that SMALL lacks, by their measured effect and by their cosine?
+    """Which latents of LARGE bring something that SMALL lacks, and what are they?
 
     Args:
         small: The dictionary that is added to.
         large: A dictionary at the same site, whose latents are added one at a time.
+        control: Another seed of SMALL (or of LARGE): what is novel between two seeds is the floor.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from; its training split is used.
+        text: Where tokens come from: the training split, and the held-out split for CE and KL.
         tokens: Tokens to measure on.
         threshold: Cosine below which the published rule calls a latent novel.
-        seed: Of the sample of text and the chance level.
+        cards: Latents to show what they are: contexts, tokens, nearest latents; 0 for none.
+        behaviour: Latents to measure the change in CE and KL of; 0 for none.
+        choose: Which latents for these two: the most useful novel ones, or random active ones.
+        latents: Latents of LARGE to look at in place of chosen ones; their CE and KL are measured too.
+        contexts: Held-out sequences to measure CE and KL on.
+        seed: Of the samples of text, chance level and intervals.
         device: Where to run: cpu, cuda, ...
 
     Example:
-        dictlab report novelty small.safetensors large.safetensors --threshold 0.5
+        dictlab report novelty small.safetensors large.safetensors --control small_other_seed.safetensors
+        dictlab report novelty small.safetensors large.safetensors --behaviour 32 --threshold 0.5
+        dictlab report novelty small.safetensors large.safetensors --latents 17 254
     """
-    check_at_least(0, seed=seed)
-    small, large = open_dictionaries([small, large])
-    check_same_place([small, large])
-    model, text = open_model(model, [small, large], device), open_text(text).as_split("train")
-    small, large = in_model([small, large], model)
-    context = context_of([small, large], model)
-    where = {"text": text.name, "model": model.name, "context": context}
-    batches = activations.sample(model, text, site_of(small), context=context, tokens=tokens, seed=seed)
-    effects = insertion_effects(small, large, batches)
-    latents = latent_table(effects, nearest_alive(large, small), threshold)
-    alive = latents[latents["class"] != "dead"]
-    if alive.empty:
-        raise DictlabError(f"{large.name}: no latent was active on {effects.tokens} tokens of {text.name}.")
-    share, by_cosine = (float((alive[name] == "novel").mean()) for name in ("class", "class by cosine"))
-    level = chance(small.W_dec[small.alive], shaped=True, seed=seed)
+    check_at_least(0, seed=seed, cards=cards, behaviour=behaviour)
+    check_at_least(1, contexts=contexts)
+    given = open_dictionaries([small, large] if control is None else [small, large, control])
+    check_same_place(given)
+    model, text = open_model(model, given, device), open_text(text)
+    small, large, *others = in_model(given, model)
+    of = [controlled(small, large, other) for other in others]
+    context = context_of(given, model)
+    check_at_least(context, tokens=tokens)
+    sequences = text.as_split("train").sample(model.tokenizer, context, tokens // context, seed=seed)
+    pair, *floor = (
+        inserted(a, b, model, sequences, threshold) for a, b in ((small, large), *zip(of, others, strict=True))
+    )
+    counts = (len(latents) if cards else 0, len(latents)) if latents else (cards, behaviour)
+    chosen = looked_at(pair, latents, choose, max(counts), seed)
+    held = text.as_split("heldout").sample(model.tokenizer, context, contexts, seed=seed) if counts[1] else None
+    closeup = look_closely(pair, chosen[: counts[0]], chosen[: counts[1]], Scenery(model, sequences, seed), held)
+    foretold, curves = predicted(pair, threshold, seed)
+    looked = {"cards": counts[0], "behaviour": counts[1], "contexts": 0 if held is None else len(held)}
     return Report(
-        title=f"What does {large.name} know that {small.name} does not?",
-        summary=(
-            f"Inserted alone, {share:.0%} of {len(alive)} active latents of {large.name} lower the error of "
-            f"{small.name} (novel); the cosine rule at {threshold:g} calls {by_cosine:.0%} novel. " + _predicts(alive)
+        title=_title(pair),
+        summary=" ".join(
+            [_summary(pair, foretold, threshold), *(excess(pair, one, seed) for one in floor), closeup.said]
         ),
         tables={
-            "latents": Table(latents, effects_caption(effects)),
-            "agreement": Table(
-                agreement(latents), f"Active latents by measured effect and by the cosine rule at {threshold:g}."
-            ),
+            "latents": Table(pair.latents, effects_caption(pair.effects)),
+            "shares": Table(share_table([pair, *floor], seed), shares_caption()),
+            **closeup.tables,
+            **foretold,
         },
-        plots={"effects": effect_plot(latents, threshold, level, small, large)},
-        settings={"tokens": effects.tokens, "threshold": threshold, "seed": seed} | where,
-        inputs=(small, large),
-    )
-
-
-def nearest_alive(large: Dictionary, small: Dictionary) -> Neighbours:
-    """For each latent of LARGE, the alive latent of SMALL with the nearest decoder direction."""
-    candidates = small.alive.nonzero().squeeze(1)
-    found = nearest(large.W_dec, small.W_dec[candidates])
-    return Neighbours(found.cosine, candidates[found.rows])
-
-
-def latent_table(effects: Effects, neighbours: Neighbours, threshold: float) -> pd.DataFrame:
-    """One row a latent of LARGE, most useful first: effect, cosine, and the class by each rule."""
-    dead = effects.firing_rate == 0
-    cosine = neighbours.cosine[:, 0].cpu()
-    frame = pd.DataFrame(
-        {
-            "latent": np.arange(len(cosine)),
-            "class": _classes(effects.change < 0, dead),
-            "change in MSE": effects.change.numpy(),
-            "standard error": effects.error.numpy(),
-            "best scale": effects.scale.numpy(),
-            "firing rate": effects.firing_rate.numpy(),
-            "max cosine": cosine.numpy(),
-            "parent": neighbours.rows[:, 0].cpu().numpy(),
-            "class by cosine": _classes(cosine < threshold, dead),
+        plots={
+            name: effect_plot(one.latents, threshold, _level(one.small, seed), one.small, one.large)
+            for name, one in zip(("effects", "control"), (pair, *floor), strict=False)
         }
+        | curves
+        | closeup.plots,
+        cards=closeup.cards,
+        settings={"tokens": pair.effects.tokens, "threshold": threshold, "seed": seed}
+        | {"chosen": list(latents) or choose, **looked}
+        | {"text": text.name, "model": model.name, "context": context},
+        inputs=(small, large, *others),
+        warnings=_warnings(pair, floor),
     )
-    return frame.sort_values("change in MSE", kind="stable", ignore_index=True)
 
 
-def agreement(latents: pd.DataFrame) -> pd.DataFrame:
-    """How many latents each rule calls novel, and how often they agree."""
-    counts = latents[latents["class"] != "dead"].groupby(["class", "class by cosine"]).size()
-    return counts.rename("latents").reset_index()
+def inserted(
+    small: Dictionary, large: Dictionary, model: LanguageModel, sequences: Int[Tensor, "n context"], threshold: float
+) -> Inserted:
+    """Each latent of LARGE inserted alone into SMALL, on some sequences of tokens.
 
-
-@style.applied
-def effect_plot(latents: pd.DataFrame, threshold: float, level: float, small: Dictionary, large: Dictionary) -> Plot:
-    """Max cosine against change in MSE, one point a latent (Leask et al. 2025, figure 4)."""
-    alive = latents[latents["class"] != "dead"]
-    figure, (ax,) = style.axes(width=6.5, height=4.5)
-    for number, kind in enumerate(("novel", "reconstruction")):
-        part = alive[alive["class"] == kind]
-        ax.scatter(
-            part["max cosine"],
-            part["change in MSE"],
-            s=9,
-            alpha=0.6,
-            lw=0,
-            color=style.colour(number),
-            marker=style.marker(number),
-            label=f"{kind} ({len(part)})",
+    Raises:
+        DictlabError: No latent of LARGE is active on them, or none of SMALL is alive.
+    """
+    captured = activations.captured(model, site_of(small), sequences)
+    effects = insertion_effects(small, large, tqdm(captured, desc=f"inserting {large.name}", leave=False))
+    if bool(effects.dead.all()):
+        raise DictlabError(
+            f"{large.name}: none of its {large.n_latents} latents adds anything on {effects.tokens} tokens: "
+            "they are never active, or have no decoder direction."
         )
-    typical = float(alive["change in MSE"].abs().quantile(0.25)) or 1e-12
-    ax.set_yscale("symlog", linthresh=typical)
-    ax.axhline(0, color="black", lw=0.8)
-    ax.axvline(threshold, color="#666666", ls="--", lw=1, label=f"cosine rule, {threshold:g}")
-    ax.axvline(level, color="#666666", ls=":", lw=1, label=f"chance (shaped), {level:.2f}")
-    ax.set(
-        xlabel=f"max cosine with a latent of {small.name}",
-        ylabel="change in MSE when inserted alone\n(activation², symlog)",
-        title=f"Each latent of {large.name}, inserted alone",
+    return Inserted(small, large, effects, latent_table(effects, nearest_alive(large, small), threshold))
+
+
+def predicted(pair: Inserted, threshold: float, seed: int) -> tuple[dict[str, Table], dict[str, Plot]]:
+    """How well the cosine foretells the measured class: tables, and curves where there are two classes."""
+    parts = groups(pair.latents, kinds_of(pair.large.activation, pair.large.n_latents))
+    table, found = prediction_table(parts, seed), threshold_table(parts, threshold, seed)
+    tables = {
+        "prediction": Table(table, PREDICTION),
+        "thresholds": Table(found, THRESHOLDS),
+        "agreement": Table(
+            agreement(pair.latents), f"Active latents by measured effect and by the cosine rule at {threshold:g}."
+        ),
+    }
+    if found.empty:
+        return tables, {}
+    return tables, {"prediction": prediction_plot(pair.alive, table, found, pair.small.name, pair.large.name)}
+
+
+def _level(small: Dictionary, seed: int) -> float:
+    return chance(small.W_dec[small.alive], shaped=True, seed=seed)
+
+
+def _title(pair: Inserted) -> str:
+    small, large = pair.small.name, pair.large.name
+    if is_control(pair.small, pair.large):
+        return f"How much is novel between two seeds? {large} and {small}"
+    return f"What does {large} know that {small} does not?"
+
+
+def _summary(pair: Inserted, foretold: dict[str, Table], threshold: float) -> str:
+    by_cosine = float((pair.alive["class by cosine"] == "novel").mean())
+    kind = (
+        "This is the seed control: the two differ in their seed alone, so these shares are the floor. "
+        if is_control(pair.small, pair.large)
+        else ""
     )
-    ax.legend(loc="best")
-    return Plot(
-        figure,
-        f"Each point is one of {len(alive)} active latents of {large.name}: below the line it lowers the error of "
-        f"{small.name}. Dashed: the published threshold. Dotted: the mean max cosine of random directions.",
-    )
-
-
-def _classes(novel: Tensor, dead: Tensor) -> np.ndarray:
-    return np.where(dead.numpy(), "dead", np.where(novel.numpy(), "novel", "reconstruction"))
-
-
-def _predicts(alive: pd.DataFrame) -> str:
-    novel = alive["class"] == "novel"
-    if novel.nunique() < 2:
-        return "All are of one class, so there is nothing for cosine to predict."
-    area = roc_auc_score(novel, -alive["max cosine"])
-    return f"As a predictor of the measured effect, cosine has an area under the ROC curve of {area:.2f}."
-
-
-def effects_caption(effects: Effects) -> str:
-    """What the columns of `latent_table` are."""
     return (
-        f"Most useful first. Change in MSE in activation², standard error over {effects.sequences} sequences "
-        f"({effects.tokens} tokens), best scale, firing rate, nearest latent (parent)."
+        f"{kind}Inserted alone, {pair.novel.mean():.0%} of {len(pair.alive)} active latents of {pair.large.name} lower "
+        f"the error of {pair.small.name} (novel); the cosine rule at {threshold:g} calls {by_cosine:.0%} novel. "
+        + _predicts(foretold)
     )
+
+
+def _predicts(foretold: dict[str, Table]) -> str:
+    found = foretold["thresholds"].frame
+    if "all" not in set(found["latents"]):
+        return "All are of one class, so there is nothing for cosine to predict."
+    row = foretold["prediction"].frame.iloc[0]
+    given, best = found.iloc[0], found.iloc[1]
+    return (
+        "As a predictor of the measured effect, cosine has an area under the ROC curve of "
+        f"{row['ROC AUC']:.2f} [{row['ROC AUC low']:.2f}, {row['ROC AUC high']:.2f}]; it is right for "
+        f"{given['accuracy']:.0%} of latents at {given['threshold']:g} and for {best['accuracy']:.0%} at "
+        f"{best['threshold']:.2f}, the best by Youden's J."
+    )
+
+
+def _warnings(pair: Inserted, floor: Sequence[Inserted]) -> tuple[str, ...]:
+    """Equal weights, directions of length 0, and a control that is none."""
+    small, large, effects = pair.small, pair.large, pair.effects
+    said = []
+    if small.W_dec.shape == large.W_dec.shape and torch.equal(small.W_dec, large.W_dec):
+        said.append(
+            f"{large.name} and {small.name} have the same decoder: this is a test of the measurement, not of novelty."
+        )
+    empty = int((effects.dead & (effects.firing_rate > 0)).sum())
+    if empty:
+        said.append(
+            f"{empty} latents of {large.name} are active but have a decoder direction of length 0: counted as dead."
+        )
+    return (*said, *(w for one in floor for w in control_warnings(one.small, one.large)))

@@ -1,20 +1,24 @@
-"""Alive latents of two dictionaries paired one to one, by decoder and by encoder, and what the pairs are worth."""
+"""Two dictionaries latent by latent: nearest both ways, each other's nearest, one to one by decoder and by encoder.
+
+Beside it, what the same search finds where the smaller dictionary has random directions: uniform on the sphere, or
+with the second moments of the larger one's own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.assignment import Assignment, assignment, pair_cosines
-from analyses.levels import alive_latents, mean_interval, random_directions
-from analyses.neighbours import Neighbours
+from analyses.levels import NULL_ROWS, alive_latents, random_directions
+from analyses.neighbours import Neighbours, nearest, neighbours
 from dictlab.dictionary import Dictionary
 
-THRESHOLDS = tuple(t / 100 for t in range(50, 100, 5))
+KINDS = {"isotropic": False, "shaped": True}
 
 
 class Matched(NamedTuple):
@@ -33,80 +37,117 @@ class Matched(NamedTuple):
     agree: Bool[Tensor, " pairs"]
 
 
-def matched(a: Dictionary, b: Dictionary, latents: Int[Tensor, " n"], others: Int[Tensor, " m"]) -> Matched:
-    """Pair some latents of a with some of b, one to one."""
+class Chance(NamedTuple):
+    """As many random directions as the smaller dictionary has alive latents, matched with the larger one.
+
+    Attributes:
+        directions: The random directions, for decoder and encoder alike.
+        matched: Their pairs, numbered among the alive latents of the larger dictionary.
+        mutual: Share of them that are in a pair of each other's nearest.
+    """
+
+    directions: Float[Tensor, "pairs d"]
+    matched: Matched
+    mutual: float
+
+
+class Pair(NamedTuple):
+    """Two dictionaries compared; `small` is the one with fewer alive latents.
+
+    Attributes:
+        a: The one.
+        b: The other.
+        latents: Alive latents of a; `forward`, `mutual` and pairs are numbered among those.
+        others: Alive latents of b.
+        forward: Nearest latents of b, for each of a.
+        backward: Nearest latents of a, for each of b.
+        mutual: Whether a latent of a is the nearest of its nearest.
+        matched: One-to-one pairs.
+        chance: What random directions reach, by the keys of `KINDS`.
+    """
+
+    a: Dictionary
+    b: Dictionary
+    latents: Int[Tensor, " n"]
+    others: Int[Tensor, " m"]
+    forward: Neighbours
+    backward: Neighbours
+    mutual: Bool[Tensor, " n"]
+    matched: Matched
+    chance: Mapping[str, Chance]
+
+    @property
+    def small(self) -> Dictionary:
+        """The dictionary with fewer alive latents, all of which are in a pair."""
+        return self.a if len(self.latents) <= len(self.others) else self.b
+
+    @property
+    def large(self) -> Dictionary:
+        """The other one."""
+        return self.b if self.small is self.a else self.a
+
+    @property
+    def of_large(self) -> Int[Tensor, " alive"]:
+        """Alive latents of the larger one."""
+        return self.others if self.large is self.b else self.latents
+
+    @property
+    def a_latents(self) -> Int[Tensor, " pairs"]:
+        """The latent of a in each one-to-one pair."""
+        return self.latents[self.matched.decoder.rows]
+
+    @property
+    def b_latents(self) -> Int[Tensor, " pairs"]:
+        """The latent of b in each one-to-one pair."""
+        return self.others[self.matched.decoder.partners]
+
+
+def paired(a: Dictionary, b: Dictionary, *, top: int, seed: int) -> Pair:
+    """Compare two dictionaries by their directions.
+
+    Args:
+        a: The one; its tensors may lie in a file.
+        b: The other.
+        top: Neighbours of each latent.
+        seed: Of the random directions.
+    """
+    latents, others = alive_latents(a), alive_latents(b)
+    forward, backward = neighbours(a.W_dec, b.W_dec, top=top, of_a=latents, of_b=others)
     decoder = assignment(a.W_dec, b.W_dec, of_a=latents, of_b=others)
     encoder = assignment(a.W_enc.T, b.W_enc.T, of_a=latents, of_b=others)
-    partner = torch.full((len(latents),), -1, dtype=torch.long)
-    partner[encoder.rows] = encoder.partners
     cosine = pair_cosines(a.W_enc.T, b.W_enc.T, latents[decoder.rows], others[decoder.partners])
-    return Matched(decoder, encoder, cosine, partner[decoder.rows] == decoder.partners)
-
-
-def assignment_table(a: Dictionary, b: Dictionary, pairs: Matched, seed: int = 0) -> pd.DataFrame:
-    """One row a matrix: its mean cosine over pairs (MCC), what it cannot exceed, and what random directions reach.
-
-    The chance level is the MCC of as many random directions as the smaller dictionary has latents with the larger one.
-    """
-    small, large = sorted((a, b), key=lambda one: len(alive_latents(one)))
-    of, n = alive_latents(large), len(pairs.decoder.rows)
-    rows = []
-    for name, found, weights in (("decoder", pairs.decoder, large.W_dec), ("encoder", pairs.encoder, large.W_enc.T)):
-        low, high = mean_interval(found.cosine, seed)
-        level = {
-            shaped: assignment(random_directions(weights, n, shaped=shaped, seed=seed, of_b=of), weights, of_b=of).mean
-            for shaped in (False, True)
-        }
-        rows.append(
-            {
-                "matrix": name,
-                "latents of": small.name,
-                "pairs": n,
-                "MCC": found.mean,
-                "low": low,
-                "high": high,
-                "bound": found.bound,
-                "exact": found.exact,
-                "chance (isotropic)": level[False],
-                "chance (shaped)": level[True],
-                "same pair in the other matrix": float(pairs.agree.float().mean()),
-                "cosine of decoder pairs": float((found.cosine if name == "decoder" else pairs.encoder_cosine).mean()),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def threshold_table(
-    forward: Neighbours, backward: Neighbours, mutual: Bool[Tensor, " n"], pairs: Matched
-) -> pd.DataFrame:
-    """Shares of latents at or above each cosine, by stricter and stricter ways of being the same."""
-    n = len(pairs.decoder.rows)
-    decoder, encoder = pairs.decoder.cosine, pairs.encoder_cosine
-    rows = [
-        {
-            "threshold": t,
-            "max cosine, A in B": float((forward.cosine[:, 0] >= t).float().mean()),
-            "max cosine, B in A": float((backward.cosine[:, 0] >= t).float().mean()),
-            "mutual nearest": int((mutual & (forward.cosine[:, 0] >= t)).sum()) / n,
-            "assigned, decoder": float((decoder >= t).float().mean()),
-            "assigned, both": float(((decoder >= t) & (encoder >= t)).float().mean()),
-            "aligned": float((pairs.agree & (decoder >= t) & (encoder >= t)).float().mean()),
-        }
-        for t in THRESHOLDS
-    ]
-    return pd.DataFrame(rows)
-
-
-def pair_table(pairs: Matched, latents: Tensor, others: Tensor, forward: Neighbours, mutual: Tensor) -> pd.DataFrame:
-    """One row a pair of the decoders' assignment, in numbers of latents."""
-    rows, partners = pairs.decoder.rows, pairs.decoder.partners
-    return pd.DataFrame(
-        {
-            "latent": latents[rows].numpy(),
-            "partner": others[partners].numpy(),
-            "cosine": pairs.decoder.cosine.numpy(),
-            "encoder cosine": pairs.encoder_cosine.numpy(),
-            "same pair by encoder": pairs.agree.numpy(),
-            "mutual nearest": (mutual[rows] & (forward.rows[rows, 0] == partners)).numpy(),
-        }
+    found = Pair(
+        a, b, latents, others, forward, backward, _mutual(forward, backward), _matched(decoder, encoder, cosine), {}
     )
+    return found._replace(chance={kind: _chance(found, shaped, seed) for kind, shaped in KINDS.items()})
+
+
+def max_cosine_levels(dictionary: Dictionary, seed: int) -> dict[str, float]:
+    """Mean max cosine of random directions with the alive latents of a dictionary, by the keys of `KINDS`."""
+    latents, levels = alive_latents(dictionary), {}
+    for kind, shaped in KINDS.items():
+        draw = random_directions(dictionary.W_dec, NULL_ROWS, shaped=shaped, seed=seed, of_b=latents)
+        levels[kind] = float(nearest(draw, dictionary.W_dec, of_b=latents).cosine.mean())
+    return levels
+
+
+def _mutual(forward: Neighbours, backward: Neighbours) -> Tensor:
+    return backward.rows[forward.rows[:, 0], 0] == torch.arange(len(forward.rows))
+
+
+def _matched(decoder: Assignment, encoder: Assignment, cosine: Tensor) -> Matched:
+    """Whose pairs are the same; both assignments hold all rows of the smaller matrix, in one order or another."""
+    held = set(zip(encoder.rows.tolist(), encoder.partners.tolist(), strict=True))
+    agree = [pair in held for pair in zip(decoder.rows.tolist(), decoder.partners.tolist(), strict=True)]
+    return Matched(decoder, encoder, cosine, torch.tensor(agree))
+
+
+def _chance(pair: Pair, shaped: bool, seed: int) -> Chance:
+    of, n = pair.of_large, len(pair.matched.decoder.rows)
+    W_dec, W_enc = pair.large.W_dec, pair.large.W_enc.T
+    drawn = random_directions(W_dec, n, shaped=shaped, seed=seed, of_b=of)
+    encoders = random_directions(W_enc, n, shaped=shaped, seed=seed, of_b=of)
+    decoder, encoder = assignment(drawn, W_dec, of_b=of), assignment(encoders, W_enc, of_b=of)
+    cosine = pair_cosines(encoders, W_enc, decoder.rows, of[decoder.partners])
+    mutual = _mutual(*neighbours(drawn, W_dec, top=1, of_b=of))
+    return Chance(drawn, _matched(decoder, encoder, cosine), float(mutual.float().mean()))

@@ -1,25 +1,32 @@
 """Given the codes, which decoder and bias explain the activations best?
 
-With the encoder frozen this is linear, and needs no training: ridge regression on the codes, pulled towards the
-directions D_0 that the latents came with, and a free bias:
+With the encoder frozen this is linear, and needs no training: ridge regression on the codes g, pulled towards the
+directions D_0 that the latents came with, and a free bias (g, y and s as in `observations`):
 
-    min  sum_t |x_t - b - f_t D|^2 + lambda |D - D_0|^2
+    min  sum_t |y_t - s_t b - g_t D|^2 + lambda |D - D_0|^2
 
-By the normal equations; codes are sparse, so a token costs the square of its active latents.
+By the normal equations, of which any subset of the latents has its own rows and columns: with A = G^T G + lambda,
+G having s as its last column, W the solution and w_j its rows,
+
+    leaving latent j out, and refitting the others, costs |w_j|^2 / (A^-1)_jj
+
+in this sum (the pull on the latent that goes included). Codes are sparse, so a token costs the square of its active
+latents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import sparse
 from torch import Tensor
 
+from analyses.observations import Observations, observe
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 
@@ -28,6 +35,89 @@ VALIDATION = 5  # one token in five, the last ones, decides between them
 LARGEST_REFIT = 8192  # latents; the normal equations take a few matrices of their square in float64: 3 GB
 
 Refit = Literal["decoder", "bias", "none"]
+
+
+@dataclass(frozen=True, eq=False)
+class NormalEquations:
+    """What least squares needs to know of a sample; bias last.
+
+    Attributes:
+        gram: G^T G.
+        moment: G^T Y.
+        square: sum |y|^2.
+        tokens: In the sample.
+    """
+
+    gram: Float[Tensor, "n+1 n+1"]
+    moment: Float[Tensor, "n+1 d_in"]
+    square: float
+    tokens: int
+
+    def of(self, latents: Int[Tensor, " kept"]) -> NormalEquations:
+        """Those of some latents, in the order given."""
+        rows = torch.cat([latents, torch.tensor([len(self.gram) - 1])])
+        return NormalEquations(self.gram[rows][:, rows], self.moment[rows], self.square, self.tokens)
+
+    def error(self, decoder: Float[Tensor, "n+1 d_in"]) -> float:
+        """MSE of a decoder with its bias, mean over tokens and coordinates."""
+        explained = 2 * (decoder * self.moment).sum() - (decoder * (self.gram @ decoder)).sum()
+        return (self.square - float(explained)) / (self.tokens * decoder.shape[1])
+
+    def solution(self, before: Float[Tensor, "n+1 d_in"], ridge: float) -> Float[Tensor, "n+1 d_in"]:
+        """The best decoder and bias, pulled towards what they were before; the bias is free.
+
+        Args:
+            before: D_0 and its bias.
+            ridge: lambda as a share of the mean energy sum_t g_ti^2 of a latent.
+        """
+        factor = torch.linalg.cholesky(self._penalised(ridge))
+        return before + torch.cholesky_solve(self.moment - self.gram @ before, factor)
+
+    def removal_costs(self, decoder: Float[Tensor, "n+1 d_in"], ridge: float) -> Float[Tensor, " n"]:
+        """What leaving each latent out and refitting the others adds to the MSE (with the pull, see above).
+
+        Args:
+            decoder: The `solution` for the same ridge.
+            ridge: As there.
+        """
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._penalised(ridge))).diagonal()
+        return (decoder.square().sum(dim=1) / inverse)[:-1] / (self.tokens * decoder.shape[1])
+
+    def _penalised(self, ridge: float) -> Tensor:
+        energies = self.gram.diagonal()[:-1]
+        pull = ridge * energies[energies > 0].mean() if bool((energies > 0).any()) else torch.ones(())
+        penalty = torch.full((len(self.gram),), float(pull), dtype=torch.double)
+        penalty[-1] = 1e-9 * self.gram[-1, -1]
+        return self.gram + penalty.diag()
+
+
+def normal_equations(observations: Observations) -> NormalEquations:
+    """Of all latents of a sample.
+
+    Raises:
+        DictlabError: There are too many of them.
+    """
+    if observations.n_latents > LARGEST_REFIT:
+        raise DictlabError(
+            f"refitting a decoder of {observations.n_latents} latents needs several matrices of their square; "
+            f"{LARGEST_REFIT} is the most. Use --refit bias."
+        )
+    design = _design(observations)
+    target = observations.target.astype(np.float64)
+    gram, moment = torch.from_numpy((design.T @ design).toarray()), torch.from_numpy(design.T @ target)
+    return NormalEquations(gram, moment, float(np.square(target).sum()), len(target))
+
+
+def best_ridge(observations: Observations, before: Float[Tensor, "n+1 d_in"]) -> float:
+    """That of `RIDGES` which, fitted on the first four fifths of the tokens, explains the last fifth best."""
+    first = observations.n_tokens - observations.n_tokens // VALIDATION
+    equations, rest = normal_equations(observations.tokens(slice(first))), observations.tokens(slice(first, None))
+    design = _design(rest)
+
+    def error(ridge: float) -> float:
+        return float(np.square(rest.target - design @ equations.solution(before, ridge).numpy()).sum())
+
+    return min(RIDGES, key=error)
 
 
 @torch.no_grad()
@@ -42,57 +132,23 @@ def refit_decoder(
     Args:
         dictionary: Whose decoder is to be refitted.
         batches: Activations to fit, in random order.
-        ridge: lambda as a share of the mean energy sum_t f_ti^2 of a latent; by default that of `RIDGES` which, fitted
-            on the first four fifths of the tokens, explains the last fifth best.
+        ridge: lambda as a share of the mean energy sum_t g_ti^2 of a latent; by default `best_ridge`.
 
     Raises:
         DictlabError: There are too many latents for the normal equations.
     """
-    n = dictionary.n_latents
-    if n > LARGEST_REFIT:
-        raise DictlabError(
-            f"{dictionary.name}: refitting a decoder of {n} latents needs several matrices of their square; "
-            f"{LARGEST_REFIT} is the most. Use --refit bias."
-        )
-    designs, targets = zip(*(_design(dictionary, batch.reshape(-1, batch.shape[-1])) for batch in batches), strict=True)
-    design, target = sparse.vstack(designs).tocsr(), np.concatenate(targets)
+    observations = observe(dictionary, batches)
     before = torch.cat([dictionary.W_dec, dictionary.b_out[None]]).double().cpu()
+    equations = normal_equations(observations)
     if ridge is None:
-        ridge = _best_ridge(design, target, before)
-    after = _solve(*_moments(design, target), before, ridge).float()
-    training = dictionary.metadata.training | {"ridge": ridge}
+        ridge = best_ridge(observations, before)
+    after = equations.solution(before, ridge).float()
     return replace(
         dictionary,
         W_dec=after[:-1].to(dictionary.W_dec),
         b_out=after[-1].to(dictionary.b_out),
-        metadata=replace(dictionary.metadata, training=training),
+        metadata=replace(dictionary.metadata, training=dictionary.metadata.training | {"ridge": ridge}),
     )
-
-
-def _best_ridge(design: sparse.csr_array, target: np.ndarray, before: Tensor) -> float:
-    """The ridge with the smallest error on tokens that were not fitted."""
-    first = len(target) - len(target) // VALIDATION
-    moments = _moments(design[:first], target[:first])
-
-    def error(ridge: float) -> float:
-        fitted = design[first:] @ _solve(*moments, before, ridge).numpy()
-        return float(np.square(target[first:] - fitted).sum())
-
-    return min(RIDGES, key=error)
-
-
-def _moments(design: sparse.csr_array, target: np.ndarray) -> tuple[Tensor, Tensor]:
-    """F^T F and F^T X."""
-    return torch.from_numpy((design.T @ design).toarray()), torch.from_numpy(design.T @ target)
-
-
-def _solve(gram: Tensor, moment: Tensor, before: Tensor, ridge: float) -> Tensor:
-    """Decoder and bias, pulled towards what they were before; the bias is free."""
-    energies = gram.diagonal()[:-1]
-    pull = ridge * energies[energies > 0].mean() if bool((energies > 0).any()) else torch.ones(())
-    penalty = torch.full((len(gram),), float(pull), dtype=torch.double)
-    penalty[-1] = 1e-9 * gram[-1, -1]
-    return before + torch.cholesky_solve(moment - gram @ before, torch.linalg.cholesky(gram + penalty.diag()))
 
 
 @torch.no_grad()
@@ -117,12 +173,6 @@ def refitted(dictionary: Dictionary, batches: list[Tensor], refit: Refit) -> Dic
     return refit_bias(dictionary, batches) if refit == "bias" else dictionary
 
 
-def _design(dictionary: Dictionary, x: Tensor) -> tuple[sparse.csr_array, np.ndarray]:
-    """Regressors of x, [codes, 1] times the normalisation's scale, and what they are to explain."""
-    codes = dictionary.encode(x)
-    undo = dictionary.normalisation(x)[1]
-    scale = torch.as_tensor(undo.scale).expand(len(x), 1).double().cpu().numpy()
-    shape = (codes.n_tokens, codes.n_latents)
-    entries = (codes.values.double().cpu().numpy(), codes.indices.cpu().numpy(), codes.offsets.cpu().numpy())
-    design = sparse.hstack([sparse.csr_array(entries, shape=shape), np.ones((len(x), 1))]).tocsr()
-    return sparse.csr_array(design.multiply(scale)), (x - undo.shift).double().cpu().numpy()
+def _design(observations: Observations) -> sparse.csr_array:
+    """Regressors, [g, s]."""
+    return sparse.hstack([observations.codes.astype(np.float64), observations.scale[:, None]], format="csr")

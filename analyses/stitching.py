@@ -40,15 +40,15 @@ from analyses.inputs import (
 )
 from analyses.matching import chance
 from analyses.novelty import agreement, effect_plot, effects_caption, insertion_effects, latent_table, nearest_alive
+from analyses.pool import joinable, part_of, pooled
 from analyses.refit import Refit, refitted
 from dictlab import activations
-from dictlab.__about__ import VERSION
-from dictlab.dictionary import Dictionary, Metadata
-from dictlab.errors import DictlabError, check_at_least
+from dictlab.dictionary import Dictionary
+from dictlab.errors import check_at_least
 from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, firing_rates, site_of
-from dictlab.normalisation import Centred, to_record
+from dictlab.normalisation import Centred
 from dictlab.report import Plot, Report, Table
-from dictlab.sparsity import Activation, Union, emitting, side_by_side
+from dictlab.sparsity import emitting
 
 Select = Literal["effect", "cosine"]
 
@@ -68,49 +68,8 @@ def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"],
     Raises:
         DictlabError: The two normalise their inputs in different ways, so that no one encoder can serve both.
     """
-    a, b = joinable(small, large)
-    # Element-wise functions need no rivals; any other keeps LARGE's whole encoder to decide by.
-    chosen = chosen.cpu() & emitting(b.activation, b.n_latents)
-    kept = chosen.nonzero().squeeze(1) if b.activation.elementwise else torch.arange(b.n_latents)
-    moved = b.activation.at(kept) if b.activation.elementwise else b.activation
-    emits = torch.cat([emitting(a.activation, a.n_latents), chosen[kept]])
-    W_dec = torch.cat([a.W_dec, b.W_dec[kept]])
-    parts = (*donors(a.activation, a.n_latents), *donors(moved, len(kept)))
-    return Dictionary(
-        W_enc=torch.cat([a.W_enc, b.W_enc[:, kept]], dim=1),
-        b_enc=torch.cat([a.b_enc, b.b_enc[kept]]),
-        W_dec=torch.where(emits[:, None].to(W_dec.device), W_dec, 0.0),
-        b_pre=a.b_pre,
-        b_out=a.b_out,
-        activation=side_by_side(parts, emits),
-        normalisation=a.normalisation,
-        metadata=_stitched_metadata(small, large),
-        name=name,
-    )
-
-
-def donors(activation: Activation, n_latents: int) -> tuple[tuple[int, Activation], ...]:
-    """The parts of a union that a dictionary becomes: itself, or those that it was stitched from."""
-    if isinstance(activation, Union):
-        return activation.parts
-    return ((n_latents, activation),) if n_latents else ()
-
-
-def joinable(small: Dictionary, large: Dictionary) -> tuple[Dictionary, Dictionary]:
-    """Both with everything folded into their encoders that keeps latents of the one from serving in the other.
-
-    Constant scales and pre-biases always; the centring of each token where the other dictionary does not centre.
-
-    Raises:
-        DictlabError: They normalise their inputs in ways that no one encoder can serve.
-    """
-    a, b = small.folded(), large.folded()
-    if a.normalisation != b.normalisation:
-        a, b = a.uncentred(), b.uncentred()
-    if a.normalisation != b.normalisation:
-        kinds = " and ".join(str(to_record(d.normalisation)) for d in (a, b))
-        raise DictlabError(f"{small.name} and {large.name} cannot be stitched: their input normalisations are {kinds}.")
-    return a, b
+    everything = torch.cat([torch.ones(small.n_latents, dtype=torch.bool), chosen.cpu()])
+    return part_of(pooled([small, large]), everything, name=name)
 
 
 def _as_parent(dictionary: Dictionary) -> Dictionary:
@@ -156,7 +115,7 @@ def stitching(
     check_same_place([small, large])
     model, text = open_model(model, [small, large], device), open_text(text)
     small, large = in_model([small, large], model)
-    joinable(small, large)
+    joinable([small, large])
     length, site = context_of([small, large], model), site_of(small)
     fit = list(activations.sample(model, text.as_split("train"), site, context=length, tokens=tokens, seed=seed))
     effects = insertion_effects(small, large, fit)
@@ -225,21 +184,6 @@ def _candidates(
 
 def _refitted(rule: str) -> str:
     return f"by {rule}, refitted"
-
-
-def _stitched_metadata(small: Dictionary, large: Dictionary) -> Metadata:
-    return replace(
-        small.metadata,
-        objective="stitched",
-        seed=None,
-        tokens=None,
-        training={},
-        metrics={},
-        sources=(small.name, large.name),
-        library=f"dictlab {VERSION}",
-        foreign={},
-        notes=(),
-    )
 
 
 def _described(stitched: Dictionary, found: Evaluation, how: dict[str, Any]) -> Dictionary:

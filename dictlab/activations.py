@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictlab import seeds
@@ -65,8 +65,14 @@ def sample(
 ) -> Iterator[Float[Tensor, "batch context d_in"]]:
     """Activations, sequence by sequence, of contexts drawn from all over a text: about `tokens` tokens of them."""
     check_at_least(context, tokens=tokens)
-    contexts = text.sample(model.tokenizer, context, tokens // context, seed=seed)
-    for batch in contexts.split(max(1, FORWARD_TOKENS // context)):
+    return captured(model, site, text.sample(model.tokenizer, context, tokens // context, seed=seed))
+
+
+def captured(
+    model: LanguageModel, site: str, sequences: Int[Tensor, "n context"]
+) -> Iterator[Float[Tensor, "batch context d_in"]]:
+    """Activations of some sequences of tokens, a few sequences at a time."""
+    for batch in sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])):
         yield model.capture(batch, site)[site]
 
 

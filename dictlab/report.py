@@ -1,8 +1,8 @@
-"""What an analysis has to say: a sentence, tables, figures, dictionaries it made, and how it came by them.
+"""What an analysis has to say: a sentence, tables, figures, cards, dictionaries it made, and how it came by them.
 
 A `Report` shows itself in a notebook and saves itself as a folder: every table as CSV and Parquet, every figure as PNG
-and SVG, every dictionary as safetensors, one self-contained `report.html`, and `report.json` with the provenance. A
-`Scatter` is a figure whose points can be asked, on the page, what they are.
+and SVG, cards as JSON, every dictionary as safetensors, one self-contained `report.html`, and `report.json` with the
+provenance. A `Scatter` is a figure whose points can be asked, on the page, what they are.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy
 import pandas as pd
 import torch
@@ -32,6 +30,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from dictlab.__about__ import VERSION
+from dictlab.cards import Cards, template
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats import native
@@ -113,6 +112,7 @@ class Report:
         summary: The answer, in one or two sentences.
         tables: By the name of their files.
         plots: By the name of their files, which no table may have where it is a `Scatter`.
+        cards: What single things are, by the name of their files; a table may have the same name.
         dictionaries: What the analysis made, by the name of their files.
         settings: The analysis' parameters, seeds included.
         inputs: The dictionaries that went in.
@@ -124,6 +124,7 @@ class Report:
     summary: str
     tables: Mapping[str, Table] = field(default_factory=dict)
     plots: Mapping[str, Plot] = field(default_factory=dict)
+    cards: Mapping[str, Cards] = field(default_factory=dict)
     dictionaries: Mapping[str, Dictionary] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Dictionary, ...] = ()
@@ -135,6 +136,8 @@ class Report:
         twice = [name for name, plot in self.plots.items() if isinstance(plot, Scatter) and name in self.tables]
         if twice:
             raise ValueError(f"a table and a scatter are both called {twice[0]!r}, and would share a file")
+        if "report" in self.cards:
+            raise ValueError("cards are called 'report', and would share a file with the record")
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -184,10 +187,11 @@ class Report:
 
     def html(self, command: str | None = None) -> str:
         """One self-contained page."""
-        return _template().render(
+        return template("report.html").render(
             report=self,
             tables={name: (table.caption, _shown(table.frame)) for name, table in self.tables.items()},
             plots={name: (plot.caption, _data_uri(plot.figure)) for name, plot in self.plots.items()},
+            cards=[cards.html() for cards in self.cards.values()],
             scatters={name: _embedded(plot.data()) for name, plot in self.plots.items() if isinstance(plot, Scatter)},
             provenance=_json(self.provenance(command)),
             page=True,
@@ -195,10 +199,11 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return _template().render(
+        return template("report.html").render(
             report=self,
             tables={name: (table.caption, _shown(table.frame)) for name, table in self.tables.items()},
             plots={name: (plot.caption, _data_uri(plot.figure)) for name, plot in self.plots.items()},
+            cards=[cards.html() for cards in self.cards.values()],
             scatters={},
             page=False,
         )
@@ -219,6 +224,8 @@ class Report:
             # A fixed salt and no date: equal figures are equal files.
             with _svg_settings():
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        for name, cards in self.cards.items():
+            (folder / f"{name}.json").write_text(_json(cards.data()) + "\n", encoding="utf-8")
         for name, dictionary in self.dictionaries.items():
             native.save(dictionary, folder / f"{name}.safetensors")
         (folder / "report.html").write_text(self.html(command), encoding="utf-8")
@@ -354,11 +361,3 @@ def _svg_settings() -> Any:
     import matplotlib as mpl
 
     return mpl.rc_context({"svg.hashsalt": "dictlab", "svg.fonttype": "none"})
-
-
-@cache
-def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("dictlab", "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
-        "report.html"
-    )

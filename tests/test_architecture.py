@@ -29,7 +29,7 @@ COLUMN_M = {
     "dictlab.activations",
     "dictlab.outputs",
 }
-SHARED = {"dictlab.report", "dictlab.evaluate", "dictlab.conventions", "dictlab.describe"}
+SHARED = {"dictlab.cards", "dictlab.report", "dictlab.evaluate", "dictlab.conventions", "dictlab.describe"}
 ALLOWED = {
     "dictlab.errors": set(),
     "dictlab.__about__": set(),
@@ -53,7 +53,8 @@ ALLOWED = {
     "dictlab.lm": BASE | {"dictlab.hooks", "dictlab.layout", "dictlab.past"},
     "dictlab.outputs": BASE | {"dictlab.lm"},
     "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm"},
-    "dictlab.report": BASE | COLUMN_D,
+    "dictlab.cards": set(),
+    "dictlab.report": BASE | COLUMN_D | {"dictlab.cards"},
     "dictlab.describe": BASE | COLUMN_D,
     "dictlab.conventions": BASE | COLUMN_D | COLUMN_M,
     "dictlab.evaluate": BASE | COLUMN_D | COLUMN_M | {"dictlab.conventions"},

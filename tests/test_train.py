@@ -11,10 +11,11 @@ from torch.nn.functional import mse_loss
 from analyses.matching import nearest
 from dictlab import DictlabError, Metadata, ReLU, Text, TopK, load
 from dictlab.activations import statistics
-from dictlab.train import OBJECTIVES, Objective, TrainConfig, train
+from dictlab.train import OBJECTIVES, Objective, TrainConfig, penalties, train
 from dictlab.train import objectives as terms
-from dictlab.train.learner import Learner, geometric_median, nearest_power_of_two, schedule
+from dictlab.train.learner import Learner, geometric_median, schedule
 from dictlab.train.objectives import Batch, Splice
+from dictlab.train.variants import selection
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
 LATER = ["blocks.2.hook_resid_pre"]
@@ -96,7 +97,7 @@ def test_aux_k_is_its_formula_and_teaches_only_dead_latents():
     x = torch.randn(30, 8)
     dead = torch.arange(20) >= 15
     x_hat = dictionary.reconstruct(x)
-    found = terms.aux_k(dictionary, x, x_hat, dead, k=3)
+    found = penalties.aux_k(dictionary, x, x_hat, dead, k=3)
     z = ((x - dictionary.b_pre) @ dictionary.W_enc + dictionary.b_enc)[:, 15:]
     chosen = torch.zeros_like(z).scatter(1, z.topk(3, dim=1).indices, 1.0)
     error = (x - x_hat).detach()
@@ -112,9 +113,9 @@ def test_aux_k_is_its_formula_and_teaches_only_dead_latents():
 def test_aux_k_without_dead_latents_or_with_fewer_than_k():
     dictionary, x = random_dictionary(20, 8), torch.randn(30, 8)
     x_hat = dictionary.reconstruct(x)
-    assert terms.aux_k(dictionary, x, x_hat, torch.zeros(20).bool(), 4) == 0
-    assert terms.aux_k(dictionary, x, x_hat, torch.arange(20) == 3, 4) > 0
-    assert terms.aux_k(dictionary, x, x, torch.arange(20) == 3, 4) == 0  # nothing is left to explain
+    assert penalties.aux_k(dictionary, x, x_hat, torch.zeros(20).bool(), 4) == 0
+    assert penalties.aux_k(dictionary, x, x_hat, torch.arange(20) == 3, 4) > 0
+    assert penalties.aux_k(dictionary, x, x, torch.arange(20) == 3, 4) == 0  # nothing is left to explain
 
 
 # The learner
@@ -178,14 +179,14 @@ def test_the_learning_rate_rises_and_falls_as_stated():
 
 @pytest.mark.parametrize(("x", "power"), [(384, 512), (64, 64), (0.4, 1), (3, 4), (22, 16)])
 def test_the_nearest_power_of_two(x, power):
-    assert nearest_power_of_two(x) == power
+    assert penalties.nearest_power_of_two(x) == power
 
 
 def test_aux_k_revives_latents_that_plain_topk_leaves_dead(monkeypatch):
     """As many latents as directions, half of them started so that they cannot fire."""
 
     def dead_share(weight: float) -> float:
-        monkeypatch.setattr(terms, "AUX_WEIGHT", weight)
+        monkeypatch.setattr(selection, "AUX_WEIGHT", weight)
         x, _ = sparse_data(20_000, n=64, active=3)
         learner = learner_for(x, width=(64,), k=(3,), lr=3e-3, tokens=512 * 300, batch=512, dead_after=4096, aux_k=16)
         with torch.no_grad():
@@ -314,7 +315,7 @@ def test_a_dictionary_that_no_run_of_this_folder_made_is_not_overwritten(tmp_pat
     ("changes", "message"),
     [
         ({"k": (99,)}, "k 99 exceeds width 24"),
-        ({"width": ()}, r"width is \[\]"),
+        ({"l1": ()}, r"l1 is \[\]"),
         ({"seed": (0, 0)}, r"seed is \[0, 0\].*different"),
         ({"lr": -1.0}, "lr is -1"),
         ({"clip": -1.0}, "clip"),

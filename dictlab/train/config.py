@@ -2,61 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.sparsity import Activation, ReLU, TopK
+from dictlab.train.objectives import OBJECTIVES, Objective, ObjectiveName
+from dictlab.train.start import going_on
+from dictlab.train.variants import BY_NAME, ActivationName, Variant
 
-ObjectiveName = Literal["local", "e2e", "e2e+ds"]
-ActivationName = Literal["topk", "relu"]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Weights of the terms of a loss; sparsity comes on top (Braun et al. 2024, section 2).
-
-    Attributes:
-        reconstruction: Of the squared error at the site, mean over tokens and coordinates.
-        kl: Of KL(original || spliced) of the model's output, mean over tokens.
-        downstream: Of the squared error at the sites after, mean over tokens, coordinates and sites.
-    """
-
-    reconstruction: float = 0.0
-    kl: float = 0.0
-    downstream: float = 0.0
-
-    @property
-    def needs_model(self) -> bool:
-        """Whether the reconstruction has to be spliced into the model."""
-        return bool(self.kl or self.downstream)
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "local": Objective(reconstruction=1.0),
-    "e2e": Objective(kl=1.0),
-    "e2e+ds": Objective(kl=0.5, downstream=2.5),
-}
+DEFAULTS: dict[str, tuple[Any, ...]] = {"width": (1024,), "activation": ("topk",), "k": (16,)}  # without --start
+SEVERAL = ("width", "activation", "k", "l1", "l0", "objective", "later", "start", "seed", "prefixes")
+WEIGHTS = ("reconstruction", "kl", "ce", "downstream")  # of the objective weighted
 
 
 @dataclass(frozen=True)
 class Member:
-    """One dictionary of a family."""
+    """One dictionary of a family.
+
+    Attributes:
+        width: Latents.
+        variant: Its activation function in training.
+        objective: What it is trained for at first.
+        seed: Of its initialisation.
+        finetune: What it is trained for in the end, if that is something else.
+        start: The dictionary that it goes on from, in the units of the activations.
+    """
 
     width: int
-    activation: Activation
-    l1: float
+    variant: Variant
     objective: ObjectiveName
     seed: int
+    finetune: ObjectiveName | None = None
+    start: Dictionary | None = None
+
+    @property
+    def goals(self) -> str:
+        """Objectives of this run, one after the other."""
+        return f"{self.objective}-then-{self.finetune}" if self.finetune else self.objective
+
+    @property
+    def goal(self) -> str:
+        """The same, after those of the dictionary it goes on from."""
+        before = self.start.metadata.objective if self.start is not None else None
+        return f"{before}-then-{self.goals}" if before else self.goals
 
     @property
     def name(self) -> str:
-        """Its file's name: objective, activation function with its sparsity, width, seed."""
-        sparsity = f"topk{self.activation.k}" if isinstance(self.activation, TopK) else f"relu{self.l1:g}"
-        return f"{self.objective}-{sparsity}-{self.width}-s{self.seed}"
+        """Its file's name: objective, activation function with its sparsity, width, seed; or what it goes on from."""
+        if self.start is not None:
+            return f"{self.goals}-{self.variant.label}-from-{self.start.name}"
+        return f"{self.goals}-{self.variant.label}-{self.width}-s{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -67,24 +66,46 @@ class TrainConfig:
         model: The language model: a folder or a name on the Hugging Face Hub.
         site: Where in the model, such as blocks.3.hook_resid_pre.
         text: Where tokens come from: builtin, a file, a folder, or a dataset on the Hub.
-        width: Latents; several give several dictionaries.
-        activation: TopK with AuxK, or ReLU with an L1 penalty.
-        k: Active latents a token (topk); several give several dictionaries.
-        l1: Sparsity coefficient lambda of (lambda / d_in) |codes|_1 (relu); several give several dictionaries.
-        objective: local (reconstruct the activation), e2e (keep the model's output), e2e+ds (and what lies between).
+        width: Latents; several give several dictionaries. 1024 by default.
+        activation: Activation function; several give several dictionaries. topk by default.
+        k: Active latents a token (topk, multitopk; on average for batchtopk); several give several dictionaries. 16 by
+            default.
+        l1: Sparsity coefficient lambda of (lambda / d_in) |codes|_1 (relu, gated, prolu); several give several.
+        l0: Sparsity coefficient lambda of lambda |codes|_0 (jumprelu), in explained variance a latent; several give
+            several.
+        objective: local (reconstruct the activation), e2e (keep the model's output), e2e+ds (and what lies between),
+            or weighted (a sum of terms with the weights given below).
+        reconstruction: Weight of the squared error at the site (weighted).
+        kl: Weight of KL(original || spliced) of the model's output (weighted).
+        ce: Weight of the spliced model's cross-entropy of the next token (weighted).
+        downstream: Weight of the later sites' error (e2e+ds, where it is 2.5 by default, and weighted).
+        later: The later sites; by default the residual stream entering each block after the site.
+        finetune: Objective for the last part of the run, such as e2e after local; none by default.
+        finetune_tokens: How many of the tokens that part has; a tenth by default.
+        finetune_lr: Its peak learning rate, as a share of lr.
+        finetune_penalty: What its sparsity coefficients are multiplied by: a lambda for one objective is none for
+            another.
+        start: Dictionaries to go on from, of any library, in place of fresh ones: their width, activation function, k
+            and seed are kept.
         seed: Of initialisation; several give several dictionaries. The first also orders the data.
         tokens: Tokens to train on.
         batch: Tokens a step.
         context: Tokens a context; the model's own by default, 1,024 at most.
-        downstream: Weight of the later sites' error in e2e+ds.
         lr: Peak learning rate; by default 2e-4 / sqrt(width / 16384), the scaling law of Gao et al. 2024.
         warmup: Share of the steps in which the learning rate rises from 0.
         final_lr: What the cosine decay ends at, as a share of the peak.
         clip: Largest gradient norm.
         ema: Decay of an exponential moving average of the weights, which is then what is kept; none by default.
-        aux_k: Dead latents that AuxK revives at once (topk); the power of two nearest d_in / 2 by default.
+        aux_k: Dead latents that AuxK revives at once (topk and its kin); the power of two nearest d_in / 2 by default.
         dead_after: Tokens without firing after which a latent counts as dead; by default a twentieth of the run, but
             ten batches at least and 10 million at most.
+        resample: How often dead latents of functions without AuxK begin anew, in the first half of the run; never by
+            default.
+        sparsity_warmup: Share of the steps in which sparsity coefficients rise from 0.
+        p_norm: The norm of the codes that l1 weighs.
+        bandwidth: Width of the kernel that thresholds are learnt through, and where they start (jumprelu), as a share
+            of the typical norm of an activation about its mean.
+        prefixes: Shares of the latents that must reconstruct by themselves (matryoshka).
         device: cpu, cuda, ...
     """
 
@@ -92,16 +113,26 @@ class TrainConfig:
     site: str
     _: KW_ONLY
     text: str = "builtin"
-    width: tuple[int, ...] = (1024,)
-    activation: ActivationName = "topk"
-    k: tuple[int, ...] = (16,)
+    width: tuple[int, ...] = ()
+    activation: tuple[ActivationName, ...] = ()
+    k: tuple[int, ...] = ()
     l1: tuple[float, ...] = (1.0,)
+    l0: tuple[float, ...] = (0.003,)
     objective: tuple[ObjectiveName, ...] = ("local",)
+    reconstruction: float | None = None
+    kl: float | None = None
+    ce: float | None = None
+    downstream: float | None = None
+    later: tuple[str, ...] = ()
+    finetune: ObjectiveName | None = None
+    finetune_tokens: int | None = None
+    finetune_lr: float = 1.0
+    finetune_penalty: float = 1.0
+    start: tuple[str, ...] = ()
     seed: tuple[int, ...] = (0,)
     tokens: int = 2_000_000
     batch: int = 2048
     context: int | None = None
-    downstream: float = OBJECTIVES["e2e+ds"].downstream
     lr: float | None = None
     warmup: float = 0.05
     final_lr: float = 0.1
@@ -109,34 +140,94 @@ class TrainConfig:
     ema: float | None = None
     aux_k: int | None = None
     dead_after: int | None = None
+    resample: int = 0
+    sparsity_warmup: float = 0.0
+    p_norm: float = 1.0
+    bandwidth: float = 0.01
+    prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5)
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained.
+        """Fill in defaults, and refuse what cannot be trained.
 
         Raises:
             DictlabError: A setting is out of its range.
         """
-        for name in ("width", "k", "l1", "objective", "seed"):
+        for name in SEVERAL:  # one value is a family of one
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else (value,))
+        self._check_start()
+        for name in ("width", "activation", "k", "l1", "l0", "objective", "seed"):
             values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
+            if len(set(values)) < len(values) or not (values or (self.start and name in DEFAULTS)):
                 raise DictlabError(f"{name} is {list(values)}; expected one or more different values.")
-        check_at_least(1, width=min(self.width), k=min(self.k), batch=self.batch, tokens=self.tokens)
-        check_at_least(1, aux_k=self.aux_k, dead_after=self.dead_after)
-        check_at_least(0, l1=min(self.l1), seed=min(self.seed), lr=self.lr, clip=self.clip, downstream=self.downstream)
-        if self.activation == "topk" and max(self.k) > min(self.width):
-            raise DictlabError(f"k {max(self.k)} exceeds width {min(self.width)}; keep k below the width.")
+        self._check_numbers()
+        self._check_weights()
+        for width, variant in product(self.width, self._variants()):
+            variant.check(width)
+
+    def _check_start(self) -> None:
+        """What a started dictionary brings along is not given; for a fresh one it has defaults."""
+        for name, default in DEFAULTS.items():
+            given = getattr(self, name)
+            if self.start and given:
+                raise DictlabError(f"{name} is {list(given)}, and start brings its own; give one of the two.")
+            if not self.start and not given:
+                object.__setattr__(self, name, default)
+        unknown = [name for name in self.activation if name not in BY_NAME]
+        if unknown:
+            raise DictlabError(f"activation {unknown[0]!r} is unknown; known are {', '.join(BY_NAME)}.")
+        if self.start and len(self.seed) > 1:
+            raise DictlabError(f"seed is {list(self.seed)}; with start it orders the data and nothing else: give one.")
+
+    def _check_numbers(self) -> None:
+        check_at_least(1, width=min(self.width, default=1), k=min(self.k, default=1), batch=self.batch)
+        check_at_least(1, tokens=self.tokens, aux_k=self.aux_k, dead_after=self.dead_after)
+        check_at_least(0, l1=min(self.l1), l0=min(self.l0), seed=min(self.seed), lr=self.lr, clip=self.clip)
+        check_at_least(0, finetune_lr=self.finetune_lr, finetune_penalty=self.finetune_penalty, resample=self.resample)
         if self.tokens < self.batch:
             raise DictlabError(f"tokens {self.tokens} is less than one batch of {self.batch}.")
         if not (0 <= self.warmup < 1 and 0 <= self.final_lr <= 1):
             raise DictlabError(f"warmup {self.warmup} and final_lr {self.final_lr} are shares between 0 and 1.")
         if self.ema is not None and not 0 < self.ema < 1:
             raise DictlabError(f"ema is {self.ema}; expected a decay between 0 and 1, such as 0.999.")
+        if not (self.p_norm > 0 and self.bandwidth > 0 and 0 <= self.sparsity_warmup <= 1):
+            raise DictlabError(
+                f"p_norm {self.p_norm} and bandwidth {self.bandwidth} must be above 0, "
+                f"sparsity_warmup {self.sparsity_warmup} a share between 0 and 1."
+            )
+        if list(self.prefixes) != sorted(set(self.prefixes)) or not all(0 < share < 1 for share in self.prefixes):
+            raise DictlabError(f"prefixes is {list(self.prefixes)}; expected rising shares between 0 and 1.")
+        if self.finetune_tokens is not None and not self.batch <= self.finetune_tokens <= self.tokens - self.batch:
+            raise DictlabError(
+                f"finetune_tokens is {self.finetune_tokens}; expected a batch ({self.batch}) at least, "
+                f"and a batch less than tokens ({self.tokens}) at most."
+            )
+
+    def _check_weights(self) -> None:
+        """A weight that nothing uses is a mistake."""
+        goals = {*self.objective, self.finetune}
+        given = {name: getattr(self, name) for name in WEIGHTS if getattr(self, name) is not None}
+        check_at_least(0, **given)
+        unused = [name for name in given if name != "downstream" and "weighted" not in goals]
+        if unused:
+            raise DictlabError(f"{unused[0]} is a weight of the objective weighted; add --objective weighted.")
+        if "weighted" in goals and not any(given.values()):
+            raise DictlabError(f"objective weighted: give one of the weights {', '.join(WEIGHTS)}.")
+        if self.finetune_tokens is not None and self.finetune is None:
+            raise DictlabError("finetune_tokens is given, and finetune is not: which objective?")
 
     @property
     def steps(self) -> int:
         """Training steps; a last, smaller batch is not taken."""
         return self.tokens // self.batch
+
+    @property
+    def finetune_steps(self) -> int:
+        """The last of them, that have another objective."""
+        if self.finetune is None:
+            return 0
+        return max(1, (self.finetune_tokens or self.tokens // 10) // self.batch)
 
     @property
     def dead_tokens(self) -> int:
@@ -145,20 +236,31 @@ class TrainConfig:
             self.dead_after if self.dead_after is not None else min(10_000_000, max(self.tokens // 20, 10 * self.batch))
         )
 
-    def members(self) -> Iterator[Member]:
-        """Every combination of width, sparsity, objective and seed."""
-        sparsities: list[tuple[Activation, float]] = (
-            [(TopK(k), 0.0) for k in self.k] if self.activation == "topk" else [(ReLU(), l1) for l1 in self.l1]
-        )
-        for objective, width, (activation, l1), seed in product(self.objective, self.width, sparsities, self.seed):
-            yield Member(width, activation, l1, objective, seed)
+    def members(self, starts: Sequence[Dictionary] = ()) -> Iterator[Member]:
+        """Every combination of objective, width, activation function with its sparsity, and seed.
 
-    def weights(self, member: Member) -> Objective:
-        """The weights of a member's loss."""
-        if member.objective == "e2e+ds":
-            return Objective(kl=OBJECTIVES["e2e+ds"].kl, downstream=self.downstream)
-        return OBJECTIVES[member.objective]
+        Args:
+            starts: What `start` names, opened; each is combined with objectives and sparsity coefficients.
+        """
+        for objective, width, variant, seed in product(self.objective, self.width, self._variants(), self.seed):
+            yield Member(width, variant, objective, seed, self.finetune)
+        for objective, start in product(self.objective, starts):
+            seed = self.seed[0] if start.metadata.seed is None else start.metadata.seed
+            for variant in going_on(start, self):
+                yield Member(start.n_latents, variant, objective, seed, self.finetune, start)
+
+    def weights(self, name: ObjectiveName) -> Objective:
+        """The weights of an objective's terms."""
+        if name == "weighted":
+            return Objective(**{weight: getattr(self, weight) or 0.0 for weight in WEIGHTS})
+        if name == "e2e+ds" and self.downstream is not None:
+            return replace(OBJECTIVES[name], downstream=self.downstream)
+        return OBJECTIVES[name]
 
     def default_out(self) -> Path:
         """Where the run goes when nobody says."""
-        return Path("runs") / f"{'-'.join(self.objective)}-{self.activation}-{'-'.join(map(str, self.width))}"
+        made = [Path(start).stem for start in self.start] or ["-".join(self.activation), *map(str, self.width)]
+        return Path("runs") / "-".join([*self.objective, *made])
+
+    def _variants(self) -> list[Variant]:
+        return [variant for name in self.activation for variant in BY_NAME[name](self, self.k)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,15 +11,19 @@ from torch.nn.functional import mse_loss, normalize
 
 from dictlab import seeds
 from dictlab.activations import Statistics
-from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
-from dictlab.normalisation import Scale
-from dictlab.sparsity import TopK
-from dictlab.train import objectives, update
+from dictlab.errors import DictlabError
+from dictlab.kernels import sparse
+from dictlab.normalisation import Normalisation, Scale
+from dictlab.sparsity import emitting
+from dictlab.train import objectives, resampling, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
+from dictlab.train.start import in_training_units
+from dictlab.train.variants import Pass, Term
 
 ADAM_EPS = 6.25e-10  # Gao et al. 2024, their code
+PENALTIES = ("l1", "l0")  # terms that a factor for fine-tuning applies to
 
 
 class Learner:
@@ -34,34 +37,56 @@ class Learner:
         config: The run's settings.
         statistics: Of a sample of the activations.
         centre: Geometric median of the same sample, where the bias starts.
+
+    Raises:
+        DictlabError: The dictionary it is to go on from reads activations of another width.
     """
 
     def __init__(
         self, member: Member, config: TrainConfig, statistics: Statistics, centre: Float[Tensor, " d_in"]
     ) -> None:
-        self.member, self.config = member, config
-        self.objective = config.weights(member)
+        self.member, self.config, self.variant = member, config, member.variant
         self.d_in, device = len(centre), centre.device
         self.variance = statistics.variance / self.d_in
-        self.normalisation = Scale(1 / math.sqrt(self.variance))
-        generator = seeds.generator(member.seed, f"initial directions, width {member.width}")
-        decoder = normalize(torch.randn(member.width, self.d_in, generator=generator), dim=1).to(device)
-        self.decoder = decoder.clone().requires_grad_()
-        self.encoder = decoder.clone().requires_grad_()  # tied at the start; rows, so that sparse gradients are cheap
-        self.b_enc = torch.zeros(member.width, device=device, requires_grad=True)
-        self.bias = (centre * self.normalisation.factor).clone().requires_grad_()  # pre-bias and output bias
-        self._scale_encoder(generator)
-        lr = config.lr if config.lr is not None else 2e-4 / math.sqrt(member.width / 16384)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, eps=ADAM_EPS, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: schedule(step, config))
+        self.unit = math.sqrt(self.variance)
+        self.normalisation: Normalisation = Scale(1 / self.unit)
+        self.initial = {name: t.to(device) for name, t in self.variant.tensors(member.width, self.d_in).items()}
+        self.counters = {name: t.to(device) for name, t in self.variant.counters().items()}
+        weights = self._fresh(centre) if member.start is None else self._going_on(member.start.to(device))
+        self.weights = {name: t.clone().requires_grad_() for name, t in weights.items()}
+        lengths = self.decoder.detach().norm(dim=1, keepdim=True)
+        self.lengths = None if member.start is None or member.start.activation.elementwise else lengths
+        self.emits = emitting(self.variant.choose(self.weights), member.width).to(device)
+        self.revivals = frozenset() if self.variant.revived else resampling.steps(config)
         self.since_fired = torch.zeros(member.width, dtype=torch.long, device=device)  # tokens
         self.average = [p.detach().clone().zero_() for p in self.parameters] if config.ema else None
-        self.steps = 0
+        self.steps = self.averaged = 0
+        self._begin(finetune=False)
 
     @property
     def parameters(self) -> list[Tensor]:
         """What is trained."""
-        return [self.encoder, self.b_enc, self.decoder, self.bias]
+        return list(self.weights.values())
+
+    @property
+    def encoder(self) -> Float[Tensor, "n_latents d_in"]:
+        """Rows, so that sparse gradients are cheap."""
+        return self.weights["encoder"]
+
+    @property
+    def b_enc(self) -> Float[Tensor, " n_latents"]:
+        """The encoder's bias."""
+        return self.weights["b_enc"]
+
+    @property
+    def decoder(self) -> Float[Tensor, "n_latents d_in"]:
+        """Decoder directions."""
+        return self.weights["decoder"]
+
+    @property
+    def bias(self) -> Float[Tensor, " d_in"]:
+        """Pre-bias and output bias."""
+        return self.weights["bias"]
 
     @property
     def dead(self) -> Bool[Tensor, " n_latents"]:
@@ -71,7 +96,13 @@ class Learner:
     @property
     def dictionary(self) -> Dictionary:
         """A view of the weights as they are now."""
-        return self._dictionary(*self.parameters)
+        return self._dictionary(self.weights)
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate."""
+        given = self.config.lr
+        return given if given is not None else 2e-4 / math.sqrt(self.member.width / 16384)
 
     def step(self, batch: Batch, splice: Splice | None, *, logged: bool = True) -> dict[str, Tensor]:
         """One training step; returns the terms of its loss, and what the log tells, as tensors on the device.
@@ -81,96 +112,162 @@ class Learner:
             splice: Where to splice, if the objective asks for it.
             logged: Whether L0, explained variance and the dead share are wanted: they cost passes over the batch.
         """
+        if self.config.finetune and self.steps == self.config.steps - self.config.finetune_steps:
+            self._begin(finetune=True)
         self.optimizer.zero_grad()
-        dictionary = self.dictionary
-        codes, x_hat = dictionary(batch.x)
-        terms = self._terms(batch, splice, dictionary, codes, x_hat)
-        loss = sum(self._coefficients()[name] * term for name, term in terms.items())
+        now = self._forward(batch)
+        terms = self._terms(now, batch, splice)
+        loss = sum(term.weight * term.value for term in terms.values())
         assert isinstance(loss, Tensor)
         loss.backward()
         self._update()
         with torch.no_grad():
-            self.since_fired = torch.where(codes.firings() > 0, 0, self.since_fired + codes.n_tokens)
-            log = {"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()}
-            return log | self._statistics(batch.x, x_hat, codes) if logged else log
+            self.variant.observe(now.codes, self.counters)
+            self.since_fired = torch.where(now.codes.firings() > 0, 0, self.since_fired + now.codes.n_tokens)
+            if self.steps in self.revivals:
+                resampling.revive(self, now)
+        log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}
+        return log | self._statistics(now) if logged else log
 
     def finished(self) -> Dictionary:
-        """The dictionary as it is kept: averaged if asked for, unit-norm rows, in the units of the activations."""
-        weights = self.average if self.average is not None and self.steps else self.parameters
-        encoder, b_enc, decoder, bias = (p.detach().clone() for p in weights)
-        return self._dictionary(encoder, b_enc, normalize(decoder, dim=1), bias).in_input_units()
+        """The dictionary as it is kept: averaged if asked for, rows of exact length, in the activations' units."""
+        values = self.average if self.average is not None and self.averaged else self.parameters
+        weights = {name: value.detach().clone() for name, value in zip(self.weights, values, strict=True)}
+        weights["decoder"] = self._with_lengths(weights["decoder"])
+        return self.variant.finished(self._dictionary(weights), weights, self.counters).in_input_units()
 
-    def _terms(
-        self, batch: Batch, splice: Splice | None, dictionary: Dictionary, codes: Codes, x_hat: Tensor
-    ) -> dict[str, Tensor]:
+    @property
+    def finite(self) -> bool:
+        """Whether all weights are numbers."""
+        return all(bool(p.isfinite().all()) for p in self.parameters)
+
+    def _forward(self, batch: Batch) -> Pass:
+        x, dictionary = batch.x.flatten(0, -2), self.dictionary
+        h, undo = self.normalisation(x)
+        entries = sparse.encode(h, dictionary.W_enc, self.b_enc, dictionary.activation, self.bias)
+        codes = self.variant.emit(entries, self.weights)
+        y = sparse.decode(codes, self.decoder) + self.bias
+        return Pass(
+            dictionary=dictionary,
+            weights=self.weights,
+            x=x,
+            x_hat=undo(y),
+            entries=entries,
+            codes=codes,
+            dead=self.dead & self.emits,
+            variance=self.variance,
+            unit=self.unit,
+            progress=self.steps / self.config.steps,
+        )
+
+    def _terms(self, now: Pass, batch: Batch, splice: Splice | None) -> dict[str, Term]:
+        """Terms of the objective, then those of the variant, whose coefficients fine-tuning may change."""
+        weights = self.objective
         terms = {}
-        if self.objective.reconstruction:
-            terms["reconstruction"] = mse_loss(x_hat, batch.x)
-        if self.objective.needs_model:
+        if weights.reconstruction:
+            normaliser = self.variance if self.variant.normalised else 1.0
+            terms["reconstruction"] = Term(mse_loss(now.x_hat, now.x), weights.reconstruction / normaliser)
+        if weights.needs_model:
             assert splice is not None
-            terms |= objectives.model_terms(self.objective, x_hat, batch, splice)
-        if isinstance(self.member.activation, TopK):
-            k = self.config.aux_k or nearest_power_of_two(self.d_in / 2)
-            flat, flat_hat = batch.x.flatten(0, -2), x_hat.flatten(0, -2)
-            terms["aux"] = objectives.aux_k(dictionary, flat, flat_hat, self.dead, k)
-        else:
-            terms["l1"] = objectives.l1(codes, self.d_in) / self.normalisation.factor  # codes in the model's units
+            found = objectives.model_terms(weights, now.x_hat.view(batch.x.shape), batch, splice)
+            terms |= {name: Term(value, getattr(weights, name)) for name, value in found.items()}
+        for name, term in self.variant.terms(now).items():
+            terms[name] = term._replace(weight=term.weight * self.penalty) if name in PENALTIES else term
         return terms
 
-    def _statistics(self, x: Tensor, x_hat: Tensor, codes: Codes) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def _statistics(self, now: Pass) -> dict[str, Tensor]:
         """L0, explained variance of this batch, share of dead latents."""
-        flat = x.flatten(0, -2)
-        left = (flat - x_hat.flatten(0, -2)).square().sum() / (flat - flat.mean(dim=0)).square().sum()
-        return {"l0": codes.l0().float().mean(), "explained_variance": 1 - left, "dead": self.dead.float().mean()}
-
-    def _coefficients(self) -> dict[str, float]:
-        normaliser = self.variance if isinstance(self.member.activation, TopK) else 1.0
-        return {
-            "reconstruction": self.objective.reconstruction / normaliser,
-            "kl": self.objective.kl,
-            "downstream": self.objective.downstream,
-            "aux": objectives.AUX_WEIGHT,
-            "l1": self.member.l1,
-        }
+        left = (now.x - now.x_hat).square().sum() / (now.x - now.x.mean(dim=0)).square().sum()
+        return {"l0": now.codes.l0().float().mean(), "explained_variance": 1 - left, "dead": self.dead.float().mean()}
 
     @torch.no_grad()
     def _update(self) -> None:
-        """Project the decoder's gradient, clip, step, renormalise the decoder, average; see `update`."""
+        """Project the decoder's gradient, clip, step, give the decoder's rows their lengths, average; see `update`."""
         if self.decoder.grad is not None:
-            update.project(self.decoder.grad, self.decoder)
+            update.project(self.decoder.grad, self.decoder if self.lengths is None else normalize(self.decoder, dim=1))
         update.clipped_step(self.optimizer, self.parameters, self.config.clip)
         self.schedule.step()
         update.renormalise(self.decoder)
+        if self.lengths is not None:
+            self.decoder.mul_(self.lengths)
         self.steps += 1
         if self.average is not None and self.config.ema is not None:
-            update.average(self.average, self.parameters, self.config.ema, self.steps)
+            self.averaged += 1
+            update.average(self.average, self.parameters, self.config.ema, self.averaged)
+
+    def _begin(self, *, finetune: bool) -> None:
+        """Turn to an objective: an optimizer and a schedule of its own, since gradients differ in size."""
+        config, first = self.config, self.config.steps - self.config.finetune_steps
+        name = self.member.finetune if finetune else self.member.objective
+        assert name is not None
+        self.objective = config.weights(name)
+        self.penalty = config.finetune_penalty if finetune else 1.0
+        self.averaged = 0  # an average over two objectives is neither's
+        steps, lr = (config.finetune_steps, self.lr * config.finetune_lr) if finetune else (first, self.lr)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, eps=ADAM_EPS, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: schedule(step, config, steps))
+
+    def _fresh(self, centre: Float[Tensor, " d_in"]) -> dict[str, Tensor]:
+        """Random directions, encoder tied to them, the bias in the middle of the activations."""
+        width = self.member.width
+        generator = seeds.generator(self.member.seed, f"initial directions, width {width}")
+        decoder = normalize(torch.randn(width, self.d_in, generator=generator), dim=1).to(centre.device)
+        weights = {
+            "encoder": decoder.clone(),
+            "b_enc": torch.zeros(width, device=centre.device),
+            "decoder": decoder,
+            "bias": centre / self.unit,
+        } | self.initial
+        typical = math.sqrt(self.d_in) * normalize(torch.randn(256, self.d_in, generator=generator), dim=1)
+        weights["encoder"] /= self._gain(weights, typical.to(centre.device))
+        return weights
+
+    def _going_on(self, start: Dictionary) -> dict[str, Tensor]:
+        """The weights of a dictionary that is there."""
+        if start.d_in != self.d_in:
+            raise DictlabError(
+                f"{start.name} reads activations of width {start.d_in}; those of this site have {self.d_in}."
+            )
+        own = in_training_units(start, 1 / self.unit)
+        self.normalisation = own.normalisation
+        weights = {"encoder": own.W_enc.T, "b_enc": own.b_enc, "decoder": own.W_dec, "bias": own.b_out}
+        return {name: t.contiguous() for name, t in (weights | self.initial | self.variant.adopted(own)).items()}
 
     @torch.no_grad()
-    def _scale_encoder(self, generator: torch.Generator) -> None:
-        """One factor for the encoder, so that reconstructions start at about the norm of their inputs."""
-        unit = normalize(torch.randn(256, self.d_in, generator=generator), dim=1).to(self.bias.device)
-        plain = replace(self.dictionary, normalisation=Scale(1.0))
-        out = plain.reconstruct(unit + self.bias) - self.bias
-        self.encoder /= out.norm(dim=1).mean()
+    def _gain(self, weights: dict[str, Tensor], h: Float[Tensor, "sample d_in"]) -> Tensor:
+        """How long reconstructions are, as a share of their inputs: one factor brings them to their length."""
+        entries = sparse.encode(h, weights["encoder"].T, weights["b_enc"], self.variant.choose(weights))
+        out = sparse.decode(self.variant.emit(entries, weights), weights["decoder"])
+        gain: Tensor = out.norm(dim=1).mean() / h.norm(dim=1).mean()
+        return gain
 
-    def _dictionary(self, encoder: Tensor, b_enc: Tensor, decoder: Tensor, bias: Tensor) -> Dictionary:
+    def _with_lengths(self, decoder: Tensor) -> Tensor:
+        unit = normalize(decoder, dim=1)
+        return unit if self.lengths is None else unit * self.lengths
+
+    def _dictionary(self, weights: dict[str, Tensor]) -> Dictionary:
+        bias = weights["bias"]
         return Dictionary(
-            encoder.T, b_enc, decoder, bias, bias, self.member.activation, self.normalisation, name=self.member.name
+            weights["encoder"].T,
+            weights["b_enc"],
+            weights["decoder"],
+            bias,
+            bias,
+            self.variant.choose(weights),
+            self.normalisation,
+            name=self.member.name,
         )
 
 
-def schedule(step: int, config: TrainConfig) -> float:
+def schedule(step: int, config: TrainConfig, steps: int | None = None) -> float:
     """Linear warm-up, then a cosine down to `final_lr`, as a share of the peak (Braun et al. 2024, appendix D)."""
-    warmup = round(config.warmup * config.steps)
+    steps = config.steps if steps is None else steps
+    warmup = round(config.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, config.steps - warmup)
+    progress = (step - warmup) / max(1, steps - warmup)
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def nearest_power_of_two(x: float) -> int:
-    """The power of two nearest in ratio, 1 at least."""
-    return 1 << max(0, round(math.log2(max(x, 1.0))))
 
 
 def geometric_median(

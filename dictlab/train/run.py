@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,15 @@ class Run:
         config: What it was asked to do.
         dictionaries: What it made.
         interrupted: Whether it was stopped before its last token.
+        diverged: Members that were stopped because their loss was no number any more, with what was said of each. They
+            leave no dictionary.
     """
 
     folder: Path
     config: TrainConfig
     dictionaries: tuple[Dictionary, ...]
     interrupted: bool
+    diverged: Mapping[str, str] = field(default_factory=dict)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The log: one record a member and logged step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -19,14 +20,17 @@ from dictlab.errors import DictlabError
 from dictlab.formats import native
 from dictlab.lm import LanguageModel, check_device
 from dictlab.text import Text
-from dictlab.train.config import TrainConfig
+from dictlab.train.config import Member, TrainConfig
+from dictlab.train.costs import Cost, cost_record, goals_record
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.measure import measure
-from dictlab.train.objectives import Batch, Splice
+from dictlab.train.objectives import Batch, Objective, Splice
 from dictlab.train.run import Log, Run, check_free, interruptible
+from dictlab.train.start import opened
 
 SAMPLE = 32_768  # activations that the scale and the initial bias are taken from
 LOG_EVERY = 25  # steps
+FINETUNE_SEED = 1 << 20  # added to the seed of the data's order: other documents come first
 EVALUATION_CONTEXTS = 64
 FIRING_TOKENS = 1 << 18  # training tokens on which firing rates are measured in the end
 
@@ -41,7 +45,8 @@ def train(
 ) -> Run:
     """Train every member of `config`, write the dictionaries, and measure them on held-out text.
 
-    Ctrl-C finishes the step and keeps what was learnt so far.
+    Ctrl-C finishes the step and keeps what was learnt so far. A member whose loss is no number any more is stopped and
+    leaves no file; the others go on.
 
     Args:
         config: What to train.
@@ -51,20 +56,26 @@ def train(
         force: Write into a folder that already holds a run; files of the same names are replaced.
 
     Raises:
-        DictlabError: The model, site, text or device is not there, the folder is taken, or training diverged.
+        DictlabError: The model, site, text, device or a dictionary to go on from is not there, the folder is taken,
+            or all members diverged.
     """
     check_device(config.device)
     folder = Path(out) if out is not None else config.default_out()
     model = model or LanguageModel.load(config.model, device=config.device)
     text = text or Text.open(config.text)
     config = replace(config, model=model.name, text=text.name)  # what was given, if not opened here
-    check_free(folder, [member.name for member in config.members()], force)
-    splice = _splice(config, model)
+    members = list(config.members(opened(config.start, model, config.site)))
+    check_free(folder, [member.name for member in members], force)
+    splices = [_splice(config, model, goals) for goals in goals_of(config)]
     next(text.as_split("heldout").contexts(model.tokenizer, model.context_length(config.context)))  # is there enough?
-    learners = _learners(config, model, text)
+    learners = _learners(members, config, model, text)
     log = Log(folder, config)
-    steps, seconds = _fit(learners, _batches(config, model, text, splice), splice, config, log)
-    finished = [_described(learner, config, model, steps, seconds[learner.member.name]) for learner in learners]
+    steps, costs, diverged = _fit(learners, _stream(config, model, text, splices), config, log)
+    finished = [
+        _described(learner, config, model, steps, costs[learner.member.name])
+        for learner in learners
+        if learner.member.name not in diverged
+    ]
     for dictionary in finished:  # safe before anything else can go wrong
         native.save(dictionary, folder / f"{dictionary.name}.safetensors")
     context = model.context_length(config.context)
@@ -72,68 +83,106 @@ def train(
     measured = measure(finished, model, text, context=context, tokens=tokens, contexts=EVALUATION_CONTEXTS)
     for dictionary in measured:
         native.save(dictionary, folder / f"{dictionary.name}.safetensors")
-    return Run(folder, config, tuple(measured), steps < config.steps)
+    return Run(folder, config, tuple(measured), steps < config.steps, diverged)
 
 
 def _fit(
-    learners: Sequence[Learner], batches: Iterator[Batch], splice: Splice | None, config: TrainConfig, log: Log
-) -> tuple[int, dict[str, float]]:
-    """All steps, or those before an interrupt; their number, and the seconds each member cost."""
-    seconds = dict.fromkeys((learner.member.name for learner in learners), 0.0)
-    started, steps = time.perf_counter(), 0
+    learners: Sequence[Learner], stream: Iterator[tuple[Batch, Splice | None]], config: TrainConfig, log: Log
+) -> tuple[int, dict[str, Cost], dict[str, str]]:
+    """All steps, or those before an interrupt; their number, what each member cost, and which diverged."""
+    own = {learner.member.name: [0.0, 0.0] for learner in learners}  # seconds at first, and while fine-tuning
+    total, steps, first = [0.0, 0.0], 0, config.steps - config.finetune_steps
+    diverged: dict[str, str] = {}
+    began = time.perf_counter()
     with interruptible() as asked, tqdm(total=config.tokens, unit="tok", unit_scale=True, desc="train") as bar:
-        for batch in islice(batches, config.steps):
+        for batch, splice in islice(stream, config.steps):
+            part = int(steps >= first)
             steps += 1
             logged = steps % LOG_EVERY == 0 or steps == config.steps
-            terms = [_timed_step(learner, batch, splice, seconds, logged) for learner in learners]
+            active = [learner for learner in learners if learner.member.name not in diverged]
+            terms = [_timed_step(learner, batch, splice, own[learner.member.name], part, logged) for learner in active]
             bar.update(config.batch)
             if logged:
-                _report(log, bar, learners, terms, steps, config, started)
-            if asked.is_set():
+                diverged |= _report(log, bar, active, terms, steps, config, sum(total) + time.perf_counter() - began)
+            total[part] += time.perf_counter() - began
+            began = time.perf_counter()
+            if asked.is_set() or len(diverged) == len(learners):
                 break
-    shared = (time.perf_counter() - started - sum(seconds.values())) / len(learners)  # the stream serves all alike
-    return steps, {name: own + shared for name, own in seconds.items()}
+    if len(diverged) == len(learners):
+        raise DictlabError(f"{next(iter(diverged.values()))}; the log so far is in {log.path}.")
+    shared = [(total[part] - sum(spent[part] for spent in own.values())) / len(learners) for part in (0, 1)]
+    costs = {name: Cost(spent[0] + shared[0], spent[1] + shared[1]) for name, spent in own.items()}  # served all alike
+    return steps, costs, diverged
 
 
 def _timed_step(
-    learner: Learner, batch: Batch, splice: Splice | None, seconds: dict[str, float], logged: bool
+    learner: Learner, batch: Batch, splice: Splice | None, spent: list[float], part: int, logged: bool
 ) -> dict[str, Tensor]:
     began = time.perf_counter()
     terms = learner.step(batch, splice, logged=logged)
-    seconds[learner.member.name] += time.perf_counter() - began
+    spent[part] += time.perf_counter() - began
     return terms
 
 
-def _splice(config: TrainConfig, model: LanguageModel) -> Splice | None:
-    """Where to splice, if a member asks for it."""
-    objectives = [config.weights(member) for member in config.members()]
-    if not any(objective.needs_model for objective in objectives):
+def goals_of(config: TrainConfig) -> list[list[Objective]]:
+    """What is trained for at first, and while fine-tuning."""
+    last = [[config.weights(config.finetune)]] if config.finetune else []
+    return [[config.weights(name) for name in config.objective], *last]
+
+
+def _splice(config: TrainConfig, model: LanguageModel, goals: Sequence[Objective]) -> Splice | None:
+    """Where to splice, if an objective asks for it."""
+    if not any(goal.needs_model for goal in goals):
         return None
     context = model.context_length(config.context)
     if config.batch % context:
         raise DictlabError(f"batch is {config.batch}; spliced training takes whole contexts: a multiple of {context}.")
-    later = model.later_sites(config.site) if any(objective.downstream for objective in objectives) else []
-    if any(objective.downstream for objective in objectives) and not later:
-        raise DictlabError(f"site {config.site}: e2e+ds compares later blocks' inputs, and no block comes after it.")
+    later = _later(config, model) if any(goal.downstream for goal in goals) else []
     return Splice(model, config.site, model.start_of(config.site), later)
 
 
-def _batches(config: TrainConfig, model: LanguageModel, text: Text, splice: Splice | None) -> Iterator[Batch]:
+def _later(config: TrainConfig, model: LanguageModel) -> list[str]:
+    """The sites after, where the error is looked at once more."""
+    place = model.locate(config.site)
+    for site in config.later:
+        if model.locate(site) == place or not model.follows(site, place):
+            raise DictlabError(f"later: {site} does not come after {config.site}.")
+    later = list(config.later) or model.later_sites(config.site)
+    if not later:
+        raise DictlabError(
+            f"site {config.site}: the downstream error is that of later blocks' inputs, and no block comes after it."
+        )
+    return later
+
+
+def _stream(
+    config: TrainConfig, model: LanguageModel, text: Text, splices: Sequence[Splice | None]
+) -> Iterator[tuple[Batch, Splice | None]]:
+    """Batches of the run's parts one after the other, each with where reconstructions go."""
+    first = config.steps - config.finetune_steps
+    for number, (splice, steps) in enumerate(zip(splices, (first, config.finetune_steps), strict=False)):
+        seed = config.seed[0] + number * FINETUNE_SEED
+        yield from ((batch, splice) for batch in islice(_batches(config, model, text, splice, seed), steps))
+
+
+def _batches(
+    config: TrainConfig, model: LanguageModel, text: Text, splice: Splice | None, seed: int
+) -> Iterator[Batch]:
     """Shuffled activations; or, where a reconstruction is spliced in, whole contexts with their clean forward."""
     context = model.context_length(config.context)
     if splice is None:
         buffer = min(activations.BUFFER, config.tokens)
         stream = activations.shuffled(
-            model, text, config.site, context=context, batch=config.batch, buffer=buffer, seed=config.seed[0]
+            model, text, config.site, context=context, batch=config.batch, buffer=buffer, seed=seed
         )
         yield from (Batch(x.float()) for x in stream)
         return
-    for tokens in text.batches(model.tokenizer, context, config.batch // context, seed=config.seed[0], repeat=True):
+    for tokens in text.batches(model.tokenizer, context, config.batch // context, seed=seed, repeat=True):
         clean = model.capture(tokens, splice.sites)
-        yield Batch(clean[config.site].float(), clean)
+        yield Batch(clean[config.site].float(), clean, tokens)
 
 
-def _learners(config: TrainConfig, model: LanguageModel, text: Text) -> list[Learner]:
+def _learners(members: Sequence[Member], config: TrainConfig, model: LanguageModel, text: Text) -> list[Learner]:
     """Every member, initialised from the same sample of activations."""
     context = model.context_length(config.context)
     tokens = min(SAMPLE, max(config.tokens, 4 * context))
@@ -144,7 +193,7 @@ def _learners(config: TrainConfig, model: LanguageModel, text: Text) -> list[Lea
     if not statistics.variance > 0:
         raise DictlabError(f"site {config.site}: the activations of {config.text} do not vary; nothing to learn.")
     centre = geometric_median(torch.cat(sample))
-    return [Learner(member, config, statistics, centre) for member in config.members()]
+    return [Learner(member, config, statistics, centre) for member in members]
 
 
 def _report(
@@ -154,45 +203,52 @@ def _report(
     terms: Sequence[dict[str, Tensor]],
     steps: int,
     config: TrainConfig,
-    started: float,
-) -> None:
-    """Metrics to the file and to the bar; stops a run that diverged."""
-    rate = steps * config.batch / (time.perf_counter() - started)
+    seconds: float,
+) -> dict[str, str]:
+    """Metrics to the file and to the bar; members that diverged, and what is to be said of them."""
+    rate = steps * config.batch / seconds
     records = [{name: float(value) for name, value in values.items()} for values in terms]
+    diverged = {}
     for learner, values in zip(learners, records, strict=True):
         where = {"member": learner.member.name, "step": steps, "tokens": steps * config.batch}
         log.write(where | {"tokens_per_second": rate} | values)
-        if not math.isfinite(values["loss"]):
-            raise DictlabError(
-                f"train: the loss of {learner.member.name} is {values['loss']} at step {steps}. "
-                f"Lower --lr (it peaks at {learner.schedule.base_lrs[0]:.2g}); the log so far is in {log.path}."
-            )
+        if not (math.isfinite(values["loss"]) and learner.finite):
+            diverged[learner.member.name] = _complaint(learner, values["loss"], steps)
+            tqdm.write(diverged[learner.member.name], file=sys.stderr)
     shown = {"loss": "loss", "l0": "L0", "explained_variance": "EV", "dead": "dead"}
     ranges = {label: (min(r[name] for r in records), max(r[name] for r in records)) for name, label in shown.items()}
     bar.set_postfix({label: f"{a:.3g}" if a == b else f"{a:.3g}..{b:.3g}" for label, (a, b) in ranges.items()})
+    return diverged
 
 
-def _described(learner: Learner, config: TrainConfig, model: LanguageModel, steps: int, seconds: float) -> Dictionary:
+def _complaint(learner: Learner, loss: float, steps: int) -> str:
+    what = f"the loss of {learner.member.name} is {loss}"
+    if math.isfinite(loss):
+        what = f"weights of {learner.member.name} are no numbers any more"
+    return f"train: {what} at step {steps}. Lower --lr (it peaks at {learner.lr:.2g})"
+
+
+def _described(learner: Learner, config: TrainConfig, model: LanguageModel, steps: int, cost: Cost) -> Dictionary:
     """The finished dictionary with its metadata."""
     member = learner.member
-    kept = ("text", "batch", "warmup", "final_lr", "clip", "ema", "downstream")
+    kept = ("text", "batch", "warmup", "final_lr", "clip", "ema")
     settings = {key: asdict(config)[key] for key in kept}
     training = settings | {
         "context": model.context_length(config.context),
-        "l1": member.l1,
-        "lr": learner.schedule.base_lrs[0],
+        "lr": learner.lr,
         "dead_after": config.dead_tokens,
-        "seconds": seconds,
         "interrupted": steps < config.steps,
     }
+    training |= member.variant.record() | goals_record(member, config) | cost_record(member, config, cost, steps)
     metadata = Metadata(
         model=model.name,
         model_fingerprint=model.fingerprint,
         site=config.site,
-        objective=member.objective,
+        objective=member.goal,
         seed=member.seed,
         tokens=steps * config.batch,
         training=training,
+        sources=() if member.start is None else (member.start.name,),
         library=f"dictlab {__about__.VERSION}",
         convention="huggingface",
     )

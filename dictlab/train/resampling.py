@@ -1,0 +1,61 @@
+"""Latents that died begin anew where the dictionary is worst (Bricken et al. 2023, appendix on neuron resampling).
+
+    p_t ~ L_t^2,  L_t = |x_t - x_hat_t|^2              a token for each dead latent
+    decoder row   (x_t - b) at unit length
+    encoder row   the same, 0.2 times as long as those of alive latents are on average
+    b_enc 0, everything else of the latent as at the start of training, its moments in the optimizer 0
+
+Tokens are drawn without replacement out of the batch at hand. (There, out of a hundred batches, and x_t is taken
+whole.) Latents for which no token is left wait for the next time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import normalize
+
+from dictlab import seeds
+from dictlab.train.config import TrainConfig
+from dictlab.train.variants import Pass
+
+if TYPE_CHECKING:
+    from dictlab.train.learner import Learner
+
+LENGTH = 0.2  # of a new encoder row, in lengths of an alive one
+
+
+def steps(config: TrainConfig) -> frozenset[int]:
+    """After which steps it is done: at equal distances in the first half of the run."""
+    half = config.steps // 2
+    return frozenset(round(half * number / config.resample) for number in range(1, config.resample + 1))
+
+
+@torch.no_grad()
+def revive(learner: Learner, now: Pass) -> None:
+    """Give dead latents new directions, drawn out of the tokens of a step."""
+    loss = (now.x - now.x_hat).square().sum(dim=1).square()
+    usable = int((loss > 0).sum())
+    dead = learner.dead.nonzero().squeeze(1)[:usable]
+    if len(dead) == 0:
+        return
+    generator = seeds.generator(learner.member.seed, f"resampling after step {learner.steps}")
+    tokens = torch.multinomial(loss.double().cpu(), len(dead), replacement=False, generator=generator)
+    h = learner.normalisation(now.x[tokens.to(now.x.device)])[0] - learner.bias
+    alive = ~learner.dead
+    length = learner.encoder[alive].norm(dim=1).mean() if bool(alive.any()) else learner.encoder.norm(dim=1).mean()
+    rows = normalize(h, dim=1)
+    new = {"decoder": rows, "encoder": LENGTH * length * rows, "b_enc": learner.b_enc.new_zeros(len(dead))}
+    new |= {name: initial[dead] for name, initial in learner.initial.items()}
+    for name, values in new.items():
+        weight = learner.weights[name]
+        weight[dead] = values
+        for moment in learner.optimizer.state.get(weight, {}).values():
+            if moment.shape == weight.shape:
+                moment[dead] = 0
+    if learner.average is not None:
+        for average, weight in zip(learner.average, learner.parameters, strict=True):
+            if len(average) == len(learner.since_fired):
+                average[dead] = weight[dead]
+    learner.since_fired[dead] = 0

@@ -1,0 +1,163 @@
+"""What an activation function is while it is learnt: a value with a few methods.
+
+A variant has no state of its own. What it trains beside the four weights every dictionary has, and what it keeps count
+of, are tensors that the learner holds, averages and saves with its own.
+
+    entries  = choose(weights)(z)           which latents may be active; the encoder's sparse product ends here
+    codes    = emit(entries, weights)       their activations, by plain autograd on the entries
+    loss     = objective + sum of terms
+    file     = finished(dictionary, ...)    the activation function for use
+
+The gradient with respect to z is taken at the entries alone. A rule whose gradient reaches a latent that is not active
+(JumpReLU's threshold) chooses that latent too, and emits 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from dictlab.codes import Codes
+from dictlab.dictionary import Dictionary
+from dictlab.sparsity import Activation
+
+Weights = Mapping[str, Tensor]
+
+
+class Term(NamedTuple):
+    """A term of a loss: what is logged, and its weight."""
+
+    value: Float[Tensor, ""]
+    weight: float
+
+
+class Pass(NamedTuple):
+    """One forward of a dictionary in training.
+
+    Attributes:
+        dictionary: Its weights as they are now, with gradients.
+        weights: The same and the variant's own, by name.
+        x: The activations, in the model's units.
+        x_hat: Their reconstructions.
+        entries: Latents that were chosen, with their pre-activations.
+        codes: Their activations.
+        dead: Latents that have not fired for long.
+        variance: Of a coordinate of the activations, on average, in the model's units.
+        unit: One of the dictionary's units in the model's.
+        progress: Share of the run that is over.
+    """
+
+    dictionary: Dictionary
+    weights: Weights
+    x: Float[Tensor, "tokens d_in"]
+    x_hat: Float[Tensor, "tokens d_in"]
+    entries: Codes
+    codes: Codes
+    dead: Bool[Tensor, " n_latents"]
+    variance: float
+    unit: float
+    progress: float
+
+    def error(self, codes: Codes, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
+        """Squared error at the site of what other codes (or another decoder) reconstruct, in the model's units."""
+        return mse_loss((dictionary or self.dictionary).decode(codes, self.x), self.x)
+
+
+class Variant(Protocol):
+    """An activation function in training.
+
+    Attributes:
+        label: In the names of files: the function with its sparsity.
+        normalised: Whether the error at the site is divided by the variance of the activations, so that coefficients
+            mean the same in every model. The L1 family keeps the model's units, as its papers write it.
+        revived: Whether dead latents have a term of their own (AuxK); where not, they can be resampled.
+    """
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def normalised(self) -> bool: ...
+
+    @property
+    def revived(self) -> bool: ...
+
+    def tensors(self, width: int, d_in: int) -> dict[str, Tensor]:
+        """What it trains beside encoder, b_enc, decoder and bias, as it starts; a row for each latent."""
+        ...
+
+    def adopted(self, dictionary: Dictionary) -> dict[str, Tensor]:
+        """The same out of a dictionary's activation function, to go on from it; and weights that change with them."""
+        ...
+
+    def counters(self) -> dict[str, Tensor]:
+        """What it keeps count of while it trains, as it starts."""
+        ...
+
+    def choose(self, weights: Weights) -> Activation:
+        """The rule that picks entries out of the pre-activations, and leaves each as it is or cut off at 0."""
+        ...
+
+    def emit(self, entries: Codes, weights: Weights) -> Codes:
+        """Codes of the entries; differentiable in them and in the weights."""
+        ...
+
+    def terms(self, now: Pass) -> dict[str, Term]:
+        """Terms of the loss that come on top of the objective's."""
+        ...
+
+    def observe(self, codes: Codes, counters: dict[str, Tensor]) -> None:
+        """Keep count, after a step."""
+        ...
+
+    def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
+        """The dictionary for use: the same encode and decode, with an activation function that files can hold."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What the metadata says of it."""
+        ...
+
+    def check(self, width: int) -> None:
+        """Refuse a width that it cannot be trained at.
+
+        Raises:
+            DictlabError: Such as k above the width.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What most variants have in common: nothing of their own to train or to count, and entries that are codes."""
+
+    @property
+    def normalised(self) -> bool:
+        return False
+
+    @property
+    def revived(self) -> bool:
+        return False
+
+    def tensors(self, width: int, d_in: int) -> dict[str, Tensor]:
+        return {}
+
+    def adopted(self, dictionary: Dictionary) -> dict[str, Tensor]:
+        return {}
+
+    def counters(self) -> dict[str, Tensor]:
+        return {}
+
+    def emit(self, entries: Codes, weights: Weights) -> Codes:
+        return entries
+
+    def observe(self, codes: Codes, counters: dict[str, Tensor]) -> None:
+        pass
+
+    def check(self, width: int) -> None:
+        pass

@@ -1,0 +1,108 @@
+"""Matryoshka (Bussmann et al. 2025): the first latents alone must reconstruct as well as they can.
+
+    loss = objective + sum over prefixes m of L(m) + the terms of the variant that is nested
+
+where L(m) is the squared error at the site, over its variance, of what the active ones among the first m latents
+reconstruct. Which latents are active is decided among all. The whole dictionary is the objective's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from dictlab import sparsity
+from dictlab.codes import Codes, offsets_of
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError
+from dictlab.kernels import sparse
+from dictlab.train.variants.base import Pass, Term, Variant, Weights
+
+
+@dataclass(frozen=True)
+class Matryoshka:
+    """Another variant, nested.
+
+    Attributes:
+        base: Which one.
+        prefixes: Shares of the latents, rising and below 1.
+    """
+
+    base: Variant
+    prefixes: tuple[float, ...]
+
+    @property
+    def label(self) -> str:
+        return f"matryoshka-{self.base.label}"
+
+    @property
+    def normalised(self) -> bool:
+        return self.base.normalised
+
+    @property
+    def revived(self) -> bool:
+        return self.base.revived
+
+    def tensors(self, width: int, d_in: int) -> dict[str, Tensor]:
+        return self.base.tensors(width, d_in)
+
+    def adopted(self, dictionary: Dictionary) -> dict[str, Tensor]:
+        return self.base.adopted(dictionary)
+
+    def counters(self) -> dict[str, Tensor]:
+        return self.base.counters()
+
+    def choose(self, weights: Weights) -> sparsity.Activation:
+        return self.base.choose(weights)
+
+    def emit(self, entries: Codes, weights: Weights) -> Codes:
+        return self.base.emit(entries, weights)
+
+    def terms(self, now: Pass) -> dict[str, Term]:
+        errors = [mse_loss(x_hat, now.x) for x_hat in nested(now, self.sizes(now.codes.n_latents))]
+        return {"nested": Term(torch.stack(errors).sum(), 1 / now.variance), **self.base.terms(now)}
+
+    def observe(self, codes: Codes, counters: dict[str, Tensor]) -> None:
+        self.base.observe(codes, counters)
+
+    def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
+        return self.base.finished(dictionary, weights, counters)
+
+    def record(self) -> dict[str, Any]:
+        base = self.base.record()
+        return base | {"activation": f"matryoshka-{base['activation']}", "prefixes": self.prefixes}
+
+    def check(self, width: int) -> None:
+        self.base.check(width)
+        if len(set(self.sizes(width)) - {0, width}) < len(self.prefixes):
+            raise DictlabError(
+                f"prefixes {list(self.prefixes)} of {width} latents are {self.sizes(width)}; "
+                "expected different numbers above 0 and below the width."
+            )
+
+    def sizes(self, width: int) -> list[int]:
+        """Latents of each prefix."""
+        return [round(share * width) for share in self.prefixes]
+
+
+def nested(now: Pass, sizes: list[int]) -> Iterator[Tensor]:
+    """What the first latents reconstruct, for rising numbers of them, each out of the last by the latents between."""
+    dictionary = now.dictionary
+    undo = dictionary.normalisation(now.x)[1]
+    y = dictionary.b_out
+    for start, end in pairwise([0, *sizes]):
+        y = y + sparse.decode(between(now.codes, start, end), dictionary.W_dec)
+        yield y * undo.scale + undo.shift
+
+
+def between(codes: Codes, start: int, end: int) -> Codes:
+    """The entries of latents from `start` to before `end`."""
+    kept = (codes.indices >= start) & (codes.indices < end)
+    counts = torch.bincount(codes.rows[kept], minlength=codes.n_tokens)
+    return Codes(codes.values[kept], codes.indices[kept], offsets_of(counts), codes.n_latents)
