@@ -28,7 +28,6 @@ import torch
 
 D_IN, BATCH, K, BATCHES = 512, 4096, 32, 4
 FOREVER = 100_000  # steps: nothing is scheduled to end within the benchmark
-KINDS = ("topk", "relu", "batchtopk", "inference")
 
 Step = Callable[[int], object]
 

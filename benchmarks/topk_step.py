@@ -8,7 +8,11 @@ each, 4,096 vectors of width 512 a batch, k = 32.
 
 python benchmarks/topk_step.py
 python benchmarks/topk_step.py --peers PYTHON     also the libraries that this Python has (see peers.py)
-python benchmarks/topk_step.py --kind relu        relu (with L1), batchtopk, inference (encode and decode, TopK)
+python benchmarks/topk_step.py --kind KIND
+    relu         L1, as training begins: about half of the latents are active
+    trained      L1, as training ends: dictlab's biases are set so that 64 are active; others' steps cost what they cost
+    batchtopk    BatchTopK
+    inference    TopK, encode and decode without gradients
 """
 
 from __future__ import annotations
@@ -21,17 +25,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 import torch
-from peers import BATCH, D_IN, KINDS, K, synthetic
+from peers import BATCH, D_IN, K, synthetic
 
 from dictlab.activations import statistics as moments
-from dictlab.sparsity import BatchTopK
 from dictlab.train import TrainConfig
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.objectives import Batch
@@ -39,6 +41,7 @@ from dictlab.train.objectives import Batch
 PEERS = {
     "topk": ("sparsify", "dictionary_learning", "saelens"),
     "relu": ("dictionary_learning", "saelens"),
+    "trained": ("dictionary_learning", "saelens"),
     "batchtopk": ("dictionary_learning", "saelens"),
     "inference": ("sparsify", "dictionary_learning", "saelens"),
 }
@@ -78,14 +81,19 @@ class Peer:
         raise SystemExit(f"{' '.join(self.process.args)} ended: run it by hand to see why")  # type: ignore[arg-type]
 
 
-def learner(width: int, kind: str, sample: torch.Tensor, *, ema: float | None = None) -> Learner:
+def learner(width: int, kind: str, x: torch.Tensor) -> Learner:
     """A dictionary in training."""
-    activation: dict[str, Any] = {"relu": {"activation": "relu", "l1": (1.0,)}}.get(kind, {"k": (K,)})
-    config = TrainConfig("none", "none", width=(width,), batch=BATCH, tokens=BATCH * 100_000, ema=ema, **activation)
-    member = next(config.members())
+    l1 = kind in ("relu", "trained")
+    rule: dict[str, Any] = {"activation": "relu", "l1": (1.0,)} if l1 else {"k": (min(K, width),)}
     if kind == "batchtopk":
-        member = replace(member, activation=BatchTopK(K))
-    return Learner(member, config, moments([sample]), geometric_median(sample))
+        rule["activation"] = kind
+    config = TrainConfig("none", "none", width=(width,), batch=BATCH, tokens=BATCH * 100_000, **rule)
+    made = Learner(next(config.members()), config, moments([x]), geometric_median(x))
+    if kind == "trained":
+        with torch.no_grad():
+            z = made.dictionary.pre_activations(x[:512])
+            made.b_enc -= z.flatten().kthvalue(max(1, z.numel() - len(z) * 2 * K)).values
+    return made
 
 
 def own(width: int, kind: str, pool: list[torch.Tensor]) -> Callable[[], float]:
@@ -116,7 +124,11 @@ def measure(width: int, kind: str, rounds: int, python: str | None) -> dict[str,
         "floor": lambda: timed(lambda: pool[0] @ W),
         "dictlab": own(width, kind, pool),
     }
-    peers = {name: Peer(python, name, kind, width) for name in PEERS[kind]} if python else {}
+    peers = (
+        {name: Peer(python, name, "relu" if kind == "trained" else kind, width) for name in PEERS[kind]}
+        if python
+        else {}
+    )
     runs |= peers
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 2):  # two to warm up
@@ -189,11 +201,11 @@ def show(kind: str, rows: list[dict[str, Any]], rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[4096, 16384])
-    parser.add_argument("--kind", choices=KINDS, default="topk")
+    parser.add_argument("--kind", choices=PEERS, default="topk")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", metavar="PYTHON", help="a Python that has the other libraries")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--memory-of", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=PEERS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_of:
         peak_of(given.widths[0], given.memory_of)
