@@ -18,6 +18,8 @@ with an L1 penalty early in its training), the same sums are taken as dense prod
 from __future__ import annotations
 
 import warnings
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -63,6 +65,9 @@ def products_at(
     """`left[t] . right[j]` at each entry (t, j) of the codes, and nowhere else."""
     if is_dense(codes):
         return (left @ right.T)[codes.rows, codes.indices]
+    if by_triton(left):
+        by_entries: Tensor = _triton().products_at(codes, left, right)
+        return by_entries
     pattern = torch.sparse_csr_tensor(
         codes.offsets,
         codes.indices,
@@ -78,6 +83,9 @@ def transposed(codes: Codes, rows: Float[Tensor, "tokens d"]) -> Float[Tensor, "
     """`codes.dense().T @ rows`."""
     if is_dense(codes):
         return summed(codes).to(rows.dtype).T @ rows
+    if by_triton(rows):
+        by_entries: Tensor = _triton().transposed(codes, rows)
+        return by_entries
     columns = codes.columns
     weights = codes.values.to(rows.dtype)[columns.order]
     return embedding_bag(
@@ -89,9 +97,28 @@ def combined(codes: Codes, rows: Float[Tensor, "n_latents d"]) -> Float[Tensor, 
     """`codes.dense() @ rows`, without gradients."""
     if is_dense(codes):
         return summed(codes).to(rows.dtype) @ rows
+    if by_triton(rows):
+        by_entries: Tensor = _triton().combined(codes, rows)
+        return by_entries
     return embedding_bag(
         codes.indices, rows, codes.offsets[:-1], mode="sum", per_sample_weights=codes.values.to(rows.dtype)
     )
+
+
+def by_triton(tensor: Tensor) -> bool:
+    """Whether Triton's kernels serve this tensor: on a GPU, where Triton is installed, as it is with torch for CUDA."""
+    return tensor.is_cuda and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _triton() -> Any:
+    from dictlab.kernels import triton  # only where it is needed: importing it takes a while
+
+    return triton
 
 
 def is_dense(codes: Codes) -> bool:
