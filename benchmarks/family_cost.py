@@ -31,25 +31,22 @@ from dictlab.train.objectives import Batch
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
 BATCH, CONTEXT = 2048, 128
+WIDTHS, SEEDS = (512, 1024, 2048, 4096), (0, 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=16, help="in a block")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    given = parser.parse_args()
+def runs(steps: int) -> dict[str, Callable[[], None]]:
+    """What takes turns, each `steps` batches long."""
     model, text = LanguageModel.load(MODEL, beside=CHECKPOINTS), Text.open("builtin")
-    config = TrainConfig(MODEL, SITE, width=(512, 1024, 2048, 4096), seed=(0, 1), batch=BATCH, tokens=BATCH * 10**5)
+    config = TrainConfig(MODEL, SITE, width=WIDTHS, seed=SEEDS, batch=BATCH, tokens=BATCH * 10**5)
     stream = activations.shuffled(model, text, SITE, context=CONTEXT, batch=BATCH, buffer=1 << 14, seed=0)
-    pool = list(islice(stream, given.steps))
+    pool = list(islice(stream, steps))
     sample = torch.cat(pool[:4])
     centre, moments = geometric_median(sample), activations.statistics([sample])
     learners = [Learner(member, config, moments, centre) for member in config.members()]
     tokens = next(text.batches(model.tokenizer, CONTEXT, BATCH // CONTEXT, seed=0))
 
     def family() -> None:
-        for x in islice(stream, given.steps):
+        for x in islice(stream, steps):
             for learner in learners:
                 learner.step(Batch(x), None, logged=False)
 
@@ -60,25 +57,38 @@ def main() -> None:
 
     @torch.no_grad()
     def forwards() -> None:
-        for _ in range(given.steps):
+        for _ in range(steps):
             model.logits(tokens)
 
-    runs: dict[str, Callable[[], None]] = {"family": family, "alone": alone, "forwards": forwards}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(given.rounds + 1):  # one to warm up
-        for name, run in runs.items():
+    return {"family": family, "alone": alone, "forwards": forwards}
+
+
+def measure(steps: int, rounds: int) -> dict[str, float]:
+    """Median seconds of a step of each."""
+    seconds: dict[str, list[float]] = {}
+    made = runs(steps)
+    for number in range(rounds + 1):  # one to warm up
+        for name, run in made.items():
             began = time.perf_counter()
             run()
             if number:
-                seconds[name].append((time.perf_counter() - began) / given.steps)
-    took = {name: statistics.median(own) for name, own in seconds.items()}
+                seconds.setdefault(name, []).append((time.perf_counter() - began) / steps)
+    return {name: statistics.median(own) for name, own in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12, help="in a block")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    given = parser.parse_args()
+    took = measure(given.steps, given.rounds)
     ratio = took["family"] / (took["alone"] + took["forwards"])
     if given.json:
         print(json.dumps({"ratio_to_parts": ratio, "seconds": took}))
         return
-    print(
-        f"{len(learners)} dictionaries of {MODEL} at {SITE}, {BATCH} tokens a step, {torch.get_num_threads()} threads"
-    )
+    size = len(WIDTHS) * len(SEEDS)
+    print(f"{size} dictionaries of {MODEL} at {SITE}, {BATCH} tokens a step, {torch.get_num_threads()} threads")
     print(f"a step of the family, stream included: {took['family']:.4f} s")
     print(f"the members' steps alone: {took['alone']:.4f} s; a forward of the model: {took['forwards']:.4f} s")
     print(f"family / parts: {ratio:.2f}")

@@ -1,7 +1,7 @@
 """How does the cost of a TopK step grow with width, k, batch and the width of the activations?
 
-From one setting (width 8,192, k 32, 2,048 vectors of width 512) one quantity is changed at a time. Beside the step stands
-the encoder's product alone, by torch. Draws docs/images/speed-growth.png.
+From one setting (width 8,192, k 32, 2,048 vectors of width 512) one quantity is changed at a time. Beside the step
+stands the encoder's product alone, by torch. Draws docs/images/speed-growth.png.
 
 python benchmarks/growth.py
 """
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 
 from analyses import style
 from dictlab.activations import statistics as moments
@@ -69,17 +69,19 @@ def measure(s: Setting) -> tuple[float, float]:
 
 @style.applied
 def draw(points: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
-    figure, axes = plt.subplots(1, len(points), figsize=(13, 3.4), sharey=True, layout="constrained")
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    axes = list(figure.subplots(1, len(points), sharey=True))
     for axis, (name, rows) in zip(axes, points.items(), strict=True):
         at = [row[0] for row in rows]
-        axis.plot(at, [1e3 * row[1] for row in rows], marker="o", label="training step")
-        axis.plot(at, [1e3 * row[2] for row in rows], marker="s", linestyle="--", label="encoder's product alone")
-        axis.set(xscale="log", yscale="log", xlabel=AXES[name])
-        axis.set_xticks(at, [f"{value:,}" for value in at], minor=False)
+        for index, label in enumerate(("training step", "encoder's product alone")):
+            took = [1e3 * row[1 + index] for row in rows]
+            axis.plot(at, took, color=style.colour(index), marker=style.marker(index), label=label)
+        axis.set(xscale="log", yscale="log", xlabel=AXES[name], ylim=(1, 2000))
+        axis.set_xticks(at, [f"{value:,}" for value in at], minor=False, fontsize=8)
         axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     axes[0].set_ylabel("Milliseconds")
     axes[0].legend()
-    figure.suptitle("A TopK step grows like the encoder's product")
+    figure.suptitle("A TopK step grows as the encoder's product does")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
