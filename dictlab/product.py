@@ -33,7 +33,13 @@ class FrozenProducts(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """One call of torch."""
-        if func is functional.linear and not kwargs and _for_onednn(args[0]) and _frozen(*args[1:]):
+        if (
+            func is functional.linear
+            and not kwargs
+            and args[0].dim() > 1
+            and _for_onednn(args[0])
+            and _frozen(*args[1:])
+        ):
             return _Linear.apply(*args, *[None] * (3 - len(args)))
         return func(*args, **(kwargs or {}))
 

@@ -31,7 +31,7 @@ from dictlab.codes import ByLatent, Codes, concatenate
 from dictlab.product import affine
 from dictlab.sparsity import Activation
 
-DENSE = 0.15  # share of active latents from which on dense products are faster: benchmarks/density.py
+DENSE = 0.25  # share of active latents from which on dense products are faster: benchmarks/density.py
 BLOCK = 1 << 21  # pre-activations held at once: 8 MiB in float32, so that they are still in the cache when looked at
 ROWS = 256  # but so many tokens at least, or the product would read the encoder too often
 
