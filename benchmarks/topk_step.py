@@ -92,7 +92,7 @@ def learner(width: int, kind: str, x: torch.Tensor) -> Learner:
     if kind == "trained":
         with torch.no_grad():
             z = made.dictionary.pre_activations(x[:512])
-            made.b_enc -= z.flatten().kthvalue(max(1, z.numel() - len(z) * 2 * K)).values
+            made.b_enc.sub_(z.flatten().kthvalue(max(1, z.numel() - len(z) * 2 * K)).values)
     return made
 
 
