@@ -183,14 +183,14 @@ class Learner:
     def _forward(self, batch: Batch) -> Pass:
         x, dictionary = batch.x.flatten(0, -2), self.dictionary
         h, undo = self.normalisation(x)
-        entries = sparse.encode(h - self.bias, dictionary.W_enc, self.b_enc, dictionary.activation)
+        entries = sparse.encode(h, dictionary.W_enc, self.b_enc, dictionary.activation, self.bias)
         codes = self.variant.emit(entries, self.weights)
         y = sparse.decode(codes, self.decoder) + self.bias
         return Pass(
             dictionary=dictionary,
             weights=self.weights,
             x=x,
-            x_hat=y * undo.scale + undo.shift,
+            x_hat=undo(y),
             entries=entries,
             codes=codes,
             dead=self.dead & self.emits,
