@@ -39,6 +39,7 @@ interop: $(INTEROP)/.installed
 benchmarks: setup
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/frankenstein.py
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/path.py
 	$(BIN)/python benchmarks/path_gain.py

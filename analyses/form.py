@@ -66,14 +66,24 @@ class Form:
 
     def column(self, latent: int) -> NDArray[np.float64]:
         """Q_:j, `[n_latents]`."""
+        column, (others, values) = np.zeros(self.n_latents), self.together(latent)
+        column[others] = values
+        if self.bias is None:
+            cosines = (self.directions @ self.directions[latent]).double().numpy()
+            share = self.mean_codes[latent] / (self.mean_square_scale * self.d_in)
+            column -= self.mean_codes * cosines * share
+        return column
+
+    def together(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Latents that are ever active beside one, itself among them, and E[g_i g_j] d_i . d_j / d_in for these."""
         by_latent, codes = self.observations.by_latent, self.observations.codes
         own = slice(by_latent.indptr[latent], by_latent.indptr[latent + 1])
-        together = codes[by_latent.indices[own]].T @ by_latent.data[own].astype(np.float64)
-        together /= self.observations.n_tokens
-        if self.bias is None:
-            together -= self.mean_codes * (self.mean_codes[latent] / self.mean_square_scale)
-        cosines = (self.directions @ self.directions[latent]).double().numpy()
-        return together * cosines / self.d_in  # type: ignore[no-any-return]
+        beside = codes[by_latent.indices[own]]
+        weights = np.repeat(by_latent.data[own].astype(np.float64), np.diff(beside.indptr))
+        sums = _per_latent(beside.indices, weights * beside.data, self.n_latents)
+        others = np.flatnonzero(sums)
+        cosines = (self.directions[torch.from_numpy(others)] @ self.directions[latent]).double().numpy()
+        return others, sums[others] * cosines / (self.observations.n_tokens * self.d_in)
 
     def product(self, weights: Float[np.ndarray, " n_latents"]) -> NDArray[np.float64]:
         """Q z for any weights z, at the cost of decoding the sample once."""

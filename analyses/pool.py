@@ -33,7 +33,7 @@ def pooled(dictionaries: Sequence[Dictionary], name: str = "pool") -> Dictionary
     """
     own = joinable(dictionaries)
     emits = torch.cat([emitting(d.activation, d.n_latents) for d in own])
-    parts = [part for d in own for part in _donors(d.activation, d.n_latents)]
+    parts = [part for d in own for part in donors(d.activation, d.n_latents)]
     return Dictionary(
         W_enc=torch.cat([d.W_enc for d in own], dim=1),
         b_enc=torch.cat([d.b_enc for d in own]),
@@ -68,7 +68,7 @@ def part_of(
     """
     chosen = chosen.cpu() & emitting(pool.activation, pool.n_latents)
     parts, kept, start = [], [], 0
-    for width, activation in _donors(pool.activation, pool.n_latents):
+    for width, activation in donors(pool.activation, pool.n_latents):
         own = chosen[start : start + width]
         latents = own.nonzero().squeeze(1) if activation.elementwise else torch.arange(width if own.any() else 0)
         if len(latents):
@@ -108,7 +108,7 @@ def joinable(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
     return own
 
 
-def _donors(activation: Activation, n_latents: int) -> tuple[tuple[int, Activation], ...]:
+def donors(activation: Activation, n_latents: int) -> tuple[tuple[int, Activation], ...]:
     """The parts of a union that a dictionary becomes: itself, or those that it was stitched from."""
     if isinstance(activation, Union):
         return activation.parts
