@@ -1,10 +1,12 @@
-"""Which latents of a chain of dictionaries make the stitched one? Each rule gives a mask over the pool of all of them.
+"""Which latents of a chain of dictionaries make the stitched one?
 
-effect    SMALL, and of each larger dictionary in turn the latents that lower the error when inserted alone into
-          what has been stitched so far
-cosine    SMALL, and of each larger one the latents whose max cosine with what has been stitched so far is below a
-          threshold (the published rule)
-path      those that are there at a point of the path between sizes
+Each rule gives a mask over the pool of all of them:
+
+    effect    SMALL, and of each larger dictionary in turn the latents that lower the error when inserted alone into
+              what has been stitched so far
+    cosine    SMALL, and of each larger one the latents whose max cosine with what has been stitched so far is below a
+              threshold (the published rule)
+    path      those that are there at a point of the path between sizes
 """
 
 from __future__ import annotations
