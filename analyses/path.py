@@ -99,7 +99,7 @@ def path(
         seed=seed,
         partial=True,
     )
-    phases = _phases(found, others, bias, seed)
+    phases = _phases(chain, found, others, bias, seed)
     measured = _measured(row, found, points, evaluations, bias)
     curves = {f"{a.name} → {b.name}": percolation(k.graph) for k, a, b in zip(kin, chain, chain[1:], strict=False)}
     return Report(
@@ -186,7 +186,7 @@ def _measured(
     return pd.DataFrame(rows)
 
 
-def _phases(found: Walk, others: Sequence[Walk], bias: Bias, seed: int) -> pd.DataFrame:
+def _phases(chain: Sequence[Dictionary], found: Walk, others: Sequence[Walk], bias: Bias, seed: int) -> pd.DataFrame:
     """One row a phase of each stage: what it does to error and L0, and how evenly."""
     mse, l0, latents, ends = found.mse(bias), found.l0(), found.route.latents(), found.route.ends()
     random = [other.mse(bias) for other in others]
@@ -201,6 +201,7 @@ def _phases(found: Walk, others: Sequence[Walk], bias: Bias, seed: int) -> pd.Da
         rows.append(
             {
                 "stage": int(found.route.stage[b - 1]),
+                "from": chain[int(found.route.stage[b - 1])].name,
                 "phase": str(found.route.phase[b - 1]),
                 "steps": b - a,
                 "latents before": int(latents[a]),
@@ -259,7 +260,9 @@ def _components(chain: Sequence[Dictionary], kin: Sequence[Kinship]) -> pd.DataF
 
 
 def _stacked(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat([frame.assign(pair=name) for name, frame in frames.items()], ignore_index=True)
+    """Tables of all pairs, one below the other, the pair in front."""
+    together = pd.concat([frame.assign(pair=name) for name, frame in frames.items()], ignore_index=True)
+    return together[["pair", *together.columns.drop("pair")]]
 
 
 def _summary(found: Walk, phases: pd.DataFrame, bias: Bias) -> str:
