@@ -40,6 +40,8 @@ benchmarks: setup
 	$(BIN)/python benchmarks/family.py
 	$(BIN)/python benchmarks/one_pass.py
 	$(BIN)/python benchmarks/frankenstein.py
+	$(BIN)/python benchmarks/novelty.py
+	$(BIN)/python benchmarks/novelty_family.py --figure docs/images/novelty.png
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/path.py
 	$(BIN)/python benchmarks/path_gain.py

@@ -47,7 +47,11 @@ def open_dictionaries(
     names = [dictionary.name for dictionary in opened]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DictlabError(f"two dictionaries are called {twice!r}: rename a file, so that tables can tell them apart.")
+        alike = {one.path.resolve() if one.path else id(one.W_dec) for one in opened if one.name == twice}
+        how = "rename a file, so that tables can tell them apart"
+        if len(alike) < names.count(twice):
+            how = "the same one was given twice, and has nothing that it lacks; give another"
+        raise DictlabError(f"two dictionaries are called {twice!r}: {how}.")
     return opened
 
 

@@ -57,6 +57,8 @@ from dictlab.evaluate import site_of
 from dictlab.lm import LanguageModel
 from dictlab.report import Plot, Report, Table
 
+SHRUNK = 1.02  # SMALL's reconstruction is too short from this factor on
+
 __all__ = [
     "Effects",
     "agreement",
@@ -234,6 +236,11 @@ def _warnings(pair: Inserted, floor: Sequence[Inserted]) -> tuple[str, ...]:
     if small.W_dec.shape == large.W_dec.shape and torch.equal(small.W_dec, large.W_dec):
         said.append(
             f"{large.name} and {small.name} have the same decoder: this is a test of the measurement, not of novelty."
+        )
+    if effects.stretch > SHRUNK:
+        said.append(
+            f"{small.name} shrinks: its reconstruction would serve best {effects.stretch:.2f} times as long. A latent "
+            "that only lengthens it lowers the error too, and counts as novel. Hold the share against --control."
         )
     empty = int((effects.dead & (effects.firing_rate > 0)).sum())
     if empty:

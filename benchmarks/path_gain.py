@@ -95,7 +95,12 @@ def main() -> None:
     found = path_gain()
     if as_json:
         print(json.dumps(found))
-        return
+    else:
+        tell(found)
+
+
+def tell(found: dict[str, float]) -> None:
+    """What `path_gain` found, in words."""
     print(f"{WIDTHS[0]} to {WIDTHS[1]} latents, {found['points']:.0f} points, {TOKENS} tokens")
     print(f"once through the tokens, encoding included:  {found['once_s']:.2f} s")
     print(
