@@ -38,7 +38,6 @@ interop: $(INTEROP)/.installed
 
 benchmarks: setup
 	$(BIN)/python benchmarks/family.py
-	$(BIN)/python benchmarks/one_pass.py
 	$(BIN)/python benchmarks/frankenstein.py
 	$(BIN)/python benchmarks/novelty.py
 	$(BIN)/python benchmarks/novelty_family.py --figure docs/images/novelty.png
