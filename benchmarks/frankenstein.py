@@ -3,7 +3,8 @@
 python benchmarks/frankenstein.py [--json] [--out FOLDER] [--only NAME]
 
 Three pools: TopK16 of widths 256 to 4096 (seed 0), the same of widths 256 and 512 with both seeds (the rule at 0.4 and
-at 0.7), and two ReLU dictionaries of one width and two seeds. Others of the same kind stand beside, to be compared with and not used.
+at 0.7), and two ReLU dictionaries of one width and two seeds. Others stand beside,
+to be compared with and not used.
 """
 
 from __future__ import annotations
