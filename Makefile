@@ -38,15 +38,23 @@ interop: $(INTEROP)/.installed
 
 benchmarks: setup
 	$(BIN)/python benchmarks/family.py
-	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/novelty.py
+	$(BIN)/python benchmarks/novelty_family.py --figure docs/images/novelty.png
 	$(BIN)/python benchmarks/frankenstein.py
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/path.py
+	$(BIN)/python benchmarks/path_gain.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/pathology.py --growth
 	$(BIN)/python benchmarks/pathology_family.py
 	$(BIN)/python benchmarks/pathology_sites.py
 	$(BIN)/python benchmarks/fuzz_formats.py --files 10000
 	$(BIN)/python benchmarks/training_length.py
+	$(BIN)/python benchmarks/topk_step.py
+	$(BIN)/python benchmarks/e2e_overhead.py
+	$(BIN)/python benchmarks/family_cost.py
+	$(BIN)/python benchmarks/density.py
+	$(BIN)/python benchmarks/growth.py
 
 checkpoints: setup
 	$(BIN)/python checkpoints/build.py

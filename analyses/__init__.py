@@ -1,12 +1,37 @@
 """Analyses of dictionaries: each one plain function that returns a Report. Call it, or `dictlab report NAME`."""
 
+from analyses.ablation import ablation
 from analyses.downstream import downstream
+from analyses.frankenstein import frankenstein
 from analyses.geometry import geometry
 from analyses.matching import matching
+from analyses.meta import meta
 from analyses.novelty import novelty
 from analyses.pareto import pareto
+from analyses.path import path
 from analyses.pathology import pathology
+from analyses.probes import probes
+from analyses.scaling import scaling
+from analyses.shrinkage import shrinkage
 from analyses.stitching import stitching
+from analyses.training import training
 from analyses.verification import verification
 
-__all__ = ["downstream", "geometry", "matching", "novelty", "pareto", "pathology", "stitching", "verification"]
+__all__ = [
+    "ablation",
+    "downstream",
+    "frankenstein",
+    "geometry",
+    "matching",
+    "meta",
+    "novelty",
+    "pareto",
+    "path",
+    "pathology",
+    "probes",
+    "scaling",
+    "shrinkage",
+    "stitching",
+    "training",
+    "verification",
+]

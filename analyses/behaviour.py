@@ -148,7 +148,7 @@ def _sequence(
 
     def versions() -> Iterator[Float[Tensor, "versions 1 context d_in"]]:
         yield x_hat[None, None]
-        for some in firing.split(max(1, FORWARD_TOKENS // context)):
+        for some in firing.split(max(1, FORWARD_TOKENS // context)) if len(firing) else ():
             yield (x_hat + added.T[some, :, None] * directions[some, None])[:, None]
 
     out = scene.outputs(versions())

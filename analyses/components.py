@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -209,11 +210,16 @@ def percolation_plot(curves: dict[str, pd.DataFrame], threshold: float) -> Plot:
     """
     figure, (left, right) = style.axes(2, width=5.4, height=3.8)
     for number, (name, curve) in enumerate(curves.items()):
-        drawn = {"color": style.colour(number), "marker": style.marker(number), "ms": 4}
-        left.plot(curve["threshold"], curve["share of latents"], label=name, **drawn)
+        line: dict[str, Any] = {"color": style.colour(number), "marker": style.marker(number), "ms": 4}
+        left.plot(curve["threshold"], curve["share of latents"], label=style.short([name], 36)[0], **line)
     first = next(iter(curves.values()))
     for number, kind in enumerate(KINDS):
-        drawn = {"color": style.colour(number), "ls": style.line(number), "marker": style.marker(number), "ms": 4}
+        drawn: dict[str, Any] = {
+            "color": style.colour(number),
+            "ls": style.line(number),
+            "marker": style.marker(number),
+            "ms": 4,
+        }
         right.plot(first["threshold"], first[kind], label=kind, **drawn)
     left.axhline(PERCOLATES, color="#666666", ls=":", lw=1, label=f"one giant component, {PERCOLATES:g}")
     for ax in (left, right):
@@ -223,8 +229,12 @@ def percolation_plot(curves: dict[str, pd.DataFrame], threshold: float) -> Plot:
     left.set(ylabel="share of alive latents in the largest component", ylim=(0, 1.02))
     left.set_title("At which cosine does everything hang together?")
     right.set(ylabel="components", yscale="symlog", ylim=(0, None))
-    right.set_title(f"Kinds of components, {next(iter(curves))}")
-    return Plot(figure, f"Components of the graph of decoder cosines over thresholds; dashed: {threshold:g}, as used.")
+    right.set_title("What kinds of components are there?")
+    return Plot(
+        figure,
+        f"Components of the graph of decoder cosines over thresholds; right: {next(iter(curves))}. Dashed: "
+        f"{threshold:g}, as used.",
+    )
 
 
 def _blocks(alive: Bool[Tensor, " n"], block: int) -> list[NDArray[np.int64]]:

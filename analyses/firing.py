@@ -18,8 +18,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy import sparse
 
-from analyses.resampling import Array, BySequence, interval
+from analyses.resampling import Array, BySequence
 from analyses.samples import Matrix, firings
+from analyses.spaces import NORMAL
 from dictlab.evaluate import RESAMPLES
 
 CELLS = 1 << 24  # joint sums of a block of latents with all of the other's
@@ -36,7 +37,7 @@ class Alike(NamedTuple):
         low: Lower ends of their 95 % bootstrap intervals over sequences.
         high: Upper ends.
         mean: The means over pairs that have a value.
-        mean_low: Lower ends of the intervals of the means.
+        mean_low: Lower ends of the intervals of the means: 1.96 bootstrap standard errors.
         mean_high: Upper ends.
     """
 
@@ -136,7 +137,9 @@ def alike(
         low[block], high[block] = np.nanquantile(draws, [0.025, 0.975], axis=0)
         total += np.nansum(draws, axis=1)
         counted += np.isfinite(draws).sum(axis=1)
-    return Alike(value, low, high, np.nanmean(value, axis=0), *interval(total / np.maximum(counted, 1)))
+    mean, spread = np.nanmean(value, axis=0), (total / np.maximum(counted, 1)).std(axis=0)
+    # The correlation of rare latents is smaller in resamples, so the interval of a mean stands about the mean itself.
+    return Alike(value, low, high, mean, mean - NORMAL * spread, mean + NORMAL * spread)
 
 
 def values(

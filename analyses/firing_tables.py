@@ -107,13 +107,18 @@ def random_codes(pair: Pair, sample: Sample, kind: str, seed: int) -> tuple[Matr
     Returns:
         Their codes, those of the larger dictionary on the same tokens, and the latent of it that each is paired with.
     """
-    chance, rates = pair.chance[kind], sample.rates()[pair.small.name]
+    chance = pair.chance[kind]
     rows = chance.matched.decoder.rows[:RANDOM]
     partners = pair.of_large[chance.matched.decoder.partners[:RANDOM]]
-    active = rates[rates > 0] if bool((rates > 0).any()) else rates
-    drawn = active[torch.randint(len(active), (len(rows),), generator=seeds.generator(seed, "rates of random latents"))]
-    codes = randomly_fired(sample.x, chance.directions[rows], drawn)
+    rates = drawn_rates(sample.rates()[pair.small.name], len(rows), seed)
+    codes = randomly_fired(sample.x, chance.directions[rows], rates)
     return codes, sample.codes[pair.large.name][: len(sample.x)], partners.numpy()
+
+
+def drawn_rates(rates: Float[Tensor, " n"], count: int, seed: int) -> Float[Tensor, " count"]:
+    """Firing rates for random latents: those of a dictionary's latents that fire at all, drawn with replacement."""
+    active = rates[rates > 0] if bool((rates > 0).any()) else rates
+    return active[torch.randint(len(active), (count,), generator=seeds.generator(seed, "rates of random latents"))]
 
 
 def _chance(pair: Pair, sample: Sample, kind: str, fewest: int, seed: int) -> Float[np.ndarray, " 4"]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
+from dictlab.activations import Activations, ModelActivations
+from dictlab.arrays import ArrayActivations, ArrayLike, open_array
 from dictlab.conventions import adapted
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
@@ -14,11 +16,75 @@ from dictlab.evaluate import site_of
 from dictlab.formats.loading import load, mapped
 from dictlab.lm import LanguageModel
 from dictlab.names import canonical_model, canonical_site
-from dictlab.text import Text
+from dictlab.text import Split, Text
 
 DictionaryLike: TypeAlias = Dictionary | str | Path
 ModelLike: TypeAlias = LanguageModel | str | Path
 TextLike: TypeAlias = Text | str
+DataLike: TypeAlias = ArrayActivations | ArrayLike
+
+
+class Reading(NamedTuple):
+    """What dictionaries read, for an analysis that needs activations and nothing else of a model.
+
+    Attributes:
+        activations: To draw samples from.
+        dictionaries: As they read these activations, on their device.
+        behind: The model's activations where there is a model, for what needs more of it; None of plain arrays.
+        cautions: What a report must say of them.
+    """
+
+    activations: Activations
+    dictionaries: list[Dictionary]
+    behind: ModelActivations | None
+    cautions: tuple[str, ...]
+
+
+def open_activations(
+    dictionaries: Sequence[Dictionary],
+    *,
+    model: ModelLike | None = None,
+    text: TextLike = "builtin",
+    data: DataLike | None = None,
+    split: Split = "train",
+    device: str = "cpu",
+) -> Reading:
+    """Activations that dictionaries of one place read: those of a model on a text, or an array and no model at all.
+
+    Args:
+        dictionaries: At one site (`check_same_place`).
+        model: The language model; by default the one that the dictionaries name. Not with `data`.
+        text: Where its tokens come from.
+        data: Activations instead: an array, or the name of a file.
+        split: Which part of the text; and of the data, where one of the dictionaries was trained on this very array.
+            Other arrays are taken whole.
+        device: Where to run.
+
+    Raises:
+        DictlabError: Both a model and data are given, or what is given is not there or does not fit the dictionaries.
+    """
+    if data is None:
+        opened = open_model(model, dictionaries, device)
+        placed = in_model(dictionaries, opened)
+        context = context_of(dictionaries, opened)
+        behind = ModelActivations(opened, open_text(text).as_split(split), site_of(placed[0]), context)
+        return Reading(behind, placed, behind, ())
+    if model is not None:
+        raise DictlabError("a model and data are given; activations come from one of the two.")
+    array = replace(open_array(data), device=device)
+    for dictionary in dictionaries:
+        if dictionary.d_in != array.d_in:
+            raise DictlabError(
+                f"data {array.name}: activations of width {array.d_in}; {dictionary.name} reads {dictionary.d_in}."
+            )
+    trained = any(d.metadata.training.get("data_fingerprint") == array.fingerprint for d in dictionaries)
+    unit = f"Intervals and standard errors are over {array.unit} of {array.name}, which has no sequences."
+    return Reading(
+        array.as_split(split) if trained else array,
+        [dictionary.to(device) for dictionary in dictionaries],
+        None,
+        (unit,) if array.in_blocks else (),
+    )
 
 
 def open_dictionary(given: DictionaryLike) -> Dictionary:
@@ -47,7 +113,11 @@ def open_dictionaries(
     names = [dictionary.name for dictionary in opened]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DictlabError(f"two dictionaries are called {twice!r}: rename a file, so that tables can tell them apart.")
+        alike = {one.path.resolve() if one.path else id(one.W_dec) for one in opened if one.name == twice}
+        how = "rename a file, so that tables can tell them apart"
+        if len(alike) < names.count(twice):
+            how = "the same one was given twice, and has nothing that it lacks; give another"
+        raise DictlabError(f"two dictionaries are called {twice!r}: {how}.")
     return opened
 
 

@@ -45,6 +45,7 @@ class Effects(NamedTuple):
         tokens: Tokens measured.
         sequences: Sequences measured.
         mse: SMALL's own MSE on them.
+        stretch: The factor by which SMALL's reconstruction, less its bias, would serve best; above 1 it is too short.
     """
 
     change: Float[Tensor, " n_large"]
@@ -56,6 +57,11 @@ class Effects(NamedTuple):
     tokens: int
     sequences: int
     mse: float
+    stretch: float
+
+    def of_mse(self, change: float) -> float:
+        """A change as a share of SMALL's MSE; NaN where that is 0."""
+        return change / self.mse if self.mse > 0 else float("nan")
 
 
 @torch.no_grad()
@@ -79,6 +85,7 @@ def insertion_effects(
     energy, overlap, squares, emitted = (torch.zeros(n, dtype=torch.double) for _ in range(4))
     firings = torch.zeros(n, dtype=torch.long)
     tokens, sequences, squared_error = 0, 0, 0.0
+    own_length = torch.zeros(2, dtype=torch.double)
     norm = large.W_dec.square().sum(dim=1).double().cpu()
     for batch in batches:
         x = batch.flatten(0, 1)
@@ -98,6 +105,7 @@ def insertion_effects(
         squares += ((own_energy * norm - 2 * own_overlap) / (batch.shape[1] * large.d_in)).square().sum(dim=0)
         emitted += by_sequence(f).sum(dim=0)
         firings += codes.firings().cpu()
+        own_length += _lengths(small, x, x_hat)
         squared_error += float(residual.double().square().sum())
         tokens += len(x)
         sequences += len(batch)
@@ -115,6 +123,7 @@ def insertion_effects(
         tokens=tokens,
         sequences=sequences,
         mse=squared_error / (tokens * large.d_in),
+        stretch=float(own_length[0] / own_length[1]) if own_length[1] > 0 else float("nan"),
     )
 
 
@@ -122,6 +131,14 @@ def in_units(dictionary: Dictionary, codes: Codes, x: Float[Tensor, "tokens d_in
     """The codes' values times what the input normalisation undoes: what each latent adds is that times its row."""
     scale = torch.as_tensor(dictionary.normalisation(x)[1].scale)
     return codes.values * (scale.reshape(-1)[codes.rows] if scale.numel() > 1 else scale)
+
+
+def _lengths(small: Dictionary, x: Tensor, x_hat: Tensor) -> Float[Tensor, " 2"]:
+    """Sums of y . y_hat and of |y_hat|^2, with y what SMALL's latents alone would have to make of x."""
+    undo = small.normalisation(x)[1]
+    bias = small.b_out * undo.scale + undo.shift
+    y, y_hat = (x - bias).double(), (x_hat - bias).double()
+    return torch.stack([(y * y_hat).sum(), y_hat.square().sum()]).cpu()
 
 
 def nearest_alive(large: Dictionary, small: Dictionary, top: int = 1) -> Neighbours:

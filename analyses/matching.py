@@ -41,9 +41,11 @@ from analyses.matching_tables import (
 )
 from analyses.neighbours import Neighbours, nearest, neighbours
 from analyses.pairs import Pair, max_cosine_levels, paired
+from analyses.ranks import ranks
 from analyses.relations import without_floor
 from analyses.samples import Sample, sampled
 from analyses.similarities import relation_means, similarity_table
+from analyses.space_tables import compared_spaces, space_plot
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.report import Plot, Report, Table
@@ -61,6 +63,7 @@ def matching(
     threshold: float = 0.7,
     correlation: float = 0.5,
     fewest: int = 50,
+    ridge: float = 0.01,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     tokens: int = 65_536,
@@ -76,6 +79,7 @@ def matching(
         threshold: Cosine from which two latents count as the same.
         correlation: Correlation of activations from which two latents have the same trigger.
         fewest: Tokens at which a latent must be active for its activations to be compared.
+        ridge: Of the prediction of codes from codes, as a share of the mean variance of a latent.
         model: The language model; by default the one that the dictionaries name, if it is within reach.
         text: Where tokens come from; its training split is used.
         tokens: Tokens to compare activations on; 0 for none, and no model is opened.
@@ -93,7 +97,8 @@ def matching(
     check_same_place(given)
     sample, warnings = sampled(given, model, text, tokens, seed, device)
     opened = [dictionary.to("cpu") for dictionary in given]
-    pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]
+    with ranks():
+        pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]
     levels = {d.name: max_cosine_levels(d, seed) for d in opened}
     found = [s for pair in pairs for s in direction_similarities(pair, levels, threshold, seed)]
     firing: list[Fired] = []
@@ -102,7 +107,11 @@ def matching(
         marks: Any = {"cosine": threshold, "correlation": correlation}
         firing = [fired(pair, sample, **marks, **how) for pair in _progress(pairs, "activations")]
         found += [s for one in firing for s in one.similarities]
-    similarities = similarity_table(found, opened)
+    spaces = [
+        compared_spaces(pair, sample, ridge=ridge, fewest=fewest, permutations=permutations, seed=seed)
+        for pair in _progress(pairs, "spaces")
+    ]
+    similarities = similarity_table([*found, *(s for one in spaces for s in one.similarities)], opened)
     overview, shares = overview_table(similarities, pairs, threshold), threshold_table(pairs)
     strata, rates = _strata(pairs, opened, sample, seed)
     tables = {
@@ -114,6 +123,7 @@ def matching(
     }
     plots: dict[str, Plot] = {"matrix": matrix(opened, overview)} if len(opened) > 2 else {}
     plots |= {"cosines": histogram(pairs, overview), "thresholds": threshold_curves(shares)}
+    plots["spaces"] = space_plot(similarities)
     if strata is not None:
         tables["strata"] = Table(strata, f"{_STRATA} Firing rates {rates}.")
         plots["strata"] = strata_plot(strata, rates)
@@ -121,11 +131,12 @@ def matching(
         n = f"{sample.n_tokens} tokens, latents active at {fewest} or more"
         plots |= quadrant_plots([one.points for one in firing], threshold, correlation, n)
     settings: dict[str, Any] = {"top": top, "threshold": threshold, "correlation": correlation, "fewest": fewest}
+    settings["ridge"] = ridge
     settings |= {"tokens": 0} if sample is None else sample.about
     return Report(
         title=_title(opened),
         summary=_summary(opened, overview, similarities, threshold),
-        tables=tables | _details(pairs, firing, correlation),
+        tables=tables | _details(pairs, firing, [one.latents for one in spaces], correlation),
         plots=plots,
         settings=settings | {"permutations": permutations, "seed": seed},
         inputs=tuple(opened),
@@ -158,6 +169,10 @@ _PAIRS = (
     "The one-to-one pairs by decoder. Correlation of activations, Jaccard index and conditionals of firing sets with "
     "95 % bootstrap intervals over sequences, where both latents fire often enough."
 )
+_TOLD = (
+    "Cross-reconstruction: share of the variance of each latent of the first, on sequences that were not fitted, that "
+    "the second's codes tell by ridge regression; worst told first, 95 % bootstrap interval over sequences."
+)
 
 
 def _progress(pairs: list[T], what: str) -> Iterator[T]:
@@ -180,7 +195,9 @@ def _strata(
     return strata_table(similarities, [span for _, spans in found for span in spans]), source
 
 
-def _details(pairs: Sequence[Pair], firing: Sequence[Fired], correlation: float) -> dict[str, Table]:
+def _details(
+    pairs: Sequence[Pair], firing: Sequence[Fired], told: Sequence[pd.DataFrame | None], correlation: float
+) -> dict[str, Table]:
     """Tables of latents, of the first `DETAILED` pairs of dictionaries."""
     shown, fired_too = pairs[:DETAILED], firing[:DETAILED]
     listed = [pair_table(pair) for pair in shown]
@@ -197,6 +214,9 @@ def _details(pairs: Sequence[Pair], firing: Sequence[Fired], correlation: float)
         )
         off = pd.concat([own.listed for own in fired_too], ignore_index=True)
         tables["off_diagonal"] = Table(off, caption)
+    known = [one for one in told[:DETAILED] if one is not None]
+    if known:
+        tables["reconstruction"] = Table(pd.concat(known, ignore_index=True), _TOLD)
     near = pd.concat([neighbour_table(pair) for pair in shown], ignore_index=True)
     tables["latents"] = Table(near, "The nearest latents of the other dictionary, for each alive one.")
     return tables

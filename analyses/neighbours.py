@@ -1,34 +1,33 @@
-"""The nearest rows of two matrices, both ways, in one pass over blocks of their cosine matrix.
+"""The nearest rows of two matrices, both ways, in one pass over tiles of their cosine matrix.
 
     c_ij = a_i . b_j / (|a_i| |b_j|)
 
-A block of c serves its rows (nearest b of each a) and its columns (nearest a of each b), and is then forgotten. Beside
-a product of d multiplications an entry, a pass that looks at every entry is dear, so there are two, and cheap ones: the
-maxima of groups of entries, and of groups of those. Only a group whose maximum beats the running `top`-th best of its
-row is looked into.
+A tile of c serves its rows (nearest b of each a) and its columns (nearest a of each b), and is then forgotten. It is
+small enough to stay in the cache, where one look at each entry costs little beside the d multiplications that made it:
+the maxima of eight rows at a time. They bound rows and columns alike, so the rest is looked into only where a maximum
+beats the running `top`-th best of a line (a row or a column), and that becomes rare.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from functools import cache
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from analyses import ranks
+from analyses.best import GROUP, Best
+from analyses.products import Product, workers_for
 from dictlab.errors import DictlabError, check_at_least
 
-BLOCK = 6144  # the cosine matrix is held in blocks of its square
-TALL = 2  # ... but twice as high and half as wide: fewer columns start anew
-BLOCK_BYTES = 1 << 26  # of the rows of b at unit length that are held
-RESIDENT_BYTES = 1 << 26  # of the rows of a at unit length that are held while all of b streams by
-GROUPS = (8, 4, 4)  # entries that share a maximum, maxima that share one, ...
-WORTH_A_RACE = 1e11  # multiplications from which it pays to see which product is faster
+TILE = (4096, 2048)  # rows of a and of b whose cosines are held at once
+TILES_BYTES = 1 << 27  # of the tiles of all workers, where there are many
+CUDA_TILE = (8192, 8192)
+RESIDENT_BYTES = 1 << 27  # of the rows of a at unit length that are held while all of b streams by
+PIECE = 4096  # rows that are brought to unit length at once
 
 
 class Neighbours(NamedTuple):
@@ -45,26 +44,32 @@ def neighbours(
     top: int = 8,
     of_a: Int[Tensor, " some_a"] | None = None,
     of_b: Int[Tensor, " some_b"] | None = None,
-    block: int = BLOCK,
+    tile: tuple[int, int] | None = None,
+    device: str | torch.device | None = None,
 ) -> tuple[Neighbours, Neighbours]:
     """For each row of a the `top` rows of b with the largest cosine, and for each row of b those of a.
 
     Exact. Matrices may lie in a file (`dictlab.formats.loading.mapped`), in any precision: slices are read and computed
     with in float32 (float64 if one of them is). Rows need not have unit length; a zero row has the cosine 0 with
-    everything. Memory beside inputs and result is bounded: less than 512 MB, whatever n and m.
+    everything. Memory beside inputs and result is bounded: less than 512 MB, whatever n and m. Where a process group
+    has been started (`torchrun`), its ranks share the rows of a, and each of them returns the whole.
 
     Args:
         a: Rows of the one.
-        b: Rows of the other, on the same device.
+        b: Rows of the other.
         top: How many neighbours; all there are if there are fewer.
         of_a: The rows of a that take part; all by default. Neighbours are numbered among those.
         of_b: The same for b.
-        block: Its square is the number of cosines held at once.
+        tile: Rows of a and of b whose cosines are held at once, rounded up to multiples of 64 and 8; by default such
+            that they fit a cache.
+        device: Where to compute; by default where a is.
 
     Raises:
         DictlabError: A row holds NaN or infinities, or no number asked for is positive.
     """
-    forward, backward = _searched(a, b, top, of_a, of_b, block, both=True, itself=True)
+    if ranks.count() > 1:
+        return _over_ranks(a, b, top, of_a, of_b, tile, device)
+    forward, backward = _searched(a, b, top, of_a, of_b, tile, device, both=True, itself=True)
     return forward, backward
 
 
@@ -75,7 +80,7 @@ def nearest(
     top: int = 1,
     itself: bool = True,
     of_b: Int[Tensor, " some_b"] | None = None,
-    block: int = BLOCK,
+    tile: tuple[int, int] | None = None,
 ) -> Neighbours:
     """For each row of a, the `top` rows of b with the largest cosine: `neighbours` one way.
 
@@ -85,196 +90,144 @@ def nearest(
         top: How many.
         itself: False if a and b are the same rows, and a row is no neighbour of itself.
         of_b: The rows of b that take part; all by default. Neighbours are numbered among those.
-        block: Its square is the number of cosines held at once.
+        tile: Rows of a and of b whose cosines are held at once.
     """
-    return _searched(a, b, top, None, of_b, block, both=False, itself=itself)[0]
+    return _searched(a, b, top, None, of_b, tile, None, both=False, itself=itself)[0]
+
+
+def _over_ranks(
+    a: Tensor,
+    b: Tensor,
+    top: int,
+    of_a: Tensor | None,
+    of_b: Tensor | None,
+    tile: tuple[int, int] | None,
+    device: str | torch.device | None,
+) -> tuple[Neighbours, Neighbours]:
+    n = len(a) if of_a is None else len(of_a)
+    own, first = ranks.share(n, of_a)
+    found = _searched(a, b, top, own, of_b, tile, device, both=True, itself=True)
+    each, m = -(-n // ranks.count()), len(found[1].rows)
+    forward = Neighbours(*(torch.cat(ranks.together(part, each, 0))[:n] for part in found[0]))
+    cosine = torch.full((m, top), -torch.inf, dtype=found[1].cosine.dtype)  # a rank may have fewer rows than `top`
+    rows = torch.zeros(m, top, dtype=torch.long)
+    cosine[:, : found[1].cosine.shape[1]], rows[:, : found[1].rows.shape[1]] = found[1].cosine, found[1].rows + first
+    both = [torch.cat(ranks.together(part, m, 0), dim=1) for part in (cosine, rows)]
+    kept, order = both[0].topk(min(top, n), dim=1)
+    return forward, Neighbours(kept, both[1].gather(1, order))
 
 
 def _searched(
-    a: Tensor, b: Tensor, top: int, of_a: Tensor | None, of_b: Tensor | None, block: int, *, both: bool, itself: bool
+    a: Tensor,
+    b: Tensor,
+    top: int,
+    of_a: Tensor | None,
+    of_b: Tensor | None,
+    tile: tuple[int, int] | None,
+    device: str | torch.device | None,
+    *,
+    both: bool,
+    itself: bool,
 ) -> list[Neighbours]:
-    check_at_least(1, top=top, block=block)
+    where = torch.device(device) if device is not None else a.device
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-    n, m = (len(x) if of is None else len(of) for x, of in ((a, of_a), (b, of_b)))
-    row_bytes = a.shape[1] * dtype.itemsize
-    height = min(n, max(1, min(TALL * block, RESIDENT_BYTES // row_bytes)))
-    width = min(m, max(1, min(max(block // TALL, 1), BLOCK_BYTES // row_bytes)))
-    fast = a.device.type == "cpu" and float(n) * m * a.shape[1] >= WORTH_A_RACE and _numpy_is_faster()
-    forward = _Best(n, min(top, m if itself else m - 1), dtype, a.device)
-    backward = _Best(m, min(top, n), dtype, a.device) if both else None
-    for row, rows in _unit_rows(a, of_a, dtype, height):
-        for column, columns in _unit_rows(b, of_b, dtype, width):
-            cosine = _tiles(rows, columns, fast)
+    one, other = _Rows(a, of_a, dtype, where), _Rows(b, of_b, dtype, where)
+    n, m = len(one), len(other)
+    high, wide = tile if tile is not None else _default_tile(where, dtype)
+    check_at_least(1, top=top, tile=min(high, wide))
+    high, wide = _up(min(high, n), GROUP * GROUP), _up(min(wide, m), GROUP)
+    forward = Best(n, min(top, m if itself else m - 1), dtype, where)
+    backward = Best(m, min(top, n), dtype, where) if both else None
+    resident = min(n, max(high, RESIDENT_BYTES // (a.shape[1] * dtype.itemsize) // high * high))
+    held = torch.empty(resident, a.shape[1], dtype=dtype, device=where)
+    with workers_for(where, float(n) * m * a.shape[1]) as workers:
+        for first in range(0, n, resident):
+            rows = one.unit(first, held)
+            columns = iter(range(0, m, wide))  # each worker takes the next ones when it is ready
+            work = partial(_one_worker, rows, first, other, columns, (high, wide), forward, backward, itself)
+            parts = workers.each(work)
+            forward.join(first, parts)
+    return [Neighbours(*best.found()) for best in (forward, backward) if best is not None]
+
+
+def _default_tile(device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
+    if device.type == "cuda":
+        return CUDA_TILE
+    high, wide = TILE
+    return high, min(wide, max(GROUP, TILES_BYTES // (torch.get_num_threads() * dtype.itemsize * high)))
+
+
+def _one_worker(
+    rows: Tensor,
+    first: int,
+    other: _Rows,
+    columns: Iterator[int],
+    shape: tuple[int, int],
+    forward: Best,
+    backward: Best | None,
+    itself: bool,
+    product: Product,
+) -> Best:
+    """The best of the rows held among some columns. Nobody else has these columns, so theirs are put in place."""
+    (high, wide), own = shape, forward.empty_like(len(rows))
+    held = rows.new_empty(high, wide)
+    held_columns = rows.new_empty(min(wide, len(other)), rows.shape[1])
+    for column in columns:
+        some = other.unit(column, held_columns)
+        for start in range(0, len(rows), high):
+            part = rows[start : start + high]
+            cosine = _tile(part, some, held, product)
             if not itself:
-                _forget_itself(cosine, row - column)
-            forward.see(cosine, row, column, len(columns), dim=2)
+                _forget_itself(cosine, first + start - column)
+            maxima = cosine.view(-1, GROUP, wide).amax(1)
+            own.see_rows(cosine, maxima, start, column, len(part))
             if backward is not None:
-                backward.see(cosine, column, row, len(columns), dim=1)
-    return [forward.found()] if backward is None else [forward.found(), backward.found()]
+                backward.see_columns(cosine, maxima, column, first + start, len(some))
+    return own
 
 
-def _unit_rows(x: Tensor, of: Tensor | None, dtype: torch.dtype, block: int) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of rows at unit length, each with the number of its first."""
-    for start in range(0, len(x) if of is None else len(of), block):
-        part = x[start : start + block] if of is None else x[of[start : start + block].to(x.device)]
-        unit = normalize(part.to(dtype), dim=1)
-        if not torch.isfinite(unit.sum()):
-            bad = start + int((~torch.isfinite(part.to(dtype)).all(dim=1)).nonzero()[0])
+def _up(n: int, multiple: int) -> int:
+    return max(1, -(-n // multiple)) * multiple
+
+
+class _Rows(NamedTuple):
+    """Rows of a matrix, which may lie in a file."""
+
+    x: Tensor
+    of: Tensor | None
+    dtype: torch.dtype
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.x) if self.of is None else len(self.of)
+
+    def unit(self, start: int, held: Tensor) -> Tensor:
+        """As many rows from `start` on as `held` takes, written into it at unit length."""
+        rows = held[: min(len(held), len(self) - start)]
+        for at in range(0, len(rows), PIECE):
+            piece = slice(start + at, start + min(at + PIECE, len(rows)))
+            part = self.x[piece] if self.of is None else self.x[self.of[piece].to(self.x.device)]
+            part = part.to(self.device, self.dtype)
+            torch.div(part, part.norm(dim=1, keepdim=True).clamp_min_(1e-12), out=rows[at : at + PIECE])
+        if not torch.isfinite(rows.sum()):
+            bad = start + int((~torch.isfinite(rows).all(dim=1)).nonzero()[0])
             raise DictlabError(f"row {bad} of a matrix to be compared holds NaN or infinities; cosines need numbers.")
-        yield start, unit
+        return rows
 
 
-def _tiles(rows: Tensor, columns: Tensor, with_numpy: bool) -> Float[Tensor, "tile rows wide"]:
-    """Cosines; column j lies in tile j // wide at j % wide, so that maxima over tiles are those of long vectors."""
-    wide = -(-len(columns) // GROUPS[0])
-    tiles = rows.new_empty(-(-len(columns) // wide), len(rows), wide)
-    for tile, some in zip(tiles, columns.split(wide), strict=True):
-        if len(some) < wide:
-            tile.fill_(-torch.inf)
-            tile[:, : len(some)] = rows @ some.T
-        else:
-            _multiply(rows, some, tile, with_numpy)
-    return tiles
+def _tile(rows: Tensor, columns: Tensor, held: Tensor, product: Product) -> Float[Tensor, "high wide"]:
+    """Cosines of rows with columns; -inf below and right of them."""
+    if len(rows) == held.shape[0] and len(columns) == held.shape[1]:
+        product(rows, columns, held)
+        return held
+    high = _up(len(rows), GROUP * GROUP)
+    edge = torch.full((high, held.shape[1]), -torch.inf, dtype=held.dtype, device=held.device)
+    edge[: len(rows), : len(columns)] = rows @ columns.T
+    return edge
 
 
-def _multiply(rows: Tensor, columns: Tensor, out: Tensor, with_numpy: bool) -> None:
-    if with_numpy:
-        np.matmul(rows.numpy(), columns.numpy().T, out=out.numpy())
-    else:
-        torch.mm(rows, columns.T, out=out)
-
-
-@cache
-def _numpy_is_faster() -> bool:
-    """Which of the two libraries' products is faster on this machine: up to 1.35 times apart, either way."""
-    rows, out = torch.full((1024, 768), 0.5), torch.empty(1024, 1024)
-    spent: dict[bool, list[float]] = {True: [], False: []}
-    for which in (True, False) * 4:
-        began = time.perf_counter()
-        _multiply(rows, rows, out, which)
-        spent[which].append(time.perf_counter() - began)
-    return min(spent[True]) < min(spent[False])
-
-
-def _forget_itself(tiles: Tensor, offset: int) -> None:
+def _forget_itself(tile: Tensor, offset: int) -> None:
     """The entries of row i and column i + offset become -inf."""
-    for number, tile in enumerate(tiles):
-        shift = offset - number * tile.shape[1]
-        row = torch.arange(max(0, -shift), max(0, -shift, min(len(tile), tile.shape[1] - shift)), device=tile.device)
-        tile[row, row + shift] = -torch.inf
-
-
-class _Best:
-    """The best few so far of each line; lines are rows of the cosine matrix, or its columns."""
-
-    def __init__(self, n: int, top: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.cosine = torch.full((n, top), -torch.inf, dtype=dtype, device=device)
-        self.index = torch.zeros(n, top, dtype=torch.long, device=device)
-
-    def found(self) -> Neighbours:
-        return Neighbours(self.cosine.clamp_(-1, 1), self.index)  # rounding can pass 1
-
-    def see(self, tiles: Tensor, first: int, offset: int, columns: int, dim: int) -> None:
-        """Take notice of a block.
-
-        Args:
-            tiles: The block.
-            first: The line that its lines begin at.
-            offset: What its entries' positions along a line begin at.
-            columns: Columns of the block.
-            dim: 2 where lines are rows, 1 where they are columns.
-        """
-        lines, top = tiles.shape[1] if dim == 2 else columns, self.cosine.shape[1]
-        if top == 0:
-            return
-        levels = [tiles, tiles.amax(0, keepdim=True) if dim == 2 else _group_maxima(tiles, GROUPS[0], dim)]
-        for group in GROUPS[1:]:
-            levels.append(_group_maxima(levels[-1], group, dim))
-        bar = self.cosine[first : first + lines, -1]
-        line, index = _above(levels[-1], bar, dim)
-        if len(line) * 4 > lines * top * 3:
-            line, value, index = _of_all_lines(levels, top, lines, dim)
-        else:
-            line, value, index = _of_hot_groups(levels, bar, top, line, index, dim)
-        if len(line):
-            self._merge(first + line, value, offset + index)
-
-    def _merge(self, line: Tensor, value: Tensor, index: Tensor) -> None:
-        value, index = torch.cat([self.cosine[line], value], dim=1), torch.cat([self.index[line], index], dim=1)
-        kept, order = value.topk(self.cosine.shape[1], dim=1)
-        self.cosine[line], self.index[line] = kept, index.gather(1, order)
-
-
-def _above(maxima: Tensor, bar: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The groups whose maximum is above the bar of their line: lines, and groups."""
-    if dim == 2:
-        line, group = (maxima[0] > bar.unsqueeze(1)).nonzero().unbind(1)
-        return line, group
-    bars = bar.new_full((len(maxima) * maxima.shape[2],), torch.inf)  # columns past the last are no lines
-    bars[: len(bar)] = bar
-    tile, group, place = (maxima > bars.view(len(maxima), 1, -1)).nonzero().unbind(1)
-    return tile * maxima.shape[2] + place, group
-
-
-def _group_maxima(tiles: Tensor, group: int, dim: int) -> Tensor:
-    """Maxima of the entries i, i + width, i + 2 width, ... of each line: vectors, not single numbers, are compared."""
-    length = tiles.shape[dim]
-    width = -(-length // group)
-    layers = length // width
-    maxima: Tensor = tiles.narrow(dim, 0, layers * width).unflatten(dim, (layers, width)).amax(dim)
-    rest = length - layers * width
-    if rest:
-        head = maxima.narrow(dim, 0, rest)
-        torch.maximum(head, tiles.narrow(dim, layers * width, rest), out=head)
-    return maxima
-
-
-def _of_all_lines(levels: list[Tensor], top: int, lines: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best `top` of each line: they lie in the groups with the largest maxima, and so on down."""
-    coarse = levels[-1][0] if dim == 2 else levels[-1].transpose(1, 2).flatten(0, 1)[:lines]
-    line = torch.arange(len(coarse), device=coarse.device)
-    value, index = coarse.topk(min(top, coarse.shape[1]), dim=1, sorted=False)
-    for fine, above in zip(levels[-2::-1], levels[:0:-1], strict=True):
-        value, index = _members(fine, line.repeat_interleave(index.shape[1]), index.flatten(), above, dim)
-        value, index = value.view(len(line), -1), index.view(len(line), -1)
-        value, order = value.topk(min(top, value.shape[1]), dim=1, sorted=False)
-        index = index.gather(1, order)
-    return line, value, index
-
-
-def _of_hot_groups(
-    levels: list[Tensor], bar: Tensor, top: int, line: Tensor, index: Tensor, dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What beats the bar of its line: the lines that have such entries, and the best `top` of each, padded."""
-    value = bar.new_zeros(0)
-    for fine, above in zip(levels[-2::-1], levels[:0:-1], strict=True):
-        values, indices = _members(fine, line, index, above, dim)
-        better = values > bar[line].unsqueeze(1)
-        line = line.repeat_interleave(better.sum(dim=1))
-        value, index = values[better], indices[better]
-    order = value.argsort(descending=True)
-    order = order[line[order].argsort(stable=True)]
-    lines, where, counts = line[order].unique_consecutive(return_inverse=True, return_counts=True)
-    rank = torch.arange(len(line), device=line.device) - (counts.cumsum(0) - counts)[where]
-    kept = rank < top
-    table = value.new_full((len(lines), top), -torch.inf)
-    table_index = torch.zeros(len(lines), top, dtype=torch.long, device=line.device)
-    table[where[kept], rank[kept]] = value[order[kept]]
-    table_index[where[kept], rank[kept]] = index[order[kept]]
-    return lines, table, table_index
-
-
-def _members(tiles: Tensor, line: Tensor, group: Tensor, maxima: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The entries of groups and their positions along the line; -inf past its end."""
-    number, high, wide = tiles.shape
-    length, width = (number * wide if dim == 2 else high), maxima.shape[dim]
-    index = group.unsqueeze(1) + width * torch.arange(-(-length // width), device=tiles.device)
-    inside = index.clamp_max(length - 1)
-    if dim == 1:
-        place = (line // wide * (high * wide) + line % wide).unsqueeze(1) + inside * wide
-    elif number > 1:
-        place = line.unsqueeze(1) * wide + inside // wide * (high * wide) + inside % wide
-    else:
-        place = line.unsqueeze(1) * wide + inside
-    value: Tensor = tiles.flatten().take(place)
-    return value.masked_fill_(index >= length, -torch.inf), inside
+    high, wide = tile.shape
+    row = torch.arange(max(0, -offset), max(0, -offset, min(high, wide - offset)), device=tile.device)
+    tile[row, row + offset] = -torch.inf

@@ -10,24 +10,23 @@ latents are stands on cards (`portraits`); whether the model minds them is measu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.closeup import Choose, look_closely, looked_at
+from analyses.closeup import Choose, Closeup, look_closely, looked_at
 from analyses.inputs import (
+    DataLike,
     DictionaryLike,
     ModelLike,
     TextLike,
     check_same_place,
-    context_of,
-    in_model,
+    open_activations,
     open_dictionaries,
-    open_model,
-    open_text,
 )
 from analyses.insertion import (
     Effects,
@@ -50,12 +49,11 @@ from analyses.seed_control import (
     share_table,
     shares_caption,
 )
-from dictlab import activations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluate import site_of
-from dictlab.lm import LanguageModel
 from dictlab.report import Plot, Report, Table
+
+SHRUNK = 1.02  # SMALL's reconstruction is too short from this factor on
 
 __all__ = [
     "Effects",
@@ -76,6 +74,7 @@ def novelty(
     control: DictionaryLike | None = None,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     tokens: int = 131_072,
     threshold: float = 0.7,
     cards: int = 12,
@@ -94,6 +93,7 @@ def novelty(
         control: Another seed of SMALL (or of LARGE): what is novel between two seeds is the floor.
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from: the training split, and the held-out split for CE and KL.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. No cards, no CE and KL.
         tokens: Tokens to measure on.
         threshold: Cosine below which the published rule calls a latent novel.
         cards: Latents to show what they are: contexts, tokens, nearest latents; 0 for none.
@@ -108,24 +108,31 @@ def novelty(
         dictlab report novelty small.safetensors large.safetensors --control small_other_seed.safetensors
         dictlab report novelty small.safetensors large.safetensors --behaviour 32 --threshold 0.5
         dictlab report novelty small.safetensors large.safetensors --latents 17 254
+        dictlab report novelty small.safetensors large.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed, cards=cards, behaviour=behaviour)
     check_at_least(1, contexts=contexts)
     given = open_dictionaries([small, large] if control is None else [small, large, control])
     check_same_place(given)
-    model, text = open_model(model, given, device), open_text(text)
-    small, large, *others = in_model(given, model)
+    if data is not None and (behaviour or latents):
+        raise DictlabError("behaviour and latents: what latents do to the output needs a model; data has none.")
+    reading = open_activations(given, model=model, text=text, data=data, device=device)
+    small, large, *others = reading.dictionaries
     of = [controlled(small, large, other) for other in others]
-    context = context_of(given, model)
-    check_at_least(context, tokens=tokens)
-    sequences = text.as_split("train").sample(model.tokenizer, context, tokens // context, seed=seed)
     pair, *floor = (
-        inserted(a, b, model, sequences, threshold) for a, b in ((small, large), *zip(of, others, strict=True))
+        inserted(a, b, reading.activations.sample(tokens, seed=seed), threshold)
+        for a, b in ((small, large), *zip(of, others, strict=True))
     )
     counts = (len(latents) if cards else 0, len(latents)) if latents else (cards, behaviour)
-    chosen = looked_at(pair, latents, choose, max(counts), seed)
-    held = text.as_split("heldout").sample(model.tokenizer, context, contexts, seed=seed) if counts[1] else None
-    closeup = look_closely(pair, chosen[: counts[0]], chosen[: counts[1]], Scenery(model, sequences, seed), held)
+    behind, closeup, held = reading.behind, Closeup({}, {}, {}, ""), None
+    if behind is None:
+        counts = (0, 0)
+    else:
+        chosen = looked_at(pair, latents, choose, max(counts), seed)
+        heldout = replace(behind, text=behind.text.as_split("heldout"))
+        held = heldout.sequences(contexts * behind.context, seed) if counts[1] else None
+        scenery = Scenery(behind.model, behind.sequences(tokens, seed), seed)
+        closeup = look_closely(pair, chosen[: counts[0]], chosen[: counts[1]], scenery, held)
     foretold, curves = predicted(pair, threshold, seed)
     looked = {"cards": counts[0], "behaviour": counts[1], "contexts": 0 if held is None else len(held)}
     return Report(
@@ -148,22 +155,21 @@ def novelty(
         cards=closeup.cards,
         settings={"tokens": pair.effects.tokens, "threshold": threshold, "seed": seed}
         | {"chosen": list(latents) or choose, **looked}
-        | {"text": text.name, "model": model.name, "context": context},
+        | reading.activations.record(),
         inputs=(small, large, *others),
-        warnings=_warnings(pair, floor),
+        warnings=(*_warnings(pair, floor), *reading.cautions),
     )
 
 
 def inserted(
-    small: Dictionary, large: Dictionary, model: LanguageModel, sequences: Int[Tensor, "n context"], threshold: float
+    small: Dictionary, large: Dictionary, batches: Iterable[Float[Tensor, "batch context d_in"]], threshold: float
 ) -> Inserted:
-    """Each latent of LARGE inserted alone into SMALL, on some sequences of tokens.
+    """Each latent of LARGE inserted alone into SMALL, on some activations.
 
     Raises:
         DictlabError: No latent of LARGE is active on them, or none of SMALL is alive.
     """
-    captured = activations.captured(model, site_of(small), sequences)
-    effects = insertion_effects(small, large, tqdm(captured, desc=f"inserting {large.name}", leave=False))
+    effects = insertion_effects(small, large, tqdm(batches, desc=f"inserting {large.name}", leave=False))
     if bool(effects.dead.all()):
         raise DictlabError(
             f"{large.name}: none of its {large.n_latents} latents adds anything on {effects.tokens} tokens: "
@@ -234,6 +240,11 @@ def _warnings(pair: Inserted, floor: Sequence[Inserted]) -> tuple[str, ...]:
     if small.W_dec.shape == large.W_dec.shape and torch.equal(small.W_dec, large.W_dec):
         said.append(
             f"{large.name} and {small.name} have the same decoder: this is a test of the measurement, not of novelty."
+        )
+    if effects.stretch > SHRUNK:
+        said.append(
+            f"{small.name} shrinks: its reconstruction would serve best {effects.stretch:.2f} times as long. A latent "
+            "that only lengthens it lowers the error too, and counts as novel. Hold the share against --control."
         )
     empty = int((effects.dead & (effects.firing_rate > 0)).sum())
     if empty:

@@ -38,8 +38,9 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import site_of
 from dictlab.lm import LanguageModel
+from dictlab.packing import leading_tokens
 from dictlab.report import Plot, Report, Table
-from dictlab.text import Text, leading_tokens
+from dictlab.text import Text
 
 PER_COORDINATE = 50  # tokens that a covariance is estimated from, for each coordinate of the activation
 POSITION = 32  # the token replaced alone, where contexts are long enough

@@ -150,7 +150,7 @@ def portrait_cards(
         fields = {
             "class": f"{row['class']}; by cosine {row['class by cosine']}",
             "change in MSE": f"{row['change in MSE']:+.4g} ± {row['standard error']:.2g} "
-            f"({row['change in MSE'] / effects.mse:+.2%} of SMALL's)",
+            f"({effects.of_mse(row['change in MSE']):+.2%} of SMALL's)",
             "best scale": f"{row['best scale']:.2f}",
             "active on": f"{row['firing rate']:.2%} of tokens, at {effects.strength[one.latent]:.3g} on average",
             **_behaviour_fields(one.latent, behaviour),

@@ -18,15 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import sparse
 from torch import Tensor
 
 from analyses.observations import Observations, observe
+from analyses.pool import part_of
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 
@@ -57,6 +59,11 @@ class NormalEquations:
         """Those of some latents, in the order given."""
         rows = torch.cat([latents, torch.tensor([len(self.gram) - 1])])
         return NormalEquations(self.gram[rows][:, rows], self.moment[rows], self.square, self.tokens)
+
+    def __add__(self, other: NormalEquations) -> NormalEquations:
+        """Those of both samples."""
+        gram, moment = self.gram + other.gram, self.moment + other.moment
+        return NormalEquations(gram, moment, self.square + other.square, self.tokens + other.tokens)
 
     def error(self, decoder: Float[Tensor, "n+1 d_in"]) -> float:
         """MSE of a decoder with its bias, mean over tokens and coordinates."""
@@ -118,6 +125,64 @@ def best_ridge(observations: Observations, before: Float[Tensor, "n+1 d_in"]) ->
         return float(np.square(rest.target - design @ equations.solution(before, ridge).numpy()).sum())
 
     return min(RIDGES, key=error)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Parts of a pool, refitted on a sample that was encoded once.
+
+    Attributes:
+        pool: Of `pool.pooled`.
+        observations: What its latents do on the sample, tokens in random order or sequence by sequence.
+    """
+
+    pool: Dictionary
+    observations: Observations
+
+    def made(self, chosen: Bool[np.ndarray, " n_pool"], refit: Refit, name: str) -> Dictionary:
+        """Some latents of the pool as a dictionary, as they are, or with the bias or decoder that explains most.
+
+        Raises:
+            DictlabError: There are too many latents to refit their decoder.
+        """
+        latents = torch.from_numpy(chosen)
+        if refit == "none":
+            return part_of(self.pool, latents, name=name)
+        if refit == "bias":
+            return part_of(self.pool, latents, b_out=self._best_bias(chosen).to(self.pool.b_out), name=name)
+        rows = latents.nonzero().squeeze(1)
+        fitted, rest = (equations.of(at) for equations, at in self._equations(rows))
+        before = torch.cat([self.pool.W_dec[rows], self.pool.b_out[None]]).double().cpu()
+        ridge = min(RIDGES, key=lambda share: rest.error(fitted.solution(before, share)))
+        after = (fitted + rest).solution(before, ridge).float().to(self.pool.W_dec)
+        W_dec = self.pool.W_dec.clone()
+        W_dec[rows] = after[:-1]
+        made = part_of(self.pool, latents, W_dec=W_dec, b_out=after[-1], name=name)
+        return replace(made, metadata=replace(made.metadata, training=made.metadata.training | {"ridge": ridge}))
+
+    def _best_bias(self, chosen: Bool[np.ndarray, " n_pool"]) -> Float[Tensor, " d_in"]:
+        seen = self.observations
+        mean_codes = torch.from_numpy((seen.codes.T @ seen.scale) * chosen).double()
+        left = torch.from_numpy(seen.scale @ seen.target) - mean_codes @ self.pool.W_dec.double().cpu()
+        return left / float(np.square(seen.scale).sum())
+
+    def _equations(self, rows: Int[Tensor, " kept"]) -> list[tuple[NormalEquations, Int[Tensor, " kept"]]]:
+        """Of the first tokens and of the rest, for the whole pool where it is small; and where the rows are in them."""
+        if self.observations.n_latents <= LARGEST_REFIT:
+            return [(equations, rows) for equations in self._of_all]
+        own = _halves(self.observations.columns(rows.numpy()))
+        return [(equations, torch.arange(len(rows))) for equations in own]
+
+    @cached_property
+    def _of_all(self) -> tuple[NormalEquations, NormalEquations]:
+        return _halves(self.observations)
+
+
+def _halves(observations: Observations) -> tuple[NormalEquations, NormalEquations]:
+    """Normal equations of the first four fifths of the tokens, and of the last fifth."""
+    first = observations.n_tokens - observations.n_tokens // VALIDATION
+    whole = slice(first), slice(first, None)
+    return normal_equations(observations.tokens(whole[0])), normal_equations(observations.tokens(whole[1]))
 
 
 @torch.no_grad()

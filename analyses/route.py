@@ -10,7 +10,8 @@ From SMALL to LARGE (Leask et al. 2025, interpolation between sizes; the order i
 after which the latents are LARGE's and no others, and the next, larger dictionary is gone to from there. Within a phase
 the order is a choice: by cosine (novel ones and orphans by their max cosine with the other dictionary, components by
 the smallest cosine of their edges, least similar first), by effect (what a step does to the MSE when it is taken alone
-from SMALL, most useful first), or random.
+from SMALL, most useful first), or random. Without phases, mixed: of all steps that are left always the one after which
+the error is smallest (greedy).
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from analyses.components import Components, Graph
 from analyses.form import Form
 from dictlab import seeds
 
-Order = Literal["cosine", "effect", "random"]
-PHASES = ("insert", "swap", "drop", "silent")
+Order = Literal["cosine", "effect", "random", "greedy"]
+PHASES = ("insert", "swap", "drop", "silent", "mixed")
 _PHASE_OF = {"novel": 0, "same": 1, "split": 1, "merge": 1, "tangled": 1, "orphan": 2}
 
 
@@ -81,7 +83,7 @@ class Route:
         """The sum of something over the latents that are there, at each point."""
         come = np.bincount(self.enters, weights=values, minlength=self.steps + 2)
         gone = np.bincount(self.leaves, weights=values, minlength=self.steps + 2)
-        return np.cumsum(come - gone)[: self.steps + 1]  # type: ignore[no-any-return]
+        return np.cumsum(come - gone)[: self.steps + 1]
 
     def ends(self) -> NDArray[np.int64]:
         """The points at which a phase ends, the start of the path first."""
@@ -91,20 +93,24 @@ class Route:
         return np.concatenate([[0], np.flatnonzero(last) + 1, [self.steps]])
 
 
-def route(kinships: Sequence[Kinship], n_pool: int, scores: Sequence[Float[np.ndarray, " units"]]) -> Route:
+def route(
+    kinships: Sequence[Kinship], n_pool: int, scores: Sequence[Float[np.ndarray, " units"]], *, mixed: bool = False
+) -> Route:
     """The whole way from the first dictionary of a chain to the last.
 
     Args:
         kinships: Of each dictionary with the next one.
         n_pool: Latents of the pool.
-        scores: For each pair, what its units are ordered by in their phases, smallest first; of `cosines`, `effects`
-            or `shuffled`.
+        scores: For each pair, what its units are ordered by in their phases, smallest first; of `cosines`, `effects`,
+            `shuffled` or `greedy`.
+        mixed: Pay no heed to phases.
     """
     enters, leaves = np.full(n_pool, -1), np.full(n_pool, -1)
     enters[: len(kinships[0].components.of_small) if kinships else n_pool] = 0
     phases, stages, point = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], 0
     for stage, (kin, score) in enumerate(zip(kinships, scores, strict=True)):
         out, into, phase = _units(kin)
+        phase = np.full_like(phase, PHASES.index("mixed")) if mixed else phase
         order = np.lexsort((score, phase))
         step = np.empty(len(order), dtype=np.int64)
         step[order] = point + 1 + np.arange(len(order))
@@ -131,28 +137,42 @@ def cosines(kin: Kinship) -> NDArray[np.float64]:
 
 def effects(kin: Kinship, form: Form) -> NDArray[np.float64]:
     """What each unit does to the MSE when it alone is taken, from SMALL; exact, see `form`."""
-    out, into, _ = _units(kin)
-    unit, weight = np.full(form.n_latents, -1), np.zeros(form.n_latents)
-    small = slice(kin.first_small, kin.first_small + len(out))
-    large = slice(kin.first_large, kin.first_large + len(into))
-    unit[small], weight[small], unit[large], weight[large] = out, -1.0, into, 1.0
-    chosen = np.zeros(form.n_latents)
-    chosen[small] = 1.0
+    unit, weight = _signed(kin, form.n_latents)
+    chosen = np.where(weight < 0, 1.0, 0.0)
     slope = 2 * weight * (form.product(chosen) - form.linear)
     alone = slope + np.square(weight) * form.diagonal
-    change = np.bincount(unit[unit >= 0], weights=alone[unit >= 0], minlength=_count(kin))
+    change = np.bincount(unit[unit >= 0], weights=alone[unit >= 0], minlength=_count(kin)).astype(np.float64)
     several = np.bincount(unit[unit >= 0], minlength=_count(kin)) > 1
     for latent in np.flatnonzero((unit >= 0) & several[unit]):
         others = np.flatnonzero(unit == unit[latent])
         others = others[others != latent]
         change[unit[latent]] += weight[latent] * float(weight[others] @ form.column(int(latent))[others])
-    return change  # type: ignore[no-any-return]
+    return change
+
+
+def greedy(kin: Kinship, form: Form) -> NDArray[np.float64]:
+    """When each unit is taken if it is always the one after which the error is smallest; exact, see `form`."""
+    unit, weight = _signed(kin, form.n_latents)
+    count, inside = _count(kin), np.flatnonzero(unit >= 0)
+    chosen = np.where(weight < 0, 1.0, 0.0)
+    product, alone = form.product(chosen), effects(kin, form)
+    start = 2 * weight * product
+    square = alone - np.bincount(unit[inside], weights=(start - 2 * weight * form.linear)[inside], minlength=count)
+    members = np.split(inside[np.argsort(unit[inside], kind="stable")], np.cumsum(np.bincount(unit[inside]))[:-1])
+    taken = np.full(count, np.inf)
+    for turn in tqdm(range(count), desc="greedy order", leave=False):
+        slope = np.bincount(unit[inside], weights=(2 * weight * (product - form.linear))[inside], minlength=count)
+        best = int(np.where(np.isinf(taken), square + slope, np.inf).argmin())
+        taken[best] = turn
+        for latent in members[best]:
+            product = product + weight[latent] * form.column(int(latent))
+    return taken
 
 
 def shuffled(kin: Kinship, seed: int) -> NDArray[np.float64]:
     """A random order."""
     generator = seeds.generator(seed, f"order of a path from latent {kin.first_small}")
-    return torch.rand(_count(kin), generator=generator, dtype=torch.double).numpy()  # type: ignore[no-any-return]
+    return torch.rand(_count(kin), generator=generator, dtype=torch.double).numpy()
 
 
 def _units(kin: Kinship) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -161,6 +181,15 @@ def _units(kin: Kinship) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[
     out, into = (np.where(of >= 0, of, silent) for of in (found.of_small, found.of_large))
     phase = [_PHASE_OF[str(kind)] for kind in found.kind] + [3] * (_count(kin) - silent)
     return out, into, np.array(phase, dtype=np.int64)
+
+
+def _signed(kin: Kinship, n_pool: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The unit of each latent of the pool, -1 without one, and whether it comes (1) or goes (-1) with it."""
+    out, into, _ = _units(kin)
+    unit, weight = np.full(n_pool, -1), np.zeros(n_pool)
+    for first, of, sign in ((kin.first_small, out, -1.0), (kin.first_large, into, 1.0)):
+        unit[first : first + len(of)], weight[first : first + len(of)] = of, sign
+    return unit, weight
 
 
 def _count(kin: Kinship) -> int:

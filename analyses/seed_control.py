@@ -119,7 +119,7 @@ def share_table(found: Sequence[Inserted], seed: int) -> pd.DataFrame:
             "certainly novel": float((alive["change in MSE"] < -CERTAIN * error).mean()),
             "certainly not": float((alive["change in MSE"] > CERTAIN * error).mean()),
             "carries something": float((alive["best scale"] > 0).mean()),
-            "best decrease": -float(alive["change in MSE"].min()) / one.effects.mse,
+            "best decrease": one.effects.of_mse(-float(alive["change in MSE"].min())),
             "novel with a twin": twins(one),
         }
         rows.append(row)

@@ -1,9 +1,11 @@
 """Can I have the best of both?
 
-SMALL keeps all its latents; the latents of LARGE that are novel are added (Bussmann, Leask et al. 2024). Three things
-decide whether the result is any good, and each is measured on held-out text:
+SMALL keeps all its latents; the latents of LARGE that are novel are added (Bussmann, Leask et al. 2024), then those of
+the next larger dictionary to what has been stitched so far. Three things decide whether the result is any good, and
+each is measured on held-out text:
 
-* Which latents: by their measured effect (see `novelty`), or by the published cosine rule.
+* Which latents: by their measured effect, by the published cosine rule, or those at a point of the path between sizes;
+  see `choosing`.
 * How they are chosen at run time: every latent by its own dictionary's rule. A latent from a TopK dictionary fires
   where it beats its old rivals, so rivals that are not taken along still compete, but emit nothing.
 * The decoder: effects of single insertions do not add up, and a set can overshoot badly. With the encoders frozen,
@@ -16,7 +18,7 @@ A refit helps any dictionary, so SMALL with its own decoder refitted stands besi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,26 +28,27 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analyses import style
-from analyses.inputs import (
-    DictionaryLike,
-    ModelLike,
-    TextLike,
-    check_same_place,
-    context_of,
-    in_model,
-    open_dictionaries,
-    open_model,
-    open_text,
-)
+from analyses.chain import Chain, observed, open_chain
+from analyses.choosing import Choice, by_insertion, by_path
+from analyses.inputs import DictionaryLike, ModelLike, TextLike, context_of, in_model, open_model, open_text
 from analyses.matching import chance
-from analyses.novelty import agreement, effect_plot, effects_caption, insertion_effects, latent_table, nearest_alive
+from analyses.novelty import agreement, effect_plot, effects_caption
 from analyses.pool import joinable, part_of, pooled
-from analyses.refit import Refit, refitted
+from analyses.refit import Parts, Refit
+from analyses.route import Order
+from analyses.stitching_tables import (
+    against,
+    differences_caption,
+    quality,
+    quality_caption,
+    quality_plot,
+    summary,
+    warnings,
+)
 from dictlab import activations
 from dictlab.dictionary import Dictionary
-from dictlab.errors import check_at_least
-from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, firing_rates, site_of
+from dictlab.errors import DictlabError, check_at_least
+from dictlab.evaluate import Evaluation, evaluate, site_of
 from dictlab.normalisation import Centred
 from dictlab.report import Plot, Report, Table
 from dictlab.sparsity import emitting
@@ -72,118 +75,118 @@ def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"],
     return part_of(pooled([small, large]), everything, name=name)
 
 
-def _as_parent(dictionary: Dictionary) -> Dictionary:
-    """The same under a name that no row of the report's own has: the parent may itself be a stitched dictionary."""
-    taken = dictionary.name == "stitched" or dictionary.name.startswith(("inserted by ", "by "))
-    return replace(dictionary, name=f"{dictionary.name} (parent)") if taken else dictionary
-
-
 def stitching(
     small: DictionaryLike,
-    large: DictionaryLike,
+    larger: Sequence[DictionaryLike],
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     select: Select = "effect",
     threshold: float = 0.7,
-    refit: Refit = "decoder",
+    refit: Refit | None = None,
+    at: int | None = None,
+    until: str | None = None,
+    order: Order = "cosine",
     tokens: int = 131_072,
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
 ) -> Report:
-    """Add to SMALL what LARGE knows and SMALL lacks, and measure whether the result is better.
+    """Add to SMALL what larger dictionaries know and it lacks, and measure whether the result is better.
 
     Args:
         small: The dictionary that is added to.
-        large: A dictionary at the same site, whose novel latents are added.
+        larger: One or more dictionaries at the same site, whose novel latents are added, one dictionary after another.
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from: the training split to choose and refit on, the held-out split to measure on.
         select: Novel latents by their measured effect, or by the published cosine rule.
-        threshold: Cosine below which the cosine rule calls a latent novel.
-        refit: What is refitted in closed form, encoders frozen: decoder and bias, bias alone, or nothing.
+        threshold: Cosine below which the cosine rule calls a latent novel, and from which a path takes two for kin.
+        refit: What is refitted in closed form, encoders frozen: decoder and bias, bias alone, or nothing. By default
+            the decoder; at a point of the path the bias.
+        at: Instead, take the path between sizes as far as so many latents.
+        until: Instead, take it until mse=VALUE or l0=VALUE is reached.
+        order: Of the path: least similar first, most useful alone first, random, or greedy; see `dictlab report path`.
         tokens: Training tokens to choose and refit on.
         contexts: Held-out sequences to measure on.
-        seed: Of the samples of text, chance level and bootstrap.
+        seed: Of the samples of text, a random order, chance level and bootstrap.
         device: Where to run: cpu, cuda, ...
 
     Example:
         dictlab stitch small.safetensors large.safetensors --out out/stitched
+        dictlab stitch a-256.safetensors a-512.safetensors a-1024.safetensors --at 700
     """
     check_at_least(0, seed=seed)
-    small, large = (_as_parent(parent) for parent in open_dictionaries([small, large]))
-    check_same_place([small, large])
-    model, text = open_model(model, [small, large], device), open_text(text)
-    small, large = in_model([small, large], model)
-    joinable([small, large])
-    length, site = context_of([small, large], model), site_of(small)
+    check_at_least(1, at=at)
+    if at is not None and until is not None:
+        raise DictlabError("--at and --until both say where on the path to stop; give one.")
+    parents = [_as_parent(parent) for parent in open_chain(small, larger)]
+    model, text = open_model(model, parents, device), open_text(text)
+    parents = in_model(parents, model)
+    joinable(parents)
+    length, site = context_of(parents, model), site_of(parents[0])
     fit = list(activations.sample(model, text.as_split("train"), site, context=length, tokens=tokens, seed=seed))
-    effects = insertion_effects(small, large, fit)
-    latents = latent_table(effects, nearest_alive(large, small), threshold)
-    chosen = {"effect": _novel(latents, "class"), "cosine": _novel(latents, "class by cosine")}
-    candidates = _candidates(small, large, chosen, select, refit, fit)
+    chain = observed(parents, fit)
+    choices = {choice.rule: choice for choice in by_insertion(chain, fit, threshold)}
+    rule: str = select
+    if at is not None or until is not None:
+        choices["path"], rule = by_path(chain, threshold, order, seed, at, until), "path"
+    refit = refit or ("bias" if rule == "path" else "decoder")
+    candidates = _candidates(chain, choices, rule, refit)
     evaluations = evaluate(
         list(candidates.values()), model, text.as_split("heldout"), contexts=contexts, context=length, seed=seed
     )
     found = {evaluation.name: evaluation for evaluation in evaluations}
-    result, inserted = found["stitched"], int(chosen[select].sum())
-    rates, _ = firing_rates([candidates["stitched"]], fit)
-    stitched = replace(candidates["stitched"], firing_rate=rates[0].to(model.device))
+    how = _how(choices[rule], chain, refit) | {"threshold": threshold, "tokens": chain.observations.n_tokens}
+    how |= {name: value for name, value in (("at", at), ("until", until), ("order", order)) if rule == "path" and value}
     given = {"text": text.name, "model": model.name, "context": length, "seed": seed}
-    how = {"select": select, "threshold": threshold, "refit": refit, "tokens": effects.tokens}
-    level = chance(small.W_dec[small.alive], shaped=True, seed=seed)
+    stitched = _described(candidates["stitched"], found["stitched"], how)
+    shown = choices.get(rule if rule in ("effect", "cosine") else "effect", choices["effect"])
     return Report(
-        title=f"{small.name} stitched with what {large.name} adds",
-        summary=_summary(found, small, large, inserted, select, refit),
+        title=f"{parents[0].name} stitched with what {_listed(parents[1:])} adds",
+        summary=summary(found, parents, how),
         tables={
-            "quality": Table(_quality(found, candidates), _quality_caption(result)),
-            "differences": Table(_against(found, small.name), _differences_caption(small.name)),
-            "latents": Table(latents, f"Each latent of {large.name}, inserted alone. {effects_caption(effects)}"),
-            "agreement": Table(
-                agreement(latents), f"Active latents by effect and by the cosine rule at {threshold:g}."
-            ),
+            "quality": Table(quality(found, candidates), quality_caption(found["stitched"])),
+            "differences": Table(against(found, parents[0].name), differences_caption(parents[0].name)),
+            **_latent_tables(shown, parents[1:], threshold),
             "metrics": Table(
                 pd.concat([e.table() for e in evaluations], ignore_index=True), "Every metric, 95 % interval."
             ),
         },
-        plots={"quality": _quality_plot(found), "effects": effect_plot(latents, threshold, level, small, large)},
-        dictionaries={"stitched": _described(stitched, result, how | {"inserted": inserted})},
-        settings=stitched.metadata.training | how | given | result.sample,
-        inputs=(small, large),
-        warnings=(*_warnings(found, small.name, large.name), *_mean_lost(small, large)),
+        plots={"quality": quality_plot(found), **_effect_plots(shown, parents[1:], threshold, seed)},
+        dictionaries={"stitched": stitched},
+        settings=stitched.metadata.training | given | found["stitched"].sample,
+        inputs=tuple(parents),
+        warnings=(*warnings(found, parents, rule), *_mean_lost(parents)),
     )
 
 
-def _mean_lost(small: Dictionary, large: Dictionary) -> tuple[str, ...]:
-    if small.normalisation.kind != Centred.kind or large.normalisation.kind == Centred.kind:
-        return ()
-    return (
-        f"{small.name} gives each token the mean that it takes away; {large.name} does not, and neither does the "
-        "result: a layer norm after the site takes it away all the same, but the squared error counts it.",
-    )
+def _as_parent(dictionary: Dictionary) -> Dictionary:
+    """The same under a name that no row of the report's own has: the parent may itself be a stitched dictionary."""
+    taken = dictionary.name == "stitched" or dictionary.name.startswith(("inserted by ", "by ", "on the path"))
+    return replace(dictionary, name=f"{dictionary.name} (parent)") if taken else dictionary
 
 
-def _novel(latents: pd.DataFrame, column: str) -> Bool[Tensor, " n_large"]:
-    """Which latents of LARGE a column of the latent table calls novel."""
-    novel = latents.sort_values("latent")[column] == "novel"
-    return torch.from_numpy(novel.to_numpy().copy())
-
-
-def _candidates(
-    small: Dictionary, large: Dictionary, chosen: Mapping[str, Tensor], select: Select, refit: Refit, fit: list[Tensor]
-) -> dict[str, Dictionary]:
-    """The parents, what each rule inserts, the same refitted (the selected rule's is the result), and a control."""
-    raw = {rule: join(small, large, latents, f"inserted by {rule}") for rule, latents in chosen.items()}
-    made = [small, large, *raw.values()]
+def _candidates(chain: Chain, choices: Mapping[str, Choice], rule: str, refit: Refit) -> dict[str, Dictionary]:
+    """The parents, what each rule makes, the same refitted (the selected rule's is the result), and a control."""
+    parts, own = Parts(chain.pool, chain.observations), np.arange(chain.pool.n_latents) < chain.first[1]
+    made = list(chain.dictionaries)
+    for name, choice in choices.items():
+        if name != "path":
+            made.append(parts.made(choice.chosen, "none", f"inserted by {name}"))
+        elif refit != "bias":
+            made.append(parts.made(choice.chosen, "bias", "on the path"))
     if refit != "none":
-        made.append(replace(refitted(small, fit, refit), name=f"{small.name}, refitted"))
-        made += [replace(refitted(d, fit, refit), name=_refitted(rule)) for rule, d in raw.items() if rule != select]
-    made.append(replace(refitted(raw[select], fit, refit), name="stitched"))
+        made.append(parts.made(own, refit, f"{chain.dictionaries[0].name}, refitted"))
+        made += [parts.made(c.chosen, refit, f"by {name}, refitted") for name, c in choices.items() if name != rule]
+    made.append(parts.made(choices[rule].chosen, refit, "stitched"))
     return {dictionary.name: dictionary for dictionary in made}
 
 
-def _refitted(rule: str) -> str:
-    return f"by {rule}, refitted"
+def _how(choice: Choice, chain: Chain, refit: Refit) -> dict[str, Any]:
+    """How the result was made, for its metadata."""
+    of_small = int(choice.chosen[chain.own(0)].sum())
+    how = {"select": choice.rule, "refit": refit, "inserted": int(choice.chosen.sum()) - of_small, "kept": of_small}
+    return how if choice.point is None else how | {"point": choice.point}
 
 
 def _described(stitched: Dictionary, found: Evaluation, how: dict[str, Any]) -> Dictionary:
@@ -194,115 +197,47 @@ def _described(stitched: Dictionary, found: Evaluation, how: dict[str, Any]) -> 
     return replace(stitched, metadata=replace(stitched.metadata, training=training, metrics=metrics))
 
 
-def _quality(found: Mapping[str, Evaluation], candidates: Mapping[str, Dictionary]) -> pd.DataFrame:
-    """One row a dictionary; latents that only compete are not counted."""
-    keys = ("l0", "mse", "explained_variance", "ce_increase")
-    return pd.DataFrame(
-        [
-            {
-                "dictionary": name,
-                "latents": int(emitting(candidates[name].activation, candidates[name].n_latents).sum()),
-                **{METRICS[key].label: e.value(key) for key in keys},
-            }
-            for name, e in found.items()
-        ]
-    )
-
-
-def _against(found: Mapping[str, Evaluation], small: str) -> pd.DataFrame:
-    """Paired differences from SMALL, with 95 % bootstrap intervals."""
-    rows = []
-    for name, evaluation in found.items():
-        if name == small:
-            continue
-        for key in ("mse", "ce_increase", "l0"):
-            low, high = bounds(evaluation.draws(key) - found[small].draws(key))
-            difference = evaluation.value(key) - found[small].value(key)
-            rows.append((name, METRICS[key].label, difference, low, high, METRICS[key].unit))
-    return pd.DataFrame(rows, columns=["dictionary", "metric", "difference", "low", "high", "unit"])
-
-
-def _differences_caption(small: str) -> str:
-    return f"Each less {small}, with paired 95 % bootstrap intervals over sequences."
-
-
-def _quality_caption(evaluation: Evaluation) -> str:
-    return (
-        f"Measured on {evaluation.n_sequences} held-out sequences ({evaluation.n_tokens} tokens). MSE in activation², "
-        "CE in nats a token. “Inserted” is without any refit. L0 differs between rows: this is no comparison at equal "
-        "sparsity."
-    )
-
-
-def _summary(
-    found: Mapping[str, Evaluation], small: Dictionary, large: Dictionary, inserted: int, select: Select, refit: Refit
-) -> str:
-    result, low_high = found["stitched"], found["stitched"].interval("mse")
-    how = {"decoder": "and the decoder refitted", "bias": "and the bias refitted", "none": "and nothing refitted"}[
-        refit
+def _latent_tables(choice: Choice, larger: Sequence[Dictionary], threshold: float) -> dict[str, Table]:
+    """The latents of all larger dictionaries, and how far the two rules agree about them."""
+    several = len(larger) > 1
+    frames = [
+        frame.assign(dictionary=large.name) if several else frame
+        for frame, large in zip(choice.tables, larger, strict=True)
     ]
-    parents = ", ".join(
-        f"{d.name} {found[d.name].value('mse'):.4g} (L0 {found[d.name].value('l0'):.1f})" for d in (small, large)
-    )
+    agreed = [
+        agreement(frame).assign(**({"dictionary": large.name} if several else {}))
+        for frame, large in zip(choice.tables, larger, strict=True)
+    ]
+    into = " into what has been stitched so far; parents are numbered there" if several else ""
+    return {
+        "latents": Table(
+            pd.concat(frames, ignore_index=True),
+            f"Each latent of {_listed(larger)}, inserted alone{into}. {effects_caption(choice.effects[0])}",
+        ),
+        "agreement": Table(
+            pd.concat(agreed, ignore_index=True), f"Active latents by effect and by the cosine rule at {threshold:g}."
+        ),
+    }
+
+
+def _effect_plots(choice: Choice, larger: Sequence[Dictionary], threshold: float, seed: int) -> dict[str, Plot]:
+    plots = {}
+    for number, (frame, into, large) in enumerate(zip(choice.tables, choice.into, larger, strict=True), start=1):
+        level = chance(into.W_dec[into.alive], shaped=True, seed=seed)
+        plots["effects" if number == 1 else f"effects_{number}"] = effect_plot(frame, threshold, level, into, large)
+    return plots
+
+
+def _mean_lost(parents: Sequence[Dictionary]) -> tuple[str, ...]:
+    small, others = parents[0], [d.name for d in parents[1:] if d.normalisation.kind != Centred.kind]
+    if small.normalisation.kind != Centred.kind or not others:
+        return ()
     return (
-        f"With {inserted} of {large.n_latents} latents inserted by {select} {how}, the held-out MSE is "
-        f"{result.value('mse'):.4g} [{low_high[0]:.4g}, {low_high[1]:.4g}] at L0 {result.value('l0'):.1f}, "
-        f"CE increase {result.value('ce_increase'):.3g}; before: {parents}."
+        f"{small.name} gives each token the mean that it takes away; {', '.join(others)} does not, and neither does "
+        "the result: a layer norm after the site takes it away all the same, but the squared error counts it.",
     )
 
 
-def _warnings(found: Mapping[str, Evaluation], small: str, large: str) -> tuple[str, ...]:
-    """What is said when a parent is better, and which other choice is better than both, if one was measured."""
-    result, said = found["stitched"], []
-    for parent in (small, large):
-        difference = result.value("mse") - found[parent].value("mse")
-        if difference > 0:
-            low, high = bounds(result.draws("mse") - found[parent].draws("mse"))
-            certain = "" if low > 0 else ", within the noise"
-            span = f"{difference:+.4g} [{low:+.4g}, {high:+.4g}]"
-            said.append(f"The stitched dictionary is WORSE than {parent}: MSE {span}{certain}.")
-    best = min(found, key=lambda name: found[name].value("mse"))
-    if said and best not in ("stitched", small, large):
-        error, l0 = found[best].value("mse"), found[best].value("l0")
-        said.append(
-            f"The best that was measured is “{best}”: MSE {error:.4g} at L0 {l0:.1f}; see --select and --refit."
-        )
-    return tuple(said)
-
-
-@style.applied
-def _quality_plot(found: Mapping[str, Evaluation]) -> Plot:
-    figure, (left, right) = style.axes(2, width=5.2, height=3.6)
-    names = list(found)
-    for ax, key, label in (
-        (left, "explained_variance", "unexplained variance (share)"),
-        (right, "ce_increase", "CE increase (nats/token)"),
-    ):
-        values = np.array([found[n].value(key) for n in names])
-        spans = np.array([found[n].interval(key) for n in names]).T
-        if key == "explained_variance":
-            values, spans = 1 - values, 1 - spans[::-1]
-        height = np.arange(len(names))[::-1]
-        error = np.clip(np.abs(spans - values), 0, None)
-        ax.barh(
-            height, values, xerr=error, color=[style.colour(i) for i in range(len(names))], height=0.6, ecolor="black"
-        )
-        ax.set(yticks=height, yticklabels=style.short(names) if ax is left else [], xlabel=label)
-        for y, value, name in zip(height, values, names, strict=True):
-            note = f" {value:.3g}" + (f"  (L0 {found[name].value('l0'):.0f})" if ax is left else "")
-            ax.annotate(
-                note,
-                (value, y),
-                va="center",
-                ha="left",
-                fontsize=8,
-                xytext=(4, 7),
-                textcoords="offset points",
-            )
-    left.set_title("How much is left unexplained?")
-    right.set_title("How much does the model suffer?")
-    n = next(iter(found.values()))
-    return Plot(
-        figure,
-        f"Held-out text, {n.n_sequences} sequences, {n.n_tokens} tokens; bars: 95 % bootstrap interval over sequences.",
-    )
+def _listed(dictionaries: Sequence[Dictionary]) -> str:
+    names = [dictionary.name for dictionary in dictionaries]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -88,7 +88,7 @@ class Walk:
         """The output bias at a point, `[d_in]`."""
         if bias == "best":
             mean = _mean_residual(self.observations, self.directions, self.reference, self.route.chosen(point))
-            return self.reference + mean / _mean_square_scale(self.observations)  # type: ignore[no-any-return]
+            return self.reference + mean / _mean_square_scale(self.observations)
         first, second, share = (part[point] for part in self._blend(bias))
         return self.reference + (1 - share) * self.own[first] + share * self.own[second]  # type: ignore[no-any-return]
 
@@ -245,7 +245,7 @@ def _carried(
         own.addcmul_(rows, value[begin:end, None], value=-1)
         begin = end
     g = value.double()
-    return (g.square() * norms[latent] - 2 * g * along).numpy()  # type: ignore[no-any-return]
+    return (g.square() * norms[latent] - 2 * g * along).numpy()
 
 
 def _mean_squares(

@@ -2,10 +2,14 @@
 
 python benchmarks/matching.py [--small] [--whole] [--json]
 python benchmarks/matching.py --files [--rows N] [--width D] [--allowed MB]
+python benchmarks/matching.py --cuda
+torchrun --nproc_per_node 2 benchmarks/matching.py --ranks
 
 The product is timed in the same run, on the same rows at unit length, in blocks of the same size, with the faster of
 NumPy and torch; the two alternate. With --files, two dictionaries are written to a temporary folder, and a process
-that may hold no more than the allowed memory of its own finds their neighbours.
+that may hold no more than the allowed memory of its own finds their neighbours: --width 768 takes about ten minutes on
+two cores. With --cuda, a million rows by a million, on a GPU. With --ranks, processes share the rows, and the answer is
+compared with that of one process.
 """
 
 from __future__ import annotations
@@ -26,12 +30,14 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from analyses.neighbours import BLOCK, neighbours
+from analyses.neighbours import neighbours
+from analyses.ranks import count, ranks
 from dictlab import Dictionary, ReLU
 from dictlab.formats import native
 from dictlab.formats.loading import mapped
 
-TOP, ROUNDS = 8, 2
+TOP, ROUNDS, BLOCK = 8, 2, 6144
+MILLION = (1_000_000, 1_000_000, 768)
 FULL, SMALL = (24_576, 98_304, 768), (8_192, 32_768, 768)
 
 
@@ -124,17 +130,17 @@ def streamed(files: list[str], allowed: float) -> dict[str, object]:
 
 
 def from_files(n: int, d: int, allowed: float) -> dict[str, object]:
-    """Write two dictionaries of n latents in bfloat16, and search them in a process with little memory."""
+    """Write two dictionaries of n latents in float32, and search them in a process with little memory."""
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for seed in (0, 1):
-            W = rows(n, d, seed).bfloat16()
+            W = rows(n, d, seed)
             zeros = torch.zeros(d, dtype=W.dtype)
             made = Dictionary(W.T.contiguous(), torch.zeros(n, dtype=W.dtype), W, zeros, zeros, ReLU())
             files.append(str(native.save(made, Path(folder) / f"{seed}.safetensors")))
             del W, made
         size = sum(Path(file).stat().st_size for file in files) / 1e6
-        inputs = 2 * n * d * 2 / 1e6
+        inputs = 2 * n * d * 4 / 1e6
         found = json.loads(child("--streamed", *files, "--allowed", str(allowed)))
     return {
         "rows": n,
@@ -144,6 +150,40 @@ def from_files(n: int, d: int, allowed: float) -> dict[str, object]:
         "allowed_mb": allowed,
         **found,
     }
+
+
+def on_gpu(shape: tuple[int, int, int]) -> dict[str, object]:
+    """Seconds of the product alone, in blocks, and of the neighbours, on a GPU."""
+    n, m, d = shape
+    a, b = (torch.randn(k, d, device="cuda", generator=torch.Generator("cuda").manual_seed(k)) for k in (n, m + 1))
+    a, b = normalize(a, dim=1), normalize(b[:m], dim=1)
+    out = torch.empty(8192, 8192, device="cuda")
+
+    def multiplied() -> None:
+        for i in range(0, n - 8191, 8192):
+            for j in range(0, m - 8191, 8192):
+                torch.mm(a[i : i + 8192], b[j : j + 8192].T, out=out)
+        torch.cuda.synchronize()
+
+    def searched() -> None:
+        neighbours(a, b, top=TOP)
+        torch.cuda.synchronize()
+
+    seconds = {"product": spent(multiplied), "neighbours": spent(searched)}
+    return {"shape": shape, **seconds, "share_of_product": round(seconds["product"] / seconds["neighbours"], 3)}
+
+
+def over_ranks(shape: tuple[int, int, int]) -> dict[str, object]:
+    """Whether processes that share the rows find what one finds alone, and the seconds of both."""
+    a, b = (rows(n, shape[2], seed) for seed, n in enumerate(shape[:2]))
+    began = time.perf_counter()
+    alone = neighbours(a, b, top=TOP)
+    middle = time.perf_counter()
+    with ranks():
+        shared = neighbours(a, b, top=TOP)
+        seconds, processes = time.perf_counter() - middle, count()
+    equal = all(torch.equal(one.rows, other.rows) for one, other in zip(alone, shared, strict=True))
+    return {"shape": shape, "processes": processes, "alone_s": middle - began, "shared_s": seconds, "equal": equal}
 
 
 def child(*arguments: str) -> str:
@@ -158,8 +198,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--files", action="store_true", help="stream two files larger than the memory allowed")
     parser.add_argument("--rows", type=int, default=262_144, help="latents of each file")
-    parser.add_argument("--width", type=int, default=1_024, help="d_in of each file")
+    parser.add_argument("--width", type=int, default=768, help="d_in of each file")
     parser.add_argument("--allowed", type=float, default=512, help="MB that the process may hold beside its start")
+    parser.add_argument("--cuda", action="store_true", help="a million rows by a million, on a GPU")
+    parser.add_argument("--ranks", action="store_true", help="under torchrun: processes share the rows")
     parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--streamed", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -168,6 +210,10 @@ def main() -> None:
         print(memory(shape))
     elif given.streamed:
         print(json.dumps(streamed(given.streamed, given.allowed)))
+    elif given.cuda:
+        print(json.dumps(on_gpu(MILLION)) if torch.cuda.is_available() else "skipped: there is no GPU here")
+    elif given.ranks:
+        print(json.dumps(over_ranks(shape)))
     elif given.files:
         print(json.dumps(from_files(given.rows, given.width, given.allowed)))
     else:

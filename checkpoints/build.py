@@ -17,7 +17,7 @@ import torch
 from dictlab import Dictionary, LanguageModel, Text, load, save
 from dictlab.train import TrainConfig, train
 from dictlab.train.measure import measure
-from dictlab.train.trainer import FIRING_TOKENS
+from dictlab.train.source import FIRING_TOKENS
 
 HERE = Path(__file__).parent
 STATE = HERE / ".state"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictlab import seeds
 from dictlab.errors import check_at_least
 from dictlab.lm import LanguageModel
+from dictlab.stream import BUFFER, Shuffled
+from dictlab.stream import FORWARD_TOKENS as FORWARD_TOKENS  # also for those who capture by themselves
 from dictlab.text import Text
-
-BUFFER = 1 << 17  # vectors that a stream is shuffled in
-FORWARD_TOKENS = 8192  # tokens given to the model at once
 
 
 def shuffled(
@@ -27,9 +26,9 @@ def shuffled(
     batch: int,
     buffer: int = BUFFER,
     seed: int = 0,
-    repeat: bool = True,
+    repeat: bool | int = True,
 ) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """Activation vectors in random order, out of a buffer that is refilled whenever half of it is used.
+    """Activation vectors of one site in random order (`stream.Shuffled` is the same for several, and can be resumed).
 
     Args:
         model: The language model.
@@ -39,33 +38,36 @@ def shuffled(
         batch: Vectors a batch; at the end of the text, what does not fill one is dropped.
         buffer: Vectors held; memory is bounded by three times `buffer * d_in` numbers, and one forward.
         seed: Decides the order of documents and vectors.
-        repeat: Go round the text for ever, in another order each time.
+        repeat: Go round the text for ever, or so many times, in another order each time.
     """
-    generator = seeds.generator(seed, "order of activations")
-    pool: list[Tensor] = []
-    held = 0
-    forwards = text.batches(model.tokenizer, context, max(1, FORWARD_TOKENS // context), seed=seed, repeat=repeat)
-    for tokens in forwards:
-        x = model.capture(tokens, site)[site].flatten(0, 1)
-        pool.append(x)
-        held += len(x)
-        if held >= max(buffer, 2 * batch):
-            mixed = _mixed(pool, generator)
-            pool.clear()
-            out = held // 2 - held // 2 % batch
-            yield from mixed[:out].split(batch)
-            pool, held = [mixed[out:].clone()], held - out
-    if pool:
-        mixed = _mixed(pool, generator)
-        yield from mixed[: held - held % batch].split(batch)
+    stream = Shuffled(
+        lambda tokens: model.capture(tokens, site),
+        lambda start: text.contexts(model.tokenizer, context, seed=seed, repeat=repeat, start=start),
+        context=context,
+        batch=batch,
+        buffer=buffer,
+        seed=seed,
+    )
+    for vectors in stream:
+        yield vectors[site]
 
 
 def sample(
     model: LanguageModel, text: Text, site: str, *, context: int, tokens: int, seed: int = 0
 ) -> Iterator[Float[Tensor, "batch context d_in"]]:
     """Activations, sequence by sequence, of contexts drawn from all over a text: about `tokens` tokens of them."""
+    for batch in samples(model, text, [site], context=context, tokens=tokens, seed=seed):
+        yield batch[site]
+
+
+def samples(
+    model: LanguageModel, text: Text, sites: Sequence[str], *, context: int, tokens: int, seed: int = 0
+) -> Iterator[dict[str, Float[Tensor, "batch context d_in"]]]:
+    """The same at several sites, by site; the model is run once for all."""
     check_at_least(context, tokens=tokens)
-    return captured(model, site, text.sample(model.tokenizer, context, tokens // context, seed=seed))
+    contexts = text.sample(model.tokenizer, context, tokens // context, seed=seed)
+    for batch in contexts.split(max(1, FORWARD_TOKENS // context)):
+        yield model.capture(batch, sites)
 
 
 def captured(
@@ -74,6 +76,82 @@ def captured(
     """Activations of some sequences of tokens, a few sequences at a time."""
     for batch in sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])):
         yield model.capture(batch, site)[site]
+
+
+class Activations(Protocol):
+    """Activations of one place, whatever they come from: a model at a site (`ModelActivations`), or an array.
+
+    Attributes:
+        name: What reports call the source.
+        d_in: Width.
+        context: Tokens of a sequence.
+        unit: What intervals are resampled over.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def d_in(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
+        """Activations, sequence by sequence, drawn from all over the source: about `tokens` tokens of them."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What a report's settings say of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelActivations:
+    """The activations of a model at one site.
+
+    Attributes:
+        model: The language model.
+        text: Where its tokens come from.
+        site: Where in the model.
+        context: Tokens a sequence.
+    """
+
+    model: LanguageModel
+    text: Text
+    site: str
+    context: int
+    _drawn: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.text.name
+
+    @property
+    def d_in(self) -> int:
+        tokens = next(self.text.contexts(self.model.tokenizer, self.context))
+        return int(self.model.capture(tokens[None], self.site)[self.site].shape[-1])
+
+    @property
+    def unit(self) -> str:
+        return "sequences"
+
+    def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
+        yield from captured(self.model, self.site, self.sequences(tokens, seed))
+
+    def sequences(self, tokens: int, seed: int = 0) -> Int[Tensor, "n context"]:
+        """The tokens that `sample` gives the activations of; they are drawn once."""
+        check_at_least(self.context, tokens=tokens)
+        if (tokens, seed) not in self._drawn:
+            count = tokens // self.context
+            self._drawn[tokens, seed] = self.text.sample(self.model.tokenizer, self.context, count, seed=seed)
+        return self._drawn[tokens, seed]
+
+    def record(self) -> dict[str, Any]:
+        return {"text": self.text.name, "model": self.model.name, "context": self.context}
 
 
 @dataclass(frozen=True)
@@ -119,8 +197,3 @@ def statistics(batches: Iterable[Float[Tensor, "*tokens d_in"]], *, covariance: 
         matrix = second / n - torch.outer(shift, shift)
         return Statistics(n, (about + shift).float(), float(matrix.trace()), matrix.float())
     return Statistics(n, (about + shift).float(), float((second / n - shift.square()).sum()), None)
-
-
-def _mixed(pool: list[Tensor], generator: torch.Generator) -> Tensor:
-    everything = torch.cat(pool)
-    return everything[torch.randperm(len(everything), generator=generator).to(everything.device)]

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shlex
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, Field, fields, replace
 from importlib.metadata import EntryPoint, entry_points
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+import docstring_parser
+import numpy as np
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 from rich.console import Console
 from rich.table import Table as Grid
+from torch import Tensor
 
 from dictlab.__about__ import VERSION
+from dictlab.arrays import ArrayActivations
 from dictlab.describe import describe
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
@@ -28,16 +33,16 @@ from dictlab.formats.loading import load, mapped, name_of
 from dictlab.lm import LanguageModel
 from dictlab.report import Report, Table, check_folder
 from dictlab.text import Text
-from dictlab.train import TrainConfig, train
+from dictlab.train import TrainConfig, configfile, resume, train
 from dictlab.train.run import Run
 
 GROUP = "dictlab.analyses"
 SHORT = {"stitch": "stitching", "verify": "verification"}  # analyses that are commands of their own
 HELP = {
-    "stitch": "Add to a small dictionary what a large one knows and it lacks, and measure the result.",
+    "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
     "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
 }
-NOT_TYPED = (Dictionary, LanguageModel, Text)  # on a command line these are given by name
+NOT_TYPED = (Dictionary, LanguageModel, Text, ArrayActivations, Tensor, np.ndarray)  # given by name on a command line
 WRAPPED = 24  # characters that a column of text needs to be worth wrapping
 SHOWN = 12  # rows of a table in the terminal
 
@@ -84,11 +89,18 @@ def build(arguments: Sequence[str]) -> App:
         suppress_keyboard_interrupt=False,  # main says it
     )
     app.command(
-        _train,
+        _train() if arguments[:1] == ["train"] else _listed,
         name="train",
+        help=None if arguments[:1] == ["train"] else "Train a family of dictionaries from one stream of activations.",
         help_epilogue=_examples(
             "dictlab train checkpoints/gpt2-python-2m blocks.3.hook_resid_pre --width 512 1024 --k 16 32 --seed 0 1",
             "dictlab train gpt2 blocks.6.hook_resid_pre --activation relu --l1 4 --objective local e2e --text my/texts",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --activation batchtopk jumprelu --k 32 --l0 0.001 0.003",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --k 32 --finetune e2e --finetune-tokens 100000",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --start mine.safetensors --objective weighted --kl 1 --ce 0.1",
+            "dictlab train run.toml --seed 3",
+            "dictlab train --data activations.npy --width 2048 --k 32",
+            "dictlab train --resume runs/first",
         ),
     )
     app.command(_info, name="info", help_epilogue=_examples("dictlab info checkpoints/local-topk16-512-s0.safetensors"))
@@ -138,20 +150,61 @@ def _listed() -> None:
     """Stands for a command that was not asked for, in a list of commands."""
 
 
-def _train(
-    config: Annotated[TrainConfig, Parameter(name="*")], *, out: Path | None = None, force: bool = False
-) -> None:
-    """Train a family of dictionaries from one stream of activations.
-
-    Parameters
-    ----------
-    out
-        Folder of the run; runs/... by default.
-    force
-        Write into a folder that already holds a run.
+def _train() -> Callable[..., None]:
+    """`dictlab train`: the fields of TrainConfig as arguments and options. None of them says its default itself, so
+    that what was given can be told from what was not: flags win over a file's settings, and those over defaults.
     """
-    run = train(config, out=out, force=force)
-    _print_run(run)
+    described = {p.arg_name: p.description or "" for p in docstring_parser.parse(TrainConfig.__doc__ or "").params}
+    kinds = get_type_hints(TrainConfig)
+    own = [_setting(field, kinds[field.name], described.get(field.name, "")) for field in fields(TrainConfig)]
+    extra = {
+        "out": (Path, "Folder of the run; runs/... by default."),
+        "resume": (Path, "Folder of a run to go on with, after it was stopped or killed. Takes no other settings."),
+        "force": (bool, "Write into a folder that already holds a run."),
+    }
+    own += [_optional(name, kind, text) for name, (kind, text) in extra.items()]
+
+    def command(**given: Any) -> None:
+        out, folder, force = (given.pop(name, None) for name in extra)
+        given = {name: value for name, value in given.items() if value is not None}
+        if folder is not None:
+            if given or out or force:
+                raise DictlabError(f"--resume {folder}: goes on with the settings of that run; leave out the others.")
+            run = resume(folder)
+        else:
+            file = given.pop("model") if str(given.get("model", "")).endswith(".toml") else None
+            known = configfile.read(file) if file else {}
+            run = train(TrainConfig(**(known | given)), out=out, force=bool(force))
+        _print_run(run)
+
+    def bound(*args: Any, **kwargs: Any) -> None:
+        command(**signature.bind(*args, **kwargs).arguments)
+
+    signature = inspect.Signature(own)
+    bound.__signature__ = signature  # type: ignore[attr-defined]
+    bound.__annotations__ = {p.name: p.annotation for p in own}
+    bound.__doc__ = """Train a family of dictionaries from one stream of activations.
+
+    What to train on is MODEL SITE, --data FILE, or --on decoder LARGE. In place of MODEL, a TOML file of settings, such
+    as the config.toml of an earlier run: `dictlab train run.toml --seed 3`; options win over the file.
+    """
+    return bound
+
+
+def _setting(field: Field[Any], kind: Any, text: str) -> inspect.Parameter:
+    """An option for a field of TrainConfig; its default is in its text alone."""
+    shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    text += f" [default: {shown}]" if shown not in (None, "", MISSING) else ""
+    if field.name == "site":
+        kind = tuple[str, ...]  # one or several
+    return _optional(field.name, kind, " ".join(text.split()), positional=field.name in ("model", "site"))
+
+
+def _optional(name: str, kind: Any, text: str, *, positional: bool = False) -> inspect.Parameter:
+    where = inspect.Parameter.POSITIONAL_OR_KEYWORD if positional else inspect.Parameter.KEYWORD_ONLY
+    off = f"--no-{name.replace('_', '-')}" if kind is bool and name != "force" else ()
+    annotation = Annotated[kind | None, Parameter(help=text, negative=off)]
+    return inspect.Parameter(name, where, default=None, annotation=annotation)
 
 
 def _info(
@@ -274,6 +327,8 @@ def _command(analysis: Callable[..., Report], arguments: Sequence[str]) -> Calla
         report = analysis(*positional.args, **positional.kwargs)
         if not isinstance(report, Report):
             raise DictlabError(f"analysis {analysis.__name__!r} returned {type(report).__name__}, not a Report.")
+        if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one writes
+            return report.passed is False
         typed = shlex.join(["dictlab", *arguments])
         report.save(folder, force=overwrite, command=typed)
         _print_report(report, folder)
@@ -294,8 +349,8 @@ def default_folder(analysis: str, names: Sequence[str]) -> Path:
 
 
 def _names_given(signature: inspect.Signature, arguments: Mapping[str, Any]) -> list[str]:
-    """What was typed for the parameters that are dictionaries."""
-    asked = [name for name, p in signature.parameters.items() if "Dictionary" in str(p.annotation)]
+    """What was typed for the parameters that are dictionaries, or runs."""
+    asked = [name for name, p in signature.parameters.items() if "Dictionary" in str(p.annotation) or name == "runs"]
     values = [arguments[name] for name in asked]
     return [str(one) for value in values for one in (value if isinstance(value, list) else [value]) if one is not None]
 
@@ -305,7 +360,9 @@ def _typed(annotation: Any) -> Any:
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         members = [
-            m for m in get_args(annotation) if m not in NOT_TYPED and not (m is Path and str in get_args(annotation))
+            m
+            for m in get_args(annotation)
+            if (get_origin(m) or m) not in NOT_TYPED and not (m is Path and str in get_args(annotation))
         ]
         return Union[tuple(_typed(m) for m in members)]  # noqa: UP007 (built at run time)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple:
@@ -360,16 +417,21 @@ def _print_report(report: Report, folder: Path) -> None:
 def _print_run(run: Run) -> None:
     import pandas as pd
 
-    keys = ("l0", "explained_variance", "ce_increase", "dead")
-    frame = pd.DataFrame([{"dictionary": d.name, **{k: d.metadata.metrics[k] for k in keys}} for d in run.dictionaries])
     console = _console()
-    if run.interrupted:
-        console.print(
-            f"Stopped after {run.dictionaries[0].metadata.tokens:,} of {run.config.tokens:,} tokens.", style="yellow"
-        )
-    console.print(_grid(Table(frame, ""), console.width))
-    console.print("L0, explained variance and CE increase on held-out text; dead latents on training text.")
+    keys = [k for k in ("l0", "explained_variance", "ce_increase", "dead") if k in run.dictionaries[0].metadata.metrics]
+    if keys:
+        rows = [{"dictionary": d.name, **{k: d.metadata.metrics[k] for k in keys}} for d in run.dictionaries]
+        console.print(_grid(Table(pd.DataFrame(rows), ""), console.width))
+        measures = "L0, explained variance and CE increase" if "ce_increase" in keys else "L0 and explained variance"
+        on = "the rows trained on" if run.config.on else "held-out data; dead latents on training data"
+        console.print(f"{measures} on {on}.")
+    for name, step in run.diverged.items():
+        console.print(f"{name} was given up at step {step}: its loss was no finite number.", style="yellow")
     console.print(f"Run: {run.folder}", soft_wrap=True)
+    if run.stopped:
+        done = run.dictionaries[0].metadata.tokens or 0
+        console.print(f"Stopped after {done:,} of {run.config.tokens:,} tokens: {run.stopped}.", style="yellow")
+        console.print(f"Go on with: dictlab train --resume {run.folder}", style="yellow", soft_wrap=True)
 
 
 def _grid(table: Table, width: int) -> Grid:

@@ -35,7 +35,8 @@ def describe(dictionary: Dictionary) -> list[tuple[str, str]]:
         ("site", about.site or unknown),
         ("objective", about.objective or unknown),
         ("made from", ", ".join(about.sources)),
-        ("sparsity coefficient", _number(about.training["l1"]) if about.training.get("l1") else ""),
+        ("trained as", _trained_as(dictionary)),
+        ("sparsity coefficient", next((_number(about.training[c]) for c in ("l1", "l0") if about.training.get(c)), "")),
         ("seed", unknown if about.seed is None else str(about.seed)),
         ("tokens trained on", unknown if about.tokens is None else f"{about.tokens:,}"),
         ("dead latents", _dead(dictionary, metrics)),
@@ -52,6 +53,15 @@ def describe(dictionary: Dictionary) -> list[tuple[str, str]]:
         *(("note", note) for note in about.notes),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def _trained_as(dictionary: Dictionary) -> str:
+    """The activation function in training, where it left another one in the file."""
+    training = dictionary.metadata.training
+    name, k = training.get("activation"), training.get("k")
+    if not isinstance(name, str) or name == dictionary.activation.kind:
+        return ""
+    return f"{name} with k {k}" if k is not None else name
 
 
 def _dead(dictionary: Dictionary, metrics: Mapping[str, Any]) -> str:

@@ -66,6 +66,7 @@ METRICS = {
     ),
     "ce_clean": Metric("CE without dictionary", "nats/token", lambda s: s["ce_clean"] / s["predicted"]),
 }
+OF_RECONSTRUCTION = ("l0", "mse", "explained_variance")  # those that need no model
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,11 @@ class Evaluation:
     seed: int
     fingerprint: str = ""
     asked: int = 0
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics that were measured: without a model, those of the reconstruction alone."""
+        return METRICS if "ce" in self.sums else {name: METRICS[name] for name in OF_RECONSTRUCTION}
 
     @property
     def n_sequences(self) -> int:
@@ -138,7 +144,7 @@ class Evaluation:
 
     def table(self) -> pd.DataFrame:
         """One row a metric: value, 95 % interval, unit."""
-        rows = [(m.label, self.value(key), *self.interval(key), m.unit) for key, m in METRICS.items()]
+        rows = [(m.label, self.value(key), *self.interval(key), m.unit) for key, m in self.metrics.items()]
         rows.insert(3, ("alive latents", self.alive, *self.alive_interval(), f"of {self.fired.shape[1]}"))
         frame = pd.DataFrame(rows, columns=["metric", "value", "low", "high", "unit"])
         frame.insert(0, "dictionary", self.name)
@@ -147,7 +153,7 @@ class Evaluation:
     def record(self) -> dict[str, Any]:
         """The metrics for a dictionary's metadata."""
         entries: dict[str, Any] = {"alive": self.alive, **self.sample}
-        for metric in METRICS:
+        for metric in self.metrics:
             entries[metric] = self.value(metric)
             entries[f"{metric}_interval"] = list(self.interval(metric))
         return entries

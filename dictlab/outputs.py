@@ -24,8 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictlab.lm import LanguageModel
+from dictlab.product import FrozenProducts
 
 LOGITS = 1 << 22  # logits of a block, clean or altered: 16 MiB in float32
+LOSS_LOGITS = 15 << 19  # the same for losses: 30 MiB, for larger tensors are given back to the system each time
 STEEP = 60.0  # a difference of logits above its mean by more than this is taken the long way: exp would overflow
 
 
@@ -122,7 +124,7 @@ class _Losses(torch.autograd.Function):
         ctx: Any, altered: Tensor, clean: Tensor | None, following: Tensor | None, model: LanguageModel
     ) -> tuple[Tensor | None, Tensor | None]:
         with_grad = ctx.needs_input_grad[0]
-        blocks = list(_slices(len(altered), max(1, LOGITS // model.vocabulary)))
+        blocks = list(_slices(len(altered), max(1, LOSS_LOGITS // model.vocabulary)))
         found = [
             _block_losses(
                 model,
@@ -154,7 +156,7 @@ def _block_losses(
     model: LanguageModel, altered: Tensor, clean: Tensor | None, following: Tensor | None, with_grad: bool
 ) -> tuple[Tensor | None, ...]:
     """KL and CE of each token of a block, and their gradients at its streams."""
-    with torch.set_grad_enabled(with_grad):
+    with torch.set_grad_enabled(with_grad), FrozenProducts():
         streams = altered.requires_grad_(with_grad)
         logits = model.unembed(streams)
     log_q = logits.detach().float().log_softmax(dim=-1)
@@ -163,7 +165,7 @@ def _block_losses(
         known = following >= 0
         ce = torch.where(known, -_at(log_q, following), 0.0)
     if clean is not None:
-        with torch.no_grad():
+        with torch.no_grad(), FrozenProducts():
             log_p = model.unembed(clean).float().log_softmax(dim=-1)
         p = log_p.exp()
         kl = torch.linalg.vecdot(p, log_p.sub_(log_q))

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictlab.codes import Codes, offsets_of
-from dictlab.selection import largest
+from dictlab.selection import largest, largest_of_all, positions
 
 
 class Activation(Protocol):
@@ -169,10 +169,9 @@ class BatchTopK(PerToken):
         return True
 
     def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
-        chosen = z.flatten().topk(min(self.k * len(z), z.numel()), sorted=False).indices
-        mask = torch.zeros(z.numel(), dtype=torch.bool, device=z.device)
-        mask[chosen] = True
-        return _where(mask.view(z.shape) & (z > 0), z)
+        chosen = largest_of_all(z, min(self.k * len(z), z.numel())).sort().values
+        values = z.flatten()[chosen]
+        return _at(chosen[values > 0], z)
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,9 +334,14 @@ def emitting(activation: Activation, n_latents: int) -> Bool[Tensor, " n_latents
 
 def _where(active: Bool[Tensor, "tokens n_latents"], values: Float[Tensor, "tokens n_latents"]) -> Codes:
     """Codes of the entries that are active."""
-    rows, indices = active.nonzero(as_tuple=True)
-    counts = torch.bincount(rows, minlength=len(active))
-    return Codes(values[rows, indices], indices, offsets_of(counts), active.shape[1])
+    return _at(positions(active.flatten()), values)
+
+
+def _at(entries: Int[Tensor, " nnz"], values: Float[Tensor, "tokens n_latents"]) -> Codes:
+    """Codes of entries at these places of the flat matrix, in ascending order."""
+    rows = entries // values.shape[1]
+    counts = torch.bincount(rows, minlength=len(values))
+    return Codes(values.flatten()[entries], entries - rows * values.shape[1], offsets_of(counts), values.shape[1])
 
 
 def _rectangle(values: Float[Tensor, "tokens k"], indices: Int[Tensor, "tokens k"], n_latents: int) -> Codes:

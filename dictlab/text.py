@@ -14,10 +14,10 @@ from __future__ import annotations
 import random
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from dictlab import seeds
 from dictlab.errors import DictlabError
+from dictlab.packing import Contexts, Position
 
 Split = Literal["train", "heldout"]
 
@@ -136,8 +137,14 @@ class Text:
                 yield document
 
     def contexts(
-        self, tokenizer: Any, length: int, *, seed: int | None = None, repeat: bool = False
-    ) -> Iterator[Int[Tensor, " length"]]:
+        self,
+        tokenizer: Any,
+        length: int,
+        *,
+        seed: int | None = None,
+        repeat: bool | int = False,
+        start: Position | None = None,
+    ) -> Contexts:
         """Token ids packed into contexts of `length` tokens.
 
         Documents are joined by the end-of-text token; where the tokenizer's rule is to begin with a beginning-of-text
@@ -147,34 +154,20 @@ class Text:
             tokenizer: A Hugging Face tokenizer.
             length: Tokens a context.
             seed: Shuffles the order of the documents; another order each time round.
-            repeat: Go round for ever.
+            repeat: Go round for ever, or so many times.
+            start: Where to begin: the `position` of an earlier iterator of the same settings.
 
         Raises:
             DictlabError: The split has too little text for a single context, or a context has no room for text.
         """
-        start = leading_tokens(tokenizer)
-        body = length - len(start)
-        if body < 1:
-            raise DictlabError(f"text {self.name}: a context of {length} tokens has no room for text; make it longer.")
-        produced = False
-        for turn in count() if repeat else range(1):
-            pending: list[int] = []
-            documents = self.documents(None if seed is None else seed + turn)
-            while group := list(islice(documents, 64)):
-                for ids in tokenizer(group, add_special_tokens=False, verbose=False)["input_ids"]:
-                    pending += ids
-                    if tokenizer.eos_token_id is not None:
-                        pending.append(tokenizer.eos_token_id)
-                used = len(pending) - len(pending) % body
-                for at in range(0, used, body):
-                    produced = True
-                    yield torch.tensor(start + pending[at : at + body])
-                pending = pending[used:]
-            if not produced:
-                raise DictlabError(
-                    f"text {self.name}: its {self.split} split holds less than one context of {length} tokens. "
-                    "One document in ten is held out: give more documents, or a shorter context."
-                )
+        return Contexts(
+            lambda turn: self.documents(None if seed is None else seed + turn),
+            tokenizer,
+            length,
+            turns=None if repeat is True else max(1, repeat),
+            start=start,
+            label=f"text {self.name}: its {self.split} split",
+        )
 
     def sample(self, tokenizer: Any, length: int, size: int, *, seed: int = 0) -> Int[Tensor, "contexts length"]:
         """Up to `size` contexts from all over the text: drawn from the first `SPREAD * size` of a shuffled pass.
@@ -187,7 +180,7 @@ class Text:
         return torch.stack([pool[i] for i in drawn.tolist()])
 
     def batches(
-        self, tokenizer: Any, length: int, size: int, *, seed: int | None = None, repeat: bool = False
+        self, tokenizer: Any, length: int, size: int, *, seed: int | None = None, repeat: bool | int = False
     ) -> Iterator[Int[Tensor, "batch length"]]:
         """Contexts stacked by `size`; the last batch may be smaller."""
         contexts = self.contexts(tokenizer, length, seed=seed, repeat=repeat)
@@ -195,10 +188,18 @@ class Text:
             yield torch.stack(group)
 
 
-def leading_tokens(tokenizer: Any) -> list[int]:
-    """The tokens that this tokenizer's own rule puts before every text: [BOS], or nothing."""
-    ids = tokenizer("")["input_ids"]
-    return [tokenizer.bos_token_id] if ids and ids[0] == tokenizer.bos_token_id else []
+def rows(name: str, split: Split, columns: Sequence[str], limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """The first rows of a data set, and whether this split is its own; if not, they are all of its rows.
+
+    Raises:
+        DictlabError: It cannot be opened or read, or a column is missing.
+    """
+    found, own_split = _open_dataset(name, split)
+    read = list(islice(_reading(name, found), limit))
+    missing = next((column for column in columns if read and column not in read[0]), None)
+    if missing is not None:
+        raise DictlabError(f"table {name}: no column {missing!r}; it has {', '.join(read[0])}.")
+    return read, own_split
 
 
 def _held_out(key: str) -> bool:

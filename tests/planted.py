@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import normalize
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from dictlab import Dictionary, LanguageModel, Metadata, ReLU, TopK
+from dictlab import Dictionary, LanguageModel, Metadata, ReLU, Text, TopK
 from dictlab.normalisation import NoNormalisation, Normalisation
 from dictlab.sparsity import Activation
 
@@ -89,3 +91,23 @@ def sparse_data(
     strength = 1 + torch.rand(tokens, active, generator=generator)
     codes = torch.zeros(tokens, n).scatter(1, chosen, strength)
     return codes @ directions + 0.7, directions
+
+
+def planted_model(d: int = 16) -> LanguageModel:
+    """Logits are a fixed linear map of the stream, which its blocks leave as it is: the output minds every direction."""
+    model = tiny_model(d=d)
+    with torch.no_grad():
+        for block in model.model.transformer.h:
+            for projection in (block.attn.c_proj, block.mlp.c_proj):
+                projection.weight.zero_()
+                projection.bias.zero_()
+        model.model.transformer.ln_f = torch.nn.Identity()
+        model.model.lm_head.weight.copy_(0.3 * torch.randn(97, d, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def many_documents(folder: Path) -> Text:
+    """A text of 90 short documents that are much alike: both of its splits hold contexts enough for small tests."""
+    for i in range(90):
+        (folder / f"{i}.txt").write_text(f"document {i}: " + "all work and no play, some rest as well. " * 8)
+    return Text.files(folder)

@@ -81,7 +81,7 @@ def test_the_buffer_bounds_what_is_held(text, monkeypatch):
     model, seen = tiny_model(), []
     capture = model.capture
     monkeypatch.setattr(model, "capture", lambda tokens, site: seen.append(tokens.numel()) or capture(tokens, site))
-    monkeypatch.setattr("dictlab.activations.FORWARD_TOKENS", 64)
+    monkeypatch.setattr("dictlab.stream.FORWARD_TOKENS", 64)
     handed_out = 0
     for batch in shuffled(model, text, SITE, context=16, batch=10, buffer=200, repeat=False):
         handed_out += len(batch)

@@ -10,7 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # What each part may import from the project (itself apart).
-BASE = {"dictlab.errors", "dictlab.__about__", "dictlab.seeds", "dictlab.names"}
+BASE = {
+    "dictlab.errors",
+    "dictlab.__about__",
+    "dictlab.seeds",
+    "dictlab.names",
+    "dictlab.product",
+    "dictlab.flops",
+}
 COLUMN_D = {
     "dictlab.codes",
     "dictlab.selection",
@@ -21,6 +28,10 @@ COLUMN_D = {
     "dictlab.formats",
 }
 COLUMN_M = {
+    "dictlab.packing",
+    "dictlab.stream",
+    "dictlab.arrays",
+    "dictlab.cache",
     "dictlab.text",
     "dictlab.hooks",
     "dictlab.past",
@@ -29,12 +40,21 @@ COLUMN_M = {
     "dictlab.activations",
     "dictlab.outputs",
 }
-SHARED = {"dictlab.cards", "dictlab.report", "dictlab.evaluate", "dictlab.conventions", "dictlab.describe"}
+SHARED = {
+    "dictlab.cards",
+    "dictlab.report",
+    "dictlab.evaluate",
+    "dictlab.reconstruction",
+    "dictlab.runs",
+    "dictlab.conventions",
+    "dictlab.describe",
+}
 ALLOWED = {
     "dictlab.errors": set(),
     "dictlab.__about__": set(),
     "dictlab.seeds": set(),
     "dictlab.names": set(),
+    "dictlab.product": set(),
     "dictlab.codes": BASE,
     "dictlab.selection": set(),
     "dictlab.sparsity": BASE | {"dictlab.codes", "dictlab.selection"},
@@ -45,13 +65,20 @@ ALLOWED = {
     | {"dictlab.codes", "dictlab.sparsity", "dictlab.records", "dictlab.normalisation", "dictlab.kernels"},
     "dictlab.formats": BASE
     | {"dictlab.codes", "dictlab.sparsity", "dictlab.records", "dictlab.normalisation", "dictlab.dictionary"},
-    "dictlab.text": BASE,
+    "dictlab.flops": set(),
+    "dictlab.packing": BASE,
+    "dictlab.stream": BASE | {"dictlab.packing"},
+    "dictlab.arrays": BASE,
+    "dictlab.cache": BASE | {"dictlab.lm"},
+    "dictlab.runs": BASE,
+    "dictlab.reconstruction": BASE | COLUMN_D | COLUMN_M | {"dictlab.evaluate"},
+    "dictlab.text": BASE | {"dictlab.packing"},
     "dictlab.hooks": BASE,
     "dictlab.past": BASE,
     "dictlab.layout": BASE | {"dictlab.hooks"},
     "dictlab.lm": BASE | {"dictlab.hooks", "dictlab.layout", "dictlab.past"},
     "dictlab.outputs": BASE | {"dictlab.lm"},
-    "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm"},
+    "dictlab.activations": BASE | {"dictlab.text", "dictlab.lm", "dictlab.stream"},
     "dictlab.cards": set(),
     "dictlab.report": BASE | COLUMN_D | {"dictlab.cards"},
     "dictlab.describe": BASE | COLUMN_D,

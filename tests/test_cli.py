@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import tomllib
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 
@@ -328,11 +329,13 @@ def test_train_makes_a_run_and_does_not_overwrite_it(run, refuse, model, texts, 
     names = {"local-topk2-8-s0", "local-topk2-12-s0"}
     folder = tmp_path / "made"
     assert {path.name for path in folder.iterdir()} == {
-        "config.json",
+        "config.toml",
         "metrics.jsonl",
+        "metrics.parquet",
+        "run.json",
         *(f"{n}.safetensors" for n in names),
     }
-    config = json.loads((folder / "config.json").read_text())
+    config = tomllib.loads((folder / "config.toml").read_text())
     assert (config["width"], config["site"], config["tokens"]) == ([8, 12], SITE, 256)
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {record["member"] for record in logged} == names and logged[-1]["tokens"] == 256
@@ -464,7 +467,8 @@ class TestDictionariesThatDoNotGoTogether:
         refuse(*command, pair[0], "gone.safetensors", says=("gone.safetensors", "no such file"))
 
     def test_the_same_file_twice(self, refuse, pair, command):
-        refuse(*command, pair[0], pair[0], says=("two dictionaries are called 'small'",))
+        said = "given twice" if "stitch" in command else "two dictionaries are called 'small'"
+        refuse(*command, pair[0], pair[0], says=("small", said))
 
 
 # Mistakes

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from dictlab.codes import Codes
 from dictlab.kernels import sparse
-from dictlab.kernels.product import affine
+from dictlab.product import affine
 from dictlab.sparsity import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK, Union
 from tests.test_sparsity import every, gated, jumprelu
 
 ACTIVATIONS = [ReLU(), TopK(3), TopK(30), TopK(1)]
+SHARES = [0.0, 1.0]  # by dense products, by sparse ones
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -60,17 +61,21 @@ def test_values_and_gradients_agree_with_dense_autograd(tokens, n, d, seed, data
     inputs = problem(tokens, n, d, seed)
     h, W_enc, b_enc, W_dec = inputs
     weight = torch.randn(tokens, d, generator=torch.Generator().manual_seed(1))
-    out = sparse.decode(sparse.encode(h, W_enc, b_enc, activation), W_dec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse, "DENSE", data.draw(st.sampled_from(SHARES)))
+        out = sparse.decode(sparse.encode(h, W_enc, b_enc, activation), W_dec)
+        found = torch.autograd.grad((out * weight).sum(), inputs)
     expected = dense_reference(h, W_enc, b_enc, W_dec, activation)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
-    found = torch.autograd.grad((out * weight).sum(), inputs)
     wanted = torch.autograd.grad((expected * weight).sum(), inputs)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, *every(9, 3, 0)], ids=lambda activation: activation.kind)
-def test_gradients_pass_gradcheck(activation):
+@pytest.mark.parametrize("share", SHARES)
+def test_gradients_pass_gradcheck(activation, share, monkeypatch):
+    monkeypatch.setattr(sparse, "DENSE", share)
     inputs = problem(6, 9, 5, 3, torch.float64)
     assert torch.autograd.gradcheck(lambda h, E, b, D: sparse.decode(sparse.encode(h, E, b, activation), D), inputs)
 
@@ -116,8 +121,29 @@ def test_what_is_subtracted_from_the_input_has_its_own_gradient(tokens, n, d, se
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, *every(9, 3, 0)], ids=lambda activation: activation.kind)
+def test_dense_and_sparse_products_are_the_same_sums(monkeypatch, activation):
+    inputs, results = problem(6, 9, 5, 3, torch.float64), []
+    for share in SHARES:
+        monkeypatch.setattr(sparse, "DENSE", share)
+        out = sparse.decode(sparse.encode(*inputs[:3], activation), inputs[3])
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_entries_that_repeat_add_up_in_every_product(monkeypatch, share):
+    monkeypatch.setattr(sparse, "DENSE", share)
+    codes = Codes(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 1, 0]), torch.tensor([0, 2, 3]), 3)
+    assert sparse.decode(codes, torch.eye(3)).tolist() == [[0, 3, 0], [4, 0, 0]]
+    assert sparse.transposed(codes, torch.eye(2)).tolist() == [[0, 4], [3, 0], [0, 0]]
+    assert sparse.products_at(codes, torch.eye(2), torch.arange(6.0).view(3, 2)).tolist() == [2, 2, 1]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: activation.kind)
 def test_encoding_in_blocks_has_the_same_gradients(monkeypatch, activation):
+    monkeypatch.setattr(sparse, "DENSE", 1.0)
     inputs, results = problem(50, 30, 9, 0), []
     for rows in (256, 7):
         monkeypatch.setattr(sparse, "ROWS", rows)
@@ -141,6 +167,7 @@ def test_the_encoders_product_is_a_product_with_a_bias(dtype, shape, transposed)
 
 
 def test_entries_are_sorted_by_latent_once_for_all_gradients(monkeypatch):
+    monkeypatch.setattr(sparse, "DENSE", 1.0)
     sorts, original = [], torch.sort
     monkeypatch.setattr(torch, "sort", lambda *a, **k: sorts.append(1) or original(*a, **k))
     inputs = problem(6, 9, 5, 3)
@@ -148,14 +175,9 @@ def test_entries_are_sorted_by_latent_once_for_all_gradients(monkeypatch):
     assert len(sorts) == 1
 
 
-def test_entries_that_repeat_add_up():
-    codes = Codes(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1, 1, 0]), torch.tensor([0, 2, 3]), 3)
-    W_dec = torch.eye(3)
-    assert sparse.decode(codes, W_dec).tolist() == [[0, 3, 0], [4, 0, 0]]
-    assert sparse.transposed(codes, torch.eye(2)).tolist() == [[0, 4], [3, 0], [0, 0]]
-
-
-def test_tokens_without_any_active_latent_reconstruct_to_nothing():
+@pytest.mark.parametrize("share", SHARES)
+def test_tokens_without_any_active_latent_reconstruct_to_nothing(monkeypatch, share):
+    monkeypatch.setattr(sparse, "DENSE", share)
     codes = Codes(torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(4, dtype=torch.long), 5)
     W_dec = torch.randn(5, 2, requires_grad=True)
     out = sparse.decode(codes, W_dec)
@@ -164,7 +186,9 @@ def test_tokens_without_any_active_latent_reconstruct_to_nothing():
     assert not W_dec.grad.any()
 
 
-def test_products_are_taken_at_the_entries_only():
+@pytest.mark.parametrize("share", SHARES)
+def test_products_are_taken_at_the_entries_only(monkeypatch, share):
+    monkeypatch.setattr(sparse, "DENSE", share)
     codes = TopK(2)(torch.randn(5, 7))
     left, right = torch.randn(5, 3), torch.randn(7, 3)
     expected = (left @ right.T)[codes.rows, codes.indices]

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from analyses import neighbours as searching
+from analyses import products
 from analyses.assignment import assignment
 from analyses.matching import chance, matching, mean_interval
 from analyses.neighbours import nearest, neighbours
 from dictlab import DictlabError, Metadata
 from dictlab.formats import native
 from dictlab.formats.loading import mapped
-from tests.planted import random_dictionary
+from tests.planted import SITE, random_dictionary
 
 small = st.integers(1, 12)
 
@@ -29,7 +30,7 @@ def rows(n: int, d: int, seed: int) -> torch.Tensor:
 @given(small, small, st.integers(2, 6), st.integers(1, 4), st.integers(1, 7), st.integers(0, 1000))
 def test_streamed_blocks_give_the_largest_entries_of_the_whole_matrix(n, m, d, top, block, seed):
     a, b = rows(n, d, seed), rows(m, d, seed + 1)
-    found = nearest(a, b, top=top, block=block)
+    found = nearest(a, b, top=top, tile=(block, block))
     whole = normalize(a, dim=1) @ normalize(b, dim=1).T
     expected = whole.sort(dim=1, descending=True)
     torch.testing.assert_close(found.cosine, expected.values[:, :top])
@@ -39,7 +40,7 @@ def test_streamed_blocks_give_the_largest_entries_of_the_whole_matrix(n, m, d, t
 @given(st.integers(2, 12), st.integers(2, 6), st.integers(1, 7), st.integers(0, 1000))
 def test_a_row_is_not_its_own_neighbour_when_it_must_not_be(n, d, block, seed):
     a = rows(n, d, seed)
-    found = nearest(a, a, itself=False, block=block)
+    found = nearest(a, a, itself=False, tile=(block, block))
     whole = (normalize(a, dim=1) @ normalize(a, dim=1).T).fill_diagonal_(-2)
     torch.testing.assert_close(found.cosine[:, 0], whole.max(dim=1).values)
     assert (found.rows[:, 0] != torch.arange(n)).all()
@@ -64,13 +65,12 @@ def test_a_duplicate_is_found_and_a_zero_row_has_no_likeness():
 
 
 @pytest.mark.parametrize("shape", [(100, 300), (300, 100), (17, 1000)])
-def test_memory_is_bounded_by_the_block_not_by_n_times_m(monkeypatch, shape):
-    """No more cosines are held at once than the square of the block."""
+def test_no_more_cosines_are_held_at_once_than_a_tile_has(monkeypatch, shape):
     sizes = []
-    original = searching._tiles
-    monkeypatch.setattr(searching, "_tiles", lambda *args: sizes.append((out := original(*args)).numel()) or out)
-    neighbours(torch.randn(shape[0], 4), torch.randn(shape[1], 4), top=3, block=16)
-    assert 128 < max(sizes) <= 256
+    original = searching._tile
+    monkeypatch.setattr(searching, "_tile", lambda *args: sizes.append((out := original(*args)).numel()) or out)
+    neighbours(torch.randn(shape[0], 4), torch.randn(shape[1], 4), top=3, tile=(64, 16))
+    assert max(sizes) == 64 * 16
 
 
 @pytest.mark.parametrize(("d", "n", "expected"), [(128, 512, 0.265), (768, 768, 0.114), (768, 6144, 0.136)])
@@ -103,24 +103,25 @@ def test_a_dictionary_and_its_permutation_match_one_to_one():
     a = random_dictionary(name="a")
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     b = replace(a, W_dec=2 * a.W_dec[order], W_enc=a.W_enc[:, order], b_enc=a.b_enc[order], name="b")
-    report = matching(a, b, top=1)
+    report = matching([a, b], top=1)
     overview = report.tables["overview"].frame
     assert overview["MMCS"].tolist() == pytest.approx([1, 1])
     assert overview["mutual nearest"].tolist() == [24, 24]
     latents = report.tables["latents"].frame
-    assert (order.numpy()[latents["neighbour"]] == latents["latent"]).all()
+    latents = latents[latents["from"] == "a"]
+    assert len(latents) == 24 and (order.numpy()[latents["neighbour"]] == latents["latent"]).all()
 
 
 def test_opposite_directions_are_not_alike():
     a = random_dictionary(10, 64, name="a")
     b = replace(a, W_dec=-a.W_dec, name="b")
-    assert matching(a, b).tables["overview"].frame["MMCS"].max() < 0.4
+    assert matching([a, b]).tables["overview"].frame["MMCS"].max() < 0.4
 
 
 def test_dead_latents_are_left_out_and_counted():
     a = random_dictionary(name="a")
     b = replace(a, firing_rate=(torch.arange(24) >= 4).float(), name="b")
-    overview = matching(a, b).tables["overview"].frame
+    overview = matching([a, b]).tables["overview"].frame
     assert overview["dead latents"].tolist() == [0, 4]
     assert overview["MMCS"][1] == pytest.approx(1) and overview["MMCS"][0] < 1
 
@@ -137,15 +138,15 @@ def test_dead_latents_are_left_out_and_counted():
 def test_dictionaries_of_different_places_are_refused_by_name(other, what):
     a = random_dictionary(name="a", metadata=Metadata(model="gpt2", site="blocks.1.hook_resid_pre"))
     with pytest.raises(DictlabError, match=what):
-        matching(a, other)
+        matching([a, other])
 
 
 def test_one_model_under_two_names_is_one_model():
     a = random_dictionary(name="a", metadata=Metadata(model="folder/model", model_fingerprint="f"))
     b = random_dictionary(name="b", metadata=Metadata(model="model", model_fingerprint="f"))
-    matching(a, b)
+    matching([a, b])
     with pytest.raises(DictlabError, match=r"model is folder/model \(f\) and model \(g\)"):
-        matching(a, replace(b, metadata=replace(b.metadata, model_fingerprint="g")))
+        matching([a, replace(b, metadata=replace(b.metadata, model_fingerprint="g"))])
 
 
 def test_cosines_of_equal_directions_do_not_pass_one():
@@ -156,7 +157,7 @@ def test_cosines_of_equal_directions_do_not_pass_one():
 def test_too_few_alive_latents_are_named():
     a = random_dictionary(name="a")
     with pytest.raises(DictlabError, match="b: 0 alive"):
-        matching(a, replace(a, firing_rate=torch.zeros(24), name="b"))
+        matching([a, replace(a, firing_rate=torch.zeros(24), name="b")])
 
 
 def whole(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -166,7 +167,7 @@ def whole(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def check_both_ways(a: torch.Tensor, b: torch.Tensor, top: int, block: int) -> None:
     """Equal to sorting the whole matrix by row and by column; rows named once, with the cosines they have."""
     cosine = whole(a, b)
-    for found, expected in zip(neighbours(a, b, top=top, block=block), (cosine, cosine.T), strict=True):
+    for found, expected in zip(neighbours(a, b, top=top, tile=(block, block)), (cosine, cosine.T), strict=True):
         best = expected.sort(dim=1, descending=True).values[:, :top]
         torch.testing.assert_close(found.cosine.double(), best, atol=2e-6, rtol=0)
         torch.testing.assert_close(expected.gather(1, found.rows), best, atol=2e-6, rtol=0)
@@ -197,13 +198,30 @@ def test_candidates_that_only_get_better_or_worse_are_all_seen(order):
 
 
 def test_numpys_product_gives_the_neighbours_that_torchs_does(monkeypatch):
-    a, b = rows(90, 6, 0).float(), rows(150, 6, 1).float()
-    expected = neighbours(a, b, top=4, block=48)
-    monkeypatch.setattr(searching, "WORTH_A_RACE", 0)
-    monkeypatch.setattr(searching, "_numpy_is_faster", lambda: True)
-    for one, other in zip(neighbours(a, b, top=4, block=48), expected, strict=True):
+    a, b = rows(200, 6, 0).float(), rows(150, 6, 1).float()
+    expected = neighbours(a, b, top=4, tile=(64, 48))
+    monkeypatch.setattr(products, "WORTH_A_RACE", 0)
+    monkeypatch.setattr(products, "numpy_is_faster", lambda: True)
+    threads = torch.get_num_threads()
+    for one, other in zip(neighbours(a, b, top=4, tile=(64, 48)), expected, strict=True):
         torch.testing.assert_close(one.cosine, other.cosine)
         assert torch.equal(one.rows, other.rows)
+    assert torch.get_num_threads() == threads
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_many_tiles_after_which_little_is_new_give_the_whole_matrix_too(seed):
+    """Bars are high after the first tiles, so that later ones are looked into at a few places only."""
+    check_both_ways(rows(700, 8, seed).float(), rows(900, 8, seed + 1).float(), 5, 64)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_finds_the_same_neighbours():
+    a, b = rows(700, 8, 0).float(), rows(900, 8, 1).float()
+    for one, other in zip(neighbours(a, b, device="cuda"), neighbours(a, b), strict=True):
+        torch.testing.assert_close(one.cosine.cpu(), other.cosine, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -211,7 +229,7 @@ def test_rows_in_a_file_in_any_precision_give_what_the_same_numbers_in_memory_do
     made = [random_dictionary(60, 8, seed=seed).to(dtype=dtype) for seed in (0, 1)]
     files = [mapped(native.save(one, tmp_path / f"{i}.safetensors")) for i, one in enumerate(made)]
     assert files[0].W_dec.dtype == dtype
-    found = neighbours(files[0].W_dec, files[1].W_dec, top=3, of_a=torch.arange(5, 50), block=16)
+    found = neighbours(files[0].W_dec, files[1].W_dec, top=3, of_a=torch.arange(5, 50), tile=(64, 16))
     expected = neighbours(made[0].W_dec.float()[5:50], made[1].W_dec.float(), top=3)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.cosine, other.cosine)
@@ -222,7 +240,7 @@ def test_a_row_that_is_no_number_is_named():
     a = torch.ones(9, 3)
     a[7, 1] = torch.nan
     with pytest.raises(DictlabError, match=r"row 7 .* NaN"):
-        neighbours(torch.ones(2, 3), a, block=4)
+        neighbours(torch.ones(2, 3), a, tile=(4, 4))
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000))
@@ -275,7 +293,7 @@ def test_planted_noise_lowers_the_cosine_of_the_assignment_as_it_must():
 
 
 def overview_of(a, b):
-    report = matching(a, b)
+    report = matching([a, b])
     return report.tables["overview"].frame, report.tables["assignment"].frame, report.tables["thresholds"].frame
 
 
@@ -305,5 +323,85 @@ def test_encoders_that_pair_otherwise_are_no_aligned_latents():
     order = torch.tensor([1, 2, 3, 0, *range(4, 24)])
     _, one_to_one, shares = overview_of(a, replace(a, W_enc=a.W_enc[:, order], name="b"))
     assert one_to_one["same pair in the other matrix"].tolist() == pytest.approx([20 / 24] * 2)
-    assert shares["assigned, decoder"].tolist() == [1] * 10
-    assert shares["aligned"].tolist() == pytest.approx([20 / 24] * 10)
+    assert shares["assigned, decoder"].tolist() == [1] * 14
+    assert shares["aligned"].tolist() == pytest.approx([20 / 24] * 14)
+
+
+def family_member(name, seed, n=24, rate=None):
+    about = Metadata(site=SITE, objective="local", seed=seed)
+    return replace(random_dictionary(n, 8, seed=seed, metadata=about, name=name), firing_rate=rate)
+
+
+def test_every_ordered_pair_has_a_row_and_stands_beside_its_seed_floor():
+    report = matching([family_member("a", 0), family_member("b", 1), family_member("wide", 0, 60)], tokens=0)
+    overview = report.tables["overview"].frame.set_index(["from", "to"])
+    assert len(overview) == 6 and set(overview["relation"]) == {"cross-seed", "cross-width"}
+    assert overview.loc[("a", "wide"), "seed floor"] == overview.loc[("a", "b"), "MMCS"]
+    assert overview.loc[("b", "wide"), "seed floor"] == overview.loc[("b", "a"), "MMCS"]
+    assert overview.loc[[("wide", "a"), ("a", "b")], "seed floor"].isna().all()
+    found = report.tables["similarities"].frame.set_index(["measure", "from", "to"])
+    assert found.loc[("MCC, decoder", "b", "wide"), "seed floor"] == found.loc[("MCC, decoder", "a", "b"), "value"]
+    assert {"matrix", "cosines", "thresholds", "spaces"} <= set(report.plots) and not report.warnings[1:]
+
+
+def test_without_two_seeds_it_says_that_there_is_no_floor():
+    report = matching([family_member("a", 0), family_member("wide", 0, 60)], tokens=0)
+    assert any("no floor" in warning for warning in report.warnings)
+    assert report.tables["overview"].frame["seed floor"].isna().all()
+
+
+def test_every_similarity_of_directions_stands_beside_both_chance_levels():
+    found = matching([family_member("a", 0), family_member("b", 1, 60)], tokens=0).tables["similarities"].frame
+    assert found[["chance (isotropic)", "chance (shaped)"]].notna().all().all()
+    bounded = found[found["measure"].isin(["MMCS", "MCC, decoder", "MCC, encoder"])]
+    assert ((bounded["low"] <= bounded["value"]) & (bounded["value"] <= bounded["high"])).all()
+
+
+def test_random_dictionaries_are_at_the_chance_level_of_their_kind():
+    """Directions are uniform, so their similarity is that of uniform directions, in every measure."""
+    a, b = (random_dictionary(300, 40, seed=seed, name=str(seed)) for seed in (1, 2))
+    found = matching([a, b], tokens=0).tables["similarities"].frame.set_index("measure")
+    for measure in ("MMCS", "MCC, decoder", "CKA, paired decoders", "RSA, paired decoders"):
+        rows = found.loc[[measure]]
+        assert (rows["value"] - rows["chance (isotropic)"]).abs().max() < 0.03, measure
+
+
+def test_a_dictionary_and_its_negative_are_not_alike_by_any_signed_measure():
+    a = random_dictionary(100, 40, name="a")
+    found = matching([a, replace(a, W_dec=-a.W_dec, name="b")], tokens=0).tables["similarities"].frame
+    found = found.set_index("measure")
+    for measure in ("MMCS", "MCC, decoder", "mutual nearest, share"):
+        rows = found.loc[[measure]]
+        assert (rows["value"] - rows["chance (isotropic)"]).abs().max() < 0.1, measure
+
+
+def test_a_rotated_dictionary_falls_to_chance_latent_by_latent():
+    a = random_dictionary(100, 40, name="a")
+    Q = torch.linalg.qr(rows(40, 40, 5)).Q.float()
+    found = matching([a, replace(a, W_dec=a.W_dec @ Q, name="b")], tokens=0).tables["similarities"].frame
+    found = found.set_index("measure")
+    for measure in ("MMCS", "MCC, decoder"):
+        assert (found.loc[[measure], "value"] - found.loc[[measure], "chance (isotropic)"]).abs().max() < 0.1
+
+
+def test_strata_tell_frequent_latents_that_match_from_rare_ones_that_do_not():
+    """The more frequent half of the latents has its directions kept, the other half has random ones."""
+    rate = torch.linspace(0.01, 0.5, 200)
+    a = replace(random_dictionary(200, 40, name="a"), firing_rate=rate)
+    directions = a.W_dec.clone()
+    directions[:100] = random_dictionary(100, 40, seed=7).W_dec
+    strata = matching([a, replace(a, W_dec=directions, name="b")], tokens=0).tables["strata"].frame
+    assert strata["decile"].tolist() == list(range(1, 11))
+    assert strata["MCC"][5:].tolist() == pytest.approx([1] * 5) and strata["MCC"][:5].max() < 0.6
+    assert strata["rate from"].is_monotonic_increasing and strata["rate to"].iloc[-1] == pytest.approx(0.5)
+    assert (strata["MCC"][:5] - strata["chance (isotropic)"][:5]).abs().max() < 0.15
+
+
+def test_unknown_firing_rates_are_said_to_be():
+    report = matching([random_dictionary(name="a"), random_dictionary(seed=1, name="b")], tokens=0)
+    assert "strata" not in report.tables and any("No firing rates" in warning for warning in report.warnings)
+
+
+def test_one_dictionary_alone_is_refused():
+    with pytest.raises(DictlabError, match="compares 2 or more dictionaries; 1 were given"):
+        matching([random_dictionary(name="a")])

@@ -68,7 +68,7 @@ def plain(lm, altered, clean):
 @pytest.mark.parametrize("logits", [1, 130, 1 << 20])
 def test_streamed_losses_and_their_gradients_are_those_of_plain_autograd(lm, logits, monkeypatch):
     """To 1e-5: final norm, unembedding and logit caps are the model's, whatever the block size."""
-    monkeypatch.setattr(outputs, "LOGITS", logits)
+    monkeypatch.setattr(outputs, "LOSS_LOGITS", logits)
     clean = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)
     altered = clean + 0.3 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     expected = plain(lm, altered, clean)
@@ -86,7 +86,7 @@ def test_streamed_losses_and_their_gradients_are_those_of_plain_autograd(lm, log
 
 def test_losses_never_hold_the_logits_of_more_than_a_block_and_give_the_model_no_gradients(monkeypatch):
     lm, rows = build("gpt2"), []
-    monkeypatch.setattr(outputs, "LOGITS", 3 * lm.vocabulary)
+    monkeypatch.setattr(outputs, "LOSS_LOGITS", 3 * lm.vocabulary)
     original = LanguageModel.unembed
     monkeypatch.setattr(LanguageModel, "unembed", lambda self, x: rows.append(len(x)) or original(self, x))
     clean = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)

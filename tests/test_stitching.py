@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from analyses import refit
+from analyses.observations import observe
+from analyses.pool import part_of, pooled
 from analyses.refit import refit_bias, refit_decoder
 from analyses.stitching import join, stitching
 from dictlab import DictlabError, ReLU, TopK, load, save
@@ -279,3 +281,58 @@ def test_dictionaries_of_two_libraries_are_stitched_as_if_they_were_of_one(text,
     assert ours["latents"].tolist() == mixed["latents"].tolist()
     for metric in ("L0", "MSE", "explained variance", "CE increase"):
         np.testing.assert_allclose(ours[metric], mixed[metric], rtol=1e-3, err_msg=metric)  # float32, folded biases
+
+
+def test_several_larger_dictionaries_are_inserted_one_after_the_other(text):
+    """Into what has been stitched so far, which is what stitching the result with the next one starts from."""
+    small, large = parents()
+    larger = random_dictionary(30, 16, seed=5, name="larger", activation=ReLU())
+    options = {"model": tiny_model(), "text": text, "tokens": 2000, "contexts": 20, "refit": "none"}
+    at_once = stitching(small, [large, larger], **options)
+    first = stitching(small, large, **options).dictionaries["stitched"]
+    then = stitching(replace(first, name="first"), larger, **options)
+    a, b = (r.dictionaries["stitched"] for r in (at_once, then))
+    x = torch.randn(50, 16)
+    torch.testing.assert_close(a.reconstruct(x), b.reconstruct(x), atol=1e-5, rtol=1e-5)
+    assert a.metadata.sources == ("small", "large", "larger")
+    latents = at_once.tables["latents"].frame
+    assert latents.groupby("dictionary").size().to_dict() == {"large": 40, "larger": 30}
+    assert {"effects", "effects_2"} < at_once.plots.keys()
+
+
+def test_a_cosine_rule_that_harms_is_warned_of(text):
+    warned = [any("cosine rule inserts" in w for w in run(text, select=rule).warnings) for rule in ("effect", "cosine")]
+    assert warned == [False, True]
+
+
+def test_parts_are_refitted_as_the_dictionaries_that_they_are(monkeypatch):
+    """Out of the equations of the whole pool, and, where that is too large, of their own."""
+    small, large = (random_dictionary(n, 8, seed=n, activation=k) for n, k in ((20, TopK(4)), (30, ReLU())))
+    pool = pooled([small, large])
+    chosen = np.arange(50) % 3 != 0
+    part = part_of(pool, torch.from_numpy(chosen))
+    expected = {"bias": refit_bias(part, [X]), "decoder": refit_decoder(part, [X])}
+    for limit in (8192, 40):
+        monkeypatch.setattr(refit, "LARGEST_REFIT", limit)
+        parts = refit.Parts(pool, observe(pool, [X]))
+        for kind, other in expected.items():
+            torch.testing.assert_close(
+                parts.made(chosen, kind, "part").reconstruct(X), other.reconstruct(X), atol=1e-3, rtol=1e-3
+            )
+        assert torch.equal(parts.made(chosen, "none", "part").reconstruct(X), part.reconstruct(X))
+
+
+@pytest.mark.parametrize(
+    ("objectives", "seeds"), [(("local", "e2e"), (0, 0)), (("e2e", "local"), (0, 0)), (("local", "local"), (0, 1))]
+)
+def test_dictionaries_of_two_objectives_or_seeds_are_stitched_and_measured_in_the_model(text, objectives, seeds):
+    small, large = (
+        replace(d, metadata=replace(d.metadata, objective=o, seed=s))
+        for d, o, s in zip(parents(), objectives, seeds, strict=True)
+    )
+    report = stitching(small, large, model=tiny_model(), text=text, tokens=2000, contexts=20)
+    quality = report.tables["quality"].frame.set_index("dictionary")
+    assert (quality["KL"] > 0).all() and np.isfinite(quality["CE increase"]).all()
+    stitched = report.dictionaries["stitched"]
+    assert stitched.metadata.objective == "stitched" and stitched.metadata.seed is None
+    assert {"KL", "CE increase"} <= set(report.tables["differences"].frame["metric"])

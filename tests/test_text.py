@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dictlab import text as text_module
 from dictlab.errors import DictlabError
-from dictlab.text import Text, leading_tokens
+from dictlab.packing import leading_tokens
+from dictlab.text import Text
 
 EOS, BOS, UNKNOWN = 0, 1, 2
 WORDS = [f"w{i}" for i in range(40)]

@@ -13,7 +13,7 @@ from analyses.form import form
 from analyses.observations import Observations, observe
 from analyses.pool import joinable, part_of, pooled
 from analyses.refit import refit_bias
-from analyses.route import PHASES, Kinship, cosines, effects, route, shuffled
+from analyses.route import PHASES, Kinship, cosines, effects, greedy, route, shuffled
 from analyses.walk import Walk, walk
 from dictlab import Dictionary, ReLU, TopK
 from dictlab.normalisation import LayerNorm, Normalisation, Scale
@@ -50,9 +50,10 @@ def walked(chain: list[Dictionary], order: str = "cosine", **options) -> tuple[D
     scores = {
         "cosine": [cosines(k) for k in kin],
         "effect": [effects(k, made) for k in kin],
+        "greedy": [greedy(k, made) for k in kin],
         "random": [shuffled(k, 3) for k in kin],
     }[order]
-    way = route(kin, whole.n_latents, scores)
+    way = route(kin, whole.n_latents, scores, mixed=order == "greedy")
     biases = np.stack([d.b_out.double().numpy() for d in joinable(chain)])
     marks = np.arange(0, way.steps + 1, 3)
     return whole, seen, walk(seen, whole.W_dec, way, biases, context=CONTEXT, marks=marks)
@@ -81,7 +82,7 @@ def test_error_and_l0_at_every_point_equal_those_of_the_dictionary_there(normali
             np.testing.assert_allclose(own, error.reshape(SEQUENCES, CONTEXT).mean(1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("order", ["cosine", "effect", "random"])
+@pytest.mark.parametrize("order", ["cosine", "effect", "random", "greedy"])
 @pytest.mark.parametrize("bias", ["keep", "blend"])
 def test_the_path_begins_at_the_smallest_and_reaches_each_larger_dictionary_exactly(order, bias):
     chain = family()
@@ -137,7 +138,8 @@ def test_orders_are_those_that_they_are_called_by():
         way = walked(chain, order)[2].route
         for unit in range(len(score) - 1):
             one, other = (np.flatnonzero(kin.components.of_large == u) for u in (unit, unit + 1))
-            if len(one) and len(other) and kin.components.kind[unit] == kin.components.kind[unit + 1]:
+            alike = kin.components.kind[unit] == kin.components.kind[unit + 1]
+            if len(one) and len(other) and alike and abs(score[unit] - score[unit + 1]) > 1e-6:
                 assert (way.enters[9 + one[0]] < way.enters[9 + other[0]]) == (score[unit] < score[unit + 1])
     assert not np.array_equal(shuffled(kin, 0), shuffled(kin, 1))
 
@@ -158,3 +160,20 @@ def test_a_path_to_missing_latents_only_drops_and_one_to_more_only_inserts():
     assert (down.route.phase == "drop").sum() == 4 and set(down.route.phase) == {"swap", "drop"}
     assert (up.route.phase == "insert").sum() == 4 and set(up.route.phase) == {"swap", "insert"}
     assert up.mse()[-1] == pytest.approx(down.mse()[0], rel=1e-5)
+
+
+def test_no_other_step_would_have_left_a_smaller_error_than_the_greedy_one():
+    chain = family()[:2]
+    whole, seen, found = walked(chain, "greedy")
+    made, (kin,) = form(seen, whole.W_dec), kinships(chain)
+    units = [
+        np.concatenate([kin.components.of_small, kin.components.of_large]) == unit
+        for unit in range(len(kin.components.kind))
+    ]
+    mse = found.mse()
+    for point in range(found.route.steps):
+        chosen = found.route.chosen(point)
+        left = [own for own in units if (chosen[own] == (np.flatnonzero(own) < 9)).all()]
+        assert len(left) == found.route.steps - point
+        least = min(made.error(chosen ^ own) for own in left)
+        assert mse[point + 1] == pytest.approx(least, rel=1e-5)

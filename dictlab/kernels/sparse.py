@@ -10,11 +10,16 @@ With k active latents of n, only the encoder's product is dense. Everything afte
 
 with f the codes, d_j a decoder row, e_j an encoder column, h = x - c the encoder's input and g = dL/dx_hat. The
 pre-activations z exist for a block of tokens at a time. Plain torch operators, so they run wherever torch does.
+
+An entry of a sparse product costs several times one of a dense product, so where many latents are active (a dictionary
+with an L1 penalty early in its training), the same sums are taken as dense products. Both are exact.
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,9 +28,10 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from dictlab.codes import ByLatent, Codes, concatenate
-from dictlab.kernels.product import affine
+from dictlab.product import affine
 from dictlab.sparsity import Activation
 
+DENSE = 0.25  # share of active latents from which on dense products are faster: benchmarks/density.py
 BLOCK = 1 << 21  # pre-activations held at once: 8 MiB in float32, so that they are still in the cache when looked at
 ROWS = 256  # but so many tokens at least, or the product would read the encoder too often
 
@@ -57,11 +63,29 @@ def products_at(
     codes: Codes, left: Float[Tensor, "tokens d"], right: Float[Tensor, "n_latents d"]
 ) -> Float[Tensor, " nnz"]:
     """`left[t] . right[j]` at each entry (t, j) of the codes, and nowhere else."""
-    return _products_at(codes.indices, codes.offsets, left, right)
+    if is_dense(codes):
+        return (left @ right.T)[codes.rows, codes.indices]
+    if by_triton(left):
+        by_entries: Tensor = _triton().products_at(codes, left, right)
+        return by_entries
+    pattern = torch.sparse_csr_tensor(
+        codes.offsets,
+        codes.indices,
+        left.new_zeros(len(codes.indices)),
+        (codes.n_tokens, codes.n_latents),
+        check_invariants=False,
+    )
+    out: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+    return out
 
 
 def transposed(codes: Codes, rows: Float[Tensor, "tokens d"]) -> Float[Tensor, "n_latents d"]:
     """`codes.dense().T @ rows`."""
+    if is_dense(codes):
+        return summed(codes).to(rows.dtype).T @ rows
+    if by_triton(rows):
+        by_entries: Tensor = _triton().transposed(codes, rows)
+        return by_entries
     columns = codes.columns
     weights = codes.values.to(rows.dtype)[columns.order]
     return embedding_bag(
@@ -69,12 +93,43 @@ def transposed(codes: Codes, rows: Float[Tensor, "tokens d"]) -> Float[Tensor, "
     )
 
 
-def _products_at(indices: Tensor, offsets: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    pattern = torch.sparse_csr_tensor(
-        offsets, indices, left.new_zeros(len(indices)), (len(offsets) - 1, len(right)), check_invariants=False
+def combined(codes: Codes, rows: Float[Tensor, "n_latents d"]) -> Float[Tensor, "tokens d"]:
+    """`codes.dense() @ rows`, without gradients."""
+    if is_dense(codes):
+        return summed(codes).to(rows.dtype) @ rows
+    if by_triton(rows):
+        by_entries: Tensor = _triton().combined(codes, rows)
+        return by_entries
+    return embedding_bag(
+        codes.indices, rows, codes.offsets[:-1], mode="sum", per_sample_weights=codes.values.to(rows.dtype)
     )
-    out: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
-    return out
+
+
+def by_triton(tensor: Tensor) -> bool:
+    """Whether Triton's kernels serve this tensor: on a GPU, where Triton is installed, as it is with torch for CUDA."""
+    return tensor.is_cuda and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _triton() -> Any:
+    from dictlab.kernels import triton  # only where it is needed: importing it takes a while
+
+    return triton
+
+
+def is_dense(codes: Codes) -> bool:
+    """Whether so many latents are active that dense products are faster."""
+    return len(codes.values) > DENSE * codes.n_tokens * codes.n_latents
+
+
+def summed(codes: Codes) -> Float[Tensor, "tokens n_latents"]:
+    """The codes as a full matrix; entries that repeat add up."""
+    matrix = codes.values.new_zeros(codes.n_tokens * codes.n_latents)
+    return matrix.index_add_(0, codes.rows * codes.n_latents + codes.indices, codes.values).view(codes.n_tokens, -1)
 
 
 class _Encode(torch.autograd.Function):
@@ -103,7 +158,7 @@ class _Encode(torch.autograd.Function):
         slope = ctx.activation.slope(indices)
         slope = slope.to(values) if isinstance(slope, Tensor) else slope
         codes = Codes(grad_values * (values != 0) * slope, indices, offsets, W_enc.shape[1], ctx.by_latent)
-        grad_x = decode(codes, W_enc.T) if for_x else None
+        grad_x = combined(codes, W_enc.T) if for_x else None
         grad_W = transposed(codes, h).T if for_W else None
         grad_b = h.new_zeros(codes.n_latents).index_add_(0, indices, codes.values) if for_centre or for_b else None
         grad_centre = -(W_enc @ grad_b) if for_centre else None
@@ -117,13 +172,12 @@ class _Decode(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(values, indices, offsets, W_dec)
         ctx.by_latent = by_latent
-        return embedding_bag(indices, W_dec, offsets[:-1], mode="sum", per_sample_weights=values.to(W_dec.dtype))
+        return combined(Codes(values, indices, offsets, len(W_dec)), W_dec)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, offsets, W_dec = ctx.saved_tensors
-        g = g.contiguous()
-        grad_values = _products_at(indices, offsets, g, W_dec) if ctx.needs_input_grad[0] else None
-        codes = Codes(values, indices, offsets, len(W_dec), ctx.by_latent)
+        g, codes = g.contiguous(), Codes(values, indices, offsets, len(W_dec), ctx.by_latent)
+        grad_values = products_at(codes, g, W_dec) if ctx.needs_input_grad[0] else None
         grad_W = transposed(codes, g) if ctx.needs_input_grad[3] else None
         return grad_values, None, None, grad_W, None

@@ -3,6 +3,6 @@
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import OBJECTIVES, Objective
 from dictlab.train.run import Run
-from dictlab.train.trainer import train
+from dictlab.train.trainer import resume, train
 
-__all__ = ["OBJECTIVES", "Member", "Objective", "Run", "TrainConfig", "train"]
+__all__ = ["OBJECTIVES", "Member", "Objective", "Run", "TrainConfig", "resume", "train"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
@@ -14,6 +15,7 @@ from dictlab.train.objectives import OBJECTIVES, Objective, ObjectiveName
 from dictlab.train.start import going_on
 from dictlab.train.variants import BY_NAME, ActivationName, Variant
 
+LoggerName = Literal["wandb", "tensorboard"]
 DEFAULTS: dict[str, tuple[Any, ...]] = {"width": (1024,), "activation": ("topk",), "k": (16,)}  # without --start
 SEVERAL = ("width", "activation", "k", "l1", "l0", "objective", "later", "start", "seed", "prefixes")
 WEIGHTS = ("reconstruction", "kl", "ce", "downstream")  # of the objective weighted
@@ -30,6 +32,8 @@ class Member:
         seed: Of its initialisation.
         finetune: What it is trained for in the end, if that is something else.
         start: The dictionary that it goes on from, in the units of the activations.
+        site: Where in the model; "" of plain activations.
+        place: What its name begins with where a run has several sites.
     """
 
     width: int
@@ -38,6 +42,8 @@ class Member:
     seed: int
     finetune: ObjectiveName | None = None
     start: Dictionary | None = None
+    site: str = ""
+    place: str = ""
 
     @property
     def goals(self) -> str:
@@ -52,10 +58,10 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Its file's name: objective, activation function with its sparsity, width, seed; or what it goes on from."""
+        """Its file's name: site if several, objective, activation function, width, seed; or what it goes on from."""
         if self.start is not None:
-            return f"{self.goals}-{self.variant.label}-from-{self.start.name}"
-        return f"{self.goals}-{self.variant.label}-{self.width}-s{self.seed}"
+            return f"{self.place}{self.goals}-{self.variant.label}-from-{self.start.name}"
+        return f"{self.place}{self.goals}-{self.variant.label}-{self.width}-s{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,14 @@ class TrainConfig:
     """A training run: a family of dictionaries, every combination of the settings that take several values.
 
     Attributes:
-        model: The language model: a folder or a name on the Hugging Face Hub.
-        site: Where in the model, such as blocks.3.hook_resid_pre.
+        model: The language model: a folder or a name on the Hugging Face Hub. Not with `data` or `on`.
+        site: Where in the model, such as blocks.3.hook_resid_pre; several give dictionaries at each.
         text: Where tokens come from: builtin, a file, a folder, or a dataset on the Hub.
+        data: Activations instead of a model: a .npy or .safetensors file (FILE#TENSOR where it holds several), rows
+            [n, d] or sequences [sequences, context, d].
+        on: What of another dictionary to train on, and its file: decoder LARGE.safetensors takes the unit-norm decoder
+            rows of its alive latents (a meta-dictionary).
+        epochs: Passes over the data: of `data` and `on`, in place of `tokens`; of a text, at most so many.
         width: Latents; several give several dictionaries. 1024 by default.
         activation: Activation function; several give several dictionaries. topk by default.
         k: Active latents a token (topk, multitopk; on average for batchtopk); several give several dictionaries. 16 by
@@ -107,12 +118,19 @@ class TrainConfig:
             of the typical norm of an activation about its mean.
         prefixes: Shares of the latents that must reconstruct by themselves (matryoshka).
         device: cpu, cuda, ...
+        save_minutes: Minutes between saves of the state that `--resume` goes on from.
+        log: Where metrics go besides the run's folder: wandb, tensorboard (each an extra to install).
+        cache: Folder where activations of the model are kept for later runs; none by default.
+        cache_gb: Size that the cache may grow to, in gigabytes (10^9 bytes).
     """
 
-    model: str
-    site: str
+    model: str | None = None
+    site: str | tuple[str, ...] = ()
     _: KW_ONLY
     text: str = "builtin"
+    data: str | None = None
+    on: tuple[Literal["decoder"], str] | None = None
+    epochs: int | None = None
     width: tuple[int, ...] = ()
     activation: tuple[ActivationName, ...] = ()
     k: tuple[int, ...] = ()
@@ -126,7 +144,7 @@ class TrainConfig:
     later: tuple[str, ...] = ()
     finetune: ObjectiveName | None = None
     finetune_tokens: int | None = None
-    finetune_lr: float = 1.0
+    finetune_lr: float = 0.3
     finetune_penalty: float = 1.0
     start: tuple[str, ...] = ()
     seed: tuple[int, ...] = (0,)
@@ -143,9 +161,13 @@ class TrainConfig:
     resample: int = 0
     sparsity_warmup: float = 0.0
     p_norm: float = 1.0
-    bandwidth: float = 0.01
+    bandwidth: float = 0.1
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5)
     device: str = "cpu"
+    save_minutes: float = 10.0
+    log: tuple[LoggerName, ...] = ()
+    cache: str | None = None
+    cache_gb: float = 10.0
 
     def __post_init__(self) -> None:
         """Fill in defaults, and refuse what cannot be trained.
@@ -156,7 +178,10 @@ class TrainConfig:
         for name in SEVERAL:  # one value is a family of one
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list | tuple) else (value,))
+        if not isinstance(self.site, str):  # one site, however it was given, is the same setting
+            object.__setattr__(self, "site", self.site[0] if len(self.site) == 1 else tuple(self.site))
         self._check_start()
+        self._check_source()
         for name in ("width", "activation", "k", "l1", "l0", "objective", "seed"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or not (values or (self.start and name in DEFAULTS)):
@@ -165,6 +190,34 @@ class TrainConfig:
         self._check_weights()
         for width, variant in product(self.width, self._variants()):
             variant.check(width)
+
+    def _check_source(self) -> None:
+        """One source of activations; what needs a model has one."""
+        given = [name for name in ("model", "data", "on") if getattr(self, name)]
+        if len(given) != 1:
+            found = " and ".join(given) or "nothing"
+            raise DictlabError(f"train: {found} to train on; give one of MODEL SITE, --data FILE, --on decoder FILE.")
+        if self.model and not self.sites:
+            raise DictlabError("train: no site is given; expected MODEL SITE, such as gpt2 blocks.6.hook_resid_pre.")
+        if len(set(self.sites)) < len(self.sites):
+            raise DictlabError(f"site is {list(self.sites)}; expected different sites.")
+        if self.start and len(self.sites) > 1:
+            raise DictlabError(f"site is {list(self.sites)}; start goes on at one site: give that.")
+        if not self.model:
+            self._check_without_model(given[0])
+        check_at_least(1, epochs=self.epochs)
+        check_at_least(0, save_minutes=self.save_minutes, cache_gb=self.cache_gb)
+
+    def _check_without_model(self, source: str) -> None:
+        if self.sites:
+            raise DictlabError(f"site {self.sites[0]}: plain activations have no sites; leave it out, or give a model.")
+        goals = [*self.objective, *([self.finetune] if self.finetune else [])]
+        spliced = [name for name in goals if self.weights(name).needs_model]
+        if spliced:
+            raise DictlabError(f"objective {spliced[0]} needs a model to splice into; {source} takes local alone.")
+        if self.cache or self.start:
+            name = "cache" if self.cache else "start"
+            raise DictlabError(f"{name}: for activations of a model; {source} has none.")
 
     def _check_start(self) -> None:
         """What a started dictionary brings along is not given; for a fresh one it has defaults."""
@@ -198,6 +251,10 @@ class TrainConfig:
             )
         if list(self.prefixes) != sorted(set(self.prefixes)) or not all(0 < share < 1 for share in self.prefixes):
             raise DictlabError(f"prefixes is {list(self.prefixes)}; expected rising shares between 0 and 1.")
+        if self.finetune is not None and self.steps < 2:
+            raise DictlabError(
+                f"finetune: tokens {self.tokens} is a single batch of {self.batch}; expected two or more."
+            )
         if self.finetune_tokens is not None and not self.batch <= self.finetune_tokens <= self.tokens - self.batch:
             raise DictlabError(
                 f"finetune_tokens is {self.finetune_tokens}; expected a batch ({self.batch}) at least, "
@@ -216,6 +273,11 @@ class TrainConfig:
             raise DictlabError(f"objective weighted: give one of the weights {', '.join(WEIGHTS)}.")
         if self.finetune_tokens is not None and self.finetune is None:
             raise DictlabError("finetune_tokens is given, and finetune is not: which objective?")
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites, whether one was given or several."""
+        return ((self.site,) if self.site else ()) if isinstance(self.site, str) else self.site
 
     @property
     def steps(self) -> int:
@@ -237,17 +299,21 @@ class TrainConfig:
         )
 
     def members(self, starts: Sequence[Dictionary] = ()) -> Iterator[Member]:
-        """Every combination of objective, width, activation function with its sparsity, and seed.
+        """Every combination of site, objective, width, activation function with its sparsity, and seed.
 
         Args:
             starts: What `start` names, opened; each is combined with objectives and sparsity coefficients.
         """
-        for objective, width, variant, seed in product(self.objective, self.width, self._variants(), self.seed):
-            yield Member(width, variant, objective, seed, self.finetune)
+        sites, several = self.sites or ("",), len(self.sites) > 1
+        for site, objective, width, variant, seed in product(
+            sites, self.objective, self.width, self._variants(), self.seed
+        ):
+            place = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', site)}-" if several else ""
+            yield Member(width, variant, objective, seed, self.finetune, site=site, place=place)
         for objective, start in product(self.objective, starts):
             seed = self.seed[0] if start.metadata.seed is None else start.metadata.seed
             for variant in going_on(start, self):
-                yield Member(start.n_latents, variant, objective, seed, self.finetune, start)
+                yield Member(start.n_latents, variant, objective, seed, self.finetune, start, site=self.sites[0])
 
     def weights(self, name: ObjectiveName) -> Objective:
         """The weights of an objective's terms."""
@@ -259,8 +325,9 @@ class TrainConfig:
 
     def default_out(self) -> Path:
         """Where the run goes when nobody says."""
+        meta = ["meta"] if self.on else []
         made = [Path(start).stem for start in self.start] or ["-".join(self.activation), *map(str, self.width)]
-        return Path("runs") / "-".join([*self.objective, *made])
+        return Path("runs") / "-".join([*meta, *self.objective, *made])
 
     def _variants(self) -> list[Variant]:
         return [variant for name in self.activation for variant in BY_NAME[name](self, self.k)]

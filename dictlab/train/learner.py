@@ -20,6 +20,7 @@ from dictlab.train import objectives, resampling, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
 from dictlab.train.start import in_training_units
+from dictlab.train.state import State
 from dictlab.train.variants import Pass, Term
 
 ADAM_EPS = 6.25e-10  # Gao et al. 2024, their code
@@ -141,17 +142,55 @@ class Learner:
         """Whether all weights are numbers."""
         return all(bool(p.isfinite().all()) for p in self.parameters)
 
+    def state(self) -> State:
+        """All that it takes to go on alike: weights, optimizer, schedule, counters, average."""
+        tensors = {f"weight.{name}": t for name, t in self.weights.items()}
+        tensors |= {f"counter.{name}": t for name, t in self.counters.items()}
+        tensors |= {f"average.{i}": t for i, t in enumerate(self.average or [])}
+        tensors["since_fired"] = self.since_fired
+        optimizer = self.optimizer.state_dict()
+        for number, entries in optimizer["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in entries.items()}
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer["param_groups"]]
+        schedule = {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"}
+        record = {"steps": self.steps, "averaged": self.averaged, "groups": groups, "schedule": schedule}
+        return State(tensors, record)
+
+    @torch.no_grad()
+    def restore(self, state: State) -> None:
+        """Become the learner whose `state` this is; it was made of the same member, settings and statistics."""
+        kept, record = state.tensors, state.record
+        if self.config.finetune and record["steps"] > self.config.steps - self.config.finetune_steps:
+            self._begin(finetune=True)
+        for name, weight in self.weights.items():
+            weight.copy_(kept[f"weight.{name}"])
+        for name, counter in self.counters.items():
+            counter.copy_(kept[f"counter.{name}"])
+        for i, average in enumerate(self.average or []):
+            average.copy_(kept[f"average.{i}"])
+        self.since_fired.copy_(kept["since_fired"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key in kept:
+            if key.startswith("optimizer."):
+                _, number, name = key.split(".", 2)
+                moments.setdefault(int(number), {})[name] = kept[key]
+        own = self.optimizer.state_dict()["param_groups"]
+        groups = [a | b | {"betas": tuple(b["betas"])} for a, b in zip(own, record["groups"], strict=True)]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.schedule.load_state_dict(record["schedule"] | {"lr_lambdas": [None] * len(groups)})
+        self.steps, self.averaged = record["steps"], record["averaged"]
+
     def _forward(self, batch: Batch) -> Pass:
         x, dictionary = batch.x.flatten(0, -2), self.dictionary
         h, undo = self.normalisation(x)
-        entries = sparse.encode(h - self.bias, dictionary.W_enc, self.b_enc, dictionary.activation)
+        entries = sparse.encode(h, dictionary.W_enc, self.b_enc, dictionary.activation, self.bias)
         codes = self.variant.emit(entries, self.weights)
         y = sparse.decode(codes, self.decoder) + self.bias
         return Pass(
             dictionary=dictionary,
             weights=self.weights,
             x=x,
-            x_hat=y * undo.scale + undo.shift,
+            x_hat=undo(y),
             entries=entries,
             codes=codes,
             dead=self.dead & self.emits,

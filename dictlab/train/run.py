@@ -1,16 +1,17 @@
-"""A training run's folder: `config.json`, `metrics.jsonl` as it goes, and the dictionaries it made."""
+"""A training run: what it leaves in its folder (`dictlab.runs`), and how it is stopped."""
 
 from __future__ import annotations
 
-import json
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dictlab import runs
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.train.config import TrainConfig
@@ -18,41 +19,40 @@ from dictlab.train.config import TrainConfig
 
 @dataclass(frozen=True)
 class Run:
-    """A finished, or interrupted, training run.
+    """A training run, finished or not.
 
     Attributes:
         folder: Where it is.
         config: What it was asked to do.
-        dictionaries: What it made.
-        interrupted: Whether it was stopped before its last token.
-        diverged: Members that were stopped because their loss was no number any more, with what was said of each. They
-            leave no dictionary.
+        dictionaries: What it made; without metrics where it was stopped twice.
+        stopped: Why it ended before its last token; None if it did not.
+        diverged: The step at which a member was given up because its loss was no number, by member.
     """
 
     folder: Path
     config: TrainConfig
     dictionaries: tuple[Dictionary, ...]
-    interrupted: bool
-    diverged: Mapping[str, str] = field(default_factory=dict)
+    stopped: str | None = None
+    diverged: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it ended before its last token."""
+        return self.stopped is not None
 
     def metrics(self) -> list[dict[str, Any]]:
         """The log: one record a member and logged step."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return runs.records(self.folder / runs.METRICS)
 
 
-class Log:
-    """Opens a run's folder and writes its metrics line by line."""
-
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-        self.path = folder / "metrics.jsonl"
-        self.path.write_text("")
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
@@ -65,8 +65,11 @@ def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
         raise DictlabError(f"{folder}: this is a file; the output is a folder. Choose another with --out.")
     if force:
         return
-    if (folder / "config.json").exists():
-        raise DictlabError(f"{folder}: already holds a training run; choose another --out, or give --force.")
+    if any((folder / name).exists() for name in (runs.CONFIG, "config.json")):
+        raise DictlabError(
+            f"{folder}: already holds a training run; go on with it (--resume {folder}), choose another --out, "
+            "or give --force."
+        )
     there = [name for name in names if (folder / f"{name}.safetensors").exists()]
     if there:
         raise DictlabError(f"{folder}: already holds {there[0]}.safetensors; choose another --out, or give --force.")
@@ -74,20 +77,20 @@ def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of breaking into a step; a second one breaks in after all."""
+    """Ctrl-C, or a polite kill, sets the event instead of breaking into a step; a second one breaks in after all."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # signals reach the main thread alone
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def ask(number: int, frame: Any) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
 
-    signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

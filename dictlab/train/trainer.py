@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import math
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
-from itertools import islice
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from dictlab import __about__, activations
+from dictlab import __about__, runs
+from dictlab.activations import Statistics, statistics
+from dictlab.arrays import ArrayActivations, ArrayLike
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError
 from dictlab.formats import native
+from dictlab.formats.loading import load
 from dictlab.lm import LanguageModel, check_device
+from dictlab.runs import RunFolder
 from dictlab.text import Text
-from dictlab.train.config import Member, TrainConfig
-from dictlab.train.costs import Cost, cost_record, goals_record
+from dictlab.train import configfile, state
+from dictlab.train.config import TrainConfig
+from dictlab.train.costs import cost_record, goals_record
 from dictlab.train.learner import Learner, geometric_median
-from dictlab.train.measure import measure
-from dictlab.train.objectives import Batch, Objective, Splice
-from dictlab.train.run import Log, Run, check_free, interruptible
-from dictlab.train.start import opened
-
-SAMPLE = 32_768  # activations that the scale and the initial bias are taken from
-LOG_EVERY = 25  # steps
-FINETUNE_SEED = 1 << 20  # added to the seed of the data's order: other documents come first
-EVALUATION_CONTEXTS = 64
-FIRING_TOKENS = 1 << 18  # training tokens on which firing rates are measured in the end
+from dictlab.train.logs import check_loggers
+from dictlab.train.run import Run, check_free, replace_text
+from dictlab.train.session import Session
+from dictlab.train.source import Source, open_source
+from dictlab.train.state import State
 
 
 def train(
@@ -41,215 +39,199 @@ def train(
     out: str | Path | None = None,
     model: LanguageModel | None = None,
     text: Text | None = None,
+    data: ArrayLike | ArrayActivations | None = None,
     force: bool = False,
 ) -> Run:
     """Train every member of `config`, write the dictionaries, and measure them on held-out text.
 
-    Ctrl-C finishes the step and keeps what was learnt so far. A member whose loss is no number any more is stopped and
-    leaves no file; the others go on.
+    Ctrl-C finishes the step, saves the state, and keeps what was learnt so far; `resume` goes on from there, as it does
+    after the process was killed.
 
     Args:
         config: What to train.
         out: The run's folder; `runs/...` by default.
         model: The language model, if it is already open; `config.model` is then only its name.
         text: The training text, if it is already open; its held-out split is opened by name for the evaluation.
+        data: The activations, if they are in memory; `config.data` is then only their name.
         force: Write into a folder that already holds a run; files of the same names are replaced.
 
     Raises:
-        DictlabError: The model, site, text, device or a dictionary to go on from is not there, the folder is taken,
-            or all members diverged.
+        DictlabError: The model, site, text, data or device is not there, the folder is taken, every member diverged, or
+            the disk is full.
     """
     check_device(config.device)
+    check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
-    model = model or LanguageModel.load(config.model, device=config.device)
-    text = text or Text.open(config.text)
-    config = replace(config, model=model.name, text=text.name)  # what was given, if not opened here
-    members = list(config.members(opened(config.start, model, config.site)))
-    check_free(folder, [member.name for member in members], force)
-    splices = [_splice(config, model, goals) for goals in goals_of(config)]
-    next(text.as_split("heldout").contexts(model.tokenizer, model.context_length(config.context)))  # is there enough?
-    learners = _learners(members, config, model, text)
-    log = Log(folder, config)
-    steps, costs, diverged = _fit(learners, _stream(config, model, text, splices), config, log)
-    finished = [
-        _described(learner, config, model, steps, costs[learner.member.name])
-        for learner in learners
-        if learner.member.name not in diverged
-    ]
-    for dictionary in finished:  # safe before anything else can go wrong
-        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
-    context = model.context_length(config.context)
-    tokens = max(context, min(FIRING_TOKENS, config.tokens))
-    measured = measure(finished, model, text, context=context, tokens=tokens, contexts=EVALUATION_CONTEXTS)
-    for dictionary in measured:
-        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
-    return Run(folder, config, tuple(measured), steps < config.steps, diverged)
+    source = open_source(config, model=model, text=text, data=data)
+    config = source.config
+    check_free(folder, [member.name for member in source.members], force)
+    keep = _beginning(source)
+    return _run(_session(folder, source, _begin(folder, config), keep))
 
 
-def _fit(
-    learners: Sequence[Learner], stream: Iterator[tuple[Batch, Splice | None]], config: TrainConfig, log: Log
-) -> tuple[int, dict[str, Cost], dict[str, str]]:
-    """All steps, or those before an interrupt; their number, what each member cost, and which diverged."""
-    own = {learner.member.name: [0.0, 0.0] for learner in learners}  # seconds at first, and while fine-tuning
-    total, steps, first = [0.0, 0.0], 0, config.steps - config.finetune_steps
-    diverged: dict[str, str] = {}
-    began = time.perf_counter()
-    with interruptible() as asked, tqdm(total=config.tokens, unit="tok", unit_scale=True, desc="train") as bar:
-        for batch, splice in islice(stream, config.steps):
-            part = int(steps >= first)
-            steps += 1
-            logged = steps % LOG_EVERY == 0 or steps == config.steps
-            active = [learner for learner in learners if learner.member.name not in diverged]
-            terms = [_timed_step(learner, batch, splice, own[learner.member.name], part, logged) for learner in active]
-            bar.update(config.batch)
-            if logged:
-                diverged |= _report(log, bar, active, terms, steps, config, sum(total) + time.perf_counter() - began)
-            total[part] += time.perf_counter() - began
-            began = time.perf_counter()
-            if asked.is_set() or len(diverged) == len(learners):
-                break
-    if len(diverged) == len(learners):
-        raise DictlabError(f"{next(iter(diverged.values()))}; the log so far is in {log.path}.")
-    shared = [(total[part] - sum(spent[part] for spent in own.values())) / len(learners) for part in (0, 1)]
-    costs = {name: Cost(spent[0] + shared[0], spent[1] + shared[1]) for name, spent in own.items()}  # served all alike
-    return steps, costs, diverged
+def resume(
+    folder: str | Path,
+    *,
+    model: LanguageModel | None = None,
+    text: Text | None = None,
+    data: ArrayLike | ArrayActivations | None = None,
+) -> Run:
+    """Go on with a run that was stopped or killed. On a CPU the result is the one it would have had, bit for bit.
 
+    Args:
+        folder: The run's.
+        model: The language model, if it is already open.
+        text: The training text, likewise.
+        data: The activations, likewise; needed where they were given in memory.
 
-def _timed_step(
-    learner: Learner, batch: Batch, splice: Splice | None, spent: list[float], part: int, logged: bool
-) -> dict[str, Tensor]:
-    began = time.perf_counter()
-    terms = learner.step(batch, splice, logged=logged)
-    spent[part] += time.perf_counter() - began
-    return terms
-
-
-def goals_of(config: TrainConfig) -> list[list[Objective]]:
-    """What is trained for at first, and while fine-tuning."""
-    last = [[config.weights(config.finetune)]] if config.finetune else []
-    return [[config.weights(name) for name in config.objective], *last]
-
-
-def _splice(config: TrainConfig, model: LanguageModel, goals: Sequence[Objective]) -> Splice | None:
-    """Where to splice, if an objective asks for it."""
-    if not any(goal.needs_model for goal in goals):
-        return None
-    context = model.context_length(config.context)
-    if config.batch % context:
-        raise DictlabError(f"batch is {config.batch}; spliced training takes whole contexts: a multiple of {context}.")
-    later = _later(config, model) if any(goal.downstream for goal in goals) else []
-    return Splice(model, config.site, model.start_of(config.site), later)
-
-
-def _later(config: TrainConfig, model: LanguageModel) -> list[str]:
-    """The sites after, where the error is looked at once more."""
-    place = model.locate(config.site)
-    for site in config.later:
-        if model.locate(site) == place or not model.follows(site, place):
-            raise DictlabError(f"later: {site} does not come after {config.site}.")
-    later = list(config.later) or model.later_sites(config.site)
-    if not later:
+    Raises:
+        DictlabError: It is no run's folder, or the model, text or data are not those it began with.
+    """
+    known = runs.open_run(folder)
+    config = TrainConfig(**configfile.checked(known.config, str(known.path / runs.CONFIG)))
+    check_loggers(config)
+    if known.finished:
+        return _finished(known, config)
+    check_device(config.device)
+    source = open_source(config, model=model, text=text, data=data)
+    path = known.path / runs.STATE
+    saved = state.read(path) if path.exists() else None  # none: it was killed before the first step
+    if saved is None:
+        return _run(_session(known.path, source, known.about["id"], _beginning(source)))
+    if saved.record["identity"] != source.identity():
+        changed = [what for what, value in source.identity().items() if saved.record["identity"].get(what) != value]
         raise DictlabError(
-            f"site {config.site}: the downstream error is that of later blocks' inputs, and no block comes after it."
+            f"{folder}: the {' and '.join(changed)} of this run changed since it began; it goes on with the same only."
         )
-    return later
+    keep = State(
+        {name: t for name, t in saved.tensors.items() if name.startswith("start/")},
+        {name: saved.record[name] for name in ("identity", "variances")},
+    )
+    return _run(_session(known.path, source, known.about["id"], keep, saved))
 
 
-def _stream(
-    config: TrainConfig, model: LanguageModel, text: Text, splices: Sequence[Splice | None]
-) -> Iterator[tuple[Batch, Splice | None]]:
-    """Batches of the run's parts one after the other, each with where reconstructions go."""
-    first = config.steps - config.finetune_steps
-    for number, (splice, steps) in enumerate(zip(splices, (first, config.finetune_steps), strict=False)):
-        seed = config.seed[0] + number * FINETUNE_SEED
-        yield from ((batch, splice) for batch in islice(_batches(config, model, text, splice, seed), steps))
+def _beginning(source: Source) -> State:
+    """What a run begins with, and keeps: moments of a sample at each site, and what the source is."""
+    starts = [Start.of(x, site, source.config) for site, x in source.samples().items()]
+    tensors = {f"start/{i}/{name}": t for i, start in enumerate(starts) for name, t in start.tensors().items()}
+    return State(tensors, {"identity": source.identity(), "variances": [s.statistics.variance for s in starts]})
 
 
-def _batches(
-    config: TrainConfig, model: LanguageModel, text: Text, splice: Splice | None, seed: int
-) -> Iterator[Batch]:
-    """Shuffled activations; or, where a reconstruction is spliced in, whole contexts with their clean forward."""
-    context = model.context_length(config.context)
-    if splice is None:
-        buffer = min(activations.BUFFER, config.tokens)
-        stream = activations.shuffled(
-            model, text, config.site, context=context, batch=config.batch, buffer=buffer, seed=seed
-        )
-        yield from (Batch(x.float()) for x in stream)
-        return
-    for tokens in text.batches(model.tokenizer, context, config.batch // context, seed=seed, repeat=True):
-        clean = model.capture(tokens, splice.sites)
-        yield Batch(clean[config.site].float(), clean, tokens)
+def _session(folder: Path, source: Source, identity: str, keep: State, saved: State | None = None) -> Session:
+    """The members, made of what the run began with, and the sitting that trains them."""
+    config, starts = source.config, {}
+    for i, site in enumerate(config.sites or ("",)):
+        tensors = state.below(f"start/{i}", keep.tensors)
+        starts[site] = Start.again(tensors, keep.record["variances"][i], config.device)
+    learners = [Learner(member, config, *starts[member.site]) for member in source.members]
+    return Session(folder, source, learners, identity=identity, keep=keep, saved=saved)
 
 
-def _learners(members: Sequence[Member], config: TrainConfig, model: LanguageModel, text: Text) -> list[Learner]:
-    """Every member, initialised from the same sample of activations."""
-    context = model.context_length(config.context)
-    tokens = min(SAMPLE, max(config.tokens, 4 * context))
-    sample = [
-        x.flatten(0, 1).float() for x in activations.sample(model, text, config.site, context=context, tokens=tokens)
-    ]
-    statistics = activations.statistics(sample)
-    if not statistics.variance > 0:
-        raise DictlabError(f"site {config.site}: the activations of {config.text} do not vary; nothing to learn.")
-    centre = geometric_median(torch.cat(sample))
-    return [Learner(member, config, statistics, centre) for member in members]
+class Start(NamedTuple):
+    """What a learner is made of besides its settings: moments of a sample, and its geometric median."""
+
+    statistics: Statistics
+    centre: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, site: str, config: TrainConfig) -> Start:
+        """Of a sample `[n, d_in]`.
+
+        Raises:
+            DictlabError: It does not vary.
+        """
+        moments = statistics([x])
+        if not moments.variance > 0:
+            what = f"site {site}: the activations of {config.text}" if site else f"data {config.data}: the activations"
+            raise DictlabError(f"{what} do not vary; nothing to learn.")
+        return cls(moments, geometric_median(x))
+
+    @classmethod
+    def again(cls, tensors: Mapping[str, Tensor], variance: float, device: str) -> Start:
+        """Out of a saved state."""
+        kept = {name: t.to(device) for name, t in tensors.items()}
+        return cls(Statistics(int(kept["n"]), kept["mean"], variance, None), kept["centre"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a state keeps as tensors."""
+        return {"n": torch.tensor(self.statistics.n), "mean": self.statistics.mean, "centre": self.centre}
 
 
-def _report(
-    log: Log,
-    bar: tqdm[None],
-    learners: Sequence[Learner],
-    terms: Sequence[dict[str, Tensor]],
-    steps: int,
-    config: TrainConfig,
-    seconds: float,
-) -> dict[str, str]:
-    """Metrics to the file and to the bar; members that diverged, and what is to be said of them."""
-    rate = steps * config.batch / seconds
-    records = [{name: float(value) for name, value in values.items()} for values in terms]
-    diverged = {}
-    for learner, values in zip(learners, records, strict=True):
-        where = {"member": learner.member.name, "step": steps, "tokens": steps * config.batch}
-        log.write(where | {"tokens_per_second": rate} | values)
-        if not (math.isfinite(values["loss"]) and learner.finite):
-            diverged[learner.member.name] = _complaint(learner, values["loss"], steps)
-            tqdm.write(diverged[learner.member.name], file=sys.stderr)
-    shown = {"loss": "loss", "l0": "L0", "explained_variance": "EV", "dead": "dead"}
-    ranges = {label: (min(r[name] for r in records), max(r[name] for r in records)) for name, label in shown.items()}
-    bar.set_postfix({label: f"{a:.3g}" if a == b else f"{a:.3g}..{b:.3g}" for label, (a, b) in ranges.items()})
-    return diverged
+def _begin(folder: Path, config: TrainConfig) -> str:
+    """Take the folder: an earlier run's records go, then config.toml makes it a run. Returns the run's identity."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (runs.CONFIG, runs.STATE, runs.ABOUT, runs.METRICS, runs.TABLE, "config.json"):
+        (folder / name).unlink(missing_ok=True)
+    identity = uuid4().hex[:12]
+    _tell(folder, {"id": identity, "state": "running"})
+    replace_text(folder / runs.CONFIG, configfile.dumped(config))
+    return identity
 
 
-def _complaint(learner: Learner, loss: float, steps: int) -> str:
-    what = f"the loss of {learner.member.name} is {loss}"
-    if math.isfinite(loss):
-        what = f"weights of {learner.member.name} are no numbers any more"
-    return f"train: {what} at step {steps}. Lower --lr (it peaks at {learner.lr:.2g})"
+def _run(session: Session) -> Run:
+    """All that is left of a run: steps, dictionaries, measurements, records."""
+    folder, config = session.folder, session.config
+    about = runs.open_run(folder).about
+    sitting = {"from_step": session.step, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    about |= {"dictlab": __about__.VERSION, "sittings": [*about.get("sittings", []), sitting], "state": "running"}
+    _tell(folder, about)
+    stopped = session.fit()
+    kept = [_described(learner, session, stopped) for learner in session.going.values()]
+    with session.writing():
+        _save(kept, folder)  # safe before anything else can go wrong
+        try:
+            kept = session.source.measured(kept)
+            _save(kept, folder)
+        except KeyboardInterrupt:
+            stopped = stopped or "interrupted while it was measured"
+        session.close()
+        about |= {
+            "state": "stopped" if stopped else "finished",
+            "reason": stopped,
+            "steps": session.step,
+            "tokens": session.step * config.batch,
+            "seconds": session.elapsed,
+            "members": list(session.going),
+            "diverged": session.diverged,
+        }
+        _tell(folder, about)
+        if not stopped:
+            session.state_path.unlink(missing_ok=True)
+    return Run(folder, config, tuple(kept), stopped, session.diverged)
 
 
-def _described(learner: Learner, config: TrainConfig, model: LanguageModel, steps: int, cost: Cost) -> Dictionary:
+def _finished(known: RunFolder, config: TrainConfig) -> Run:
+    """A run that came to its end already, from its files."""
+    kept = tuple(load(known.path / f"{name}.safetensors") for name in known.about["members"])
+    return Run(known.path, config, kept, None, known.about["diverged"])
+
+
+def _save(dictionaries: Sequence[Dictionary], folder: Path) -> None:
+    for dictionary in dictionaries:
+        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
+
+
+def _tell(folder: Path, about: Mapping[str, Any]) -> None:
+    replace_text(folder / runs.ABOUT, json.dumps(about, indent=2) + "\n")
+
+
+def _described(learner: Learner, session: Session, stopped: str | None) -> Dictionary:
     """The finished dictionary with its metadata."""
-    member = learner.member
-    kept = ("text", "batch", "warmup", "final_lr", "clip", "ema")
-    settings = {key: asdict(config)[key] for key in kept}
-    training = settings | {
-        "context": model.context_length(config.context),
-        "lr": learner.lr,
-        "dead_after": config.dead_tokens,
-        "interrupted": steps < config.steps,
-    }
-    training |= member.variant.record() | goals_record(member, config) | cost_record(member, config, cost, steps)
+    member, config, about = learner.member, session.config, session.source.described()
+    kept = ("batch", "warmup", "final_lr", "clip", "ema")
+    training = about.pop("training") | {key: getattr(config, key) for key in kept}
+    training |= {"lr": learner.lr, "dead_after": config.dead_tokens, "interrupted": stopped is not None}
+    training |= member.variant.record() | goals_record(member, config)
+    training |= cost_record(member, config, session.costs[member.name], session.step)
+    began_from = () if member.start is None else (member.start.name,)
     metadata = Metadata(
-        model=model.name,
-        model_fingerprint=model.fingerprint,
-        site=config.site,
+        site=member.site or None,
         objective=member.goal,
         seed=member.seed,
-        tokens=steps * config.batch,
+        tokens=session.step * config.batch,
         training=training,
-        sources=() if member.start is None else (member.start.name,),
+        sources=(*about.pop("sources", ()), *began_from),
         library=f"dictlab {__about__.VERSION}",
-        convention="huggingface",
+        **about,
     )
     return replace(learner.finished(), metadata=metadata)

@@ -1,0 +1,234 @@
+"""How many logits does a latent move when it is taken away?
+
+Sparsity of downstream effects (Gao et al. 2024). At one token a single active latent is set to 0, and the logits at
+that token and those after it, T positions together, are compared with the clean ones:
+
+    v = difference of logits, less its median over the vocabulary at each position          [T, V]
+    sparsity = (|v|_1 / |v|_2)^2 / (V T),    in (0, 1]
+
+1 / (V T) if a single logit moves, 2 / pi expected of independent normal numbers. The latent's part of the
+reconstruction, f_j d_j, is subtracted from the activation itself, so that the error of the dictionary plays no part.
+Beside it a random direction of the same length at the same token, and a channel of the activation set to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from analyses import ablation_tables as tables
+from analyses.ablation_tables import CHANNEL, LATENT, RANDOM, Effect
+from analyses.damage import Scene, scenes
+from analyses.inputs import (
+    DictionaryLike,
+    ModelLike,
+    TextLike,
+    context_of,
+    in_model,
+    open_dictionaries,
+    open_model,
+    open_text,
+)
+from dictlab import seeds
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError, check_at_least
+from dictlab.evaluate import COVERAGE, site_of
+from dictlab.lm import LanguageModel
+from dictlab.outputs import LOGITS
+from dictlab.report import Plot, Report, Table
+
+INTERVAL = f"{COVERAGE:.0%} bootstrap intervals over tokens".replace("%", " %")
+
+
+class Ablated(NamedTuple):
+    """What is subtracted from the activation at one token.
+
+    Attributes:
+        kind: LATENT, RANDOM or CHANNEL.
+        which: The latent, or the channel; for a random direction the latent whose length it has.
+        activation: Of the latent, or the channel.
+        steps: What is subtracted.
+    """
+
+    kind: str
+    which: Tensor
+    activation: Tensor
+    steps: Float[Tensor, "ablations d_in"]
+
+
+def ablation(
+    dictionaries: Sequence[DictionaryLike],
+    *,
+    model: ModelLike | None = None,
+    text: TextLike = "builtin",
+    tokens: int = 64,
+    latents: int = 16,
+    follow: int = 16,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Report:
+    """How many logits does a latent move when it is taken away?
+
+    Args:
+        dictionaries: Any number, at one site or at several.
+        model: The language model; by default the one that the dictionaries name.
+        text: Where tokens come from; its held-out split is used.
+        tokens: Tokens at which latents are ablated, each in a sequence of its own.
+        latents: Active latents at each of them, drawn where there are more; and as many channels.
+        follow: Positions at which logits are compared, the token's own the first.
+        seed: Of the sample of text, tokens and latents, and the bootstrap.
+        device: Where to run: cpu, cuda, ...
+
+    Example:
+        dictlab report ablation topk8.safetensors topk64.safetensors --tokens 128
+    """
+    check_at_least(0, seed=seed)
+    check_at_least(1, latents=latents, follow=follow)
+    check_at_least(2, tokens=tokens)
+    opened = open_dictionaries(dictionaries)
+    sites = list(dict.fromkeys(site_of(dictionary) for dictionary in opened))
+    model, source = open_model(model, opened, device), open_text(text)
+    for site in sites:
+        model.start_of(site)
+    length = context_of(opened, model)
+    if follow >= length:
+        raise DictlabError(
+            f"follow is {follow}; in contexts of {length} tokens, 1 to {length - 1} have a token before."
+        )
+    sample = source.as_split("heldout").sample(model.tokenizer, length, tokens, seed=seed)
+    found = _measured(opened, in_model(opened, model), model, sample, latents, follow, seed)
+    return _report(found, opened, {
+        "text": source.name, "model": model.name, "context": length, "tokens": len(sample), "latents": latents,
+        "follow": follow, "vocabulary": model.vocabulary, "seed": seed,
+    }, tokens)  # fmt: skip
+
+
+def sparsity(difference: Float[Tensor, "*versions positions vocabulary"]) -> Float[Tensor, "*versions"]:
+    """The share of all logits that an effect is spread over; NaN where there is no effect."""
+    return spread(difference)[0]
+
+
+def spread(difference: Float[Tensor, "*versions positions vocabulary"]) -> tuple[Tensor, Tensor]:
+    """The sparsity of each effect, and its size: the root of the sum of squares, in logits."""
+    v = (difference - difference.median(dim=-1, keepdim=True).values).flatten(-2).double()
+    one, two = v.abs().sum(dim=-1), v.square().sum(dim=-1)
+    return torch.where(two > 0, one.square() / (two * v.shape[-1]), torch.nan), two.sqrt()
+
+
+@torch.no_grad()
+def _measured(
+    opened: Sequence[Dictionary],
+    placed: Sequence[Dictionary],
+    model: LanguageModel,
+    sample: Tensor,
+    latents: int,
+    follow: int,
+    seed: int,
+) -> list[Effect]:
+    """Every ablation at the chosen token of every sequence."""
+    generator = seeds.generator(seed, "tokens and directions to ablate")
+    positions = torch.randint(1, sample.shape[1] - follow + 1, (len(sample),), generator=generator).tolist()
+    sites = list(dict.fromkeys(site_of(d) for d in placed))
+    found: list[Effect] = []
+    for number, position in enumerate(tqdm(positions, desc="ablation", unit="token", leave=False)):
+        word = model.tokenizer.decode([int(sample[number, position])])
+        for site, scene in scenes(model, sample[number : number + 1], sites).items():
+            tail = scene.tail(position, follow)
+            sets = [("", _channels(scene.x[0, position], latents, generator))]
+            for own, dictionary in zip(opened, placed, strict=True):
+                if site_of(dictionary) == site:
+                    made = _latents(dictionary, scene.x[0].float(), position, latents, generator)
+                    sets += [(own.name, made), (own.name, _random(made, generator))]
+            for name, ablated in sets:
+                if not len(ablated.steps):
+                    continue  # nothing was active
+                effects = _effects(tail, ablated.steps)
+                rows = zip(ablated.which.tolist(), ablated.activation.tolist(), *effects, strict=True)
+                found += [Effect(name, site, ablated.kind, number, position, word, *row) for row in rows]
+    return found
+
+
+def _latents(
+    dictionary: Dictionary, x: Float[Tensor, "context d_in"], position: int, most: int, generator: torch.Generator
+) -> Ablated:
+    """What each active latent contributes at a token, for some of them if there are many."""
+    codes = dictionary.encode(x)
+    own = slice(int(codes.offsets[position]), int(codes.offsets[position + 1]))
+    active = (codes.values[own] != 0).nonzero().squeeze(1)
+    drawn = active[torch.randperm(len(active), generator=generator)[:most].to(active.device)]
+    which, values = codes.indices[own][drawn], codes.values[own][drawn]
+    scale = torch.as_tensor(dictionary.normalisation(x)[1].scale, device=x.device)
+    scale = scale.expand(len(x), 1)[position] if scale.ndim else scale
+    return Ablated(LATENT, which, values, values[:, None] * dictionary.W_dec[which] * scale)
+
+
+def _random(like: Ablated, generator: torch.Generator) -> Ablated:
+    """A random direction as long as each step."""
+    drawn = torch.randn(like.steps.shape, generator=generator).to(like.steps)
+    length = like.steps.norm(dim=1, keepdim=True)
+    return Ablated(RANDOM, like.which, like.activation, length * normalize(drawn, dim=1))
+
+
+def _channels(x: Float[Tensor, " d_in"], most: int, generator: torch.Generator) -> Ablated:
+    """Some coordinates of the activation."""
+    which = torch.randperm(len(x), generator=generator)[:most].to(x.device)
+    steps = torch.zeros(len(which), len(x), device=x.device)
+    steps[torch.arange(len(which)), which] = x[which].float()
+    return Ablated(CHANNEL, which, x[which], steps)
+
+
+def _effects(tail: Scene, steps: Float[Tensor, "ablations d_in"]) -> tuple[list[float], list[float]]:
+    """Sparsity and size of what each step does from its token on."""
+    model, clean = tail.model, tail.model.unembed(tail.leaving[0]).float()
+    shares: list[float] = []
+    sizes: list[float] = []
+    for some in steps.split(max(1, LOGITS // clean.numel())):
+        versions = tail.x[None].float().repeat(len(some), 1, 1, 1)
+        versions[:, 0, 0] -= some
+        leaving = tail.carried(versions)[:, 0]
+        difference = model.unembed(leaving.flatten(0, 1)).float().view(len(some), *clean.shape) - clean
+        share, size = spread(difference)
+        shares += share.tolist()
+        sizes += size.tolist()
+    return shares, sizes
+
+
+def _report(found: Sequence[Effect], opened: Sequence[Dictionary], settings: dict[str, Any], asked: int) -> Report:
+    frame = tables.effects(found)
+    names = [dictionary.name for dictionary in opened]
+    numbers = settings["vocabulary"] * settings["follow"]
+    overview = tables.overview(frame, names, numbers, settings["seed"])
+    n = f"n = {settings['tokens']} tokens of as many held-out sequences; {INTERVAL}"
+    made = {
+        "overview": Table(
+            overview,
+            f"{n}. sparsity: mean share of the {numbers} logits ({settings['vocabulary']} a position) that an effect "
+            "is spread over; logits: the same as a number; effect: mean root of the summed "
+            "squares, in logits. random: directions of the same length at the same tokens.",
+        ),
+        "effects": Table(frame, "Every ablation: which latent (or channel) at which token, and what it does."),
+    }
+    warnings = []
+    if settings["tokens"] < asked:
+        warnings.append(f"The text holds {settings['tokens']} contexts, {asked} were asked for.")
+    if still := int(frame["sparsity"].isna().sum()):
+        warnings.append(f"{still} of {len(frame)} ablations changed no logit; they are left out of the means.")
+    return Report(
+        title="How many logits does a latent move?",
+        summary=tables.summary(overview),
+        tables=made,
+        plots={
+            "sparsity": Plot(
+                tables.drawn(frame, overview, names), f"{n}. Dashed: 2/π, as of independent normal numbers."
+            )
+        },
+        settings=settings,
+        inputs=tuple(opened),
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,101 @@
+"""Which latents of a chain of dictionaries make the stitched one?
+
+Each rule gives a mask over the pool of all of them:
+
+    effect    SMALL, and of each larger dictionary in turn the latents that lower the error when inserted alone into
+              what has been stitched so far
+    cosine    SMALL, and of each larger one the latents whose max cosine with what has been stitched so far is below a
+              threshold (the published rule)
+    path      those that are there at a point of the path between sizes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm import tqdm
+
+from analyses.chain import Chain, followed, kinships, ordered, point_until, point_with
+from analyses.novelty import Effects, insertion_effects, latent_table, nearest_alive
+from analyses.route import Order
+from dictlab.dictionary import Dictionary
+
+CLASS = {"effect": "class", "cosine": "class by cosine"}  # the column of a latent table that each rule reads
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What a rule chose, and why.
+
+    Attributes:
+        rule: Its name.
+        chosen: Which latents of the pool.
+        tables: Of the latents of each larger dictionary, where the rule looked at each.
+        effects: What the tables were made of.
+        into: What each larger dictionary was inserted into.
+        point: On the path, if it is one of it.
+    """
+
+    rule: str
+    chosen: Bool[np.ndarray, " n_pool"]
+    tables: tuple[pd.DataFrame, ...] = ()
+    effects: tuple[Effects, ...] = ()
+    into: tuple[Dictionary, ...] = ()
+    point: int | None = None
+
+
+def by_insertion(
+    chain: Chain, batches: Sequence[Float[Tensor, "batch context d_in"]], threshold: float
+) -> tuple[Choice, Choice]:
+    """The choices by effect and by cosine.
+
+    Args:
+        chain: The dictionaries.
+        batches: The activations that effects are measured on.
+        threshold: Cosine below which the cosine rule calls a latent novel.
+    """
+    first = _looked_at(chain.dictionaries[0], chain.dictionaries[1], batches, threshold)
+    effect, cosine = (_inserted(chain, rule, batches, threshold, first) for rule in ("effect", "cosine"))
+    return effect, cosine
+
+
+def by_path(chain: Chain, threshold: float, order: Order, seed: int, at: int | None, until: str | None) -> Choice:
+    """A point of the path through the chain.
+
+    Raises:
+        DictlabError: There is no such point.
+    """
+    found = followed(chain, ordered(chain, kinships(chain, threshold), order, seed))
+    point = point_with(found, at) if at is not None else point_until(found, str(until))
+    return Choice("path", found.route.chosen(point), point=point)
+
+
+def _inserted(
+    chain: Chain,
+    rule: str,
+    batches: Sequence[Tensor],
+    threshold: float,
+    first: tuple[Effects, pd.DataFrame],
+) -> Choice:
+    chosen = np.zeros(chain.pool.n_latents, dtype=bool)
+    chosen[chain.own(0)] = True
+    into, looked = [chain.dictionaries[0]], [first]
+    for number, large in enumerate(tqdm(chain.dictionaries[1:], desc=f"by {rule}", leave=False), start=1):
+        if number > 1:
+            into.append(chain.part(chosen, None, "what was stitched so far"))
+            looked.append(_looked_at(into[-1], large, batches, threshold))
+        chosen[chain.own(number)] = looked[-1][1].sort_values("latent")[CLASS[rule]] == "novel"
+    effects, tables = zip(*looked, strict=True)
+    return Choice(rule, chosen, tables, effects, tuple(into))
+
+
+def _looked_at(
+    small: Dictionary, large: Dictionary, batches: Sequence[Tensor], threshold: float
+) -> tuple[Effects, pd.DataFrame]:
+    effects = insertion_effects(small, large, batches)
+    return effects, latent_table(effects, nearest_alive(large, small), threshold)

@@ -1,0 +1,70 @@
+"""The plots of refinement and progressive recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analyses import style
+from analyses.shrinkage_tables import THRESHOLD, TOPK, Measured
+
+BINS = np.linspace(0, 2.5, 51)
+LOOKS = {TOPK: "-", THRESHOLD: ":"}
+DRAWN = 8  # dictionaries that lines can be told apart of
+
+
+@style.applied
+def refinement(found: Sequence[Measured], overview: pd.DataFrame) -> Figure:
+    """How activations change, and what that gains."""
+    figure, (left, right) = style.axes(2, width=5.4, height=max(3.6, 0.24 * len(found) + 1.2))
+    for number, one in enumerate(found[:DRAWN]):
+        counts = np.histogram(one.ratios.clip(0, BINS[-1]), BINS)[0] / len(one.ratios)
+        left.stairs(counts, BINS, color=style.colour(number), ls=style.line(number), lw=1.3, label=one.name)
+    left.axvline(1, color="0.4", lw=1)
+    left.set(xlabel="refined / plain activation", ylabel="share of active latents", title="Were activations too small?")
+    left.legend(fontsize=7)
+    places = np.arange(len(overview))[::-1]
+    for number, measure in enumerate(("normalised MSE", "CE increase")):
+        change = 100 * overview[f"{measure} change"] / overview[measure]
+        low, high = (100 * overview[f"{measure} change {end}"] / overview[measure] for end in ("low", "high"))
+        right.errorbar(
+            change, places + 0.1 - 0.2 * number, xerr=np.stack([change - low, high - change]).clip(min=0), ls="none",
+            marker=style.marker(number), color=style.colour(number), ms=5, elinewidth=1, label=measure,
+        )  # fmt: skip
+    right.axvline(0, color="0.4", lw=1)
+    right.set(xlabel="change by refinement (%)", yticks=places, title="What does refinement gain?")
+    right.set_yticklabels(style.short(list(overview["dictionary"])), fontsize=8)
+    right.legend(fontsize=8)
+    return figure
+
+
+@style.applied
+def recovery(found: Sequence[Measured], frame: pd.DataFrame) -> Figure:
+    """Error and CE increase against L0, by rule; a ring where it was trained."""
+    figure, (left, right) = style.axes(2, width=5.4, height=4.2)
+    _recovered(left, found, frame, "normalised MSE", "normalised MSE", "Does more of the code reconstruct better?")
+    _recovered(right, found, frame, "CE increase", "CE increase (nats/token)", "… and serve the model better?")
+    names = [
+        Line2D([], [], color=style.colour(i), marker=style.marker(i), label=one.name)
+        for i, one in enumerate(found[:DRAWN])
+    ]
+    rules = [Line2D([], [], color="0.3", ls=look, label=rule) for rule, look in LOOKS.items()]
+    rules.append(Line2D([], [], ls="none", marker="o", ms=11, mfc="none", mec="black", label="as trained"))
+    figure.legend(handles=[*names, *rules], loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def _recovered(ax: Axes, found: Sequence[Measured], frame: pd.DataFrame, measure: str, words: str, title: str) -> None:
+    for number, one in enumerate(found[:DRAWN]):
+        own = frame[frame["dictionary"] == one.name]
+        for rule, look in LOOKS.items():
+            some = own[(own["rule"] == rule) & (own[measure] > 0)].sort_values("L0")
+            ax.plot(some["L0"], some[measure], color=style.colour(number), ls=look, marker=style.marker(number), ms=3.5)
+        trained = own[own["trained"]]
+        ax.plot(trained["L0"], trained[measure], ls="none", marker="o", ms=11, mfc="none", mec="black")
+    ax.set(xlabel="L0 (active latents/token)", ylabel=words, title=title, xscale="log", yscale="log")

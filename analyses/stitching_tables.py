@@ -1,0 +1,148 @@
+"""What a stitching is worth, in a table, a sentence, warnings and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analyses import style
+from dictlab.dictionary import Dictionary
+from dictlab.evaluate import METRICS, Evaluation, bounds
+from dictlab.report import Plot
+
+REFITTED = {"decoder": "and the decoder refitted", "bias": "and the bias refitted", "none": "and nothing refitted"}
+
+
+def quality(found: Mapping[str, Evaluation], candidates: Mapping[str, Dictionary]) -> pd.DataFrame:
+    """One row a dictionary; latents that only compete are not counted."""
+    keys = ("l0", "mse", "explained_variance", "ce_increase", "kl")
+    return pd.DataFrame(
+        [
+            {
+                "dictionary": name,
+                "latents": candidates[name].n_emitting,
+                **{METRICS[key].label: e.value(key) for key in keys},
+            }
+            for name, e in found.items()
+        ]
+    )
+
+
+def against(found: Mapping[str, Evaluation], small: str) -> pd.DataFrame:
+    """Paired differences from SMALL, with 95 % bootstrap intervals."""
+    rows = []
+    for name, evaluation in found.items():
+        if name == small:
+            continue
+        for key in ("mse", "ce_increase", "kl", "l0"):
+            low, high = bounds(evaluation.draws(key) - found[small].draws(key))
+            difference = evaluation.value(key) - found[small].value(key)
+            rows.append((name, METRICS[key].label, difference, low, high, METRICS[key].unit))
+    return pd.DataFrame(rows, columns=["dictionary", "metric", "difference", "low", "high", "unit"])
+
+
+def differences_caption(small: str) -> str:
+    """Of the table of differences."""
+    return f"Each less {small}, with paired 95 % bootstrap intervals over sequences."
+
+
+def quality_caption(evaluation: Evaluation) -> str:
+    """Of the table of qualities."""
+    return (
+        f"Measured on {evaluation.n_sequences} held-out sequences ({evaluation.n_tokens} tokens). MSE in activation², "
+        "CE and KL in nats a token. “Inserted” is without any refit. L0 differs between rows: this is no comparison at "
+        "equal sparsity."
+    )
+
+
+def summary(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], how: Mapping[str, Any]) -> str:
+    """What was made, and how good it is beside its parents."""
+    result, low_high = found["stitched"], found["stitched"].interval("mse")
+    old = [(d.name, found[d.name]) for d in parents]
+    before = ", ".join(f"{name} {e.value('mse'):.4g} (L0 {e.value('l0'):.1f})" for name, e in old)
+    offered, small = sum(d.n_latents for d in parents[1:]), parents[0]
+    chosen = (
+        f"At point {how['point']} of the path, with {how['kept']} of {small.n_latents} latents of {small.name} and "
+        f"{how['inserted']} of {offered} others,"
+        if how["select"] == "path"
+        else f"With {how['inserted']} of {offered} latents inserted by {how['select']}"
+    )
+    return (
+        f"{chosen} {REFITTED[how['refit']]}, the held-out MSE is "
+        f"{result.value('mse'):.4g} [{low_high[0]:.4g}, {low_high[1]:.4g}] at L0 {result.value('l0'):.1f}, "
+        f"CE increase {result.value('ce_increase'):.3g}; before: {before}."
+    )
+
+
+def warnings(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], rule: str) -> tuple[str, ...]:
+    """What is said when a parent is better, when the cosine rule harms, and which other choice is better than all."""
+    result, said = found["stitched"], []
+    for parent in (parents[0].name, parents[-1].name):
+        difference = result.value("mse") - found[parent].value("mse")
+        if difference > 0:
+            low, high = bounds(result.draws("mse") - found[parent].draws("mse"))
+            certain = "" if low > 0 else ", within the noise"
+            span = f"{difference:+.4g} [{low:+.4g}, {high:+.4g}]"
+            said.append(f"The stitched dictionary is WORSE than {parent}: MSE {span}{certain}.")
+    best = min(found, key=lambda name: found[name].value("mse"))
+    if said and best not in ("stitched", *(parent.name for parent in parents)):
+        error, l0 = found[best].value("mse"), found[best].value("l0")
+        said.append(
+            f"The best that was measured is “{best}”: MSE {error:.4g} at L0 {l0:.1f}; see --select and --refit."
+        )
+    return (*said, *(_harm(found, parents[0].name) if rule == "cosine" else ()))
+
+
+def _harm(found: Mapping[str, Evaluation], small: str) -> tuple[str, ...]:
+    """What the cosine rule does before any refit, where that is harm."""
+    inserted = found["inserted by cosine"]
+    low, _ = bounds(inserted.draws("mse") - found[small].draws("mse"))
+    if inserted.value("mse") <= found[small].value("mse") or not low > 0:
+        return ()
+    return (
+        f"The cosine rule inserts latents that {small} has no need of: unrefitted they raise the MSE from "
+        f"{found[small].value('mse'):.4g} to {inserted.value('mse'):.4g}. What is gained after a refit is due to the "
+        "refit and a higher L0; --select effect chooses by what is measured.",
+    )
+
+
+@style.applied
+def quality_plot(found: Mapping[str, Evaluation]) -> Plot:
+    """Unexplained variance and CE increase of each dictionary that was measured."""
+    figure, (left, right) = style.axes(2, width=5.2, height=3.6)
+    names = list(found)
+    for ax, key, label in (
+        (left, "explained_variance", "unexplained variance (share)"),
+        (right, "ce_increase", "CE increase (nats/token)"),
+    ):
+        values = np.array([found[n].value(key) for n in names])
+        spans = np.array([found[n].interval(key) for n in names]).T
+        if key == "explained_variance":
+            values, spans = 1 - values, 1 - spans[::-1]
+        height = np.arange(len(names))[::-1]
+        error = np.clip(np.abs(spans - values), 0, None)
+        ax.barh(
+            height, values, xerr=error, color=[style.colour(i) for i in range(len(names))], height=0.6, ecolor="black"
+        )
+        ax.set(yticks=height, yticklabels=style.short(names) if ax is left else [], xlabel=label)
+        for y, value, name in zip(height, values, names, strict=True):
+            note = f" {value:.3g}" + (f"  (L0 {found[name].value('l0'):.0f})" if ax is left else "")
+            ax.annotate(
+                note,
+                (value, y),
+                va="center",
+                ha="left",
+                fontsize=8,
+                xytext=(4, 7),
+                textcoords="offset points",
+            )
+    left.set_title("How much is left unexplained?")
+    right.set_title("How much does the model suffer?")
+    n = next(iter(found.values()))
+    return Plot(
+        figure,
+        f"Held-out text, {n.n_sequences} sequences, {n.n_tokens} tokens; bars: 95 % bootstrap interval over sequences.",
+    )

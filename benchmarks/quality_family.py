@@ -1,0 +1,91 @@
+"""How good are the features of the shipped family? Prints the tables of docs/results/quality.md.
+
+python benchmarks/quality_family.py [probes] [shrinkage] [ablation] [scaling] [--out FOLDER]
+
+All four by default; some ten minutes on one core. FOLDER: where to leave the whole reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from analyses import ablation, probes, scaling, shrinkage, stitching
+from dictlab import load
+from dictlab.report import Report
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+TOPK = [f"local-topk16-{width}-s0" for width in (256, 512, 1024, 2048, 4096)]
+RELU = [f"local-relu{penalty}-1024-s0" for penalty in (5, 10, 20)]
+OTHERS = ["e2e-relu0.25-1024-s0", "e2e+ds-relu4-1024-s0"]
+
+
+def files(names: list[str]) -> list[Path]:
+    return [CHECKPOINTS / f"{name}.safetensors" for name in names]
+
+
+def of_probes() -> Report:
+    """All of them, and a stitch of two."""
+    made = stitching(*files(["local-topk16-512-s0", "local-topk16-1024-s0"])).dictionaries
+    return probes([*map(load, sorted(CHECKPOINTS.glob("*.safetensors"))), *made.values()])
+
+
+def of_shrinkage() -> Report:
+    return shrinkage(files(["local-topk16-256-s0", "local-topk16-1024-s0", *RELU, *OTHERS]), contexts=8)
+
+
+def of_ablation() -> Report:
+    return ablation(files([*TOPK[::2], *RELU, *OTHERS]), tokens=48)
+
+
+def of_scaling() -> Report:
+    return scaling(sorted(CHECKPOINTS.glob("local-*.safetensors")))
+
+
+SHOWN: dict[str, tuple[Callable[[], Report], str, tuple[str, ...], tuple[str, ...]]] = {
+    "probes": (of_probes, "overview", ("features", "has"), ("probe loss", "of entropy", "F1")),
+    "shrinkage": (
+        of_shrinkage,
+        "overview",
+        ("dictionary", "L0", "normalised MSE", "normalised MSE refined", "CE increase", "CE increase refined"),
+        ("size", "CE increase change"),
+    ),
+    "ablation": (of_ablation, "overview", ("features", "effect"), ("sparsity", "random", "over random")),
+    "scaling": (
+        of_scaling,
+        "fits",
+        ("runs of", "loss", "law", "runs", "ΔAIC", "error", "irreducible loss"),
+        ("alpha",),
+    ),
+}
+
+
+def printed(frame: pd.DataFrame, plain: tuple[str, ...], estimated: tuple[str, ...]) -> None:
+    """A table in Markdown, each estimate with its interval."""
+    print("| " + " | ".join([*plain, *estimated]) + " |\n|" + "---|" * (len(plain) + len(estimated)))
+    for _, row in frame.iterrows():
+        cells = [f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in plain]
+        cells += [f"{row[c]:.4g} [{row[f'{c} low']:.4g}, {row[f'{c} high']:.4g}]" for c in estimated]
+        print("| " + " | ".join(cells) + " |")
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="|".join(SHOWN))
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    for name in asked.parts or SHOWN:
+        make, table, plain, estimated = SHOWN[name]
+        report = make()
+        print(report, "\n")
+        printed(report.tables[table].frame, plain, estimated)
+        if asked.out:
+            report.save(asked.out / name, force=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""How long does a training step take, beside the encoder's product alone and beside other libraries' steps?
+
+    floor    torch's `x @ W_enc` for the batch, and nothing else
+    step     forward, loss, backward, clipping, Adam, decoder rows back to unit length
+
+All of them take turns in one run; medians over the rounds. Activations are synthetic: 16 of 2,048 random directions
+each, 4,096 vectors of width 512 a batch, k = 32.
+
+python benchmarks/topk_step.py
+python benchmarks/topk_step.py --peers PYTHON     also the libraries that this Python has (see peers.py)
+python benchmarks/topk_step.py --kind KIND
+    relu         L1, as training begins: about half of the latents are active
+    trained      L1, as training ends: dictlab's biases are set so that 64 are active; others' steps cost what they cost
+    batchtopk    BatchTopK
+    inference    TopK, encode and decode without gradients
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+
+import torch
+from peers import BATCH, D_IN, K, synthetic
+
+from dictlab.activations import statistics as moments
+from dictlab.train import TrainConfig
+from dictlab.train.learner import Learner, geometric_median
+from dictlab.train.objectives import Batch
+
+PEERS = {
+    "topk": ("sparsify", "dictionary_learning", "saelens"),
+    "relu": ("dictionary_learning", "saelens"),
+    "trained": ("dictionary_learning", "saelens"),
+    "batchtopk": ("dictionary_learning", "saelens"),
+    "inference": ("sparsify", "dictionary_learning", "saelens"),
+}
+HERE = Path(__file__).parent
+
+
+class Peer:
+    """Another library's step, in a process of its own."""
+
+    def __init__(self, python: str, library: str, kind: str, width: int) -> None:
+        self.process = subprocess.Popen(
+            [python, str(HERE / "peers.py"), library, kind, str(width)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._answer()
+
+    def __call__(self) -> float:
+        """Seconds of one step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Let it end."""
+        self.process.kill()
+        self.process.wait()
+
+    def _answer(self) -> float:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("SECONDS"):
+                return float(line.split()[1])
+        raise SystemExit(f"{' '.join(self.process.args)} ended: run it by hand to see why")  # type: ignore[arg-type]
+
+
+def learner(width: int, kind: str, x: torch.Tensor) -> Learner:
+    """A dictionary in training."""
+    l1 = kind in ("relu", "trained")
+    rule: dict[str, Any] = {"activation": "relu", "l1": (1.0,)} if l1 else {"k": (min(K, width),)}
+    if kind == "batchtopk":
+        rule["activation"] = kind
+    config = TrainConfig("none", "none", width=(width,), batch=BATCH, tokens=BATCH * 100_000, **rule)
+    made = Learner(next(config.members()), config, moments([x]), geometric_median(x))
+    if kind == "trained":
+        with torch.no_grad():
+            z = made.dictionary.pre_activations(x[:512])
+            made.b_enc.sub_(z.flatten().kthvalue(max(1, z.numel() - len(z) * 2 * K)).values)
+    return made
+
+
+def own(width: int, kind: str, pool: list[torch.Tensor]) -> Callable[[], float]:
+    """dictlab's step (or reconstruction), timed."""
+    trained, turn = learner(width, kind, pool[0]), iter(range(10**9))
+
+    def step(x: torch.Tensor) -> None:
+        trained.step(Batch(x), None, logged=False)
+
+    @torch.no_grad()
+    def reconstruct(x: torch.Tensor) -> None:
+        trained.dictionary.reconstruct(x)
+
+    run = reconstruct if kind == "inference" else step
+    return lambda: timed(lambda: run(pool[next(turn) % len(pool)]))
+
+
+def timed(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def measure(width: int, kind: str, rounds: int, python: str | None) -> dict[str, Any]:
+    """Medians of everything at one width."""
+    pool, W = synthetic(), torch.randn(D_IN, width)
+    runs: dict[str, Callable[[], float]] = {
+        "floor": lambda: timed(lambda: pool[0] @ W),
+        "dictlab": own(width, kind, pool),
+    }
+    peers = (
+        {name: Peer(python, name, "relu" if kind == "trained" else kind, width) for name in PEERS[kind]}
+        if python
+        else {}
+    )
+    runs |= peers
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 2):  # two to warm up
+        for name, run in runs.items():
+            took = run()
+            if number >= 2:
+                seconds[name].append(took)
+    for peer in peers.values():
+        peer.close()
+    median = {name: statistics.median(own) for name, own in seconds.items()}
+    return {
+        "width": width,
+        "ratio_to_floor": median["dictlab"] / median["floor"],
+        "ratio_to": {name: median[name] / median["dictlab"] for name in peers},
+        "seconds": median,
+        "least": {name: min(own) for name, own in seconds.items()},
+        "memory": memory(width, kind),
+    }
+
+
+def memory(width: int, kind: str) -> dict[str, float]:
+    """Peak of a process of its own above what it held before, in MiB, beside inputs and four times the parameters."""
+    command = [sys.executable, __file__, "--memory-of", kind, "--widths", str(width)]
+    peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    return {
+        "peak": peak,
+        "inputs": BATCH * D_IN * 4 / 2**20,
+        "parameters": (2 * width * D_IN + width + D_IN) * 4 / 2**20,
+    }
+
+
+def peak_of(width: int, kind: str) -> None:
+    """Print the peak of three steps above the process with its data, once a narrow dictionary has loaded all code."""
+    pool = synthetic(1)
+    for own_width in (2 * K, width):
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        step = own(own_width, kind, pool)
+        for _ in range(3):
+            step()
+    print(status("VmHWM") - before)
+
+
+def status(field: str) -> float:
+    """Memory of this process, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def show(kind: str, rows: list[dict[str, Any]], rounds: int) -> None:
+    print(f"{kind}: {BATCH} vectors of width {D_IN} a step, k {K}, float32, {torch.get_num_threads()} threads")
+    print(f"medians of {rounds} rounds, all taking turns\n")
+    print("| width | who | seconds | least | vectors/s | times the floor | dictlab is faster by |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        for name, took in row["seconds"].items():
+            ratio = f"{row['ratio_to'][name]:.2f}" if name in row["ratio_to"] else ""
+            least = row["least"][name]
+            shown = f"{took:.3f} | {least:.3f} | {BATCH / took:,.0f} | {took / row['seconds']['floor']:.2f} | {ratio}"
+            print(f"| {row['width']} | {name} | {shown} |")
+    print()
+    for row in rows:
+        m = row["memory"]
+        print(
+            f"width {row['width']}: a step takes {m['peak']:.0f} MiB; its inputs are {m['inputs']:.0f} MiB, "
+            f"its parameters with gradients and two moments {4 * m['parameters']:.0f} MiB."
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[4096, 16384])
+    parser.add_argument("--kind", choices=PEERS, default="topk")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peers", metavar="PYTHON", help="a Python that has the other libraries")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--memory-of", choices=PEERS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.memory_of:
+        peak_of(given.widths[0], given.memory_of)
+        return
+    rows = [measure(width, given.kind, given.rounds, given.peers) for width in given.widths]
+    if given.json:
+        print(json.dumps({"kind": given.kind, "rows": rows}))
+    else:
+        show(given.kind, rows, given.rounds)
+
+
+if __name__ == "__main__":
+    main()

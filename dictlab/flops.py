@@ -1,0 +1,34 @@
+"""What does training a dictionary cost, in floating-point operations?
+
+Of one token, a multiplication and an addition counting as two, with d the width of the activation, n latents, L active:
+
+    encoder, forward                           2 d n       the only dense product
+    decoder, forward                           2 d L
+    gradients of codes, decoder and encoder    6 d L       they touch active latents alone
+    a step of Adam                             24 d n / B  some 12 for each of 2 d n weights, once in a batch of B
+
+With an objective that splices the reconstruction into the model, forward and backward through the P parameters behind
+the site are added, 4 P (the frozen weights need no gradients). What yields the activations, the model's own forward, is
+not the dictionary's cost and is left out, and so are the extra latents of AuxK.
+"""
+
+from __future__ import annotations
+
+FORWARD, BACKWARD, ADAM = 2, 6, 24
+
+
+def training_flops(
+    n_latents: int, d_in: int, tokens: int, active: float, *, batch: int, parameters_behind: int = 0
+) -> float:
+    """Operations of a whole training run.
+
+    Args:
+        n_latents: Width of the dictionary.
+        d_in: Width of the activation.
+        tokens: Tokens trained on.
+        active: Mean active latents a token: k, or the L0 measured.
+        batch: Tokens a step.
+        parameters_behind: Parameters of the model behind the site, where the reconstruction is spliced in; else 0.
+    """
+    dictionary = FORWARD * d_in * n_latents + (FORWARD + BACKWARD) * d_in * active + ADAM * d_in * n_latents / batch
+    return tokens * (dictionary + 4 * parameters_behind)

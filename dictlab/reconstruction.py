@@ -1,0 +1,77 @@
+"""How well does a dictionary reconstruct, where there are activations and no model?
+
+L0, MSE and explained variance as `evaluate` measures them, sequence by sequence, with the same intervals; what needs a
+model (CE, KL) is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dictlab.activations import Activations, statistics
+from dictlab.dictionary import Dictionary
+from dictlab.evaluate import Evaluation, check_finite
+from dictlab.sparsity import emitting
+
+
+@torch.no_grad()
+def reconstruction(
+    dictionaries: Sequence[Dictionary], activations: Activations, *, tokens: int, seed: int = 0
+) -> list[Evaluation]:
+    """Measure dictionaries on a sample of activations, in two passes: the mean, then the errors about it.
+
+    Args:
+        dictionaries: All of the width of the activations.
+        activations: Where from; the held-out split, if it is to mean anything.
+        tokens: Activations to measure on.
+        seed: Of the sample and the bootstrap.
+
+    Raises:
+        DictlabError: A dictionary has another width, or a reconstruction is not finite.
+    """
+    mean = statistics(activations.sample(tokens, seed=seed)).mean
+    rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
+    fired: list[list[Tensor]] = [[] for _ in dictionaries]
+    digest = hashlib.sha256()
+    sequences = 0
+    for x in activations.sample(tokens, seed=seed):
+        digest.update(x.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        sequences += len(x)
+        for own, active, dictionary in zip(rows, fired, dictionaries, strict=True):
+            row, on = _measured(dictionary, x, mean.to(x))
+            own.append(row)
+            active.append(on)
+    return [
+        Evaluation(
+            dictionary.name,
+            {key: torch.cat([row[key] for row in own]).double().cpu().numpy() for key in own[0]},
+            torch.cat(active)[:, emitting(dictionary.activation, dictionary.n_latents)],
+            seed,
+            digest.hexdigest()[:16],
+            sequences,
+        )
+        for dictionary, own, active in zip(dictionaries, rows, fired, strict=True)
+    ]
+
+
+def _measured(dictionary: Dictionary, x: Tensor, mean: Tensor) -> tuple[dict[str, Tensor], Any]:
+    """Sums over the tokens of each sequence, and which latents were active in it."""
+    batch, length, d_in = x.shape
+    codes, x_hat = dictionary(x)
+    check_finite(dictionary, x_hat)
+    row = {
+        "tokens": torch.full((batch,), float(length)),
+        "coordinates": torch.full((batch,), float(length * d_in)),
+        "l0": codes.l0().reshape(batch, length).sum(dim=1),
+        "squared_error": (x - x_hat).double().square().sum(dim=(1, 2)),
+        "variance": (x - mean).double().square().sum(dim=(1, 2)),
+    }
+    active = torch.zeros(batch, dictionary.n_latents)
+    on = codes.values != 0
+    active[(codes.rows[on] // length).cpu(), codes.indices[on].cpu()] = 1.0
+    return row, active

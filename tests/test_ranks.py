@@ -1,0 +1,39 @@
+"""Several processes share a search, and each has the answer that one process has."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from analyses.neighbours import neighbours
+
+SCRIPT = """
+import sys, torch
+from analyses.neighbours import neighbours
+from analyses.ranks import count, ranks
+a, b, of_a = torch.load(sys.argv[1], weights_only=True)
+with ranks():
+    assert count() == 2
+    found = neighbours(a, b, top=5, of_a=of_a)
+    few = neighbours(a[:3], b, top=5)
+    rank = torch.distributed.get_rank()
+torch.save([tuple(x) for x in (*found, *few)], f"{sys.argv[1]}.{rank}")
+"""
+
+
+@pytest.mark.parametrize("rows", [(301, 200), (50, 333)])
+def test_two_processes_find_what_one_does(tmp_path, rows):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, 12, generator=generator) for n in rows)
+    of_a = torch.arange(1, rows[0], 2)
+    torch.save([a, b, of_a], tmp_path / "in")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*run, str(tmp_path / "script.py"), str(tmp_path / "in")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = [*neighbours(a, b, top=5, of_a=of_a), *neighbours(a[:3], b, top=5)]
+    for rank in (0, 1):
+        for one, other in zip(torch.load(tmp_path / f"in.{rank}", weights_only=True), expected, strict=True):
+            torch.testing.assert_close(one[0], other.cosine, atol=1e-6, rtol=0)
+            assert torch.equal(one[1], other.rows)
