@@ -138,7 +138,7 @@ def run(text, dictionaries=None, **options):
 def test_the_report_compares_at_equal_l0_and_size_and_writes_what_it_measured(text, tmp_path, kind):
     report = run(text, donors(kind), gradient=kind == ReLU(), steps=5, latents=15, l0=6.0)
     quality = report.tables["quality"].frame.set_index("dictionary")
-    choices = ("cosine", "equal size", "equal L0", "best donor's L0", "as asked")
+    choices = ("cosine", "equal size", "equal L0", "best donor's L0", "as asked", "best donor")
     refits = ("none", "bias", "decoder", *(("biases by gradient", "all by gradient") if kind == ReLU() else ()))
     assert set(quality.index) == {"d12", "d20", "d30", *(f"{c}, {r}" for c in choices for r in refits)}
     size = quality.loc["cosine, none", "latents"]
