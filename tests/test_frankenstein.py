@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from analyses import frankenstein as module
 from analyses.appending import appended
 from analyses.finetune import finetuned
 from analyses.form import form
@@ -216,4 +215,3 @@ def test_dictionaries_of_one_latent_duplicates_and_zero_rows_are_joined(text):
     report = run(text, [one, twice], contexts=1)
     assert report.tables["rule"].frame.set_index("dictionary").loc["twice", "duplicates"] >= 8
     assert any("One sequence" in warning for warning in report.warnings)
-    assert module.RULE == "cosine"
