@@ -58,13 +58,13 @@ def overview_table(similarities: pd.DataFrame, pairs: Sequence[Pair], threshold:
         for of, to, nearest in ((pair.a, pair.b, pair.forward), (pair.b, pair.a, pair.backward)):
             mmcs, both = key.loc[("MMCS", of.name, to.name)], (pair.a.name, pair.b.name)
             best, n_mutual = nearest.cosine[:, 0], int(pair.mutual.sum())
-            row = {"relation": mmcs["relation"], "seeds": mmcs["seeds"], "from": of.name, "to": to.name}
-            row |= {"alive latents": len(best), "dead latents": of.n_emitting - len(best)}
-            row |= {"MMCS": mmcs["value"]} | {c: mmcs[c] for c in ("low", "high")}
+            row = {"from": of.name, "to": to.name, "MMCS": mmcs["value"]} | {c: mmcs[c] for c in ("low", "high")}
             row |= {c: mmcs[c] for c in ("chance (isotropic)", "chance (shaped)", "seed floor")}
             row["share above threshold"] = float((best >= threshold).float().mean())
             row |= {"mutual nearest": n_mutual, "share mutual": n_mutual / len(best)}
             row |= {f"one to one, {m}": key.loc[(f"MCC, {m}", *both), "value"] for m in ("decoder", "encoder")}
+            row |= {"alive latents": len(best), "dead latents": of.n_emitting - len(best)}
+            row |= {"relation": mmcs["relation"], "seeds": mmcs["seeds"]}
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -436,8 +436,10 @@ def _print_run(run: Run) -> None:
 
 def _grid(table: Table, width: int) -> Grid:
     """The first rows and as many columns as fit the terminal; the files hold the rest."""
+    if len(table.frame) == 1:
+        return _fields(table)
     head = table.frame.head(SHOWN)
-    cells = {str(name): [f"{v:.4g}" if isinstance(v, float) else str(v) for v in head[name]] for name in head.columns}
+    cells = {str(name): [_cell(value) for value in head[name]] for name in head.columns}
     widths = {name: max(map(len, [*name.split(), *column])) + 2 for name, column in cells.items()}
     kept = [name for name, used in zip(widths, accumulate(widths.values()), strict=True) if used <= width]
     kept = kept or list(widths)[:1]
@@ -458,3 +460,15 @@ def _grid(table: Table, width: int) -> Grid:
     if left_out:
         grid.caption = f"{' and '.join(left_out)} in the files"
     return grid
+
+
+def _fields(table: Table) -> Grid:
+    """A table of one row, a line for each of its columns."""
+    grid = Grid(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, value in table.frame.iloc[0].items():
+        grid.add_row(str(name), _cell(value))
+    return grid
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
