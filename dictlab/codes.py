@@ -79,6 +79,49 @@ class Codes(NamedTuple):
         found = torch.zeros(self.n_latents, dtype=torch.long, device=self.indices.device)
         return found.index_add_(0, self.indices, (self.values != 0).long())
 
+    def totals(self, terms: Float[Tensor, " nnz"]) -> Float[Tensor, " tokens"]:
+        """The sum of something at each entry over the entries of each token."""
+        return terms.new_zeros(self.n_tokens).index_add(0, self.rows, terms)
+
+    def listed(self) -> Codes:
+        """Itself."""
+        return self
+
+
+class Full(NamedTuple):
+    """Codes as a full matrix: smaller than entries, and quicker to multiply, where many latents are active."""
+
+    values: Float[Tensor, "tokens n_latents"]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def n_latents(self) -> int:
+        return self.values.shape[1]
+
+    def dense(self) -> Float[Tensor, "tokens n_latents"]:
+        """The matrix."""
+        return self.values
+
+    def l0(self) -> Int[Tensor, " tokens"]:
+        """Active latents of each token."""
+        return self.values.count_nonzero(dim=1)
+
+    def firings(self) -> Int[Tensor, " n_latents"]:
+        """Tokens at which each latent is active."""
+        return self.values.count_nonzero(dim=0)
+
+    def totals(self, terms: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, " tokens"]:
+        """The sum of something at each entry over the entries of each token."""
+        return terms.sum(dim=1)
+
+    def listed(self) -> Codes:
+        """The active latents as entries."""
+        rows, indices = self.values.nonzero(as_tuple=True)
+        return Codes(self.values[rows, indices], indices, offsets_of(self.values.count_nonzero(dim=1)), self.n_latents)
+
 
 def concatenate(parts: list[Codes]) -> Codes:
     """Codes of several groups of tokens, one after the other."""
