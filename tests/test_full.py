@@ -50,6 +50,7 @@ def test_both_ways_have_the_same_values_and_gradients(monkeypatch, rule, p, rows
     """In float32 at 1e-4, with and without a penalty on the codes, in one block of tokens and in several."""
     monkeypatch.setattr(full, "ROWS", rows)
     monkeypatch.setattr(full, "BLOCK", rows)
+    monkeypatch.setattr(full, "SUMMED", 2 * rows)
     results = []
     for way in (by_matrix, by_entries):
         inputs = problem(50, dtype=torch.float32)
@@ -65,6 +66,7 @@ def test_counts_and_lists_are_those_of_the_entries():
     (matrix, _), (entries, _) = (way(ReLU(), *inputs) for way in (by_matrix, by_entries))
     assert (matrix.n_tokens, matrix.n_latents) == (entries.n_tokens, entries.n_latents) == (30, 9)
     assert torch.equal(matrix.l0(), entries.l0()) and torch.equal(matrix.firings(), entries.firings())
+    assert torch.equal(matrix.fired(), entries.fired())
     for one, other in zip(matrix.listed()[:3], entries.listed()[:3], strict=True):
         torch.testing.assert_close(one, other)
 

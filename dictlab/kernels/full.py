@@ -25,7 +25,8 @@ from dictlab.sparsity import Elementwise
 
 SHARE = 0.1  # of active latents from which on this is faster: benchmarks/density.py
 SAMPLE = 64  # tokens that are looked at to tell
-BLOCK = 1 << 21  # pre-activations held at once
+BLOCK = 1 << 22  # pre-activations held at once: 16 MiB in float32, so that they are still in the cache when looked at
+SUMMED = 1 << 24  # of their gradients held at once: weight gradients are sums, and adding up costs passes over them
 ROWS = 512  # but so many tokens at least
 
 
@@ -63,7 +64,7 @@ class _Reconstruct(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         h = x - centre
         values, y = h.new_empty(len(h), W_enc.shape[1]), torch.empty_like(h)
-        for rows in _blocks(values):
+        for rows in _blocks(values, BLOCK):
             block = activation.matrix(affine(h[rows], W_enc, b_enc))
             values[rows], y[rows] = block, affine(block, W_dec)
         ctx.save_for_backward(h, W_enc, W_dec, values)
@@ -74,27 +75,36 @@ class _Reconstruct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_values: Tensor | None, g: Tensor | None) -> tuple[Tensor | None, ...]:
         h, W_enc, W_dec, values = ctx.saved_tensors
-        slope = ctx.activation.slope(torch.arange(values.shape[1], device=values.device))
         g = torch.zeros_like(h) if g is None else g
+        slope = ctx.activation.slope(torch.arange(values.shape[1], device=values.device))
         grad_x = torch.empty_like(h) if ctx.needs_input_grad[0] else None
-        grad_W_enc, grad_W_dec = torch.zeros_like(W_enc), torch.zeros_like(W_dec.T)
-        grad_b = h.new_zeros(values.shape[1])
-        for rows in _blocks(values):
-            dz = affine(g[rows], W_dec.T)
-            if grad_values is not None:
-                dz += grad_values[rows]
-            dz.mul_(values[rows] != 0)
-            if isinstance(slope, Tensor):
-                dz.mul_(slope)
-            grad_W_dec += affine(g[rows].T.contiguous(), values[rows])
-            grad_W_enc += affine(h[rows].T.contiguous(), dz)
+        grad_W_enc, grad_W_dec, grad_b = torch.zeros_like(W_enc), torch.zeros_like(W_dec.T), h.new_zeros(len(W_dec))
+        for some in _blocks(values, SUMMED):
+            dz = _gradient(values[some], None if grad_values is None else grad_values[some], g[some], W_dec, slope)
             grad_b += dz.sum(dim=0)
+            grad_W_dec += affine(g[some].T.contiguous(), values[some])
+            grad_W_enc += affine(h[some].T.contiguous(), dz)
             if grad_x is not None:
-                grad_x[rows] = affine(dz, W_enc.T)
+                grad_x[some] = affine(dz, W_enc.T)
         return grad_x, -(W_enc @ grad_b), grad_W_enc, grad_b, grad_W_dec.T, None
 
 
-def _blocks(values: Tensor) -> list[slice]:
+def _gradient(
+    values: Tensor, grad_values: Tensor | None, g: Tensor, W_dec: Tensor, slope: Tensor | float
+) -> Float[Tensor, "tokens n_latents"]:
+    """dL/dz."""
+    dz = torch.empty_like(values)
+    for rows in _blocks(values, BLOCK):
+        block = affine(g[rows], W_dec.T)
+        if grad_values is not None:
+            block += grad_values[rows]
+        if isinstance(slope, Tensor):
+            block *= slope
+        torch.mul(block, values[rows] != 0, out=dz[rows])
+    return dz
+
+
+def _blocks(values: Tensor, entries: int) -> list[slice]:
     """Tokens that are handled together."""
-    size = max(ROWS, BLOCK // max(1, values.shape[1]))
+    size = max(ROWS, entries // max(1, values.shape[1]))
     return [slice(start, start + size) for start in range(0, len(values), size)]

@@ -125,7 +125,7 @@ class Learner:
         self._update()
         with torch.no_grad():
             self.variant.observe(now.codes, self.counters)
-            self.since_fired = torch.where(now.codes.firings() > 0, 0, self.since_fired + now.codes.n_tokens)
+            self.since_fired = torch.where(now.codes.fired(), 0, self.since_fired + now.codes.n_tokens)
             if self.steps in self.revivals:
                 resampling.revive(self, now)
         log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}
