@@ -19,7 +19,7 @@ def affine(
     h: Float[Tensor, "tokens d_in"], W: Float[Tensor, "d_in d_out"], b: Float[Tensor, " d_out"] | None = None
 ) -> Float[Tensor, "tokens d_out"]:
     """`h @ W + b`, without gradients."""
-    if len(h) and _for_onednn(h) and W.dtype == h.dtype and (b is None or b.dtype == h.dtype):
+    if h.numel() and _for_onednn(h) and W.dtype == h.dtype and (b is None or b.dtype == h.dtype):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(h, W.T, b, "none", [], "")
         return out
     return h @ W if b is None else torch.addmm(b, h, W)

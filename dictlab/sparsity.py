@@ -104,6 +104,10 @@ class ReLU(_Plain):
     def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
         return _where(z > 0, z)
 
+    def matrix(self, z: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, "tokens n_latents"]:
+        """The same codes as a full matrix."""
+        return z.relu()
+
 
 @dataclass(frozen=True)
 class PerToken(_Plain):
@@ -190,6 +194,10 @@ class JumpReLU:
     def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
         return _where(z > self.threshold.to(z).clamp(min=0), z)
 
+    def matrix(self, z: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, "tokens n_latents"]:
+        """The same codes as a full matrix."""
+        return z * (z > self.threshold.to(z).clamp(min=0))
+
     def slope(self, indices: Int[Tensor, " nnz"]) -> float:
         return 1.0
 
@@ -227,6 +235,11 @@ class Gated:
         magnitude = z * self.r_mag.to(z).exp() + self.b_mag.to(z)
         return _where((z + self.b_gate.to(z) > 0) & (magnitude > 0), magnitude)
 
+    def matrix(self, z: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, "tokens n_latents"]:
+        """The same codes as a full matrix."""
+        magnitude = (z * self.r_mag.to(z).exp() + self.b_mag.to(z)).relu()
+        return magnitude * (z + self.b_gate.to(z) > 0)
+
     def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
         r_mag = self.r_mag.to(indices.device)[indices]
         return r_mag.to(torch.promote_types(r_mag.dtype, torch.float32)).exp()
@@ -242,6 +255,9 @@ class Gated:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"b_gate": self.b_gate, "r_mag": self.r_mag, "b_mag": self.b_mag}
+
+
+Elementwise = ReLU | JumpReLU | Gated  # each latent by itself: their codes can be had as a full matrix as well
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from torch.nn.functional import mse_loss
 from analyses.matching import nearest
 from dictlab import DictlabError, Metadata, ReLU, TopK, load
 from dictlab.activations import statistics
+from dictlab.kernels import sparse
 from dictlab.train import OBJECTIVES, Objective, TrainConfig, penalties, train
 from dictlab.train import objectives as terms
 from dictlab.train.learner import Learner, geometric_median, schedule
@@ -80,7 +81,10 @@ def test_the_loss_of_an_l1_dictionary_and_its_gradient_are_those_of_the_formula(
         torch.testing.assert_close(found.grad, wanted * min(1.0, 10 / norm), rtol=1e-3, atol=1e-4 * norm)
 
 
-def test_aux_k_is_its_formula_and_teaches_only_dead_latents():
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_aux_k_is_its_formula_and_teaches_only_dead_latents(monkeypatch, share):
+    """By dense products (few are dead) and by sparse ones (many are), values and gradients."""
+    monkeypatch.setattr(sparse, "DENSE", share)
     dictionary = random_dictionary(20, 8)
     weights = {name: t.clone().requires_grad_() for name, t in dictionary._weights()}
     dictionary = replace(dictionary, **weights)
@@ -95,6 +99,9 @@ def test_aux_k_is_its_formula_and_teaches_only_dead_latents():
         mse_loss((z.relu() * chosen) @ dictionary.W_dec[15:], error) / (error - error.mean(dim=0)).square().mean()
     )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    own = [weights[name] for name in ("W_enc", "b_enc", "W_dec", "b_pre")]
+    for one, other in zip(*(torch.autograd.grad(t, own, retain_graph=True) for t in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     found.backward()
     assert dictionary.W_dec.grad[15:].any() and not dictionary.W_dec.grad[:15].any()
     assert not dictionary.W_enc.grad[:, :15].any() and dictionary.b_out.grad is None

@@ -11,8 +11,9 @@ With k active latents of n, only the encoder's product is dense. Everything afte
 with f the codes, d_j a decoder row, e_j an encoder column, h = x - c the encoder's input and g = dL/dx_hat. The
 pre-activations z exist for a block of tokens at a time. Plain torch operators, so they run wherever torch does.
 
-An entry of a sparse product costs several times one of a dense product, so where many latents are active (a dictionary
-with an L1 penalty early in its training), the same sums are taken as dense products. Both are exact.
+An entry of a sparse product costs several times one of a dense product, so where many latents are active, the same sums
+are taken as dense products. Both are exact. (Where nobody needs the entries, as in training with an L1 penalty, `full`
+never lists them.)
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from dictlab.codes import ByLatent, Codes, concatenate
 from dictlab.product import affine
 from dictlab.sparsity import Activation
 
-DENSE = 0.25  # share of active latents from which on dense products are faster: benchmarks/density.py
+DENSE = 0.25  # share of active latents from which on dense products are faster: benchmarks/density.py --of products
 BLOCK = 1 << 21  # pre-activations held at once: 8 MiB in float32, so that they are still in the cache when looked at
 ROWS = 256  # but so many tokens at least, or the product would read the encoder too often
 

@@ -11,11 +11,12 @@ from torch.nn.functional import mse_loss, normalize
 
 from dictlab import seeds
 from dictlab.activations import Statistics
+from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.kernels import sparse
+from dictlab.kernels import full, sparse
 from dictlab.normalisation import Normalisation, Scale
-from dictlab.sparsity import emitting
+from dictlab.sparsity import Activation, Elementwise, emitting
 from dictlab.train import objectives, resampling, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
@@ -124,7 +125,7 @@ class Learner:
         self._update()
         with torch.no_grad():
             self.variant.observe(now.codes, self.counters)
-            self.since_fired = torch.where(now.codes.firings() > 0, 0, self.since_fired + now.codes.n_tokens)
+            self.since_fired = torch.where(now.codes.fired(), 0, self.since_fired + now.codes.n_tokens)
             if self.steps in self.revivals:
                 resampling.revive(self, now)
         log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}
@@ -183,14 +184,12 @@ class Learner:
     def _forward(self, batch: Batch) -> Pass:
         x, dictionary = batch.x.flatten(0, -2), self.dictionary
         h, undo = self.normalisation(x)
-        entries = sparse.encode(h, dictionary.W_enc, self.b_enc, dictionary.activation, self.bias)
-        codes = self.variant.emit(entries, self.weights)
-        y = sparse.decode(codes, self.decoder) + self.bias
+        entries, codes, y = self._reconstruct(h, dictionary.W_enc, dictionary.activation)
         return Pass(
             dictionary=dictionary,
             weights=self.weights,
             x=x,
-            x_hat=undo(y),
+            x_hat=undo(y + self.bias),
             entries=entries,
             codes=codes,
             dead=self.dead & self.emits,
@@ -198,6 +197,19 @@ class Learner:
             unit=self.unit,
             progress=self.steps / self.config.steps,
         )
+
+    def _reconstruct(
+        self, h: Float[Tensor, "tokens d_in"], W_enc: Float[Tensor, "d_in n_latents"], activation: Activation
+    ) -> tuple[Codes | Full, Codes | Full, Tensor]:
+        """Entries, codes and what these decode to: as a full matrix where they may be one and that is faster."""
+        if self.variant.plain and isinstance(activation, Elementwise):
+            encoder = (h, W_enc, self.b_enc, activation, self.bias)
+            if full.pays(*encoder):
+                matrix, y = full.reconstruct(*encoder, self.decoder)
+                return matrix, matrix, y
+        entries = sparse.encode(h, W_enc, self.b_enc, activation, self.bias)
+        codes = self.variant.emit(entries, self.weights)
+        return entries, codes, sparse.decode(codes, self.decoder)
 
     def _terms(self, now: Pass, batch: Batch, splice: Splice | None) -> dict[str, Term]:
         """Terms of the objective, then those of the variant, whose coefficients fine-tuning may change."""

@@ -17,18 +17,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from dictlab.codes import Codes
+from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
+from dictlab.kernels import sparse
+from dictlab.sparsity import TopK
 
 AUX_WEIGHT = 1 / 32
 
 
-def l1(codes: Codes, d_in: int, p: float = 1.0) -> Float[Tensor, ""]:
-    """mean over tokens of |c|_p / d, to be weighted by lambda. An entry that is 0 has no gradient."""
+def l1(codes: Codes | Full, d_in: int, p: float = 1.0) -> Float[Tensor, ""]:
+    """mean over tokens of |c|_p / d, to be weighted by lambda, for codes that are nowhere negative.
+
+    With p = 1 the gradient is the same number everywhere, so that no matrix of it is made; the encoder's passes it on
+    where a latent is active. With any other an entry that is 0 has none.
+    """
     if p == 1.0:
-        return codes.values.abs().sum() / (codes.n_tokens * d_in)
-    entries = codes.values[codes.values != 0].abs() ** p
-    sums = entries.new_zeros(codes.n_tokens).index_add(0, codes.rows[codes.values != 0], entries)
+        return codes.values.sum() / (codes.n_tokens * d_in)
+    active = codes.values > 0
+    sums = codes.totals(torch.where(active, torch.where(active, codes.values, 1) ** p, 0))
     return (sums[sums > 0] ** (1 / p)).sum() / (codes.n_tokens * d_in)
 
 
@@ -48,10 +54,10 @@ def aux_k(
     if len(latents) == 0:
         return x.new_zeros(())
     error = ((x - x_hat) / dictionary.normalisation(x)[1].scale).detach()
-    z = dictionary.pre_activations(x, latents)
-    values, chosen = z.topk(min(k, len(latents)), dim=1)
-    strongest = torch.zeros_like(z).scatter(1, chosen, values.relu())
-    e_hat = strongest @ dictionary.W_dec[latents]
+    h, strongest = dictionary.normalisation(x)[0], TopK(min(k, len(latents)))
+    encoder, b_enc = dictionary.W_enc.T[latents], dictionary.b_enc[latents]  # rows: whole stretches of memory
+    entries = sparse.encode(h, encoder.T, b_enc, strongest, dictionary.b_pre)
+    e_hat = sparse.decode(entries, dictionary.W_dec[latents])
     share = mse_loss(e_hat, error) / (error - error.mean(dim=0)).square().mean()
     return torch.nan_to_num(share, posinf=0.0)  # where nothing is left to explain
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from dictlab.codes import Codes
+from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
 from dictlab.sparsity import Activation
 
@@ -56,16 +56,16 @@ class Pass(NamedTuple):
     weights: Weights
     x: Float[Tensor, "tokens d_in"]
     x_hat: Float[Tensor, "tokens d_in"]
-    entries: Codes
-    codes: Codes
+    entries: Codes | Full
+    codes: Codes | Full
     dead: Bool[Tensor, " n_latents"]
     variance: float
     unit: float
     progress: float
 
-    def error(self, codes: Codes, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
+    def error(self, codes: Codes | Full, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
         """Squared error at the site of what other codes (or another decoder) reconstruct, in the model's units."""
-        return mse_loss((dictionary or self.dictionary).decode(codes, self.x), self.x)
+        return mse_loss((dictionary or self.dictionary).decode(codes.listed(), self.x), self.x)
 
 
 class Variant(Protocol):
@@ -76,6 +76,8 @@ class Variant(Protocol):
         normalised: Whether the error at the site is divided by the variance of the activations, so that coefficients
             mean the same in every model. The L1 family keeps the model's units, as its papers write it.
         revived: Whether dead latents have a term of their own (AuxK); where not, they can be resampled.
+        plain: Whether entries are codes (`emit` changes nothing), and only sums over them are asked for: then they may
+            come as a full matrix.
     """
 
     @property
@@ -86,6 +88,9 @@ class Variant(Protocol):
 
     @property
     def revived(self) -> bool: ...
+
+    @property
+    def plain(self) -> bool: ...
 
     def tensors(self, width: int, d_in: int) -> dict[str, Tensor]:
         """What it trains beside encoder, b_enc, decoder and bias, as it starts; a row for each latent."""
@@ -111,7 +116,7 @@ class Variant(Protocol):
         """Terms of the loss that come on top of the objective's."""
         ...
 
-    def observe(self, codes: Codes, counters: dict[str, Tensor]) -> None:
+    def observe(self, codes: Codes | Full, counters: dict[str, Tensor]) -> None:
         """Keep count, after a step."""
         ...
 
@@ -144,6 +149,10 @@ class Plain:
     def revived(self) -> bool:
         return False
 
+    @property
+    def plain(self) -> bool:
+        return False
+
     def tensors(self, width: int, d_in: int) -> dict[str, Tensor]:
         return {}
 
@@ -156,7 +165,7 @@ class Plain:
     def emit(self, entries: Codes, weights: Weights) -> Codes:
         return entries
 
-    def observe(self, codes: Codes, counters: dict[str, Tensor]) -> None:
+    def observe(self, codes: Codes | Full, counters: dict[str, Tensor]) -> None:
         pass
 
     def check(self, width: int) -> None:

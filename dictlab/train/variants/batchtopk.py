@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dictlab import sparsity
-from dictlab.codes import Codes
+from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
 from dictlab.train.variants.base import Weights
 from dictlab.train.variants.selection import Reviving, check_k
@@ -44,7 +44,7 @@ class BatchTopK(Reviving):
     def choose(self, weights: Weights) -> sparsity.Activation:
         return sparsity.BatchTopK(self.k)
 
-    def observe(self, codes: Codes, counters: dict[str, Tensor]) -> None:
+    def observe(self, codes: Codes | Full, counters: dict[str, Tensor]) -> None:
         infinite = codes.values.new_full((1,), torch.inf)
         smallest = torch.cat([torch.where(codes.values > 0, codes.values, torch.inf), infinite]).min()
         seen = smallest.isfinite().to(smallest.dtype)  # a batch with nothing active has no smallest

@@ -68,7 +68,8 @@ class JumpReLU(Plain):
         return entries._replace(values=values)
 
     def terms(self, now: Pass) -> dict[str, Term]:
-        active: Tensor = _Step.apply(now.entries.values, *self._at(now.entries, now.weights))
+        entries = now.entries.listed()
+        active: Tensor = _Step.apply(entries.values, *self._at(entries, now.weights))
         weight = self.coefficient * ramp(now.progress, self.warmup)
         return {"l0": Term(active.sum() / now.codes.n_tokens, weight)}
 

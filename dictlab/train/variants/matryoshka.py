@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from dictlab import sparsity
-from dictlab.codes import Codes, offsets_of
+from dictlab.codes import Codes, Full, offsets_of
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
@@ -49,6 +49,10 @@ class Matryoshka:
     def revived(self) -> bool:
         return self.base.revived
 
+    @property
+    def plain(self) -> bool:
+        return False  # prefixes are cut out of the entries
+
     def tensors(self, width: int, d_in: int) -> dict[str, Tensor]:
         return self.base.tensors(width, d_in)
 
@@ -68,7 +72,7 @@ class Matryoshka:
         errors = [mse_loss(x_hat, now.x) for x_hat in nested(now, self.sizes(now.codes.n_latents))]
         return {"nested": Term(torch.stack(errors).sum(), 1 / now.variance), **self.base.terms(now)}
 
-    def observe(self, codes: Codes, counters: dict[str, Tensor]) -> None:
+    def observe(self, codes: Codes | Full, counters: dict[str, Tensor]) -> None:
         self.base.observe(codes, counters)
 
     def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
@@ -97,7 +101,7 @@ def nested(now: Pass, sizes: list[int]) -> Iterator[Tensor]:
     undo = dictionary.normalisation(now.x)[1]
     y = dictionary.b_out
     for start, end in pairwise([0, *sizes]):
-        y = y + sparse.decode(between(now.codes, start, end), dictionary.W_dec)
+        y = y + sparse.decode(between(now.codes.listed(), start, end), dictionary.W_dec)
         yield y * undo.scale + undo.shift
 
 

@@ -50,6 +50,10 @@ class ReLU(Penalised):
 
     kind: ClassVar[str] = "relu"
 
+    @property
+    def plain(self) -> bool:
+        return True
+
     def choose(self, weights: Weights) -> sparsity.Activation:
         return sparsity.ReLU()
 
