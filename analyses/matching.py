@@ -26,7 +26,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from analyses.firing_tables import Fired, fired, firing_columns
-from analyses.inputs import DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
+from analyses.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
 from analyses.levels import alive_directions, chance, mean_interval
 from analyses.matching_plots import histogram, matrix, quadrant_plots, strata_plot, threshold_curves
 from analyses.matching_tables import (
@@ -66,6 +66,7 @@ def matching(
     ridge: float = 0.01,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     tokens: int = 65_536,
     permutations: int = 100,
     seed: int = 0,
@@ -82,6 +83,7 @@ def matching(
         ridge: Of the prediction of codes from codes, as a share of the mean variance of a latent.
         model: The language model; by default the one that the dictionaries name, if it is within reach.
         text: Where tokens come from; its training split is used.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file.
         tokens: Tokens to compare activations on; 0 for none, and no model is opened.
         permutations: Shuffles behind each p-value.
         seed: Of chance levels, intervals, shuffles and the sample of text.
@@ -89,13 +91,14 @@ def matching(
 
     Example:
         dictlab report matching a.safetensors b.safetensors c.safetensors --top 5
+        dictlab report matching a.safetensors b.safetensors --data activations.npy
     """
     check_at_least(1, top=top, permutations=permutations)
     check_at_least(2, fewest=fewest)
     check_at_least(0, seed=seed, tokens=tokens)
     given = open_dictionaries(dictionaries, least=2, in_place=True)
     check_same_place(given)
-    sample, warnings = sampled(given, model, text, tokens, seed, device)
+    sample, warnings = sampled(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in given]
     with ranks():
         pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]

@@ -102,6 +102,7 @@ def space_plot(similarities: pd.DataFrame) -> Plot:
         ax.set_yticks(y, ["\n".join(style.short(names)) for names in written] if first else [], fontsize=7)
         ax.set(title=name, xlabel="share of Y left" if name.startswith("Procr") else "similarity (0 none, 1 equal)")
         ax.set_ylim(-0.6, len(rows) - 0.4)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr]
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=8)
     return Plot(
         figure,

@@ -121,7 +121,7 @@ def streamed(files: list[str], allowed: float, alone: bool) -> dict[str, object]
         while not done.wait(0.02):
             peak[0] = max(peak[0], status("RssAnon"))
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     limit = int((status("VmData") + allowed) * 1e6)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
