@@ -18,6 +18,7 @@ that differ in seed alone. Dead latents are left out first, and counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, TypeVar
@@ -47,7 +48,7 @@ from analyses.samples import Sample, sampled
 from analyses.similarities import relation_means, similarity_table
 from analyses.space_tables import compared_spaces, space_plot
 from dictlab.dictionary import Dictionary
-from dictlab.errors import check_at_least
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.report import Plot, Report, Table
 
 __all__ = ["Neighbours", "alive_directions", "chance", "matching", "mean_interval", "nearest", "neighbours"]
@@ -96,6 +97,9 @@ def matching(
     check_at_least(1, top=top, permutations=permutations)
     check_at_least(2, fewest=fewest)
     check_at_least(0, seed=seed, tokens=tokens)
+    _check_levels(threshold=threshold, correlation=correlation)
+    if not 0 < ridge < math.inf:
+        raise DictlabError(f"ridge is {ridge:g}; expected more than 0.")
     given = open_dictionaries(dictionaries, least=2, in_place=True)
     check_same_place(given)
     sample, warnings = sampled(given, model, text, tokens, seed, device, data)
@@ -176,6 +180,12 @@ _TOLD = (
     "Cross-reconstruction: share of the variance of each latent of the first, on sequences that were not fitted, that "
     "the second's codes tell by ridge regression; worst told first, 95 % bootstrap interval over sequences."
 )
+
+
+def _check_levels(**levels: float) -> None:
+    for name, level in levels.items():
+        if not -1 <= level <= 1:
+            raise DictlabError(f"{name} is {level:g}; expected -1 to 1.")
 
 
 def _progress(pairs: list[T], what: str) -> Iterator[T]:

@@ -83,6 +83,7 @@ def space_plot(similarities: pd.DataFrame) -> Plot:
     pairs = list(dict.fromkeys(zip(similarities["from"], similarities["to"], strict=True)))[:DRAWS]
     most = max(similarities["measure"].eq(name).sum() for name in shown)
     figure, axes = style.axes(len(shown), width=3.9, height=1.1 + 0.3 * min(most, DRAWS))
+    written: list[tuple[str, str]] = []
     for panel, (ax, name) in enumerate(zip(axes, shown, strict=True)):
         rows = similarities[(similarities["measure"] == name)].set_index(["from", "to"])
         rows = rows.loc[[pair for pair in pairs if pair in rows.index]]
@@ -97,12 +98,12 @@ def space_plot(similarities: pd.DataFrame) -> Plot:
                 ax.scatter(*at, s=26, zorder=3, label=label, color=style.colour(number), marker=style.marker(number))
         ax.scatter(rows["shuffled, mean"], y, color="#666666", marker="|", s=60, label="shuffled")
         ax.scatter(rows["chance (shaped)"], y, facecolors="none", edgecolors="#666666", s=22, label="chance (shaped)")
-        first = panel % 3 == 0 or list(rows.index) != written  # panels in a row share their pairs
+        alone = panel % 3 == 0 or list(rows.index) != written  # panels in a row share their pairs
         written = list(rows.index)
-        ax.set_yticks(y, ["\n".join(style.short(names)) for names in written] if first else [], fontsize=7)
+        ax.set_yticks(y, ["\n".join(style.short(names)) for names in written] if alone else [], fontsize=7)
         ax.set(title=name, xlabel="share of Y left" if name.startswith("Procr") else "similarity (0 none, 1 equal)")
         ax.set_ylim(-0.6, len(rows) - 0.4)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr]
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=8)
     return Plot(
         figure,
