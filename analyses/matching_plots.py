@@ -44,7 +44,7 @@ def _histogram(shown: Sequence[tuple[Dictionary, Dictionary, Tensor]], overview:
     ax.axvline(overview["chance (shaped)"].mean(), color="#666666", ls=":", label="chance (shaped)")
     _floor_line(ax, overview.loc[overview["relation"] == SEEDS, "MMCS"])
     ax.set(xlabel="max cosine with a latent of the other", title="How much of each is in the other")
-    ax.set(ylabel="share of latents with this cosine or more" if curves else "density", xlim=(edges[0], 1.01))
+    ax.set(ylabel="share with this cosine or more" if curves else "density", xlim=(edges[0], 1.01))
     figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     left = f" {len(shown)} of {total} ordered pairs are shown." if len(shown) < total else ""
     return Plot(
