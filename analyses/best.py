@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 GROUP = 8  # lines, or entries of a line, that share a maximum
+JOINED = 4096  # lines that are joined at once
 
 
 class Best:
@@ -32,8 +33,11 @@ class Best:
 
     def join(self, first: int, parts: Sequence[Best]) -> None:
         """Take in what was found of the lines from `first` on, by several workers."""
-        value, index = (torch.cat(both, dim=1) for both in ([p.cosine for p in parts], [p.index for p in parts]))
-        self._merge(slice(first, first + len(value)), value, index)
+        for at in range(0, len(parts[0].cosine), JOINED):
+            piece = slice(at, at + JOINED)
+            value = torch.cat([part.cosine[piece] for part in parts], dim=1)
+            index = torch.cat([part.index[piece] for part in parts], dim=1)
+            self._merge(slice(first + at, first + at + len(value)), value, index)
 
     def see_rows(self, tile: Tensor, maxima: Tensor, first: int, offset: int, lines: int) -> None:
         """Take notice of a tile whose rows are lines.

@@ -18,6 +18,7 @@ that differ in seed alone. Dead latents are left out first, and counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from analyses.firing_tables import Fired, fired, firing_columns
-from analyses.inputs import DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
+from analyses.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
 from analyses.levels import alive_directions, chance, mean_interval
 from analyses.matching_plots import histogram, matrix, quadrant_plots, strata_plot, threshold_curves
 from analyses.matching_tables import (
@@ -47,7 +48,7 @@ from analyses.samples import Sample, sampled
 from analyses.similarities import relation_means, similarity_table
 from analyses.space_tables import compared_spaces, space_plot
 from dictlab.dictionary import Dictionary
-from dictlab.errors import check_at_least
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.report import Plot, Report, Table
 
 __all__ = ["Neighbours", "alive_directions", "chance", "matching", "mean_interval", "nearest", "neighbours"]
@@ -66,6 +67,7 @@ def matching(
     ridge: float = 0.01,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     tokens: int = 65_536,
     permutations: int = 100,
     seed: int = 0,
@@ -82,6 +84,7 @@ def matching(
         ridge: Of the prediction of codes from codes, as a share of the mean variance of a latent.
         model: The language model; by default the one that the dictionaries name, if it is within reach.
         text: Where tokens come from; its training split is used.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file.
         tokens: Tokens to compare activations on; 0 for none, and no model is opened.
         permutations: Shuffles behind each p-value.
         seed: Of chance levels, intervals, shuffles and the sample of text.
@@ -89,13 +92,17 @@ def matching(
 
     Example:
         dictlab report matching a.safetensors b.safetensors c.safetensors --top 5
+        dictlab report matching a.safetensors b.safetensors --data activations.npy
     """
     check_at_least(1, top=top, permutations=permutations)
     check_at_least(2, fewest=fewest)
     check_at_least(0, seed=seed, tokens=tokens)
+    _check_levels(threshold=threshold, correlation=correlation)
+    if not 0 < ridge < math.inf:
+        raise DictlabError(f"ridge is {ridge:g}; expected more than 0.")
     given = open_dictionaries(dictionaries, least=2, in_place=True)
     check_same_place(given)
-    sample, warnings = sampled(given, model, text, tokens, seed, device)
+    sample, warnings = sampled(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in given]
     with ranks():
         pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]
@@ -173,6 +180,12 @@ _TOLD = (
     "Cross-reconstruction: share of the variance of each latent of the first, on sequences that were not fitted, that "
     "the second's codes tell by ridge regression; worst told first, 95 % bootstrap interval over sequences."
 )
+
+
+def _check_levels(**levels: float) -> None:
+    for name, level in levels.items():
+        if not -1 <= level <= 1:
+            raise DictlabError(f"{name} is {level:g}; expected -1 to 1.")
 
 
 def _progress(pairs: list[T], what: str) -> Iterator[T]:

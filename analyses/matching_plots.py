@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,27 +33,24 @@ def histogram(pairs: Sequence[Pair], overview: pd.DataFrame) -> Plot:
 @style.applied
 def _histogram(shown: Sequence[tuple[Dictionary, Dictionary, Tensor]], overview: pd.DataFrame, total: int) -> Plot:
     figure, (ax,) = style.axes(width=7.0)
-    edges = style.bins([values for *_, values in shown])
+    edges, curves = style.bins([values for *_, values in shown]), len(shown) > 2
     for number, (of, to, values) in enumerate(shown):
-        ax.hist(
-            values.numpy(),
-            bins=edges,
-            density=True,
-            histtype="step",
-            lw=1.6,
-            color=style.colour(number),
-            ls=style.line(number),
-            label=f"{of.name} in {to.name} ({len(values)})",
-        )
+        how: dict[str, Any] = {"color": style.colour(number), "ls": style.line(number), "lw": 1.6}
+        how["label"] = f"{of.name} in {to.name} ({len(values)})"
+        if curves:
+            ax.ecdf(values.numpy(), complementary=True, **how)
+        else:
+            ax.hist(values.numpy(), bins=edges, density=True, histtype="step", **how)
     ax.axvline(overview["chance (shaped)"].mean(), color="#666666", ls=":", label="chance (shaped)")
     _floor_line(ax, overview.loc[overview["relation"] == SEEDS, "MMCS"])
-    ax.set(xlabel="max cosine with a latent of the other", ylabel="density", title="How much of each is in the other")
-    ax.legend(fontsize=7)
+    ax.set(xlabel="max cosine with a latent of the other", title="How much of each is in the other")
+    ax.set(ylabel="share with this cosine or more" if curves else "density", xlim=(edges[0], 1.01))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
     left = f" {len(shown)} of {total} ordered pairs are shown." if len(shown) < total else ""
     return Plot(
         figure,
-        "Distribution of the max cosine of decoder directions; in brackets, alive latents. Dotted: mean of random "
-        f"directions; dashed: mean between seeds, where two dictionaries differ in that alone.{left}",
+        "Distribution of the max cosine of decoder directions; in brackets, alive latents. Grey dotted: mean of random "
+        f"directions; grey dashed: mean between seeds, where two dictionaries differ in that alone.{left}",
     )
 
 

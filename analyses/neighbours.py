@@ -10,7 +10,7 @@ beats the running `top`-th best of a line (a row or a column), and that becomes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -67,9 +67,10 @@ def neighbours(
     Raises:
         DictlabError: A row holds NaN or infinities, or no number asked for is positive.
     """
+    search = partial(_searched, a, b, top, of_b=of_b, tile=tile, device=device, both=True, itself=True)
     if ranks.count() > 1:
-        return _over_ranks(a, b, top, of_a, of_b, tile, device)
-    forward, backward = _searched(a, b, top, of_a, of_b, tile, device, both=True, itself=True)
+        return _over_ranks(search, len(a), of_a, top)
+    forward, backward = search(of_a)
     return forward, backward
 
 
@@ -92,21 +93,16 @@ def nearest(
         of_b: The rows of b that take part; all by default. Neighbours are numbered among those.
         tile: Rows of a and of b whose cosines are held at once.
     """
-    return _searched(a, b, top, None, of_b, tile, None, both=False, itself=itself)[0]
+    return _searched(a, b, top, None, of_b=of_b, tile=tile, device=None, both=False, itself=itself)[0]
 
 
 def _over_ranks(
-    a: Tensor,
-    b: Tensor,
-    top: int,
-    of_a: Tensor | None,
-    of_b: Tensor | None,
-    tile: tuple[int, int] | None,
-    device: str | torch.device | None,
+    search: Callable[[Tensor], list[Neighbours]], n: int, of_a: Tensor | None, top: int
 ) -> tuple[Neighbours, Neighbours]:
-    n = len(a) if of_a is None else len(of_a)
+    """Both ways, from a search of this rank's part of the rows of a."""
+    n = n if of_a is None else len(of_a)
     own, first = ranks.share(n, of_a)
-    found = _searched(a, b, top, own, of_b, tile, device, both=True, itself=True)
+    found = search(own)
     each, m = -(-n // ranks.count()), len(found[1].rows)
     forward = Neighbours(*(torch.cat(ranks.together(part, each, 0))[:n] for part in found[0]))
     cosine = torch.full((m, top), -torch.inf, dtype=found[1].cosine.dtype)  # a rank may have fewer rows than `top`
@@ -122,10 +118,10 @@ def _searched(
     b: Tensor,
     top: int,
     of_a: Tensor | None,
+    *,
     of_b: Tensor | None,
     tile: tuple[int, int] | None,
     device: str | torch.device | None,
-    *,
     both: bool,
     itself: bool,
 ) -> list[Neighbours]:

@@ -1,12 +1,13 @@
 """The codes of several dictionaries on the same tokens, held sparsely, and what of them counts for a comparison.
 
-The first token of each context is left out: models keep something of their own there. Codes are multiplied by the
+The first token of each context is left out: models keep something of their own there. Of activations that are an array
+every row counts, since nobody says where it is from. Codes are multiplied by the
 length of their decoder direction, so that a dictionary that keeps its norms elsewhere is the same dictionary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,7 +19,7 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.inputs import ModelLike, TextLike, context_of, open_text, within_reach
+from analyses.inputs import DataLike, ModelLike, TextLike, context_of, open_activations, open_text, within_reach
 from dictlab.activations import FORWARD_TOKENS
 from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
@@ -38,7 +39,7 @@ class Sample:
         codes: By dictionary, tokens x latents.
         sequence: Which sequence each token is of.
         x: The model's activations at the first `HELD` tokens.
-        about: Model, text, context, tokens: for the report.
+        about: Model, text and context, or data; tokens: for the report.
     """
 
     codes: dict[str, Matrix]
@@ -62,9 +63,15 @@ class Sample:
 
 
 def sampled(
-    given: Sequence[Dictionary], model: ModelLike | None, text: TextLike, tokens: int, seed: int, device: str
+    given: Sequence[Dictionary],
+    model: ModelLike | None,
+    text: TextLike,
+    tokens: int,
+    seed: int,
+    device: str,
+    data: DataLike | None = None,
 ) -> tuple[Sample | None, tuple[str, ...]]:
-    """Codes on a sample of a text; or none, and a warning that says why.
+    """Codes on a sample of a text or of an array, and what a report must say of them; or none, and why.
 
     Args:
         given: The dictionaries, at one site.
@@ -73,48 +80,83 @@ def sampled(
         tokens: How many, about; 0 for none, and no model is opened.
         seed: Of the sample.
         device: Where to run.
+        data: Activations in place of model and text.
 
     Raises:
-        DictlabError: The model that was given does not fit, the text cannot be opened or is too short, codes are not
-            finite, or `tokens` are fewer than two contexts.
+        DictlabError: The model or the data that were given do not fit, the text cannot be opened or is too short, codes
+            are not finite, or `tokens` are fewer than two contexts.
     """
     if tokens == 0:
+        if data is not None:
+            raise DictlabError("data and 0 tokens are given; nothing would be read of the data. Leave out one of them.")
         return None, ()
     loaded = [dictionary.to(dtype=torch.float32) for dictionary in given]
+    if data is not None:
+        return _of_array(loaded, model, data, tokens, seed, device)
     reached = within_reach(model, loaded, device)
     if isinstance(reached, DictlabError):
         said = "Only directions are compared: no activations, no firing sets, no spaces of codes."
-        return None, (f"{said} {reached} Give the model with --model, or --tokens 0 to do without.",)
+        return None, (
+            f"{said} {reached} Give the model with --model, activations with --data, or --tokens 0 to do without.",
+        )
     opened, placed = reached
     source, length = open_text(text).as_split("train"), context_of(given, opened)
     check_at_least(2 * length, tokens=tokens)
     sequences = source.sample(opened.tokenizer, length, tokens // length, seed=seed)
-    codes, x = _encoded(placed, opened, sequences)
-    sequence = np.repeat(np.arange(len(sequences)), length - 1)
-    about = {"model": opened.name, "text": source.name, "context": length, "tokens": len(sequence)}
-    return Sample(dict(zip([d.name for d in given], codes, strict=True)), sequence, x, about), ()
+    about = {"model": opened.name, "text": source.name, "context": length}
+    return _encoded(placed, _captured(placed, opened, sequences), about), ()
+
+
+def _of_array(
+    given: Sequence[Dictionary], model: ModelLike | None, data: DataLike, tokens: int, seed: int, device: str
+) -> tuple[Sample, tuple[str, ...]]:
+    reading = open_activations(given, model=model, data=data, device=device)
+    source = reading.activations
+    check_at_least(2 * source.context, tokens=tokens)
+    batches = ([x] * len(given) for x in source.sample(tokens, seed=seed))
+    sample = _encoded(reading.dictionaries, batches, source.record())
+    if sample.n_sequences < 2:
+        raise DictlabError(
+            f"data {source.name}: 1 of its {source.unit} is no sample to compare on; expected 2 or more."
+        )
+    return sample, reading.cautions
+
+
+def _captured(
+    dictionaries: Sequence[Dictionary], model: LanguageModel, sequences: Int[Tensor, "sequences context"]
+) -> Iterator[list[Float[Tensor, "batch positions d_in"]]]:
+    """What each dictionary reads of some sequences at a time, without their first tokens."""
+    sites = [site_of(dictionary) for dictionary in dictionaries]
+    for tokens in tqdm(sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])), desc="codes", leave=False):
+        captured = model.capture(tokens, list(dict.fromkeys(sites)))
+        yield [captured[site][:, 1:].float() for site in sites]
 
 
 @torch.no_grad()
 def _encoded(
-    dictionaries: Sequence[Dictionary], model: LanguageModel, sequences: Int[Tensor, "sequences context"]
-) -> tuple[list[Matrix], NDArray[np.float32]]:
-    sites = [site_of(dictionary) for dictionary in dictionaries]
+    dictionaries: Sequence[Dictionary],
+    batches: Iterable[Sequence[Float[Tensor, "batch positions d_in"]]],
+    about: dict[str, object],
+) -> Sample:
+    """The codes of each dictionary on what it reads."""
     parts: list[list[Matrix]] = [[] for _ in dictionaries]
     kept: list[NDArray[np.float32]] = []
-    for tokens in tqdm(sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])), desc="codes", leave=False):
-        captured = model.capture(tokens, list(dict.fromkeys(sites)))
-        for own, dictionary, site in zip(parts, dictionaries, sites, strict=True):
-            own.append(_matrix(dictionary, captured[site][:, 1:].float()))
-        room = HELD - sum(map(len, kept))
-        kept.append(captured[sites[0]][:, 1:].float().flatten(0, 1)[: max(0, room)].cpu().numpy())
-    return [sparse.vstack(own, format="csr") for own in parts], np.concatenate(kept)
+    lengths: list[int] = []  # of the sequences
+    for inputs in batches:
+        for own, dictionary, x in zip(parts, dictionaries, inputs, strict=True):
+            own.append(_matrix(dictionary, x))
+        room = max(0, HELD - sum(map(len, kept)))
+        kept.append(inputs[0].flatten(0, 1)[:room].cpu().numpy())
+        lengths += [inputs[0].shape[1]] * len(inputs[0])
+    codes = {d.name: sparse.vstack(own, format="csr") for d, own in zip(dictionaries, parts, strict=True)}
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    return Sample(codes, sequence, np.concatenate(kept), about | {"tokens": len(sequence)})
 
 
 def _matrix(dictionary: Dictionary, x: Float[Tensor, "batch context d_in"]) -> Matrix:
     codes = dictionary.encode(x)
     if not bool(torch.isfinite(codes.values).all()):
-        raise DictlabError(f"{dictionary.name}: its codes are not all finite on the text; are its weights damaged?")
+        raise DictlabError(f"{dictionary.name}: its codes are not all finite on the sample; are its weights damaged?")
     norm = dictionary.W_dec.norm(dim=1)
     return as_matrix(codes, torch.where(norm > 0, norm, 1.0))
 

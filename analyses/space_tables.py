@@ -80,9 +80,11 @@ def space_plot(similarities: pd.DataFrame) -> Plot:
     """Every whole-space similarity with its interval, chance and shuffled mean."""
     names = [*OF_DECODERS, *OF_CODES, f"{CROSS}, median", f"{CROSS}, total"]
     shown = [name for name in names if (similarities["measure"] == name).any()]
-    figure, axes = style.axes(len(shown), width=4.4, height=3.2)
     pairs = list(dict.fromkeys(zip(similarities["from"], similarities["to"], strict=True)))[:DRAWS]
-    for ax, name in zip(axes, shown, strict=True):
+    most = max(similarities["measure"].eq(name).sum() for name in shown)
+    figure, axes = style.axes(len(shown), width=3.9, height=1.1 + 0.3 * min(most, DRAWS))
+    written: list[tuple[str, str]] = []
+    for panel, (ax, name) in enumerate(zip(axes, shown, strict=True)):
         rows = similarities[(similarities["measure"] == name)].set_index(["from", "to"])
         rows = rows.loc[[pair for pair in pairs if pair in rows.index]]
         y = np.arange(len(rows))[::-1]
@@ -90,20 +92,23 @@ def space_plot(similarities: pd.DataFrame) -> Plot:
             rows["value"], y, xerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]], fmt="none", color="#444"
         )
         seeds = (rows["relation"] == SEEDS).to_numpy()
-        for number, (label, mask) in enumerate((("other", ~seeds), ("two seeds", seeds))):
+        for number, (label, mask) in enumerate((("measured", ~seeds), ("measured, two seeds", seeds))):
             if mask.any():
                 at = (rows["value"][mask], y[mask])
                 ax.scatter(*at, s=26, zorder=3, label=label, color=style.colour(number), marker=style.marker(number))
         ax.scatter(rows["shuffled, mean"], y, color="#666666", marker="|", s=60, label="shuffled")
         ax.scatter(rows["chance (shaped)"], y, facecolors="none", edgecolors="#666666", s=22, label="chance (shaped)")
-        ax.set_yticks(y, ["\n".join(style.short(names)) for names in rows.index], fontsize=6)
+        alone = panel % 3 == 0 or list(rows.index) != written  # panels in a row share their pairs
+        written = list(rows.index)
+        ax.set_yticks(y, ["\n".join(style.short(names)) for names in written] if alone else [], fontsize=7)
         ax.set(title=name, xlabel="share of Y left" if name.startswith("Procr") else "similarity (0 none, 1 equal)")
         ax.set_ylim(-0.6, len(rows) - 0.4)
-    axes[0].legend(fontsize=7)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=8)
     return Plot(
         figure,
-        "Whole-space similarities with 95 % intervals. Bars: mean over shuffles of who belongs to whom; rings: random "
-        "latents, matched in the same way. Of the Procrustes residual, less is more alike.",
+        "Whole-space similarities with 95 % intervals. Strokes: mean over shuffles of who belongs to whom; rings: "
+        "random latents, matched in the same way. Of the Procrustes residual, less is more alike.",
     )
 
 

@@ -14,7 +14,7 @@ from analyses.crossfit import cross_fit
 from analyses.firing import alike, best_partners, shuffled_means, values
 from analyses.matching import matching
 from analyses.samples import firings, randomly_fired, sampled
-from dictlab import DictlabError, TopK
+from dictlab import DictlabError, Text, TopK
 from tests.planted import SITE, random_dictionary, tiny_model
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs.\n"
@@ -221,3 +221,49 @@ def test_the_first_token_of_a_context_is_left_out(text):
     sample, _ = sampled([of_site("a")], tiny_model(), text, 640, 0, "cpu")
     assert sample.n_tokens == 20 * 31 and sample.codes["a"].shape == (620, 24) and len(sample.x) == 620
     assert of_site("a").metadata.site == SITE
+
+
+def captured(text: str, n: int = 20) -> torch.Tensor:
+    """What the tiny model has at the site, without the first tokens of contexts: the sample that `sampled` takes."""
+    model = tiny_model()
+    tokens = Text.open(text).as_split("train").sample(model.tokenizer, 32, n, seed=0)
+    return model.capture(tokens, SITE)[SITE][:, 1:]
+
+
+def test_an_array_of_what_the_model_has_gives_the_similarities_that_the_model_does(text):
+    """Sequences come in another order, which no similarity of all tokens minds."""
+    pair, rows = [of_site("a"), of_site("b", seed=1)], captured(text)
+    ours, others = sampled(pair, tiny_model(), text, 640, 0, "cpu")[0], sampled(pair, None, "", 620, 0, "cpu", rows)[0]
+    assert others.n_tokens == 620 and others.n_sequences == 20 and len(others.x) == 620
+    for name, rates in ours.rates().items():
+        torch.testing.assert_close(others.rates()[name], rates)
+    by_model = measured(*pair, text, tokens=640).tables["similarities"].frame.set_index("measure")
+    report = matching(pair, data=rows, tokens=620, fewest=5, permutations=19)
+    by_array = report.tables["similarities"].frame.set_index("measure")
+    for name in ("MMCS", "correlation, matched pairs", "Jaccard, matched pairs", "P(A fires | B fires), matched pairs"):
+        np.testing.assert_allclose(by_array.loc[[name], "value"], by_model.loc[[name], "value"], atol=1e-5)
+    assert report.settings["data"] == "array" and report.settings["tokens"] == 620
+    assert not any("Only directions" in warning for warning in report.warnings)
+
+
+def test_rows_without_sequences_are_said_to_be_resampled_in_blocks(text):
+    rows = captured(text).flatten(0, 1)
+    report = matching([of_site("a"), of_site("b", seed=1)], data=rows, fewest=5, permutations=5)
+    assert report.settings["tokens"] == 620 // 9 * 9 and any("blocks of 9 rows" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "what"),
+    [
+        (torch.ones(9, 4, 7), {}, "activations of width 7; a reads 16"),
+        (torch.ones(1, 4, 16), {}, "1 of its sequences is no sample"),
+        (torch.ones(9, 4, 16), {"tokens": 0}, "data and 0 tokens"),
+        (torch.ones(9, 4, 16), {"tokens": 7}, "tokens is 7; expected 8"),
+        (torch.ones(9, 4, 16), {"model": "gpt2"}, "a model and data are given"),
+        (torch.full((9, 4, 16), torch.nan), {}, "NaN"),
+        ("nowhere.npy", {}, "nowhere.npy: no such file"),
+    ],
+)
+def test_data_that_does_not_serve_is_refused_in_a_sentence(data, options, what):
+    with pytest.raises(DictlabError, match=what):
+        matching([of_site("a"), of_site("b", seed=1)], data=data, **options)

@@ -405,3 +405,17 @@ def test_unknown_firing_rates_are_said_to_be():
 def test_one_dictionary_alone_is_refused():
     with pytest.raises(DictlabError, match="compares 2 or more dictionaries; 1 were given"):
         matching([random_dictionary(name="a")])
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"threshold": 1.1}, "threshold is 1.1; expected -1 to 1"),
+        ({"correlation": float("nan")}, "correlation is nan; expected -1 to 1"),
+        ({"ridge": 0.0}, "ridge is 0; expected more than 0"),
+        ({"top": 0}, "top is 0; expected 1 or more"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_read(options, what):
+    with pytest.raises(DictlabError, match=what):
+        matching(["nowhere.safetensors", "nowhere either.safetensors"], **options)
