@@ -172,9 +172,11 @@ def _report(
         ),
         "reconstruction": Table(
             rebuilt,
-            f"Cross-entropy of the next token, nats, on {text}; {INTERVAL} over sequences. simulated: the explained "
+            f"clean: cross-entropy of the next token, nats, on {text}; the others: its increase over clean. {INTERVAL} "
+            "over sequences, paired. simulated: the explained "
             "latents replaced by their simulation; zeroed: by 0; recovered: (zeroed - simulated) / (zeroed - "
-            "reconstruction). share: share of the active latents of all tokens that are explained ones; the bigram "
+            "reconstruction); less bigram: simulated - bigram. "
+            "share: share of the active latents of all tokens that are explained ones; the bigram "
             f"model (of {settings['bigram_tokens']} training tokens) compares with a share of 1 only.",
         ),
         "latents": Table(frame, f"One row a latent, on {text}; {INTERVAL} over sequences."),

@@ -10,7 +10,6 @@ from analyses import style
 from analyses.explanations_tables import LEVELS, MEASURES
 
 WORDS = {
-    "clean": "no dictionary",
     "reconstruction": "reconstruction",
     "simulated": "explained latents simulated",
     "zeroed": "explained latents at 0",
@@ -21,7 +20,7 @@ WORDS = {
 @style.applied
 def scores(latents: pd.DataFrame, overview: pd.DataFrame) -> Figure:
     """One panel a measure, one row a dictionary: every latent, and the mean."""
-    height = max(2.4, 0.5 * len(overview) + 1.2)
+    height = max(2.7, 0.5 * len(overview) + 1.2)
     figure, panels = style.axes(len(MEASURES), width=4.4, height=height)
     titles = ("Does it fire where it is said to?", "Is all of its firing said?", "Both together")
     places = np.arange(len(overview))[::-1]
@@ -39,7 +38,7 @@ def scores(latents: pd.DataFrame, overview: pd.DataFrame) -> Figure:
     panels[0].plot(
         overview["chance"], places, ls="none", marker="|", ms=14, mew=2, color=style.colour(1), label="chance"
     )
-    panels[0].legend(loc="best")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -53,9 +52,7 @@ def reconstruction(rebuilt: pd.DataFrame) -> Figure:
             rebuilt[name], places, xerr=_bars(rebuilt, name), ls="none", ms=6, elinewidth=1,
             color=style.colour(number), marker=style.marker(number), label=WORDS[name],
         )  # fmt: skip
-    ax.set(
-        xlabel="cross-entropy of the next token (nats)", yticks=places, title="Is what is said enough for the model?"
-    )
+    ax.set(xlabel="CE increase (nats a token)", yticks=places, title="Is what is said enough for the model?")
     ax.set_ylim(-0.6, len(rebuilt) - 0.4)
     ax.set_yticklabels(
         [f"{name}\n{share:.0%} of activity explained".replace("%", " %") for name, share in

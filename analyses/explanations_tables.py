@@ -26,7 +26,7 @@ CARDS = 8  # latents of a dictionary that get one
 SHOWN = 6  # patterns on a card
 EXCERPTS = 2  # of what was missed, and of what was wrong
 MEASURES = ("precision", "recall", "F1")
-LEVELS = ("clean", "reconstruction", "simulated", "zeroed", "bigram")
+LEVELS = ("reconstruction", "simulated", "zeroed", "bigram")
 
 
 class Latent(NamedTuple):
@@ -123,8 +123,9 @@ def reconstruction(found: Sequence[Explained]) -> pd.DataFrame:
     for one in found:
         sums = one.sums
         row: dict[str, Any] = {"dictionary": one.dictionary.name, "latents": len(one.latents), "share": one.share}
+        row |= columns("clean", ratio(sums["clean"], sums["predicted"], one.seed))
         for name in LEVELS:
-            row |= columns(name, ratio(sums[name], sums["predicted"], one.seed))
+            row |= columns(name, ratio(sums[name] - sums["clean"], sums["predicted"], one.seed))
         gained, possible = sums["zeroed"] - sums["simulated"], sums["zeroed"] - sums["reconstruction"]
         row |= columns("recovered", ratio(gained, possible, one.seed))
         row |= columns("less bigram", ratio(sums["simulated"] - sums["bigram"], sums["predicted"], one.seed))
@@ -235,6 +236,8 @@ def _share(values: Sequence[float]) -> float:
 
 
 def _worded(estimate: Estimate, style: str) -> str:
+    if estimate.value != estimate.value:
+        return "not measured: there was no such token"
     return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
 
 
