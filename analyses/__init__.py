@@ -2,6 +2,7 @@
 
 from analyses.ablation import ablation
 from analyses.downstream import downstream
+from analyses.explanations import explanations
 from analyses.frankenstein import frankenstein
 from analyses.geometry import geometry
 from analyses.matching import matching
@@ -20,6 +21,7 @@ from analyses.verification import verification
 __all__ = [
     "ablation",
     "downstream",
+    "explanations",
     "frankenstein",
     "geometry",
     "matching",
