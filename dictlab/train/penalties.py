@@ -19,6 +19,7 @@ from torch.nn.functional import mse_loss
 
 from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
+from dictlab.train.parallel import ALONE, Ranks
 
 AUX_WEIGHT = 1 / 32
 
@@ -38,6 +39,7 @@ def aux_k(
     x_hat: Float[Tensor, "tokens d_in"],
     dead: Bool[Tensor, " n_latents"],
     k: int,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """How badly the k strongest dead latents explain the error, as a share of the error's variance; 0 if none is dead.
 
@@ -52,7 +54,8 @@ def aux_k(
     values, chosen = z.topk(min(k, len(latents)), dim=1)
     strongest = torch.zeros_like(z).scatter(1, chosen, values.relu())
     e_hat = strongest @ dictionary.W_dec[latents]
-    share = mse_loss(e_hat, error) / (error - error.mean(dim=0)).square().mean()
+    varied = ranks.average((error - ranks.average(error.mean(dim=0))).square().mean())
+    share = mse_loss(e_hat, error) / varied
     return torch.nan_to_num(share, posinf=0.0)  # where nothing is left to explain
 
 
