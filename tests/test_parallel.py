@@ -2,20 +2,20 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from dictlab import load
-from dictlab.formats import native
 from dictlab.runs import records
-from dictlab.train import TrainConfig, source, train
+from dictlab.train import TrainConfig, resume, source, train
+from dictlab.train.learner import Learner
 from tests.planted import SITE, sparse_data, tiny_model
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -30,6 +30,7 @@ TASKS = {
     "nested": ARRAY | {"width": (64,), "k": (4,), "activation": ("matryoshka-batchtopk",)},
     "resampled": ARRAY | {"width": (64,), "activation": ("relu",), "l1": (8.0,), "resample": 2, "dead_after": 512},
 }
+STOPPED_AFTER = 17  # steps
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -42,6 +43,7 @@ dist.init_process_group("gloo")
 out, said = Path(sys.argv[1]), {}
 for name in test_parallel.TASKS:
     test_parallel.trained(name, out / name)
+test_parallel.stopped_and_resumed(out)
 for name, settings in test_parallel.REFUSED.items():
     try:
         test_parallel.trained(name, out / name, settings)
@@ -65,6 +67,25 @@ def trained(name: str, out: Path, settings: dict | None = None):
         return train(config, out=out, model=tiny_model())
     rows, _ = sparse_data(4096)
     return train(config, out=out, data=rows if config.data == "rows" else torch.zeros_like(rows))
+
+
+def stopped_and_resumed(out: Path) -> None:
+    """A run of which only the second process is asked to stop, and a copy of it that goes on."""
+    step, rows = Learner.step, sparse_data(4096)[0]
+
+    def asked(learner, *args, **options):
+        if learner.steps + 1 == STOPPED_AFTER and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(learner, *args, **options)
+
+    Learner.step = asked
+    trained("stopped", out / "stopped", TASKS["nested"])
+    Learner.step = step
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.copytree(out / "stopped", out / "resumed")
+    dist.barrier()
+    resume(out / "resumed", data=rows)
 
 
 def environment() -> dict[str, str]:
@@ -93,7 +114,7 @@ def test_two_processes_have_the_loss_curve_and_the_dictionaries_of_one(name, tog
         for key in mine.keys() - clock:
             assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-5), (key, mine["step"])
     for dictionary in alone.dictionaries:
-        other = native.load(together / name / f"{dictionary.name}.safetensors")
+        other = load(together / name / f"{dictionary.name}.safetensors")
         torch.testing.assert_close(other.W_dec, dictionary.W_dec, atol=2e-3, rtol=0)
         torch.testing.assert_close(other.b_enc, dictionary.b_enc, atol=2e-3, rtol=0)
         assert other.metadata.metrics["l0"] == pytest.approx(dictionary.metadata.metrics["l0"], rel=0.01)
@@ -129,18 +150,14 @@ def test_every_process_says_what_cannot_be_shared(name, words, together):
     assert not (together / name).exists()
 
 
-def test_a_run_of_two_processes_stops_when_asked_and_one_process_can_go_on(tmp_path):
-    rows, out = tmp_path / "rows.npy", tmp_path / "run"
-    np.save(rows, sparse_data(4096)[0].numpy())
-    settings = ["--data", str(rows), "--width", "64", "--k", "4", "--batch", "128", "--tokens", str(128 * 20000)]
-    command = [*LAUNCH, "-m", "dictlab", "train", *settings, "--out", str(out)]
-    child = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = out / "metrics.jsonl"
-    while not (log.exists() and log.stat().st_size > 1000):
-        assert child.poll() is None
-        time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
-    child.wait(60)
-    about = json.loads((out / "run.json").read_text())
-    assert (about["state"], about["reason"]) == ("stopped", "interrupted")
-    assert load(out / "local-topk4-64-s0.safetensors").metadata.tokens == 128 * about["steps"]
+def test_a_stop_asked_of_one_process_stops_both_and_any_number_of_processes_goes_on(together, tmp_path):
+    rows, _ = sparse_data(4096)
+    whole = trained("stopped", tmp_path / "whole", TASKS["nested"]).dictionaries[0]
+    about = json.loads((together / "stopped" / "run.json").read_text())
+    assert (about["state"], about["reason"], about["steps"]) == ("stopped", "interrupted", STOPPED_AFTER)
+    assert json.loads((together / "resumed" / "run.json").read_text())["sittings"][1]["from_step"] == STOPPED_AFTER
+    by_two = load(together / "resumed" / f"{whole.name}.safetensors")
+    by_one = resume(together / "stopped", data=rows).dictionaries[0]
+    for other in (by_two, by_one):
+        assert other.metadata.tokens == whole.metadata.tokens
+        torch.testing.assert_close(other.W_dec, whole.W_dec, atol=2e-3, rtol=0)
