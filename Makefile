@@ -43,7 +43,6 @@ benchmarks: setup
 	$(BIN)/python benchmarks/frankenstein.py
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/path.py
-	$(BIN)/python benchmarks/path_gain.py
 	$(BIN)/python benchmarks/matching.py
 	$(BIN)/python benchmarks/pathology.py --growth
 	$(BIN)/python benchmarks/pathology_family.py

@@ -7,6 +7,7 @@ Each rule gives a mask over the pool of all of them:
     cosine    SMALL, and of each larger one the latents whose max cosine with what has been stitched so far is below a
               threshold (the published rule)
     path      those that are there at a point of the path between sizes
+    optimal   those that a local search over all latents finds, under a budget of latents and L0; see `search`
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analyses.chain import Chain, followed, kinships, ordered, point_until, point_with
+from analyses.form import form
 from analyses.novelty import Effects, insertion_effects, latent_table, nearest_alive
 from analyses.route import Order
+from analyses.search import optimal
 from dictlab.dictionary import Dictionary
 
 CLASS = {"effect": "class", "cosine": "class by cosine"}  # the column of a latent table that each rule reads
@@ -73,6 +76,20 @@ def by_path(chain: Chain, threshold: float, order: Order, seed: int, at: int | N
     found = followed(chain, ordered(chain, kinships(chain, threshold), order, seed))
     point = point_with(found, at) if at is not None else point_until(found, str(until))
     return Choice("path", found.route.chosen(point), point=point)
+
+
+def by_search(chain: Chain, latents: int | None, l0: float | None) -> Choice:
+    """The choice of a local search that begins with the largest dictionary, and so is no worse on the sample.
+
+    Args:
+        chain: The dictionaries.
+        latents: How many may be chosen; by default any number.
+        l0: Active latents a token that are allowed; by default what the largest dictionary has.
+    """
+    made, largest = form(chain.observations, chain.pool.W_dec), np.zeros(chain.pool.n_latents, dtype=bool)
+    largest[chain.own(len(chain.dictionaries) - 1)] = True
+    allowed = made.l0(largest) if l0 is None else l0
+    return Choice("optimal", optimal(made, largest, latents=latents, l0=allowed))
 
 
 def _inserted(

@@ -51,6 +51,7 @@ from dictlab.sparsity import emitting
 
 Compact = Literal["no", "codes", "decisions", "rate"]
 RULE, ASKED = "cosine", "as asked"
+CONTROL = "best donor"  # a refit helps any dictionary: its own latents under every refit
 FILES = {RULE: "frankenstein", "best donor's L0": "donor_l0"}
 SEARCH_RIDGE = 0.01  # of the decoders that a search fits
 SEARCHED_REFITTED = 2048  # latents of a pool
@@ -137,7 +138,9 @@ def frankenstein(
     if latents is not None or l0 is not None:
         budgets[ASKED] = (latents, l0)
     by_refit = pool.n_latents <= SEARCHED_REFITTED if search_refit is None else search_refit
-    choices, said = _choices(rule, sample, [d.n_latents for d in joinable(donors)], budgets, by_refit)
+    widths = [d.n_latents for d in joinable(donors)]
+    choices, said = _choices(rule, sample, widths, budgets, by_refit)
+    choices[CONTROL] = _each(widths)[trained.index(best)]
     made = _all_refits(choices, sample, written, gradient)
     agreements: dict[str, Agreement] = {}
     if compact != "no":
@@ -151,6 +154,7 @@ def frankenstein(
     result = {
         _file(choice): _described(made[f"{choice}, {suffix}"], points, sample, how | {"choice": choice})
         for choice in choices
+        if choice != CONTROL
     }
     comparisons = {cost: compared(points, trained, cost) for cost in ("l0", "latents")}
     found = tables.Found(points, trained, comparisons, f"{RULE}, {suffix}", best.name)

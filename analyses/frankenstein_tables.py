@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from analyses import style
 from analyses.appending import Appended
@@ -200,16 +202,16 @@ def _plotted(found: Found, cost: str) -> Any:
                 ms=6,
                 lw=1,
             )
-        for scale, values, k in ((ax.set_xscale, x, cost), (ax.set_yscale, y, key)):
+        for name, values, k in (("x", x, cost), ("y", y, key)):
             every = [*values, *(_at(point, k) for point in found.made)]
             if min(every) > 0 and max(every) > WIDE * min(every):
-                scale("log")
+                _logarithmic(ax, name)
         metric = METRICS[key]
         ax.set(
             xlabel={"l0": "L0 (active latents/token)", "latents": "latents"}[cost],
             ylabel=f"{metric.label} ({metric.unit})",
         )
-    panels[0].set_title(f"Put together or trained, at equal {COSTS[cost]}")
+    panels[0].set_title(f"Put together or trained, at equal {'L0' if cost == 'l0' else 'size'}")
     panels[1].set_title("How much does the model suffer?")
     for number, kind in enumerate(kinds):
         panels[1].plot([], [], color=style.colour(number), lw=3, label=kind)
@@ -218,6 +220,15 @@ def _plotted(found: Found, cost: str) -> Any:
     panels[1].plot([], [], color="black", ls="", marker=".", label="trained")
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
+
+
+def _logarithmic(ax: Axes, name: str) -> None:
+    """Logarithms, with plain numbers at 1, 2 and 5."""
+    (ax.set_xscale if name == "x" else ax.set_yscale)("log")
+    axis = ax.xaxis if name == "x" else ax.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _at(point: Point, key: str) -> float:

@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 Columns = Mapping[str, Array]
 RESAMPLES = 200  # each is a fit
 STEPS = 500  # of a fit: where no irreducible loss is seen, its logarithm falls without end
-FEW = 40  # of a fit that starts near its end
+FEW = 12  # of a fit that starts near its end
 STARTS = (0.3, 0.7, 0.95)  # of the irreducible loss, as a share of the least loss seen
 
 

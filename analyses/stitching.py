@@ -29,7 +29,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from analyses.chain import Chain, observed, open_chain
-from analyses.choosing import Choice, by_insertion, by_path
+from analyses.choosing import Choice, by_insertion, by_path, by_search
 from analyses.inputs import DictionaryLike, ModelLike, TextLike, context_of, in_model, open_model, open_text
 from analyses.matching import chance
 from analyses.novelty import agreement, effect_plot, effects_caption
@@ -53,7 +53,13 @@ from dictlab.normalisation import Centred
 from dictlab.report import Plot, Report, Table
 from dictlab.sparsity import emitting
 
-Select = Literal["effect", "cosine"]
+Select = Literal["effect", "cosine", "optimal"]
+RAW = {
+    "effect": "inserted by effect",
+    "cosine": "inserted by cosine",
+    "path": "on the path",
+    "optimal": "found by search",
+}
 
 
 def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"], name: str = "stitched") -> Dictionary:
@@ -86,6 +92,8 @@ def stitching(
     refit: Refit | None = None,
     at: int | None = None,
     until: str | None = None,
+    latents: int | None = None,
+    l0: float | None = None,
     order: Order = "cosine",
     tokens: int = 131_072,
     contexts: int = 64,
@@ -99,12 +107,15 @@ def stitching(
         larger: One or more dictionaries at the same site, whose novel latents are added, one dictionary after another.
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from: the training split to choose and refit on, the held-out split to measure on.
-        select: Novel latents by their measured effect, or by the published cosine rule.
+        select: Novel latents by their measured effect, or by the published cosine rule; or, optimal, any latents of
+            all dictionaries, by a local search for the smallest error under a budget.
         threshold: Cosine below which the cosine rule calls a latent novel, and from which a path takes two for kin.
         refit: What is refitted in closed form, encoders frozen: decoder and bias, bias alone, or nothing. By default
             the decoder; at a point of the path the bias.
         at: Instead, take the path between sizes as far as so many latents.
         until: Instead, take it until mse=VALUE or l0=VALUE is reached.
+        latents: Most latents that the search may choose; by default any number.
+        l0: Most active latents a token that it may choose; by default as many as the largest dictionary has.
         order: Of the path: least similar first, most useful alone first, random, or greedy; see `dictlab report path`.
         tokens: Training tokens to choose and refit on.
         contexts: Held-out sequences to measure on.
@@ -116,7 +127,10 @@ def stitching(
         dictlab stitch a-256.safetensors a-512.safetensors a-1024.safetensors --at 700
     """
     check_at_least(0, seed=seed)
-    check_at_least(1, at=at)
+    check_at_least(1, at=at, latents=latents)
+    check_at_least(0, l0=l0)
+    if select != "optimal" and (latents is not None or l0 is not None):
+        raise DictlabError("--latents and --l0 are budgets of a search; give --select optimal with them.")
     if at is not None and until is not None:
         raise DictlabError("--at and --until both say where on the path to stop; give one.")
     parents = [_as_parent(parent) for parent in open_chain(small, larger)]
@@ -128,6 +142,8 @@ def stitching(
     chain = observed(parents, fit)
     choices = {choice.rule: choice for choice in by_insertion(chain, fit, threshold)}
     rule: str = select
+    if select == "optimal":
+        choices["optimal"] = by_search(chain, latents, l0)
     if at is not None or until is not None:
         choices["path"], rule = by_path(chain, threshold, order, seed, at, until), "path"
     refit = refit or ("bias" if rule == "path" else "decoder")
@@ -138,6 +154,7 @@ def stitching(
     found = {evaluation.name: evaluation for evaluation in evaluations}
     how = _how(choices[rule], chain, refit) | {"threshold": threshold, "tokens": chain.observations.n_tokens}
     how |= {name: value for name, value in (("at", at), ("until", until), ("order", order)) if rule == "path" and value}
+    how |= {name: value for name, value in (("latents", latents), ("l0", l0)) if value is not None}
     given = {"text": text.name, "model": model.name, "context": length, "seed": seed}
     stitched = _described(candidates["stitched"], found["stitched"], how)
     shown = choices.get(rule if rule in ("effect", "cosine") else "effect", choices["effect"])
@@ -162,7 +179,7 @@ def stitching(
 
 def _as_parent(dictionary: Dictionary) -> Dictionary:
     """The same under a name that no row of the report's own has: the parent may itself be a stitched dictionary."""
-    taken = dictionary.name == "stitched" or dictionary.name.startswith(("inserted by ", "by ", "on the path"))
+    taken = dictionary.name == "stitched" or dictionary.name.startswith((*RAW.values(), "by "))
     return replace(dictionary, name=f"{dictionary.name} (parent)") if taken else dictionary
 
 
@@ -171,10 +188,10 @@ def _candidates(chain: Chain, choices: Mapping[str, Choice], rule: str, refit: R
     parts, own = Parts(chain.pool, chain.observations), np.arange(chain.pool.n_latents) < chain.first[1]
     made = list(chain.dictionaries)
     for name, choice in choices.items():
-        if name != "path":
-            made.append(parts.made(choice.chosen, "none", f"inserted by {name}"))
-        elif refit != "bias":
-            made.append(parts.made(choice.chosen, "bias", "on the path"))
+        if name in ("effect", "cosine"):
+            made.append(parts.made(choice.chosen, "none", RAW[name]))
+        elif name != rule or refit != "bias":  # the best bias belongs to these choices
+            made.append(parts.made(choice.chosen, "bias", RAW[name]))
     if refit != "none":
         made.append(parts.made(own, refit, f"{chain.dictionaries[0].name}, refitted"))
         made += [parts.made(c.chosen, refit, f"by {name}, refitted") for name, c in choices.items() if name != rule]

@@ -64,12 +64,11 @@ def summary(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], how:
     old = [(d.name, found[d.name]) for d in parents]
     before = ", ".join(f"{name} {e.value('mse'):.4g} (L0 {e.value('l0'):.1f})" for name, e in old)
     offered, small = sum(d.n_latents for d in parents[1:]), parents[0]
-    chosen = (
-        f"At point {how['point']} of the path, with {how['kept']} of {small.n_latents} latents of {small.name} and "
-        f"{how['inserted']} of {offered} others,"
-        if how["select"] == "path"
-        else f"With {how['inserted']} of {offered} latents inserted by {how['select']}"
-    )
+    how_much = f"{how['kept']} of {small.n_latents} latents of {small.name} and {how['inserted']} of {offered} others"
+    chosen = {
+        "path": f"At point {how.get('point')} of the path, with {how_much},",
+        "optimal": f"With {how_much}, found by search,",
+    }.get(how["select"], f"With {how['inserted']} of {offered} latents inserted by {how['select']}")
     return (
         f"{chosen} {REFITTED[how['refit']]}, the held-out MSE is "
         f"{result.value('mse'):.4g} [{low_high[0]:.4g}, {low_high[1]:.4g}] at L0 {result.value('l0'):.1f}, "

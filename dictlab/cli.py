@@ -18,7 +18,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import numpy as np
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnusedCliTokensError
 from rich.console import Console
 from rich.table import Table as Grid
 from torch import Tensor
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: Exception) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"nothing is known to do with {' '.join(error.unused_tokens or [])!r}; --help shows what is expected."
-    return str(error)
+    return str(error) + (" (--help lists all)" if isinstance(error, UnknownCommandError) else "")
 
 
 def _console(*, stderr: bool = False) -> Console:

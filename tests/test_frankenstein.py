@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from analyses import frankenstein as module
 from analyses.appending import appended
 from analyses.finetune import finetuned
 from analyses.form import form
@@ -139,7 +138,7 @@ def run(text, dictionaries=None, **options):
 def test_the_report_compares_at_equal_l0_and_size_and_writes_what_it_measured(text, tmp_path, kind):
     report = run(text, donors(kind), gradient=kind == ReLU(), steps=5, latents=15, l0=6.0)
     quality = report.tables["quality"].frame.set_index("dictionary")
-    choices = ("cosine", "equal size", "equal L0", "best donor's L0", "as asked")
+    choices = ("cosine", "equal size", "equal L0", "best donor's L0", "as asked", "best donor")
     refits = ("none", "bias", "decoder", *(("biases by gradient", "all by gradient") if kind == ReLU() else ()))
     assert set(quality.index) == {"d12", "d20", "d30", *(f"{c}, {r}" for c in choices for r in refits)}
     size = quality.loc["cosine, none", "latents"]
@@ -216,4 +215,3 @@ def test_dictionaries_of_one_latent_duplicates_and_zero_rows_are_joined(text):
     report = run(text, [one, twice], contexts=1)
     assert report.tables["rule"].frame.set_index("dictionary").loc["twice", "duplicates"] >= 8
     assert any("One sequence" in warning for warning in report.warnings)
-    assert module.RULE == "cosine"

@@ -175,6 +175,12 @@ def test_entries_are_sorted_by_latent_once_for_all_gradients(monkeypatch):
     assert len(sorts) == 1
 
 
+def test_without_any_latent_there_are_no_codes_and_nothing_is_decoded():
+    codes = sparse.encode(torch.randn(5, 3), torch.zeros(3, 0), torch.zeros(0), ReLU())
+    assert codes.n_tokens == 5 and codes.n_latents == 0 and len(codes.values) == 0
+    assert torch.equal(sparse.decode(codes, torch.zeros(0, 3)), torch.zeros(5, 3))
+
+
 @pytest.mark.parametrize("share", SHARES)
 def test_tokens_without_any_active_latent_reconstruct_to_nothing(monkeypatch, share):
     monkeypatch.setattr(sparse, "DENSE", share)

@@ -12,7 +12,7 @@ from analyses.observations import observe
 from analyses.pool import part_of, pooled
 from analyses.refit import refit_bias, refit_decoder
 from analyses.stitching import join, stitching
-from dictlab import DictlabError, ReLU, TopK, load, save
+from dictlab import DictlabError, ReLU, TopK, activations, load, save
 from dictlab.formats import conversion
 from dictlab.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.sparsity import AbsTopK, BatchTopK, GroupMax, Union
@@ -336,3 +336,23 @@ def test_dictionaries_of_two_objectives_or_seeds_are_stitched_and_measured_in_th
     stitched = report.dictionaries["stitched"]
     assert stitched.metadata.objective == "stitched" and stitched.metadata.seed is None
     assert {"KL", "CE increase"} <= set(report.tables["differences"].frame["metric"])
+
+
+def test_a_search_keeps_to_its_budgets_and_is_no_worse_than_large_where_it_was_made(text):
+    """With the best bias, on the text that was searched on; by default at the L0 of LARGE."""
+    options = {"model": tiny_model(), "text": text, "tokens": 2000, "contexts": 20, "refit": "bias"}
+    report = stitching(*parents(), select="optimal", **options)
+    stitched, rates = report.dictionaries["stitched"], report.dictionaries["stitched"].firing_rate
+    assert float(rates.sum()) <= 4 + 1e-4 and "found by search" in report.summary
+    small = stitching(*parents(), select="optimal", latents=7, l0=2.5, **options).dictionaries["stitched"]
+    assert small.n_emitting <= 7 and float(small.firing_rate.sum()) <= 2.5 + 1e-4
+    sample = activations.sample(tiny_model(), text.as_split("train"), SITE, context=32, tokens=2000)
+    x = torch.cat([batch.flatten(0, 1) for batch in sample])
+    large = refit_bias(list(parents())[1], [x])
+    error = [float((x - d.reconstruct(x)).square().mean()) for d in (stitched, large)]
+    assert error[0] <= error[1] * (1 + 1e-5)
+
+
+def test_budgets_without_a_search_are_refused(text):
+    with pytest.raises(DictlabError, match="--select optimal"):
+        run(text, l0=3.0)

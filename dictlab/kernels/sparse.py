@@ -144,7 +144,7 @@ class _Encode(torch.autograd.Function):
         by_latent: ByLatent,
     ) -> tuple[Tensor, ...]:
         h = x if centre is None else x - centre
-        size = len(h) if activation.batchwise else max(ROWS, BLOCK // W_enc.shape[1])
+        size = len(h) if activation.batchwise else max(ROWS, BLOCK // max(1, W_enc.shape[1]))
         codes = concatenate([activation(affine(block, W_enc, b_enc)) for block in h.split(max(1, size))])
         ctx.save_for_backward(h, W_enc, codes.values, codes.indices, codes.offsets)
         ctx.activation, ctx.by_latent = activation, by_latent
