@@ -175,7 +175,8 @@ def _train() -> Callable[..., None]:
             file = given.pop("model") if str(given.get("model", "")).endswith(".toml") else None
             known = configfile.read(file) if file else {}
             run = train(TrainConfig(**(known | given)), out=out, force=bool(force))
-        _print_run(run)
+        if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started, the first one speaks
+            _print_run(run)
 
     def bound(*args: Any, **kwargs: Any) -> None:
         command(**signature.bind(*args, **kwargs).arguments)

@@ -32,3 +32,21 @@ def training_flops(
     """
     dictionary = FORWARD * d_in * n_latents + (FORWARD + BACKWARD) * d_in * active + ADAM * d_in * n_latents / batch
     return tokens * (dictionary + 4 * parameters_behind)
+
+
+def state_bytes(n_latents: int, d_in: int, *, ema: bool = False) -> int:
+    """What a process holds of a dictionary in training: weights, gradients, two moments, the average; float32.
+
+    Pre-activations exist for a block of tokens at a time and are left out, and so are the batch and the model.
+    """
+    return 4 * (5 if ema else 4) * (2 * d_in * n_latents + n_latents + d_in)
+
+
+def gradient_bytes(n_latents: int, d_in: int, processes: int) -> float:
+    """What each process sends in a step: gradients in float32, by a ring, 2 (N - 1) / N times their size."""
+    return 2 * (processes - 1) / processes * 4 * (2 * d_in * n_latents + n_latents + d_in)
+
+
+def gathered_bytes(d_in: int, batch: int, processes: int) -> float:
+    """What each process sends for a batch of activations that all of them have in the end, by a ring, in float32."""
+    return (processes - 1) / processes * 4 * d_in * batch

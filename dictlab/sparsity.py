@@ -175,7 +175,7 @@ class BatchTopK(PerToken):
     def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
         chosen = largest_of_all(z, min(self.k * len(z), z.numel())).sort().values
         values = z.flatten()[chosen]
-        return _at(chosen[values > 0], z)
+        return at_entries(chosen[values > 0], z)
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,10 +350,10 @@ def emitting(activation: Activation, n_latents: int) -> Bool[Tensor, " n_latents
 
 def _where(active: Bool[Tensor, "tokens n_latents"], values: Float[Tensor, "tokens n_latents"]) -> Codes:
     """Codes of the entries that are active."""
-    return _at(positions(active.flatten()), values)
+    return at_entries(positions(active.flatten()), values)
 
 
-def _at(entries: Int[Tensor, " nnz"], values: Float[Tensor, "tokens n_latents"]) -> Codes:
+def at_entries(entries: Int[Tensor, " nnz"], values: Float[Tensor, "tokens n_latents"]) -> Codes:
     """Codes of entries at these places of the flat matrix, in ascending order."""
     rows = entries // values.shape[1]
     counts = torch.bincount(rows, minlength=len(values))

@@ -20,6 +20,7 @@ from dictlab.sparsity import Activation, Elementwise, emitting
 from dictlab.train import objectives, resampling, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
+from dictlab.train.parallel import ALONE, Ranks
 from dictlab.train.start import in_training_units
 from dictlab.train.state import State
 from dictlab.train.variants import Pass, Term
@@ -39,15 +40,21 @@ class Learner:
         config: The run's settings.
         statistics: Of a sample of the activations.
         centre: Geometric median of the same sample, where the bias starts.
+        ranks: The processes that share each batch.
 
     Raises:
         DictlabError: The dictionary it is to go on from reads activations of another width.
     """
 
     def __init__(
-        self, member: Member, config: TrainConfig, statistics: Statistics, centre: Float[Tensor, " d_in"]
+        self,
+        member: Member,
+        config: TrainConfig,
+        statistics: Statistics,
+        centre: Float[Tensor, " d_in"],
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.member, self.config, self.variant = member, config, member.variant
+        self.member, self.config, self.variant, self.ranks = member, config, member.variant, ranks
         self.d_in, device = len(centre), centre.device
         self.variance = statistics.variance / self.d_in
         self.unit = math.sqrt(self.variance)
@@ -122,14 +129,16 @@ class Learner:
         loss = sum(term.weight * term.value for term in terms.values())
         assert isinstance(loss, Tensor)
         loss.backward()
+        self.ranks.average_([p.grad for p in self.parameters])
         self._update()
         with torch.no_grad():
-            self.variant.observe(now.codes, self.counters)
-            self.since_fired = torch.where(now.codes.fired(), 0, self.since_fired + now.codes.n_tokens)
+            self.variant.observe(now, self.counters)
+            fired = self.ranks.most(now.codes.fired().byte()) > 0
+            self.since_fired = torch.where(fired, 0, self.since_fired + now.codes.n_tokens * self.ranks.count)
             if self.steps in self.revivals:
                 resampling.revive(self, now)
         log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}
-        return log | self._statistics(now) if logged else log
+        return dict(self.ranks.averaged(log | self._statistics(now) if logged else log))
 
     def finished(self) -> Dictionary:
         """The dictionary as it is kept: averaged if asked for, rows of exact length, in the activations' units."""
@@ -184,7 +193,7 @@ class Learner:
     def _forward(self, batch: Batch) -> Pass:
         x, dictionary = batch.x.flatten(0, -2), self.dictionary
         h, undo = self.normalisation(x)
-        entries, codes, y = self._reconstruct(h, dictionary.W_enc, dictionary.activation)
+        entries, codes, y = self._reconstruct(h, dictionary.W_enc, self.ranks.rule(dictionary.activation))
         return Pass(
             dictionary=dictionary,
             weights=self.weights,
@@ -196,6 +205,7 @@ class Learner:
             variance=self.variance,
             unit=self.unit,
             progress=self.steps / self.config.steps,
+            ranks=self.ranks,
         )
 
     def _reconstruct(
@@ -229,8 +239,14 @@ class Learner:
     @torch.no_grad()
     def _statistics(self, now: Pass) -> dict[str, Tensor]:
         """L0, explained variance of this batch, share of dead latents."""
-        left = (now.x - now.x_hat).square().sum() / (now.x - now.x.mean(dim=0)).square().sum()
-        return {"l0": now.codes.l0().float().mean(), "explained_variance": 1 - left, "dead": self.dead.float().mean()}
+        mean = self.ranks.average(now.x.mean(dim=0))
+        sums = torch.stack([(now.x - now.x_hat).square().sum(), (now.x - mean).square().sum()])
+        left, varied = self.ranks.average(sums)
+        return {
+            "l0": now.codes.l0().float().mean(),
+            "explained_variance": 1 - left / varied,
+            "dead": self.dead.float().mean(),
+        }
 
     @torch.no_grad()
     def _update(self) -> None:

@@ -70,6 +70,23 @@ class JsonLines:
         os.replace(partial, self.path.with_name(runs.TABLE))
 
 
+class Silent:
+    """The log of a process that writes nothing."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Nowhere."""
+
+    def synchronise(self) -> int:
+        """Nothing was written."""
+        return 0
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def table(self) -> None:
+        """Nor to put in a table."""
+
+
 class TensorBoard:
     """One TensorBoard run a member, below `tensorboard/` in the run's folder; the abscissa is tokens."""
 

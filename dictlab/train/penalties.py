@@ -21,6 +21,7 @@ from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
 from dictlab.kernels import sparse
 from dictlab.sparsity import TopK
+from dictlab.train.parallel import ALONE, Ranks
 
 AUX_WEIGHT = 1 / 32
 
@@ -44,6 +45,7 @@ def aux_k(
     x_hat: Float[Tensor, "tokens d_in"],
     dead: Bool[Tensor, " n_latents"],
     k: int,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """How badly the k strongest dead latents explain the error, as a share of the error's variance; 0 if none is dead.
 
@@ -58,7 +60,8 @@ def aux_k(
     encoder, b_enc = dictionary.W_enc.T[latents], dictionary.b_enc[latents]  # rows: whole stretches of memory
     entries = sparse.encode(h, encoder.T, b_enc, strongest, dictionary.b_pre)
     e_hat = sparse.decode(entries, dictionary.W_dec[latents])
-    share = mse_loss(e_hat, error) / (error - error.mean(dim=0)).square().mean()
+    varied = ranks.average((error - ranks.average(error.mean(dim=0))).square().mean())
+    share = mse_loss(e_hat, error) / varied
     return torch.nan_to_num(share, posinf=0.0)  # where nothing is left to explain
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,8 +20,9 @@ from dictlab.errors import DictlabError
 from dictlab.train import state
 from dictlab.train.costs import Cost
 from dictlab.train.learner import Learner
-from dictlab.train.logs import JsonLines, open_loggers
+from dictlab.train.logs import JsonLines, Silent, open_loggers
 from dictlab.train.objectives import Batch, Splice
+from dictlab.train.parallel import ALONE, Ranks
 from dictlab.train.run import interruptible
 from dictlab.train.source import Source
 from dictlab.train.state import State
@@ -41,6 +43,7 @@ class Session:
         identity: Of the run, for loggers that go on with an earlier one.
         keep: Tensors that are part of every state, besides the learners' own.
         saved: The state to go on from.
+        ranks: The processes that share each batch; the first of them writes.
 
     Attributes:
         going: The learners that have not diverged, by name.
@@ -58,8 +61,9 @@ class Session:
         identity: str,
         keep: State,
         saved: State | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.folder, self.source, self.config = folder, source, source.config
+        self.folder, self.source, self.config, self.ranks = folder, source, source.config, ranks
         self.going = {learner.member.name: learner for learner in learners}
         self.diverged: dict[str, int] = {}
         self.step = self.saved_step = 0
@@ -70,11 +74,13 @@ class Session:
         if saved is not None:
             position, size = saved.record["position"], saved.record["log"]
             self._restore(saved)
+        for learner in self.going.values():
+            ranks.alike(learner.parameters)  # machines may round differently
         self._batches = source.batches(position)
         device = torch.device(self.config.device)
         self._failed = {name: torch.full((), -1, dtype=torch.long, device=device) for name in self.going}
-        self.log = JsonLines(folder, size)
-        self._loggers = [self.log, *open_loggers(self.config, folder, identity)]
+        self.log = ranks.once(lambda: JsonLines(folder, size)) or Silent()
+        self._loggers = [self.log, *(ranks.once(lambda: open_loggers(self.config, folder, identity)) or ())]
         self._saved_at = time.monotonic()
         self._logged_step, self._logged_seconds = self.step, self.elapsed
 
@@ -103,7 +109,7 @@ class Session:
         """
         config, stopped = self.config, None
         total, done = config.steps * config.batch, self.step * config.batch
-        bar = tqdm(total=total, initial=done, unit="tok", unit_scale=True, desc="train")
+        bar = tqdm(total=total, initial=done, unit="tok", unit_scale=True, desc="train", disable=not self.ranks.first)
         with interruptible() as asked, bar:
             self.save()
             batches = iter(self._batches)
@@ -118,9 +124,11 @@ class Session:
                 self._total[part] += time.monotonic() - began
                 if logged:
                     self._report(terms, bar)
-                if asked.is_set() and self.step < config.steps:
+                due = time.monotonic() - self._saved_at >= 60 * config.save_minutes
+                asked_any, due = self.ranks.any(asked.is_set(), due)
+                if asked_any and self.step < config.steps:
                     stopped = "interrupted"
-                elif time.monotonic() - self._saved_at >= 60 * config.save_minutes:
+                elif due:
                     self.save()
             self.save()
         return stopped
@@ -132,6 +140,10 @@ class Session:
             DictlabError: Every member diverged, or it cannot be written; the state saved before is left as it was.
         """
         self._drop(self._fallen() | {n: self.step for n, own in self.going.items() if not own.finite})
+        self.ranks.once(self._write)
+        self.saved_step, self._saved_at = self.step, time.monotonic()
+
+    def _write(self) -> None:
         tensors, members = dict(self._keep.tensors), {}
         for name, learner in self.going.items():
             own = learner.state()
@@ -147,7 +159,6 @@ class Session:
         }
         with self.writing():
             state.write(self.state_path, State(tensors, record | {"log": self.log.synchronise()}))
-        self.saved_step, self._saved_at = self.step, time.monotonic()
 
     def close(self) -> None:
         """Close the logs, with the table of all that was logged."""
@@ -235,11 +246,11 @@ class Session:
             message = f"the loss of {name} is no finite number at step {step}. Lower --lr (it peaks at {peak:.2g})"
             if not self.going:
                 raise DictlabError(
-                    f"train: {message}; the log so far is in {self.log.path}, and the last good state, of step "
-                    f"{self.saved_step}, in {self.state_path}."
+                    f"train: {message}; the log so far is in {self.folder / runs.METRICS}, and the last good state, "
+                    f"of step {self.saved_step}, in {self.state_path}."
                 )
             bar_safe = f"dictlab: {message}; it is given up, and the other {len(self.going)} go on."
-            tqdm.write(bar_safe, file=sys.stderr)
+            self.ranks.once(partial(tqdm.write, bar_safe, file=sys.stderr))
 
     def _exhausted(self) -> str:
         """The data ended before its time."""

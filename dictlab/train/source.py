@@ -29,6 +29,7 @@ from dictlab.text import Text
 from dictlab.train import measure
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Objective, Splice
+from dictlab.train.parallel import ALONE, Ranks
 from dictlab.train.start import opened
 
 SAMPLE = 32_768  # activations that the scale and the initial bias are taken from
@@ -93,10 +94,11 @@ class Batches:
     Args:
         parts: The parts.
         start: `position()` of an earlier one.
+        ranks: The processes that share each batch.
     """
 
-    def __init__(self, parts: Sequence[Part], start: Mapping[str, Any] | None) -> None:
-        self._parts = parts
+    def __init__(self, parts: Sequence[Part], start: Mapping[str, Any] | None, ranks: Ranks = ALONE) -> None:
+        self._parts, self._ranks = parts, ranks
         at: Mapping[str, Any] = start or {"part": 0, "taken": 0, "stream": None}
         self._part: int = at["part"]
         self._taken: int = at["taken"]
@@ -112,7 +114,7 @@ class Batches:
             part = self._parts[self._part]
             for entry in islice(self._stream, part.steps - self._taken):
                 self._taken += 1
-                yield part.batch_of(entry), part.splices
+                yield part.batch_of(self._ranks.share(entry)), part.splices
             if self._taken < part.steps or self._part + 1 == len(self._parts):
                 return
             self._part, self._taken = self._part + 1, 0
@@ -122,8 +124,13 @@ class Batches:
 class ModelSource:
     """Activations of a language model."""
 
-    def __init__(self, config: TrainConfig, model: LanguageModel | None, text: Text | None) -> None:
+    def __init__(
+        self, config: TrainConfig, model: LanguageModel | None, text: Text | None, ranks: Ranks = ALONE
+    ) -> None:
         assert config.model is not None
+        self._ranks = ranks
+        ranks.check(config.batch, "tokens")
+        ranks.check_alone("cache", config.cache)
         self.model = model or LanguageModel.load(config.model, device=config.device)
         self.text = text or Text.open(config.text)
         self.context = self.model.context_length(config.context)
@@ -147,7 +154,8 @@ class ModelSource:
         """Shuffled activations; or, where reconstructions are spliced in, whole contexts with their clean forward."""
         config = self.config
         steps = [config.steps - config.finetune_steps, config.finetune_steps]
-        return Batches([self._part(*entry) for entry in enumerate(zip(steps, self._splices, strict=False))], start)
+        parts = [self._part(*entry) for entry in enumerate(zip(steps, self._splices, strict=False))]
+        return Batches(parts, start, self._ranks)
 
     def identity(self) -> dict[str, Any]:
         """The model's weights, and the beginning of the text in the order of the run."""
@@ -183,7 +191,7 @@ class ModelSource:
             return Part(steps, lambda at: Consecutive(contexts, size=size, start=at), partial(_clean, splices), splices)
         shuffled = partial(
             Shuffled,
-            self._capture,
+            self._ranks.captured(self._capture),
             contexts,
             context=self.context,
             batch=config.batch,
@@ -212,6 +220,7 @@ class ModelSource:
             raise DictlabError(
                 f"batch is {self.config.batch}; spliced training takes whole contexts: a multiple of {self.context}."
             )
+        self._ranks.check(self.config.batch // self.context, "contexts")
         downstream = any(goal.downstream for goal in goals)
         return {
             site: Splice(self.model, site, self.model.start_of(site), self._later(site) if downstream else [])
@@ -252,7 +261,9 @@ def _clean(splices: Mapping[str, Splice | None], tokens: Tensor) -> dict[str, Ba
 class ArraySource:
     """Activations in an array, or the decoder of another dictionary."""
 
-    def __init__(self, config: TrainConfig, data: ArrayLike | ArrayActivations | None) -> None:
+    def __init__(self, config: TrainConfig, data: ArrayLike | ArrayActivations | None, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
+        ranks.check(config.batch, "rows")
         self._base = load(config.on[1]) if config.on and data is None else None
         if self._base is not None:
             data = decoder_rows(self._base)
@@ -279,6 +290,7 @@ class ArraySource:
                 for count, stream in zip(steps, streams, strict=True)
             ],
             start,
+            self._ranks,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -305,6 +317,7 @@ def open_source(
     model: LanguageModel | None = None,
     text: Text | None = None,
     data: ArrayLike | ArrayActivations | None = None,
+    ranks: Ranks = ALONE,
 ) -> Source:
     """What a configuration names, or what is open already.
 
@@ -314,10 +327,10 @@ def open_source(
     if config.model is not None:
         if data is not None:
             raise DictlabError(f"train: model {config.model} and plain activations; give one of the two.")
-        return ModelSource(config, model, text)
+        return ModelSource(config, model, text, ranks)
     if model is not None or text is not None:
         raise DictlabError("train: a model or text, and plain activations; give one of the two.")
-    return ArraySource(config, data)
+    return ArraySource(config, data, ranks)
 
 
 def decoder_rows(dictionary: Dictionary) -> ArrayActivations:

@@ -27,6 +27,8 @@ from dictlab.train.config import TrainConfig
 from dictlab.train.costs import cost_record, goals_record
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.logs import check_loggers
+from dictlab.train.parallel import ALONE, Ranks
+from dictlab.train.parallel import ranks as together
 from dictlab.train.run import Run, check_free, replace_text
 from dictlab.train.session import Session
 from dictlab.train.source import Source, open_source
@@ -47,6 +49,9 @@ def train(
     Ctrl-C finishes the step, saves the state, and keeps what was learnt so far; `resume` goes on from there, as it does
     after the process was killed.
 
+    Of several processes that `torchrun` started, each takes its share of every batch, and the first alone writes and
+    measures: the others return a run whose dictionaries have no metrics, maybe before the files are there.
+
     Args:
         config: What to train.
         out: The run's folder; `runs/...` by default.
@@ -62,11 +67,12 @@ def train(
     check_device(config.device)
     check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
-    source = open_source(config, model=model, text=text, data=data)
-    config = source.config
-    check_free(folder, [member.name for member in source.members], force)
-    keep = _beginning(source)
-    return _run(_session(folder, source, _begin(folder, config), keep))
+    with together(config.device) as ranks:
+        source = open_source(config, model=model, text=text, data=data, ranks=ranks)
+        config = source.config
+        ranks.agreed(lambda: check_free(folder, [member.name for member in source.members], force))
+        keep = ranks.agreed(lambda: _beginning(source))
+        return _run(_session(folder, source, ranks.agreed(lambda: _begin(folder, config)), keep, ranks=ranks))
 
 
 def resume(
@@ -93,21 +99,30 @@ def resume(
     if known.finished:
         return _finished(known, config)
     check_device(config.device)
-    source = open_source(config, model=model, text=text, data=data)
-    path = known.path / runs.STATE
-    saved = state.read(path) if path.exists() else None  # none: it was killed before the first step
-    if saved is None:
-        return _run(_session(known.path, source, known.about["id"], _beginning(source)))
+    with together(config.device) as ranks:
+        source = open_source(config, model=model, text=text, data=data, ranks=ranks)
+        path = known.path / runs.STATE
+        # None: it was killed before the first step.
+        saved = state.read(path) if ranks.agreed(path.exists) else None
+        keep = _kept(folder, source, saved) if saved else ranks.agreed(lambda: _beginning(source))
+        return _run(_session(known.path, source, known.about["id"], keep, saved, ranks))
+
+
+def _kept(folder: str | Path, source: Source, saved: State) -> State:
+    """What a run that goes on began with.
+
+    Raises:
+        DictlabError: The source is another one now.
+    """
     if saved.record["identity"] != source.identity():
         changed = [what for what, value in source.identity().items() if saved.record["identity"].get(what) != value]
         raise DictlabError(
             f"{folder}: the {' and '.join(changed)} of this run changed since it began; it goes on with the same only."
         )
-    keep = State(
+    return State(
         {name: t for name, t in saved.tensors.items() if name.startswith("start/")},
         {name: saved.record[name] for name in ("identity", "variances")},
     )
-    return _run(_session(known.path, source, known.about["id"], keep, saved))
 
 
 def _beginning(source: Source) -> State:
@@ -117,14 +132,16 @@ def _beginning(source: Source) -> State:
     return State(tensors, {"identity": source.identity(), "variances": [s.statistics.variance for s in starts]})
 
 
-def _session(folder: Path, source: Source, identity: str, keep: State, saved: State | None = None) -> Session:
+def _session(
+    folder: Path, source: Source, identity: str, keep: State, saved: State | None = None, ranks: Ranks = ALONE
+) -> Session:
     """The members, made of what the run began with, and the sitting that trains them."""
     config, starts = source.config, {}
     for i, site in enumerate(config.sites or ("",)):
         tensors = state.below(f"start/{i}", keep.tensors)
         starts[site] = Start.again(tensors, keep.record["variances"][i], config.device)
-    learners = [Learner(member, config, *starts[member.site]) for member in source.members]
-    return Session(folder, source, learners, identity=identity, keep=keep, saved=saved)
+    learners = [Learner(member, config, *starts[member.site], ranks) for member in source.members]
+    return Session(folder, source, learners, identity=identity, keep=keep, saved=saved, ranks=ranks)
 
 
 class Start(NamedTuple):
@@ -154,7 +171,8 @@ class Start(NamedTuple):
 
     def tensors(self) -> dict[str, Tensor]:
         """What a state keeps as tensors."""
-        return {"n": torch.tensor(self.statistics.n), "mean": self.statistics.mean, "centre": self.centre}
+        tensors = {"n": torch.tensor(self.statistics.n), "mean": self.statistics.mean, "centre": self.centre}
+        return {name: t.cpu() for name, t in tensors.items()}
 
 
 def _begin(folder: Path, config: TrainConfig) -> str:
@@ -170,13 +188,33 @@ def _begin(folder: Path, config: TrainConfig) -> str:
 
 def _run(session: Session) -> Run:
     """All that is left of a run: steps, dictionaries, measurements, records."""
-    folder, config = session.folder, session.config
-    about = runs.open_run(folder).about
-    sitting = {"from_step": session.step, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    about |= {"dictlab": __about__.VERSION, "sittings": [*about.get("sittings", []), sitting], "state": "running"}
-    _tell(folder, about)
+    ranks = session.ranks
+    about = ranks.once(lambda: _sat_down(session)) or {}
     stopped = session.fit()
     kept = [_described(learner, session, stopped) for learner in session.going.values()]
+    kept, stopped = ranks.once(lambda: _ended(session, about, kept, stopped)) or (kept, stopped)
+    return Run(session.folder, session.config, tuple(kept), stopped, session.diverged)
+
+
+def _sat_down(session: Session) -> dict[str, Any]:
+    """Tell that the run goes on; returns all that is told."""
+    about = runs.open_run(session.folder).about
+    sitting = {
+        "from_step": session.step,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processes": session.ranks.count,
+    }
+    about |= {"dictlab": __about__.VERSION, "sittings": [*about.get("sittings", []), sitting], "state": "running"}
+    _tell(session.folder, about)
+    return about
+
+
+def _ended(
+    session: Session, about: dict[str, Any], kept: list[Dictionary], stopped: str | None
+) -> tuple[list[Dictionary], str | None]:
+    """Dictionaries, measurements and records on the disk; returns the dictionaries measured, and why it stopped."""
+    folder = session.folder
     with session.writing():
         _save(kept, folder)  # safe before anything else can go wrong
         try:
@@ -189,7 +227,7 @@ def _run(session: Session) -> Run:
             "state": "stopped" if stopped else "finished",
             "reason": stopped,
             "steps": session.step,
-            "tokens": session.step * config.batch,
+            "tokens": session.step * session.config.batch,
             "seconds": session.elapsed,
             "members": list(session.going),
             "diverged": session.diverged,
@@ -197,7 +235,7 @@ def _run(session: Session) -> Run:
         _tell(folder, about)
         if not stopped:
             session.state_path.unlink(missing_ok=True)
-    return Run(folder, config, tuple(kept), stopped, session.diverged)
+    return kept, stopped
 
 
 def _finished(known: RunFolder, config: TrainConfig) -> Run:

@@ -25,6 +25,7 @@ from torch.nn.functional import mse_loss
 from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
 from dictlab.sparsity import Activation
+from dictlab.train.parallel import ALONE, Ranks
 
 Weights = Mapping[str, Tensor]
 
@@ -50,6 +51,7 @@ class Pass(NamedTuple):
         variance: Of a coordinate of the activations, on average, in the model's units.
         unit: One of the dictionary's units in the model's.
         progress: Share of the run that is over.
+        ranks: The processes that share the batch: x and the rest are of this one's tokens.
     """
 
     dictionary: Dictionary
@@ -62,6 +64,7 @@ class Pass(NamedTuple):
     variance: float
     unit: float
     progress: float
+    ranks: Ranks = ALONE
 
     def error(self, codes: Codes | Full, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
         """Squared error at the site of what other codes (or another decoder) reconstruct, in the model's units."""
@@ -116,7 +119,7 @@ class Variant(Protocol):
         """Terms of the loss that come on top of the objective's."""
         ...
 
-    def observe(self, codes: Codes | Full, counters: dict[str, Tensor]) -> None:
+    def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
         """Keep count, after a step."""
         ...
 
@@ -165,7 +168,7 @@ class Plain:
     def emit(self, entries: Codes, weights: Weights) -> Codes:
         return entries
 
-    def observe(self, codes: Codes | Full, counters: dict[str, Tensor]) -> None:
+    def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
         pass
 
     def check(self, width: int) -> None:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from dictlab import sparsity
-from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
-from dictlab.train.variants.base import Weights
+from dictlab.train.variants.base import Pass, Weights
 from dictlab.train.variants.selection import Reviving, check_k
 
 DECAY = 0.99  # of the running threshold: the last hundred batches
@@ -44,9 +43,10 @@ class BatchTopK(Reviving):
     def choose(self, weights: Weights) -> sparsity.Activation:
         return sparsity.BatchTopK(self.k)
 
-    def observe(self, codes: Codes | Full, counters: dict[str, Tensor]) -> None:
-        infinite = codes.values.new_full((1,), torch.inf)
-        smallest = torch.cat([torch.where(codes.values > 0, codes.values, torch.inf), infinite]).min()
+    def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
+        values = now.codes.listed().values
+        infinite = values.new_full((1,), torch.inf)
+        smallest = now.ranks.least(torch.cat([torch.where(values > 0, values, torch.inf), infinite]).min())
         seen = smallest.isfinite().to(smallest.dtype)  # a batch with nothing active has no smallest
         decay = 1 - (1 - DECAY) * seen
         counters["smallest"].mul_(decay).add_((1 - decay) * smallest.nan_to_num(posinf=0.0))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from dictlab import sparsity
-from dictlab.codes import Codes, Full, offsets_of
+from dictlab.codes import Codes, offsets_of
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
@@ -72,8 +72,8 @@ class Matryoshka:
         errors = [mse_loss(x_hat, now.x) for x_hat in nested(now, self.sizes(now.codes.n_latents))]
         return {"nested": Term(torch.stack(errors).sum(), 1 / now.variance), **self.base.terms(now)}
 
-    def observe(self, codes: Codes | Full, counters: dict[str, Tensor]) -> None:
-        self.base.observe(codes, counters)
+    def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
+        self.base.observe(now, counters)
 
     def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
         return self.base.finished(dictionary, weights, counters)
