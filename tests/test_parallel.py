@@ -28,7 +28,6 @@ TASKS = {
     "weighted": MODEL | {"objective": ("weighted",), "ce": 1.0, "kl": 0.5, "width": (24,), "k": (4,)},
     "rest": ARRAY | {"width": (24,), "k": (4,), "l0": (0.003,), "activation": ("multitopk", "jumprelu", "gated")},
     "nested": ARRAY | {"width": (64,), "k": (4,), "activation": ("matryoshka-batchtopk",)},
-    "resampled": ARRAY | {"width": (64,), "activation": ("relu",), "l1": (8.0,), "resample": 2, "dead_after": 512},
 }
 STOPPED_AFTER = 17  # steps
 SCRIPT = """
@@ -55,6 +54,7 @@ dist.destroy_process_group()
 REFUSED = {
     "odd batch": MODEL | {"batch": 127},
     "odd contexts": MODEL | {"batch": 48, "objective": ("e2e",)},
+    "resample": ARRAY | {"activation": ("relu",), "width": (24,), "resample": 2},
     "cache": MODEL | {"cache": "kept"},
     "no variance": ARRAY | {"data": "zeros"},
 }
@@ -121,9 +121,8 @@ def test_two_processes_have_the_loss_curve_and_the_dictionaries_of_one(name, tog
 
 
 def test_the_tasks_meet_what_needs_the_whole_batch(together):
-    """AuxK had dead latents, clipping clipped, and resampling found latents to resample."""
+    """AuxK had dead latents."""
     assert max(r["aux"] for r in records(together / "clipped" / "metrics.jsonl")) > 0
-    assert max(r["dead"] for r in records(together / "resampled" / "metrics.jsonl")) > 0
 
 
 def test_only_the_first_process_writes(together):
@@ -141,6 +140,7 @@ def test_only_the_first_process_writes(together):
         ("odd batch", "127 tokens, and 2 processes"),
         ("odd contexts", "3 contexts, and 2 processes"),
         ("cache", "cache kept: for one process"),
+        ("resample", "resample 2: for one process"),
         ("no variance", "do not vary"),  # found by the first process alone
     ],
 )

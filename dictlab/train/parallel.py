@@ -5,7 +5,7 @@
     g = (1/N) sum_r g_r          the gradient of a mean over tokens, from those of equal shares
 
 Whatever of a step is no mean over tokens asks for the whole batch by name: what AuxK divides by, BatchTopK's choice and
-threshold, firings, resampling. All else is the same arithmetic on the same numbers in every rank, so weights, optimizer
+threshold, firings. All else is the same arithmetic on the same numbers in every rank, so weights, optimizer
 and counters are alike without being sent. The first rank alone reads the start, writes and shows progress.
 
 `Ranks` is one process: every method gives back what it is given. `Several` shadows them; nothing else knows which.

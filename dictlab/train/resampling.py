@@ -35,15 +35,14 @@ def steps(config: TrainConfig) -> frozenset[int]:
 @torch.no_grad()
 def revive(learner: Learner, now: Pass) -> None:
     """Give dead latents new directions, drawn out of the tokens of a step."""
-    x, x_hat = now.ranks.whole(now.x), now.ranks.whole(now.x_hat)
-    loss = (x - x_hat).square().sum(dim=1).square()
+    loss = (now.x - now.x_hat).square().sum(dim=1).square()
     usable = int((loss > 0).sum())
     dead = learner.dead.nonzero().squeeze(1)[:usable]
     if len(dead) == 0:
         return
     generator = seeds.generator(learner.member.seed, f"resampling after step {learner.steps}")
     tokens = torch.multinomial(loss.double().cpu(), len(dead), replacement=False, generator=generator)
-    h = learner.normalisation(x[tokens.to(x.device)])[0] - learner.bias
+    h = learner.normalisation(now.x[tokens.to(now.x.device)])[0] - learner.bias
     alive = ~learner.dead
     length = learner.encoder[alive].norm(dim=1).mean() if bool(alive.any()) else learner.encoder.norm(dim=1).mean()
     rows = normalize(h, dim=1)

@@ -130,6 +130,7 @@ class ModelSource:
         assert config.model is not None
         self._ranks = ranks
         ranks.check(config.batch, "tokens")
+        ranks.check_alone("resample", config.resample)
         ranks.check_alone("cache", config.cache)
         self.model = model or LanguageModel.load(config.model, device=config.device)
         self.text = text or Text.open(config.text)
@@ -264,6 +265,7 @@ class ArraySource:
     def __init__(self, config: TrainConfig, data: ArrayLike | ArrayActivations | None, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
         ranks.check(config.batch, "rows")
+        ranks.check_alone("resample", config.resample)
         self._base = load(config.on[1]) if config.on and data is None else None
         if self._base is not None:
             data = decoder_rows(self._base)
