@@ -24,8 +24,9 @@ from tqdm import tqdm
 from analyses.chain import Chain, followed, kinships, ordered, point_until, point_with
 from analyses.form import form
 from analyses.novelty import Effects, insertion_effects, latent_table, nearest_alive
+from analyses.refit import Refit, normal_equations
 from analyses.route import Order
-from analyses.search import optimal
+from analyses.starts import SEARCHED_REFITTED, best_of_starts
 from dictlab.dictionary import Dictionary
 
 CLASS = {"effect": "class", "cosine": "class by cosine"}  # the column of a latent table that each rule reads
@@ -42,6 +43,7 @@ class Choice:
         effects: What the tables were made of.
         into: What each larger dictionary was inserted into.
         point: On the path, if it is one of it.
+        cautions: What is to be said of how it was found.
     """
 
     rule: str
@@ -50,6 +52,7 @@ class Choice:
     effects: tuple[Effects, ...] = ()
     into: tuple[Dictionary, ...] = ()
     point: int | None = None
+    cautions: tuple[str, ...] = ()
 
 
 def by_insertion(
@@ -78,18 +81,36 @@ def by_path(chain: Chain, threshold: float, order: Order, seed: int, at: int | N
     return Choice("path", found.route.chosen(point), point=point)
 
 
-def by_search(chain: Chain, latents: int | None, l0: float | None) -> Choice:
-    """The choice of a local search that begins with the largest dictionary, and so is no worse on the sample.
+def by_search(chain: Chain, latents: int | None, l0: float | None, refit: Refit) -> Choice:
+    """The choice of a local search that begins with the best of the dictionaries, cut to the budgets.
+
+    It minimises the error as the latents come, or, for a decoder that will be refitted, the refitted error; in pools
+    above `SEARCHED_REFITTED` latents that would take too long, and the choice says so.
 
     Args:
         chain: The dictionaries.
         latents: How many may be chosen; by default any number.
         l0: Active latents a token that are allowed; by default what the largest dictionary has.
+        refit: What is refitted afterwards.
     """
-    made, largest = form(chain.observations, chain.pool.W_dec), np.zeros(chain.pool.n_latents, dtype=bool)
-    largest[chain.own(len(chain.dictionaries) - 1)] = True
-    allowed = made.l0(largest) if l0 is None else l0
-    return Choice("optimal", optimal(made, largest, latents=latents, l0=allowed))
+    made, n = form(chain.observations, chain.pool.W_dec), chain.pool.n_latents
+    starts = []
+    for number in range(len(chain.dictionaries)):
+        starts.append(np.zeros(n, dtype=bool))
+        starts[-1][chain.own(number)] = True
+    allowed = made.l0(starts[-1]) if l0 is None else l0
+    refitted = refit == "decoder" and n <= SEARCHED_REFITTED
+    equations = normal_equations(chain.observations) if refitted else None
+    found = best_of_starts(made, starts, latents=latents, l0=allowed, equations=equations)
+    cautions = []
+    if refit == "decoder" and not refitted:
+        cautions.append(
+            f"The search took decoders as they are: refitting each choice of {n} latents would take too long (up to "
+            f"{SEARCHED_REFITTED} are refitted). The decoder of what it chose is refitted."
+        )
+    if not found.settled:
+        cautions.append("The search stopped when its trials ran out; more might lower the error further.")
+    return Choice("optimal", found.chosen, cautions=tuple(cautions))
 
 
 def _inserted(

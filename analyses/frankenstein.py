@@ -40,7 +40,7 @@ from analyses.observations import Observations, observe
 from analyses.pareto_points import Point
 from analyses.pool import joinable, pooled
 from analyses.refit import normal_equations
-from analyses.starts import best_of_starts
+from analyses.starts import SEARCHED_REFITTED, best_of_starts
 from analyses.thresholds import Agreement, Calibration, agreement
 from dictlab import activations
 from dictlab.dictionary import Dictionary
@@ -54,7 +54,6 @@ RULE, ASKED = "cosine", "as asked"
 CONTROL = "best donor"  # a refit helps any dictionary: its own latents under every refit
 FILES = {RULE: "frankenstein", "best donor's L0": "donor_l0"}
 SEARCH_RIDGE = 0.01  # of the decoders that a search fits
-SEARCHED_REFITTED = 2048  # latents of a pool
 HEARD = 16_384  # held-out tokens on which firing decisions are compared
 
 

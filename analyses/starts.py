@@ -18,6 +18,8 @@ from analyses.moves import Mask, Refitted, pull_of
 from analyses.refit import NormalEquations
 from analyses.search import TRIALS, Search, budget_of, search, searched
 
+SEARCHED_REFITTED = 2048  # latents of a pool up to which every choice is refitted in a search, unless asked otherwise
+
 
 def best_of_starts(
     form: Form,

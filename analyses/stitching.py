@@ -142,11 +142,11 @@ def stitching(
     chain = observed(parents, fit)
     choices = {choice.rule: choice for choice in by_insertion(chain, fit, threshold)}
     rule: str = select
+    refit = refit or ("decoder" if at is None and until is None else "bias")
     if select == "optimal":
-        choices["optimal"] = by_search(chain, latents, l0)
+        choices["optimal"] = by_search(chain, latents, l0, refit)
     if at is not None or until is not None:
         choices["path"], rule = by_path(chain, threshold, order, seed, at, until), "path"
-    refit = refit or ("bias" if rule == "path" else "decoder")
     candidates = _candidates(chain, choices, rule, refit)
     evaluations = evaluate(
         list(candidates.values()), model, text.as_split("heldout"), contexts=contexts, context=length, seed=seed
@@ -173,7 +173,7 @@ def stitching(
         dictionaries={"stitched": stitched},
         settings=stitched.metadata.training | given | found["stitched"].sample,
         inputs=tuple(parents),
-        warnings=(*warnings(found, parents, rule), *_mean_lost(parents)),
+        warnings=(*warnings(found, parents, rule), *choices[rule].cautions, *_mean_lost(parents)),
     )
 
 

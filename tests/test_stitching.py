@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from analyses import refit
+from analyses.chain import observed
+from analyses.choosing import by_search
+from analyses.moves import pull_of
 from analyses.observations import observe
 from analyses.pool import part_of, pooled
 from analyses.refit import refit_bias, refit_decoder
@@ -351,6 +354,26 @@ def test_a_search_keeps_to_its_budgets_and_is_no_worse_than_large_where_it_was_m
     large = refit_bias(list(parents())[1], [x])
     error = [float((x - d.reconstruct(x)).square().mean()) for d in (stitched, large)]
     assert error[0] <= error[1] * (1 + 1e-5)
+
+
+def test_a_search_for_a_decoder_that_is_refitted_is_no_worse_refitted_than_any_of_the_dictionaries():
+    """Against dense least squares with the pull; every start fits the budget."""
+    small, large = (random_dictionary(n, 8, seed=n) for n in (20, 40))
+    chain = observed([small, large], [X.view(3, 100, 8)])
+    seen, pull = chain.observations, pull_of(0.01, chain.observations)
+
+    def error(chosen):
+        design = np.hstack([seen.codes.toarray()[:, chosen], np.ones((seen.n_tokens, 1))])
+        before = chain.pool.W_dec.numpy()[chosen]
+        rows = np.hstack([np.sqrt(pull) * np.eye(len(before)), np.zeros((len(before), 1))])
+        both = np.vstack([design, rows]), np.vstack([seen.target, np.sqrt(pull) * before])
+        return np.square(both[0] @ np.linalg.lstsq(*both, rcond=None)[0] - both[1]).sum()
+
+    budget = 1.01 * max(small.encode(X).l0().float().mean(), large.encode(X).l0().float().mean())
+    found = by_search(chain, None, float(budget), "decoder")
+    first = np.arange(chain.pool.n_latents) < small.n_latents
+    assert error(found.chosen) <= min(error(first), error(~first)) * (1 + 1e-6)
+    assert seen.firing_rate[found.chosen].sum() <= budget
 
 
 def test_budgets_without_a_search_are_refused(text):
