@@ -106,19 +106,6 @@ class Budget:
         return fitting
 
 
-def optimal(
-    form: Form,
-    start: Bool[Mask, " n_latents"] | None = None,
-    *,
-    latents: int | None = None,
-    l0: float | None = None,
-    refit: float | None = None,
-    trials: int = TRIALS,
-) -> Bool[Mask, " n_latents"]:
-    """The latents that a `search` with the same arguments chooses."""
-    return search(form, start, latents=latents, l0=l0, refit=refit, trials=trials).chosen
-
-
 def search(
     form: Form,
     start: Bool[Mask, " n_latents"] | None = None,
