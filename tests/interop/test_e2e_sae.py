@@ -4,7 +4,9 @@ The release on the package index lacks the scripts that it imports, so one name 
 models of its own by that name, which no test here does.
 """
 
+import os
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -21,6 +23,9 @@ MISSING = "e2e_sae.scripts.train_tlens.run_train_tlens"
 for part in (MISSING.rpartition(".")[0], MISSING):
     sys.modules.setdefault(part, ModuleType(part))
 sys.modules[MISSING].HookedTransformerPreConfig = object
+
+# It asks this variable for its own folder wherever CI is set, and fails on a service that does not set it.
+os.environ.setdefault("GITHUB_WORKSPACE", str(Path(__file__).parent))
 
 transformer_lens = pytest.importorskip("transformer_lens")
 losses = pytest.importorskip("e2e_sae.losses")
