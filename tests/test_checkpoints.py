@@ -20,8 +20,11 @@ def model() -> LanguageModel:
 
 
 def test_the_family_is_complete():
-    widths = {(d.n_latents, d.metadata.seed) for d in map(load, FILES) if d.activation.kind == "topk"}
+    topk = [d for d in map(load, FILES) if d.activation.kind == "topk"]
+    widths = {(d.n_latents, d.metadata.seed) for d in topk if d.activation.k == 16}
     assert widths == {(width, seed) for width in (256, 512, 1024, 2048, 4096) for seed in (0, 1)}
+    grid = {(d.n_latents, d.activation.k) for d in topk if d.metadata.seed == 0 and d.n_latents <= 2048}
+    assert grid == {(width, k) for width in (256, 512, 1024, 2048) for k in (4, 8, 16, 32, 64)}
     for objective in ("local", "e2e", "e2e+ds"):
         sparsities = {
             d.metadata.training["l1"]
