@@ -41,6 +41,9 @@ def dead(runs: pd.DataFrame, log: pd.DataFrame) -> Figure:
         known = some[some["dead"].notna()]
         panels[0].plot(known["width"], 100 * known["dead"], label=name, **_look(number))
     panels[0].set(xscale="log", xlabel="width (latents)", ylabel="dead latents (%)", title="Do wide dictionaries die?")
+    widths = sorted(set(runs["width"]))
+    panels[0].set_xticks(widths, [f"{width:,}" for width in widths], rotation=30)
+    panels[0].minorticks_off()
     panels[0].legend(fontsize=7)
     for number, (name, some) in enumerate(log.groupby("member", sort=False)):
         panels[1].plot(
@@ -54,7 +57,8 @@ def dead(runs: pd.DataFrame, log: pd.DataFrame) -> Figure:
 
 
 def _series(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Runs by family and k."""
+    """Runs by family and k, smaller k first."""
+    runs = runs.sort_values(["family", "k"], kind="stable")
     named = runs["family"] + runs["k"].map(lambda k: "" if pd.isna(k) else f", k = {k}")
     return [(str(name), some) for name, some in runs.groupby(named, sort=False)]
 
