@@ -179,7 +179,11 @@ def _start(law: Law, logs: Columns, loss: Array, share: float) -> Array:
 
 
 def bootstrap(found: Fit, x: Columns, loss: Array, seed: int) -> Float[Array, "resamples parameters"]:
-    """Parameters in resamples of the runs; resamples that cannot tell them are drawn again."""
+    """Parameters in resamples of the runs; resamples that cannot tell them are drawn again. None at all where only the
+    whole of the runs could be fitted: every resample would be that one, and look like certainty.
+    """
+    if settings(found.law, x) <= found.law.needed:
+        return np.empty((0, len(found.values)))
     generator = np.random.default_rng(seed)
     draws: list[Array] = []
     for _ in range(20 * RESAMPLES):
@@ -193,7 +197,7 @@ def bootstrap(found: Fit, x: Columns, loss: Array, seed: int) -> Float[Array, "r
 
 
 def interval(draws: Float[Array, "resamples parameters"]) -> tuple[Array, Array]:
-    """95 % of the draws of each parameter; NaN where resamples could seldom be fitted."""
+    """95 % of the draws of each parameter; NaN where resamples could seldom be fitted, or never."""
     if len(draws) < RESAMPLES // 2:
         unknown = np.full(draws.shape[1], np.nan)
         return unknown, unknown

@@ -58,6 +58,16 @@ def test_intervals_over_runs_hold_the_truth_about_as_often_as_they_say():
     assert hits >= 15
 
 
+def test_runs_that_are_just_enough_for_a_law_give_no_interval():
+    """Every resample that can be fitted is all of them: an interval would have no length, whatever the noise."""
+    law, width = BY_NAME["L(N) + irreducible"], 2.0 ** np.arange(8, 12)
+    for some, known in ((width, False), (2.0 ** np.arange(8, 16), True)):
+        loss = noisy(3.0 * some**-0.5 + 0.1, 5, 0.03)
+        found = laws.fit(law, {"width": some}, loss)
+        low, high = laws.interval(laws.bootstrap(found, {"width": some}, loss, 0))
+        assert np.isfinite(low).all() == known and (not known or (high > low).all())
+
+
 def test_the_largest_runs_are_predicted_by_the_smaller_ones():
     loss = 3.0 * WIDTHS**-0.5
     found = laws.kept_out(BY_NAME["L(N)"], {"width": WIDTHS}, loss)
