@@ -14,6 +14,7 @@ from analyses.probes_tables import label
 from analyses.probing import Probed
 
 MEASURES = {"probe loss": "probe loss (nats, mean over tasks)", "of entropy": "share of the labels' entropy left"}
+DODGE = 1.03  # widths beside each other in a plot
 KINDS = {"dictionary": 0, "single coordinates": 1, "all coordinates": 2}
 
 
@@ -42,13 +43,16 @@ def widths(overview: pd.DataFrame) -> Figure:
     """Losses against width, a series for each objective and activation function."""
     figure, panels = style.axes(2, width=4.8, height=3.8)
     own = overview[overview["kind"] == "dictionary"]
+    series = sorted(own.groupby(["objective", "activation"], sort=False), key=lambda one: _natural(one[0]))
     titles = ("Do wider dictionaries answer more?", "… each task counted alike")
     for ax, (measure, words), title in zip(panels, MEASURES.items(), titles, strict=True):
-        for number, (name, some) in enumerate(own.groupby(["objective", "activation"], sort=False)):
+        for number, (name, some) in enumerate(series):
             some = some.sort_values("width")
+            beside = DODGE ** (number - (len(series) - 1) / 2)  # so that equal widths do not hide each other
             ax.errorbar(
-                some["width"].astype(float), some[measure], yerr=_bars(some, measure), ls="none", ms=5, elinewidth=1,
-                color=style.colour(number), marker=style.marker(number), label=" ".join(map(str, name)),
+                some["width"].astype(float) * beside, some[measure], yerr=_bars(some, measure), ls="none",
+                ms=5, elinewidth=1, color=style.colour(number), marker=style.marker(number),
+                label=" ".join(map(str, name)),
             )  # fmt: skip
         for number, (_, row) in enumerate(overview[overview["kind"] != "dictionary"].iterrows()):
             ax.axhline(row[measure], color="0.4", ls=style.line(number + 1), lw=1, label=row["features"])
@@ -56,6 +60,11 @@ def widths(overview: pd.DataFrame) -> Figure:
         _plain_ticks(ax, own)
     panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _natural(name: Sequence[str]) -> list[tuple[int, str]]:
+    """Sorts numbers as numbers: k = 8 before k = 16."""
+    return [(int(word), "") if word.isdigit() else (0, word) for part in name for word in str(part).split()]
 
 
 @style.applied

@@ -60,8 +60,8 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """The marker of the index-th series."""
-    return MARKERS[index % len(MARKERS)]
+    """The marker of the index-th series. With its colour it is no other's of the first 64."""
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def line(index: int) -> object:
