@@ -111,7 +111,7 @@ def _of_array(
     given: Sequence[Dictionary], model: ModelLike | None, data: DataLike, tokens: int, seed: int, device: str
 ) -> tuple[Sample, tuple[str, ...]]:
     reading = open_activations(given, model=model, data=data, device=device)
-    source = reading.activations
+    source = reading.part("train")
     check_at_least(2 * source.context, tokens=tokens)
     batches = ([x] * len(given) for x in source.sample(tokens, seed=seed))
     sample = _encoded(reading.dictionaries, batches, source.record())
