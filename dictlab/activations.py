@@ -173,6 +173,11 @@ class ModelActivations:
         return {"text": self.text.name, "model": self.model.name, "context": self.context}
 
 
+def unit_of(activations: Activations) -> str:
+    """What its sequences are called; held-out ones are named so."""
+    return f"held-out {activations.unit}" if activations.split == "heldout" else activations.unit
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Moments of activations.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictlab.activations import Activations, ModelActivations, statistics
+from dictlab.activations import Activations, ModelActivations, statistics, unit_of
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.evaluate import Evaluation, check_finite, evaluate
@@ -69,7 +69,6 @@ def reconstruction(
     fired: list[list[Tensor]] = [[] for _ in dictionaries]
     digest = hashlib.sha256()
     sequences = 0
-    unit = f"held-out {activations.unit}" if activations.split == "heldout" else activations.unit
     for x in activations.sample(tokens, seed=seed):
         digest.update(x.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         sequences += len(x)
@@ -85,7 +84,7 @@ def reconstruction(
             seed,
             digest.hexdigest()[:16],
             sequences,
-            unit,
+            unit_of(activations),
             activations.counted,
         )
         for dictionary, own, active in zip(dictionaries, rows, fired, strict=True)
