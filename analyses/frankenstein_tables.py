@@ -156,9 +156,7 @@ def warnings(found: Found) -> tuple[str, ...]:
             f"{found.result} is WORSE than {found.best}, one of the dictionaries it is made of: MSE "
             f"{result.value('mse'):.4g} and {donors[found.best].value('mse'):.4g}."
         )
-    if result.evaluation.n_sequences < 2:
-        said.append("One sequence: no intervals. Measure on more with --contexts.")
-    return tuple(said)
+    return (*said, *result.evaluation.cautions)
 
 
 def _ratio(row: Mapping[str, Any]) -> str:

@@ -87,6 +87,16 @@ def open_activations(
     return Reading(array, placed, (unit,) if array.in_blocks else (), unknown=not trained)
 
 
+def check_used(data: DataLike | None, tokens: int) -> None:
+    """Refuse data of which nothing would be read.
+
+    Raises:
+        DictlabError: Data is given, and 0 tokens.
+    """
+    if data is not None and tokens == 0:
+        raise DictlabError("data and 0 tokens are given; nothing would be read of the data. Leave out one of them.")
+
+
 def open_dictionary(given: DictionaryLike) -> Dictionary:
     """A dictionary, read from its file if need be."""
     return given if isinstance(given, Dictionary) else load(given)

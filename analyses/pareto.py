@@ -84,7 +84,7 @@ def pareto(
         plots=_plots(lines, found[0]),
         settings=source.record() | {"seed": seed} | found[0].sample,
         inputs=tuple(opened),
-        warnings=(*_partial(found[0]), *_warnings(points, lines), *reading.cautions),
+        warnings=(*found[0].cautions, *_warnings(points, lines), *reading.cautions),
     )
 
 
@@ -189,11 +189,6 @@ def _counted(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
 
 
-def _partial(evaluation: Evaluation) -> tuple[str, ...]:
-    measured, asked = evaluation.n_sequences, evaluation.asked
-    return (f"PARTIAL: interrupted after {measured} of {asked} sequences.",) if measured < asked else ()
-
-
 def _warnings(points: Sequence[Point], lines: Sequence[Curve]) -> tuple[str, ...]:
     """What the plots and comparisons cannot show."""
     said = []
@@ -202,8 +197,6 @@ def _warnings(points: Sequence[Point], lines: Sequence[Curve]) -> tuple[str, ...
     if bad:
         none = "No increase of CE" if head.key == "ce_increase" else "No error"
         said.append(f"{none}, or no active latent: {', '.join(bad)}: no place on a logarithmic axis.")
-    if points[0].evaluation.n_sequences < 2:
-        said.append("One sequence: no intervals. Measure on more with --contexts.")
     widths: dict[str, set[int]] = {}
     for line in lines:
         widths.setdefault(line.objective, set()).add(line.width)

@@ -123,7 +123,7 @@ def path(
         | seen.record()
         | evaluations[0].sample,
         inputs=tuple(chain),
-        warnings=(*_partial(evaluations[0]), *percolation_warnings(chain, kin), *reading.cautions),
+        warnings=(*evaluations[0].cautions, *percolation_warnings(chain, kin), *reading.cautions),
     )
 
 
@@ -293,8 +293,3 @@ def _waypoints_caption(evaluation: Evaluation) -> str:
         f"{where}: {evaluation.size}, 95 % bootstrap intervals over sequences. MSE on the path is that on the training "
         "sample."
     )
-
-
-def _partial(evaluation: Evaluation) -> tuple[str, ...]:
-    measured, asked = evaluation.n_sequences, evaluation.asked
-    return (f"PARTIAL: interrupted after {measured} of {asked} held-out sequences.",) if measured < asked else ()

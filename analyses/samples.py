@@ -19,7 +19,16 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.inputs import DataLike, ModelLike, TextLike, context_of, open_activations, open_text, within_reach
+from analyses.inputs import (
+    DataLike,
+    ModelLike,
+    TextLike,
+    check_used,
+    context_of,
+    open_activations,
+    open_text,
+    within_reach,
+)
 from dictlab.activations import FORWARD_TOKENS
 from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
@@ -87,8 +96,7 @@ def sampled(
             are not finite, or `tokens` are fewer than two contexts.
     """
     if tokens == 0:
-        if data is not None:
-            raise DictlabError("data and 0 tokens are given; nothing would be read of the data. Leave out one of them.")
+        check_used(data, tokens)
         return None, ()
     loaded = [dictionary.to(dtype=torch.float32) for dictionary in given]
     if data is not None:

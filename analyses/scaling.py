@@ -73,6 +73,11 @@ def scaling(
     return _report(runs, fits, predictions, why, dead_over_time(folders), [*notes, *cautions], settings, opened)
 
 
+def _drawable(runs: pd.DataFrame, loss: str) -> bool:
+    """Whether some of a loss has a place on a logarithmic axis."""
+    return loss in runs and bool((runs[loss] > 0).any())
+
+
 def _report(
     runs: pd.DataFrame,
     fits: pd.DataFrame,
@@ -104,7 +109,7 @@ def _report(
         made["not_fitted"] = Table(why, "Laws that these runs cannot tell, and why.")
     lines = "Points: runs. Lines: fits to runs of one k, beyond them as well; dashed with an irreducible term."
     drawn = {
-        **{name: Plot(plots.laws(runs, fits, loss), lines) for loss, name in LAWS.items() if loss in runs},
+        **{name: Plot(plots.laws(runs, fits, loss), lines) for loss, name in LAWS.items() if _drawable(runs, loss)},
         "dead": Plot(
             plots.dead(runs, dead), "Share of latents that were never active; over training where there are logs."
         ),

@@ -72,4 +72,6 @@ def _recovered(ax: Axes, found: Sequence[Measured], frame: pd.DataFrame, measure
             ax.plot(some["L0"], some[measure], color=style.colour(number), ls=look, marker=style.marker(number), ms=3.5)
         trained = own[own["trained"]]
         ax.plot(trained["L0"], trained[measure], ls="none", marker="o", ms=11, mfc="none", mec="black")
-    ax.set(xlabel="L0 (active latents/token)", ylabel=words, title=title, xscale="log", yscale="log")
+    ax.set(xlabel="L0 (active latents/token)", ylabel=words, title=title, xscale="log")
+    if (frame[measure] > 0).any():
+        ax.set_yscale("log")

@@ -64,7 +64,8 @@ def quality_caption(evaluation: Evaluation) -> str:
 
 def summary(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], how: Mapping[str, Any]) -> str:
     """What was made, and how good it is beside its parents."""
-    result, low_high = found["stitched"], found["stitched"].interval("mse")
+    result, (low, high) = found["stitched"], found["stitched"].interval("mse")
+    span = "" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]"
     old = [(d.name, found[d.name]) for d in parents]
     before = ", ".join(f"{name} {e.value('mse'):.4g} (L0 {e.value('l0'):.1f})" for name, e in old)
     suffers = f", CE increase {result.value('ce_increase'):.3g}" if result.has_model else ""
@@ -76,7 +77,7 @@ def summary(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], how:
     }.get(how["select"], f"With {how['inserted']} of {offered} latents inserted by {how['select']}")
     return (
         f"{chosen} {REFITTED[how['refit']]}, the held-out MSE is "
-        f"{result.value('mse'):.4g} [{low_high[0]:.4g}, {low_high[1]:.4g}] at L0 {result.value('l0'):.1f}"
+        f"{result.value('mse'):.4g}{span} at L0 {result.value('l0'):.1f}"
         f"{suffers}; before: {before}."
     )
 
@@ -97,7 +98,7 @@ def warnings(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], rul
         said.append(
             f"The best that was measured is “{best}”: MSE {error:.4g} at L0 {l0:.1f}; see --select and --refit."
         )
-    return (*said, *(_harm(found, parents[0].name) if rule == "cosine" else ()))
+    return (*result.cautions, *said, *(_harm(found, parents[0].name) if rule == "cosine" else ()))
 
 
 def _harm(found: Mapping[str, Evaluation], small: str) -> tuple[str, ...]:

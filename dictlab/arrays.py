@@ -74,7 +74,9 @@ class ArrayActivations:
     @property
     def unit(self) -> str:
         """What intervals are resampled over."""
-        return f"blocks of {self.context} rows" if self.in_blocks else "sequences"
+        if not self.in_blocks:
+            return "sequences"
+        return f"blocks of {self.context} rows" if self.context > 1 else "rows"
 
     @property
     def fingerprint(self) -> str:

@@ -99,6 +99,16 @@ class Evaluation:
         return f"{self.n_sequences} {self.unit} ({self.n_tokens} {self.counted})"
 
     @property
+    def cautions(self) -> tuple[str, ...]:
+        """What a report must say of how much was measured."""
+        said = []
+        if self.n_sequences < self.asked:
+            said.append(f"PARTIAL: interrupted after {self.n_sequences} of {self.asked} sequences.")
+        if self.n_sequences < 2:
+            said.append("One sequence: no intervals. Measure on more with --contexts, where there are more.")
+        return tuple(said)
+
+    @property
     def has_model(self) -> bool:
         """Whether the model's output was measured too."""
         return "ce" in self.sums

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dictlab.activations import Activations, ModelActivations, statistics, unit_of
 from dictlab.dictionary import Dictionary
-from dictlab.errors import check_at_least
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import Evaluation, check_finite, evaluate
 from dictlab.sparsity import emitting
 
@@ -62,9 +62,15 @@ def reconstruction(
         seed: Of the sample and the bootstrap.
 
     Raises:
-        DictlabError: A dictionary has another width, or a reconstruction is not finite.
+        DictlabError: A dictionary has another width, a reconstruction is not finite, or the activations do not vary.
     """
-    mean = statistics(activations.sample(tokens, seed=seed)).mean
+    moments = statistics(activations.sample(tokens, seed=seed))
+    if not moments.variance > 0:
+        raise DictlabError(
+            f"data {activations.name}: what is measured on ({moments.n} {activations.counted}) does not vary, so "
+            "there is nothing to explain. Give more rows."
+        )
+    mean = moments.mean
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
     fired: list[list[Tensor]] = [[] for _ in dictionaries]
     digest = hashlib.sha256()
