@@ -146,8 +146,9 @@ def _summary(points: Sequence[Point], lines: Sequence[Curve], tables: dict[str, 
     head = points[0].measures[0]
     best = min(points, key=lambda p: p.value(head.key))
     said = _compared(tables["matched"].frame, tables["cost"].frame, lines)
+    form = ".3f" if head.key == "ce_increase" else ".4g"  # an error has the size of its activations
     said.append(
-        f"Smallest {head.label}: {best.value(head.key):.3f}{_between(*best.interval(head.key), digits=3)} "
+        f"Smallest {head.label}: {best.value(head.key):{form}}{_between(*best.interval(head.key), form)} "
         f"{METRICS[head.key].unit.replace('/', ' a ')} ({best.name}, L0 {best.value('l0'):.1f})."
     )
     on = pareto_tables.on_front(points, head, "l0")
@@ -181,8 +182,8 @@ def _compared(ratios: pd.DataFrame, cost: pd.DataFrame, lines: Sequence[Curve]) 
     return said
 
 
-def _between(low: float, high: float, digits: int = 2) -> str:
-    return "" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+def _between(low: float, high: float, form: str = ".2f") -> str:
+    return "" if pd.isna(low) else f" [{low:{form}}, {high:{form}}]"
 
 
 def _counted(number: int, one: str, several: str) -> str:
