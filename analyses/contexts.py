@@ -1,6 +1,6 @@
-"""Where in a text is each latent most active?
+"""Where in a text, or in an array of activations, is each latent most active?
 
-One pass over a sample of a text. For every latent the sequences are kept in which its largest activation is largest,
+One pass over a sample. For every latent the sequences are kept in which its largest activation is largest,
 at most `top`, with the position of that activation:
 
     a sequence s counts with    max_t |f_i(s, t)|        f_i(s, t): the activation of latent i at token t of s
@@ -10,17 +10,30 @@ so that the examples of a latent come from different sequences. Memory: latents 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.inputs import ModelLike, TextLike, context_of, open_text, within_reach
+from analyses.inputs import (
+    DataLike,
+    ModelLike,
+    TextLike,
+    check_used,
+    context_of,
+    open_activations,
+    open_text,
+    within_reach,
+)
 from dictlab.activations import FORWARD_TOKENS
+from dictlab.arrays import ArrayActivations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import site_of
@@ -46,20 +59,33 @@ class Peaks(NamedTuple):
 
 
 class Contexts(NamedTuple):
-    """Where each latent of each dictionary is most active."""
+    """Where each latent of each dictionary is most active.
 
-    model: LanguageModel
-    text: str
-    sequences: Int[Tensor, "sequences context"]
-    peaks: Mapping[str, Peaks]  # by dictionary
+    Attributes:
+        peaks: By dictionary.
+        shown: What stands for the peaks of some latents: excerpts of the text, or the numbers of rows.
+        record: What settings say of it.
+        called: What one of these is called in tables.
+    """
+
+    peaks: Mapping[str, Peaks]
+    shown: Callable[[Peaks, Iterable[int]], dict[int, list[str]]]
+    record: dict[str, Any]
+    called: str = "context"
 
     def of(self, dictionary: str, latents: Sequence[int]) -> dict[int, list[str]]:
-        """Excerpts around the strongest activations of some latents."""
-        return excerpts(self.model.tokenizer, self.sequences, self.peaks[dictionary], latents)
+        """The strongest activations of some latents."""
+        return self.shown(self.peaks[dictionary], latents)
 
 
 def find_contexts(
-    given: Sequence[Dictionary], model: ModelLike | None, text: TextLike, tokens: int, seed: int, device: str
+    given: Sequence[Dictionary],
+    model: ModelLike | None,
+    text: TextLike,
+    tokens: int,
+    seed: int,
+    device: str,
+    data: DataLike | None = None,
 ) -> tuple[Contexts | None, tuple[str, ...]]:
     """Contexts, or none and a warning that says why.
 
@@ -72,13 +98,17 @@ def find_contexts(
         tokens: How many; 0 for no contexts, and no model is opened.
         seed: Of the sample of text.
         device: Where to put a model that has to be opened.
+        data: Activations in place of model and text; their rows take the place of excerpts.
 
     Raises:
-        DictlabError: The model that was given does not fit, the text cannot be opened or is too short, or `tokens` are
-            fewer than one context.
+        DictlabError: The model or the data that were given do not fit, the text cannot be opened or is too short, or
+            `tokens` are fewer than one context.
     """
     if tokens == 0:
+        check_used(data, tokens)
         return None, ()
+    if data is not None:
+        return _of_array(given, model, data, tokens, seed, device), ()
     reached = within_reach(model, given, device)
     if isinstance(reached, DictlabError):
         return None, (f"No contexts are shown. {reached} Give the model with --model, or --tokens 0 to do without.",)
@@ -87,7 +117,21 @@ def find_contexts(
     check_at_least(length, tokens=tokens)
     sequences = source.sample(opened.tokenizer, length, tokens // length, seed=seed)
     found = dict(zip([d.name for d in given], peaks(placed, opened, sequences), strict=True))
-    return Contexts(opened, source.name, sequences, found), ()
+    record = {"model": opened.name, "text": source.name, "context": length, "tokens": sequences.numel()}
+    return Contexts(found, partial(excerpts, opened.tokenizer, sequences), record), ()
+
+
+def _of_array(
+    given: Sequence[Dictionary], model: ModelLike | None, data: DataLike, tokens: int, seed: int, device: str
+) -> Contexts:
+    reading = open_activations(given, model=model, data=data, device=device)
+    source = reading.part("train")
+    assert isinstance(source, ArrayActivations)
+    numbers = source.drawn(tokens, seed)
+    batches = ([x] * len(given) for x in source.sample(tokens, seed=seed))
+    found = dict(zip([d.name for d in given], _strongest_of(reading.dictionaries, batches, TOP), strict=True))
+    record = source.record() | {"tokens": len(numbers) * source.context}
+    return Contexts(found, partial(row_numbers, source, numbers), record, "strongest row")
 
 
 def with_contexts(frame: pd.DataFrame, contexts: Contexts | None) -> pd.DataFrame:
@@ -100,7 +144,7 @@ def with_contexts(frame: pd.DataFrame, contexts: Contexts | None) -> pd.DataFram
         for latent, texts in contexts.of(str(name), sorted(set(part["latent"].tolist()))).items()
     }
     texts = [shown[key] for key in zip(frame["dictionary"], frame["latent"], strict=True)]
-    columns = {f"context {i + 1}": [t[i] if i < len(t) else None for t in texts] for i in range(TOP)}
+    columns = {f"{contexts.called} {i + 1}": [t[i] if i < len(t) else None for t in texts] for i in range(TOP)}
     return frame.assign(**{name: pd.Series(column, dtype=object) for name, column in columns.items()})
 
 
@@ -124,12 +168,25 @@ def peaks(
         DictlabError: A dictionary names no site, or emits what is not a number.
     """
     sites = [site_of(dictionary) for dictionary in dictionaries]
-    found = [_none(dictionary) for dictionary in dictionaries]
     size = max(1, FORWARD_TOKENS // sequences.shape[1])
-    for number, tokens in enumerate(tqdm(sequences.split(size), desc="contexts", leave=False)):
-        captured = model.capture(tokens, list(dict.fromkeys(sites)))
-        for i, (dictionary, site) in enumerate(zip(dictionaries, sites, strict=True)):
-            found[i] = _best(found[i], _strongest(dictionary, captured[site], number * size), top)
+
+    def read() -> Iterator[list[Tensor]]:
+        for tokens in tqdm(sequences.split(size), desc="contexts", leave=False):
+            captured = model.capture(tokens, list(dict.fromkeys(sites)))
+            yield [captured[site] for site in sites]
+
+    return _strongest_of(dictionaries, read(), top)
+
+
+def _strongest_of(
+    dictionaries: Sequence[Dictionary], batches: Iterable[Sequence[Float[Tensor, "batch context d_in"]]], top: int
+) -> list[Peaks]:
+    """The strongest sequences by what each dictionary reads of some sequences at a time."""
+    found, start = [_none(dictionary) for dictionary in dictionaries], 0
+    for inputs in batches:
+        for i, (dictionary, x) in enumerate(zip(dictionaries, inputs, strict=True)):
+            found[i] = _best(found[i], _strongest(dictionary, x, start), top)
+        start += len(inputs[0])
     return found
 
 
@@ -148,9 +205,35 @@ def excerpts(
     tokenizer: Any, sequences: Int[Tensor, "sequences context"], found: Peaks, latents: Iterable[int]
 ) -> dict[int, list[str]]:
     """For each of some latents the text around its strongest activations, best first; none where it was silent."""
+    return _told(lambda sequence, position: excerpt(tokenizer, sequences[sequence], position), found, latents)
+
+
+def row_numbers(
+    source: ArrayActivations, numbers: NDArray[np.int64], found: Peaks, latents: Iterable[int]
+) -> dict[int, list[str]]:
+    """For each of some latents the rows of an array at which it is strongest, best first.
+
+    Args:
+        source: The array.
+        numbers: Of the sequences that peaks were looked for in.
+        found: The peaks.
+        latents: Which.
+    """
+
+    def told(sequence: int, position: int) -> str:
+        number = int(numbers[sequence])
+        if source.in_blocks:
+            return f"row {number * source.context + position}"
+        return f"sequence {number}, row {position}"
+
+    return _told(told, found, latents)
+
+
+def _told(told: Callable[[int, int], str], found: Peaks, latents: Iterable[int]) -> dict[int, list[str]]:
+    """Words for each peak above 0."""
     return {
         latent: [
-            excerpt(tokenizer, sequences[sequence], position)
+            told(sequence, position)
             for value, sequence, position in zip(*(part[latent].tolist() for part in found), strict=True)
             if value > 0
         ]

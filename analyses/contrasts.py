@@ -144,7 +144,7 @@ def membership(found: Sequence[Found]) -> dict[Latent, str]:
 
 
 def _region_table(found: Sequence[Found], contexts: Contexts | None) -> pd.DataFrame:
-    rows = []
+    rows, shown_as = [], [] if contexts is None else [f"{contexts.called}s"]
     for number, region in enumerate(found, 1):
         central = region.latents[:CENTRAL].tolist()
         row = {
@@ -158,10 +158,10 @@ def _region_table(found: Sequence[Found], contexts: Contexts | None) -> pd.DataF
         }
         if contexts is not None:
             shown = contexts.of(region.dictionary.name, central)
-            row["contexts"] = "  |  ".join(texts[0] for texts in shown.values() if texts)
+            row[shown_as[0]] = "  |  ".join(texts[0] for texts in shown.values() if texts)
         rows.append(row)
     columns = ["region", "filled by", "not by", "latents", "density ratio", "p-value", "most central"]
-    return pd.DataFrame(rows, columns=[*columns, "contexts"] if contexts is not None else columns)
+    return pd.DataFrame(rows, columns=[*columns, *shown_as])
 
 
 def _region_latents(found: Sequence[Found], contexts: Contexts | None) -> pd.DataFrame:

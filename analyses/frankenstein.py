@@ -26,15 +26,13 @@ from analyses.frontier import compared
 from analyses.hybrids import BY_GRADIENT, CLOSED, Refit, Sample, hybrid
 from analyses.hybrids import compact as compacted
 from analyses.inputs import (
+    DataLike,
     DictionaryLike,
     ModelLike,
     TextLike,
     check_same_place,
-    context_of,
-    in_model,
+    open_activations,
     open_dictionaries,
-    open_model,
-    open_text,
 )
 from analyses.observations import Observations, observe
 from analyses.pareto_points import Point
@@ -42,10 +40,10 @@ from analyses.pool import joinable, pooled
 from analyses.refit import normal_equations
 from analyses.starts import SEARCHED_REFITTED, best_of_starts
 from analyses.thresholds import Agreement, Calibration, agreement
-from dictlab import activations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluate import evaluate, firing_rates, site_of
+from dictlab.evaluate import firing_rates
+from dictlab.reconstruction import evaluated
 from dictlab.report import Report
 from dictlab.sparsity import emitting
 
@@ -63,6 +61,7 @@ def frankenstein(
     beside: Sequence[DictionaryLike] | None = None,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     threshold: float = 0.4,
     start: Start = "smallest",
     order: Order = "width",
@@ -86,6 +85,7 @@ def frankenstein(
         beside: Other trained dictionaries at the site, to compare with and not to use.
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from: the training split to choose and refit on, the held-out split to measure on.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
         threshold: The rule keeps a latent whose cosine with every kept one is at most this.
         start: The rule's first dictionary, of which it keeps everything: the smallest, the first, or nothing.
         order: In which the rule goes through the others: by width, as given, or random.
@@ -107,23 +107,23 @@ def frankenstein(
 
     Example:
         dictlab report frankenstein a.safetensors b.safetensors c.safetensors --threshold 0.7 --gradient
+        dictlab report frankenstein a.safetensors b.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed, steps=steps, latents=latents, l0=l0)
     written = _named(refit)
-    given, others = open_dictionaries(dictionaries, least=2), open_dictionaries(beside or [], least=0)
-    _check(given, others)
-    lm, corpus = open_model(model, given, device), open_text(text)
-    donors, others = in_model(given, lm), in_model(others, lm)
-    site, length = site_of(donors[0]), context_of([*donors, *others], lm)
-    split, held = corpus.as_split("train"), corpus.as_split("heldout")
-    batches = list(activations.sample(lm, split, site, context=length, tokens=tokens, seed=seed))
+    given, apart = open_dictionaries(dictionaries, least=2), open_dictionaries(beside or [], least=0)
+    _check(given, apart)
+    reading = open_activations([*given, *apart], model=model, text=text, data=data, device=device)
+    donors, others = reading.dictionaries[: len(given)], reading.dictionaries[len(given) :]
+    source, held = reading.parts()
+    batches = list(source.sample(tokens, seed=seed))
     pool = pooled(donors)
     seen = observe(pool, batches)
     rule = _by_rule(donors, seen, threshold, duplicates, start, order, seed)
     sample = Sample(pool, batches, seen, joinable(donors)[rule.order[0]].b_out, steps, seed)
 
     def measured(some: Sequence[Dictionary]) -> list[Point]:
-        found = evaluate(some, lm, held, contexts=contexts, context=length, seed=seed)
+        found = evaluated(some, held, contexts=contexts, seed=seed)
         return [Point(d, e) for d, e in zip(some, found, strict=True)]
 
     trained = measured([*donors, *others])
@@ -143,12 +143,13 @@ def frankenstein(
     made = _all_refits(choices, sample, written, gradient)
     agreements: dict[str, Agreement] = {}
     if compact != "no":
-        heard = list(activations.sample(lm, held, site, context=length, tokens=HEARD, seed=seed))
+        heard = list(held.sample(HEARD, seed=seed))
         alone, agreements = _compact(choices, made, sample, written, compact, heard)
         made |= alone
     points = measured(list(made.values()))
     how: dict[str, Any] = {"threshold": threshold, "start": start, "order": order, "duplicates": duplicates}
     how |= {"refit": refit, "compact": compact, "steps": steps, "search_refit": by_refit, "tokens": seen.n_tokens}
+    how |= source.record()
     suffix = written if compact == "no" else f"{written}, compact"
     result = {
         _file(choice): _described(made[f"{choice}, {suffix}"], points, sample, how | {"choice": choice})
@@ -157,16 +158,15 @@ def frankenstein(
     }
     comparisons = {cost: compared(points, trained, cost) for cost in ("l0", "latents")}
     found = tables.Found(points, trained, comparisons, f"{RULE}, {suffix}", best.name)
-    where = {"text": corpus.name, "model": lm.name, "context": length, "seed": seed}
     return Report(
         title=f"What is a dictionary worth that is put together from {len(donors)}?",
         summary=tables.summary(found),
         tables=tables.all_tables(found, tables.rule_table(rule, donors), agreements),
         plots=tables.plots(found),
         dictionaries=result,
-        settings=how | where | points[0].evaluation.sample,
-        inputs=(*given, *others),
-        warnings=(*said, *tables.warnings(found)),
+        settings=how | {"seed": seed} | points[0].evaluation.sample,
+        inputs=(*given, *apart),
+        warnings=(*said, *tables.warnings(found), *reading.cautions),
     )
 
 

@@ -53,14 +53,14 @@ class Found:
 def all_tables(found: Found, rule: pd.DataFrame, agreements: Mapping[str, Agreement]) -> dict[str, Table]:
     """All tables of the report."""
     evaluation = found.made[0].evaluation
-    on = f"n = {evaluation.n_sequences} held-out sequences ({evaluation.n_tokens} tokens)"
+    on, model = f"n = {evaluation.size}", ", CE and KL in nats a token" if evaluation.has_model else ""
     ratio = (
         "Error over that of the trained frontier at the same {}: below 1 the made dictionary is better than the "
         f"trained ones. 95 % paired bootstrap intervals over sequences; {on}. frontier there: a trained dictionary of "
         "that {} (within 2 %), between two, level beyond the largest (none was trained there), or none."
     )
     made = {
-        "quality": Table(quality_table(found), f"{on}; MSE in activation², CE and KL in nats a token; 95 % intervals."),
+        "quality": Table(quality_table(found), f"{on}; MSE in activation²{model}; 95 % intervals."),
         "at_equal_l0": Table(found.comparisons["l0"], ratio.format("L0", "L0")),
         "at_equal_size": Table(found.comparisons["latents"], ratio.format("number of latents", "size")),
         "rule": Table(rule, "What the cosine rule took from each dictionary, in the order it went through them."),
@@ -71,7 +71,7 @@ def all_tables(found: Found, rule: pd.DataFrame, agreements: Mapping[str, Agreem
     }
     if agreements:
         caption = (
-            "What thresholds in place of rivals change, on held-out text. decisions: share of all (token, latent) at "
+            "What thresholds in place of rivals change, held out. decisions: share of all (token, latent) at "
             "which both fire or neither does; firings: of those where either does, both do; lost and new: shares of "
             "firings; silent: latents that no longer fire."
         )
@@ -86,7 +86,7 @@ def quality_table(found: Found) -> pd.DataFrame:
         for point in points:
             row: dict[str, Any] = {"dictionary": point.name, "is": kind, "latents": point.dictionary.n_emitting}
             row["encoders"] = point.dictionary.n_latents
-            for key in SHOWN:
+            for key in point.evaluation.among(SHOWN):
                 row[METRICS[key].label] = point.value(key)
                 if key in INTERVALS:
                     row[f"{METRICS[key].label} low"], row[f"{METRICS[key].label} high"] = point.interval(key)
@@ -115,7 +115,7 @@ def compact_table(agreements: Mapping[str, Agreement], points: Sequence[Point]) 
         before, after = by_name[name.split(", compact")[0]], by_name[name]
         row: dict[str, Any] = {"dictionary": name} | agreement._asdict()
         row |= {"encoders before": before.dictionary.n_latents, "encoders": after.dictionary.n_latents}
-        for key in ("l0", "mse", "ce_increase"):
+        for key in after.evaluation.among(("l0", "mse", "ce_increase")):
             row[f"{METRICS[key].label} before"] = before.value(key)
             row[METRICS[key].label] = after.value(key)
         rows.append(row)
@@ -156,9 +156,7 @@ def warnings(found: Found) -> tuple[str, ...]:
             f"{found.result} is WORSE than {found.best}, one of the dictionaries it is made of: MSE "
             f"{result.value('mse'):.4g} and {donors[found.best].value('mse'):.4g}."
         )
-    if result.evaluation.n_sequences < 2:
-        said.append("One sequence: no intervals. Measure on more with --contexts.")
-    return tuple(said)
+    return (*said, *result.evaluation.cautions)
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
@@ -170,21 +168,20 @@ def _ratio(row: Mapping[str, Any]) -> str:
 
 def plots(found: Found) -> dict[str, Plot]:
     """All plots of the report."""
-    n = found.made[0].evaluation
     caption = (
-        f"Held-out text, n = {n.n_sequences} sequences, {n.n_tokens} tokens; bars: 95 % bootstrap interval over "
-        "sequences. Black: trained dictionaries, the line joins those that no other beats. Colours: choices of "
-        "latents; shapes: refits."
+        f"n = {found.made[0].evaluation.size}; bars: 95 % bootstrap interval over sequences. Black: trained "
+        "dictionaries, the line joins those that no other beats. Colours: choices of latents; shapes: refits."
     )
     return {cost: Plot(_plotted(found, cost), caption) for cost in COSTS}
 
 
 @style.applied
 def _plotted(found: Found, cost: str) -> Any:
-    figure, panels = style.axes(2, width=5.6, height=4.4)
+    keys = found.made[0].evaluation.among(("mse", "ce_increase"))
+    figure, panels = style.axes(len(keys), width=5.6, height=4.4)
     kinds = list(dict.fromkeys(_parts(point.name)[0] for point in found.made))
     refits = list(dict.fromkeys(_parts(point.name)[1] for point in found.made))
-    for ax, key in zip(panels, ("mse", "ce_increase"), strict=True):
+    for ax, key in zip(panels, keys, strict=True):
         x, y = (np.array([_at(p, k) for p in found.trained]) for k in (cost, key))
         order = np.lexsort((y, x))
         on = y[order] == np.minimum.accumulate(y[order])
@@ -211,14 +208,18 @@ def _plotted(found: Found, cost: str) -> Any:
             xlabel={"l0": "L0 (active latents/token)", "latents": "latents"}[cost],
             ylabel=f"{metric.label} ({metric.unit})",
         )
-    panels[0].set_title(f"Put together or trained, at equal {'L0' if cost == 'l0' else 'size'}")
-    panels[1].set_title("How much does the model suffer?")
+    titles = (
+        f"Put together or trained, at equal {'L0' if cost == 'l0' else 'size'}",
+        "How much does the model suffer?",
+    )
+    for ax, title in zip(panels, titles, strict=False):
+        ax.set_title(title)
     for number, kind in enumerate(kinds):
-        panels[1].plot([], [], color=style.colour(number), lw=3, label=kind)
+        panels[-1].plot([], [], color=style.colour(number), lw=3, label=kind)
     for number, refit in enumerate(refits):
-        panels[1].plot([], [], color="#666666", ls="", marker=style.marker(number), label=refit)
-    panels[1].plot([], [], color="black", ls="", marker=".", label="trained")
-    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+        panels[-1].plot([], [], color="#666666", ls="", marker=style.marker(number), label=refit)
+    panels[-1].plot([], [], color="black", ls="", marker=".", label="trained")
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

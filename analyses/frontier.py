@@ -65,7 +65,7 @@ def compared(made: Sequence[Point], trained: Sequence[Point], cost: str) -> pd.D
     rows = []
     for point in made:
         at = _cost(point, cost)
-        for key in ERRORS:
+        for key in point.evaluation.among(ERRORS):
             errors = np.stack([p.series(key) for p in trained], axis=1)
             level = frontier_at(costs, errors, at)
             own = point.series(key)

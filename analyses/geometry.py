@@ -10,8 +10,8 @@ dictionary, over its other latents j != i (Braun et al. 2024, section 4.2). Pair
 
 Beside each stands the mean max cosine of random directions, uniform on the sphere and shaped like B's own. For every
 two dictionaries, the regions that one fills and the other leaves empty (`regions`). A map shows the directions of all
-dictionaries together, and what each latent responds to in a text (`contexts`); cosines are to be trusted, distances on
-the map are not.
+dictionaries together, and what each latent responds to in a text or an array (`contexts`); cosines are to be trusted,
+distances on the map are not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from analyses.cosines import (
     relation_table,
     resampled,
 )
-from analyses.inputs import DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
+from analyses.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
 from analyses.maps import map_plot, map_points
 from analyses.relations import relation, without_floor
 from dictlab.dictionary import Dictionary
@@ -56,6 +56,7 @@ def geometry(
     points: int = 2000,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     tokens: int = 16_384,
     permutations: int = 500,
     seed: int = 0,
@@ -69,6 +70,7 @@ def geometry(
         points: Directions on the map; of more, a sample, with all that are in a region.
         model: The language model, for contexts; by default the one that the dictionaries name.
         text: Where tokens for contexts come from; its training split is used.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. Rows for contexts.
         tokens: Tokens in which to look for contexts; 0 for none, and no model is opened.
         permutations: Shuffles behind the p-values of regions; more where many pairs ask for it.
         seed: Of chance levels, intervals, shuffles, the sample of text and the map.
@@ -76,13 +78,14 @@ def geometry(
 
     Example:
         dictlab report geometry a.safetensors b.safetensors c.safetensors --out out/geometry
+        dictlab report geometry a.safetensors b.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed, tokens=tokens)
     check_at_least(1, permutations=permutations)
     check_at_least(3, points=points)
     given = open_dictionaries(dictionaries)
     check_same_place(given)
-    contexts, warnings = find_contexts(given, model, text, tokens, seed, device)
+    contexts, warnings = find_contexts(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in given]
     compared = compare(opened, permutations, seed)
     values, means = compared.values, resampled(compared.values, [d.name for d in opened], seed)
@@ -101,9 +104,7 @@ def geometry(
         placed = map_points(opened, points, membership(compared.found), seed)
         plots["map"] = map_plot(opened, with_contexts(placed, contexts))
     settings: dict[str, Any] = {"umap": umap, "points": points, "permutations": compared.permutations, "tokens": 0}
-    if contexts is not None:
-        settings |= {"model": contexts.model.name, "text": contexts.text}
-        settings |= {"context": contexts.sequences.shape[1], "tokens": contexts.sequences.numel()}
+    settings |= {} if contexts is None else contexts.record
     return Report(
         title=f"Geometry of {len(opened)} dictionaries" if len(opened) > 1 else f"Geometry of {opened[0].name}",
         summary=_summary(relations, compared.contrasts),

@@ -28,16 +28,24 @@ class Reading(NamedTuple):
     """What dictionaries read, for an analysis that needs activations and nothing else of a model.
 
     Attributes:
-        activations: To draw samples from.
+        activations: All of them.
         dictionaries: As they read these activations, on their device.
-        behind: The model's activations where there is a model, for what needs more of it; None of plain arrays.
         cautions: What a report must say of them.
+        unknown: They are an array that none of the dictionaries was trained on.
     """
 
     activations: Activations
     dictionaries: list[Dictionary]
-    behind: ModelActivations | None
-    cautions: tuple[str, ...]
+    cautions: tuple[str, ...] = ()
+    unknown: bool = False
+
+    def part(self, split: Split) -> Activations:
+        """For an analysis that needs one split: that one, or the whole of an array that no dictionary has seen."""
+        return self.activations if self.unknown else self.activations.as_split(split)
+
+    def parts(self) -> tuple[Activations, Activations]:
+        """To choose or fit on, and, held out, to measure on what came of it."""
+        return self.activations.as_split("train"), self.activations.as_split("heldout")
 
 
 def open_activations(
@@ -46,7 +54,6 @@ def open_activations(
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     data: DataLike | None = None,
-    split: Split = "train",
     device: str = "cpu",
 ) -> Reading:
     """Activations that dictionaries of one place read: those of a model on a text, or an array and no model at all.
@@ -56,8 +63,6 @@ def open_activations(
         model: The language model; by default the one that the dictionaries name. Not with `data`.
         text: Where its tokens come from.
         data: Activations instead: an array, or the name of a file.
-        split: Which part of the text; and of the data, where one of the dictionaries was trained on this very array.
-            Other arrays are taken whole.
         device: Where to run.
 
     Raises:
@@ -67,10 +72,9 @@ def open_activations(
         opened = open_model(model, dictionaries, device)
         placed = in_model(dictionaries, opened)
         context = context_of(dictionaries, opened)
-        behind = ModelActivations(opened, open_text(text).as_split(split), site_of(placed[0]), context)
-        return Reading(behind, placed, behind, ())
+        return Reading(ModelActivations(opened, open_text(text), site_of(placed[0]), context), placed)
     if model is not None:
-        raise DictlabError("a model and data are given; activations come from one of the two.")
+        raise DictlabError("a model and data are given; activations come from one of the two. Leave one of them out.")
     array = replace(open_array(data), device=device)
     for dictionary in dictionaries:
         if dictionary.d_in != array.d_in:
@@ -79,12 +83,18 @@ def open_activations(
             )
     trained = any(d.metadata.training.get("data_fingerprint") == array.fingerprint for d in dictionaries)
     unit = f"Intervals and standard errors are over {array.unit} of {array.name}, which has no sequences."
-    return Reading(
-        array.as_split(split) if trained else array,
-        [dictionary.to(device) for dictionary in dictionaries],
-        None,
-        (unit,) if array.in_blocks else (),
-    )
+    placed = [dictionary.to(device) for dictionary in dictionaries]
+    return Reading(array, placed, (unit,) if array.in_blocks else (), unknown=not trained)
+
+
+def check_used(data: DataLike | None, tokens: int) -> None:
+    """Refuse data of which nothing would be read.
+
+    Raises:
+        DictlabError: Data is given, and 0 tokens.
+    """
+    if data is not None and tokens == 0:
+        raise DictlabError("data and 0 tokens are given; nothing would be read of the data. Leave out one of them.")
 
 
 def open_dictionary(given: DictionaryLike) -> Dictionary:

@@ -11,7 +11,6 @@ latents are stands on cards (`portraits`); whether the model minds them is measu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -49,6 +48,7 @@ from analyses.seed_control import (
     share_table,
     shares_caption,
 )
+from dictlab.activations import ModelActivations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.report import Plot, Report, Table
@@ -119,19 +119,19 @@ def novelty(
     reading = open_activations(given, model=model, text=text, data=data, device=device)
     small, large, *others = reading.dictionaries
     of = [controlled(small, large, other) for other in others]
+    source = reading.part("train")
     pair, *floor = (
-        inserted(a, b, reading.activations.sample(tokens, seed=seed), threshold)
+        inserted(a, b, source.sample(tokens, seed=seed), threshold)
         for a, b in ((small, large), *zip(of, others, strict=True))
     )
     counts = (len(latents) if cards else 0, len(latents)) if latents else (cards, behaviour)
-    behind, closeup, held = reading.behind, Closeup({}, {}, {}, ""), None
-    if behind is None:
+    closeup, held = Closeup({}, {}, {}, ""), None
+    if not isinstance(source, ModelActivations):
         counts = (0, 0)
     else:
         chosen = looked_at(pair, latents, choose, max(counts), seed)
-        heldout = replace(behind, text=behind.text.as_split("heldout"))
-        held = heldout.sequences(contexts * behind.context, seed) if counts[1] else None
-        scenery = Scenery(behind.model, behind.sequences(tokens, seed), seed)
+        held = source.as_split("heldout").sequences(contexts * source.context, seed) if counts[1] else None
+        scenery = Scenery(source.model, source.sequences(tokens, seed), seed)
         closeup = look_closely(pair, chosen[: counts[0]], chosen[: counts[1]], scenery, held)
     foretold, curves = predicted(pair, threshold, seed)
     looked = {"cards": counts[0], "behaviour": counts[1], "contexts": 0 if held is None else len(held)}
@@ -155,7 +155,7 @@ def novelty(
         cards=closeup.cards,
         settings={"tokens": pair.effects.tokens, "threshold": threshold, "seed": seed}
         | {"chosen": list(latents) or choose, **looked}
-        | reading.activations.record(),
+        | source.record(),
         inputs=(small, large, *others),
         warnings=(*_warnings(pair, floor), *reading.cautions),
     )

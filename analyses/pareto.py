@@ -9,7 +9,7 @@ figure 2). Two curves are compared where they overlap:
 
 by interpolating linearly between neighbouring settings of a curve, in log L0, log alive latents and log CE increase, at
 20 places of the overlap; the mean ratio is reported, with an interval from doing the same in every bootstrap resample.
-No curve is extended beyond its points.
+No curve is extended beyond its points. Of plain activations the MSE stands in the place of the CE increase.
 """
 
 from __future__ import annotations
@@ -20,26 +20,21 @@ import pandas as pd
 
 from analyses import pareto_plots, pareto_tables
 from analyses.inputs import (
+    DataLike,
     DictionaryLike,
     ModelLike,
     TextLike,
     check_same_place,
-    context_of,
-    in_model,
+    open_activations,
     open_dictionaries,
-    open_model,
-    open_text,
 )
-from analyses.pareto_points import MEASURES, Curve, Point, curves
+from analyses.pareto_points import Curve, Point, curves
 from dictlab.errors import check_at_least
-from dictlab.evaluate import COVERAGE, RESAMPLES, Evaluation, evaluate
+from dictlab.evaluate import COVERAGE, METRICS, RESAMPLES, Evaluation
+from dictlab.reconstruction import evaluated
 from dictlab.report import Plot, Report, Table
 
 SAID = 3  # comparisons that fit a summary
-SENTENCE = {
-    "CE increase at matched L0": "the CE increase at matched L0",
-    "L0 at matched CE increase": "the L0 at matched CE increase",
-}
 NAMED = 8  # dictionaries that fit a sentence
 INTERVAL = f"{COVERAGE:.0%} bootstrap interval over sequences".replace("%", " %")
 LOW_HIGH = f"low and high: {INTERVAL}"
@@ -50,6 +45,7 @@ def pareto(
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
@@ -63,19 +59,21 @@ def pareto(
         dictionaries: Any number at the same site.
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from; its held-out split is used.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
         contexts: Held-out sequences to measure on.
         seed: Of the sample of text and the bootstrap.
         device: Where to run: cpu, cuda, ...
 
     Example:
         dictlab report pareto runs/*/*.safetensors --contexts 128
+        dictlab report pareto runs/*/*.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed)
     opened = open_dictionaries(dictionaries)
     check_same_place(opened)
-    model, text = open_model(model, opened, device), open_text(text).as_split("heldout")
-    context = context_of(opened, model)
-    found = evaluate(in_model(opened, model), model, text, contexts=contexts, context=context, seed=seed, partial=True)
+    reading = open_activations(opened, model=model, text=text, data=data, device=device)
+    source = reading.part("heldout")
+    found = evaluated(reading.dictionaries, source, contexts=contexts, seed=seed, partial=True)
     points = [Point(d, e) for d, e in zip(opened, found, strict=True)]
     lines = curves(points)
     tables = _tables(points, lines)
@@ -84,9 +82,9 @@ def pareto(
         summary=_summary(points, lines, tables),
         tables=tables,
         plots=_plots(lines, found[0]),
-        settings={"text": text.name, "model": model.name, "context": context, "seed": seed} | found[0].sample,
+        settings=source.record() | {"seed": seed} | found[0].sample,
         inputs=tuple(opened),
-        warnings=(*_partial(found[0]), *_warnings(points, lines)),
+        warnings=(*found[0].cautions, *_warnings(points, lines), *reading.cautions),
     )
 
 
@@ -100,16 +98,16 @@ def _tables(points: Sequence[Point], lines: Sequence[Curve]) -> dict[str, Table]
         "Similar {}: of every two objectives at one width, the two dictionaries that are nearest in it, if within a "
         f"factor of {pareto_tables.SIMILAR:.2f}. Ratios 'of' / 'over', {INTERVAL}, paired."
     )
-    tables = pareto_tables
+    tables, head = pareto_tables, points[0].measures[0]
     return {
-        "points": Table(tables.points_table(points), f"{on} {LOW_HIGH}. front: that of CE increase, against what."),
+        "points": Table(tables.points_table(points), f"{on} {LOW_HIGH}. front: that of {head.label}, against what."),
         "matched": Table(
             tables.matched(lines),
             "Two curves where they overlap: the mean of 'of' / 'over' at 20 places 'from' – 'to' of what is matched. "
             f"Below 1 is in favour of 'of'; – where the overlap is too small. {LOW_HIGH}, paired; resamples: how many "
             f"of {RESAMPLES} had an overlap.",
         ),
-        "similar_ce": Table(tables.pairs(lines, "ce_increase"), pair.format("CE increase")),
+        f"similar_{head.short.lower()}": Table(tables.pairs(lines, head.key), pair.format(head.label)),
         "similar_l0": Table(tables.pairs(lines, "l0"), pair.format("L0")),
         "front_l0": Table(tables.fronts(points, "l0"), front.format("L0")),
         "front_alive": Table(tables.fronts(points, "alive"), front.format("alive latents")),
@@ -131,37 +129,42 @@ def _plots(lines: Sequence[Curve], evaluation: Evaluation) -> dict[str, Plot]:
         "(of alive latents: up to how many more a larger sample might show). A line joins the settings of an "
         "objective, activation function and width, seeds averaged. Ringed: no other dictionary is better in both."
     )
+    label = lines[0].measures[0].label
     return {
-        "pareto": Plot(pareto_plots.headline(lines), f"CE increase, further down is better. {caption}"),
+        "pareto": Plot(pareto_plots.headline(lines), f"{label}, further down is better. {caption}"),
         "against_l0": Plot(pareto_plots.others(lines, "l0"), f"Other measures against L0. {caption}"),
         "against_alive": Plot(pareto_plots.others(lines, "alive"), f"Other measures against alive latents. {caption}"),
     }
 
 
 def _measured_on(evaluation: Evaluation) -> str:
-    return f"n = {evaluation.n_sequences} held-out sequences ({evaluation.n_tokens} tokens)."
+    return f"n = {evaluation.size}."
 
 
 def _summary(points: Sequence[Point], lines: Sequence[Curve], tables: dict[str, Table]) -> str:
     """The answer: ratios between objectives with their price in training, the fewest nats lost, and the front."""
-    best = min(points, key=lambda p: p.value("ce_increase"))
+    head = points[0].measures[0]
+    best = min(points, key=lambda p: p.value(head.key))
     said = _compared(tables["matched"].frame, tables["cost"].frame, lines)
+    form = ".3f" if head.key == "ce_increase" else ".4g"  # an error has the size of its activations
     said.append(
-        f"Smallest CE increase: {best.value('ce_increase'):.3f}{_between(*best.interval('ce_increase'), digits=3)} "
-        f"nats a token ({best.name}, L0 {best.value('l0'):.1f})."
+        f"Smallest {head.label}: {best.value(head.key):{form}}{_between(*best.interval(head.key), form)} "
+        f"{METRICS[head.key].unit.replace('/', ' a ')} ({best.name}, L0 {best.value('l0'):.1f})."
     )
-    on = pareto_tables.on_front(points, MEASURES[0], "l0")
+    on = pareto_tables.on_front(points, head, "l0")
     names = [p.name for p, kept in zip(points, on, strict=True) if kept]
     if len(points) > 1:
         shown = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
-        said.append(f"{len(names)} of {len(points)} are on the front of CE increase against L0: {shown}.")
+        said.append(f"{len(names)} of {len(points)} are on the front of {head.label} against L0: {shown}.")
     return " ".join(said)
 
 
 def _compared(ratios: pd.DataFrame, cost: pd.DataFrame, lines: Sequence[Curve]) -> list[str]:
     """A sentence for each curve compared with a local one, else with another, as far as there is room."""
     local = {curve.name for curve in lines if curve.local}
-    known = ratios[ratios["ratio"].notna() & ratios["what"].isin(SENTENCE)]
+    label = lines[0].measures[0].label
+    told = (f"{label} at matched L0", f"L0 at matched {label}")
+    known = ratios[ratios["ratio"].notna() & ratios["what"].isin(told)]
     preferred = known[known["over"].isin(local)]
     chosen = known if preferred.empty else preferred
     if chosen.empty and len(lines) > 1:
@@ -170,7 +173,7 @@ def _compared(ratios: pd.DataFrame, cost: pd.DataFrame, lines: Sequence[Curve]) 
     said = []
     for (of, over), part in list(chosen.groupby(["of", "over"], sort=False))[:SAID]:
         parts = [
-            f"{row['ratio']:.2f}{_between(row['low'], row['high'])} times {SENTENCE[row['what']]}"
+            f"{row['ratio']:.2f}{_between(row['low'], row['high'])} times the {row['what']}"
             for row in part.to_dict("records")
         ]
         seconds, beside = times.loc[of, "× seconds"], times.loc[of, "relative to"]
@@ -179,27 +182,22 @@ def _compared(ratios: pd.DataFrame, cost: pd.DataFrame, lines: Sequence[Curve]) 
     return said
 
 
-def _between(low: float, high: float, digits: int = 2) -> str:
-    return "" if pd.isna(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+def _between(low: float, high: float, form: str = ".2f") -> str:
+    return "" if pd.isna(low) else f" [{low:{form}}, {high:{form}}]"
 
 
 def _counted(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
 
 
-def _partial(evaluation: Evaluation) -> tuple[str, ...]:
-    measured, asked = evaluation.n_sequences, evaluation.asked
-    return (f"PARTIAL: interrupted after {measured} of {asked} sequences.",) if measured < asked else ()
-
-
 def _warnings(points: Sequence[Point], lines: Sequence[Curve]) -> tuple[str, ...]:
     """What the plots and comparisons cannot show."""
     said = []
-    bad = [p.name for p in points if p.value("ce_increase") <= 0 or p.value("l0") <= 0]
+    head = points[0].measures[0]
+    bad = [p.name for p in points if p.value(head.key) <= 0 or p.value("l0") <= 0]
     if bad:
-        said.append(f"No increase of CE, or no active latent: {', '.join(bad)}: no place on a logarithmic axis.")
-    if points[0].evaluation.n_sequences < 2:
-        said.append("One sequence: no intervals. Measure on more with --contexts.")
+        none = "No increase of CE" if head.key == "ce_increase" else "No error"
+        said.append(f"{none}, or no active latent: {', '.join(bad)}: no place on a logarithmic axis.")
     widths: dict[str, set[int]] = {}
     for line in lines:
         widths.setdefault(line.objective, set()).add(line.width)

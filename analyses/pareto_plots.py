@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from analyses import style
-from analyses.pareto_points import MEASURES, Curve, Measure, Point, average
+from analyses.pareto_points import Curve, Measure, Point, average
 from analyses.pareto_tables import on_front
 from dictlab.evaluate import METRICS
 
@@ -33,10 +33,11 @@ TITLES = {
 
 @style.applied
 def headline(curves: Sequence[Curve]) -> Figure:
-    """CE increase against L0 and against alive latents."""
+    """CE increase (MSE, where there is no model) against L0 and against alive latents."""
+    measure = curves[0].measures[0]
     figure, (left, right, beside) = style.axes(3, width=4.0, height=3.8)
-    _panel(left, curves, MEASURES[0], "l0", "Who loses least for few active latents?")
-    _panel(right, curves, MEASURES[0], "alive", "… and for few alive ones?")
+    _panel(left, curves, measure, "l0", "Who loses least for few active latents?")
+    _panel(right, curves, measure, "alive", "… and for few alive ones?")
     _legend(beside, curves)
     return figure
 
@@ -44,8 +45,9 @@ def headline(curves: Sequence[Curve]) -> Figure:
 @style.applied
 def others(curves: Sequence[Curve], cost: str) -> Figure:
     """The other measures against one of the two costs."""
-    figure, panels = style.axes(6, width=3.8, height=3.4)
-    for ax, measure in zip(panels, MEASURES[1:], strict=False):
+    measures = curves[0].measures[1:]
+    figure, panels = style.axes(len(measures) + 1, width=3.8, height=3.4)
+    for ax, measure in zip(panels, measures, strict=False):
         _panel(ax, curves, measure, cost, TITLES[measure.key])
     _legend(panels[-1], curves)
     return figure

@@ -31,6 +31,11 @@ class Measure(NamedTuple):
         """Its name in tables."""
         return METRICS[self.key].label
 
+    @property
+    def short(self) -> str:
+        """The same, shorter."""
+        return "CE" if self.key == "ce_increase" else self.label
+
 
 MEASURES = (
     Measure("ce_increase", False, True),
@@ -40,8 +45,8 @@ MEASURES = (
     Measure("explained_variance", True, False),
     Measure("mse", False, True),
 )
+WITHOUT_MODEL = (MEASURES[5], MEASURES[4])
 COSTS = {"l0": "L0", "alive": "alive latents"}
-CURVE_AXES = ("l0", "alive", "ce_increase")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,11 @@ class Point:
     def name(self) -> str:
         """The dictionary's name."""
         return self.dictionary.name
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The qualities that were measured, the one that headlines first."""
+        return MEASURES if self.evaluation.has_model else WITHOUT_MODEL
 
     @property
     def objective(self) -> str:
@@ -124,6 +134,11 @@ class Curve:
         return tuple(point for seeds in self.settings for point in seeds)
 
     @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The qualities that were measured of its dictionaries, the one that headlines first."""
+        return self.points[0].measures
+
+    @property
     def local(self) -> bool:
         """Whether its dictionaries were trained on their own reconstruction alone."""
         return self.objective == LOCAL
@@ -145,13 +160,13 @@ class Curve:
 
     @cached_property
     def series(self) -> dict[str, Float[NDArray[np.float64], "resamples settings"]]:
-        """L0, alive latents and CE increase of each setting, in the sample and in each resample of it.
+        """L0, alive latents and the first measure of each setting, in the sample and in each resample of it.
 
         A setting of several seeds is at their geometric mean. Settings that have no logarithm are left out.
         """
         found = {
             key: np.stack([_geometric([p.series(key) for p in seeds]) for seeds in self.settings], axis=1)
-            for key in CURVE_AXES
+            for key in (*COSTS, self.measures[0].key)
         }
         kept = np.logical_and.reduce([np.isfinite(values[0]) for values in found.values()])
         return {key: values[:, kept] for key, values in found.items()}

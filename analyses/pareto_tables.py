@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -11,42 +11,36 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from analyses.curves import estimate, front, mean_ratio, nearest
-from analyses.pareto_points import COSTS, MEASURES, Curve, Measure, Point
+from analyses.pareto_points import COSTS, Curve, Measure, Point
 from dictlab.evaluate import METRICS
 
 FRONTS = {"l0": "L0", "alive": "alive"}
 SIMILAR = 4 / 3  # the widest spread of CE increase or L0 inside a row of Braun et al. 2024, tables 2 and 3
-COMPARISONS = (
-    ("L0 at matched CE increase", "ce_increase", "l0"),
-    ("alive latents at matched CE increase", "ce_increase", "alive"),
-    ("CE increase at matched L0", "l0", "ce_increase"),
-    ("CE increase at matched alive latents", "alive", "ce_increase"),
-)
 MATCHED = ("what", "of", "over", "ratio", "low", "high", "resamples", "from", "to")
-RATIOS = {"L0": "l0", "CE": "ce_increase", "alive": "alive"}
-PAIRS = ("of", "over", *(f"{name}{part}" for name in RATIOS for part in ("", " low", " high")))
 COST = ("curve", "dictionaries", "recorded", "tokens", "seconds", "least", "most", "relative to")
 RELATIVE = {"tokens": "× tokens", "seconds": "× seconds"}
 
 
 def points_table(points: Sequence[Point]) -> pd.DataFrame:
     """One row a dictionary: where it is on the headline's axes, and on which of its fronts."""
-    on = {name: on_front(points, MEASURES[0], cost) for cost, name in FRONTS.items()}
+    head = points[0].measures[0]
+    on = {name: on_front(points, head, cost) for cost, name in FRONTS.items()}
     rows = []
     for i, point in enumerate(points):
         row: dict[str, object] = {"dictionary": point.name, "curve": point.curve, "alive": point.evaluation.alive}
-        row |= {METRICS[key].label: point.value(key) for key in ("l0", "ce_increase")}
-        row["CE increase low"], row["CE increase high"] = point.interval("ce_increase")
+        row |= {METRICS[key].label: point.value(key) for key in ("l0", head.key)}
+        row[f"{head.label} low"], row[f"{head.label} high"] = point.interval(head.key)
         row["explained variance"] = point.value("explained_variance")
         rows.append(row | {"front": _which([name for name in on if on[name][i]])})
-    return pd.DataFrame(rows).sort_values("CE increase", ignore_index=True)
+    return pd.DataFrame(rows).sort_values(head.label, ignore_index=True)
 
 
 def measures_table(points: Sequence[Point]) -> pd.DataFrame:
     """One row a dictionary: every measure of quality beside L0 and alive latents."""
-    shown = {"L0": "l0"} | {measure.label: measure.key for measure in MEASURES}
+    measures = points[0].measures
+    shown = {"L0": "l0"} | {measure.label: measure.key for measure in measures}
     rows = [{"dictionary": p.name} | {label: p.value(key) for label, key in shown.items()} for p in points]
-    return pd.DataFrame(rows).sort_values("CE increase", ignore_index=True)
+    return pd.DataFrame(rows).sort_values(measures[0].label, ignore_index=True)
 
 
 def matched(curves: Sequence[Curve]) -> pd.DataFrame:
@@ -55,11 +49,17 @@ def matched(curves: Sequence[Curve]) -> pd.DataFrame:
     couples = sorted(_couples(long), key=lambda couple: not _like_for_like(*couple))
     rows = []
     for over, of in couples:
-        for what, x, y in COMPARISONS:
+        for what, x, y in comparisons(over.measures[0]):
             series, start, end = mean_ratio(over.series[x], over.series[y], of.series[x], of.series[y])
             found = estimate(series, centred="alive" in (x, y))
             rows.append((what, of.name, over.name, *found, float(start[0]), float(end[0])))
     return pd.DataFrame(rows, columns=list(MATCHED))
+
+
+def comparisons(head: Measure) -> list[tuple[str, str, str]]:
+    """What curves are compared in: the name, what is matched, and the quantity of which the ratio is taken."""
+    costs = [(f"{label} at matched {head.label}", head.key, cost) for cost, label in COSTS.items()]
+    return costs + [(f"{head.label} at matched {label}", cost, head.key) for cost, label in COSTS.items()]
 
 
 def pairs(curves: Sequence[Curve], key: str) -> pd.DataFrame:
@@ -70,8 +70,10 @@ def pairs(curves: Sequence[Curve], key: str) -> pd.DataFrame:
 
     Args:
         curves: What dictionaries are taken from.
-        key: What they are to be alike in: "ce_increase" or "l0".
+        key: What they are to be alike in: the first measure, "ce_increase" with a model, or "l0".
     """
+    head = curves[0].measures[0]
+    ratios = {"L0": "l0", head.short: head.key, "alive": "alive"}
     alike = [(a, b) for a, b in _couples(curves) if a.width == b.width and a.objective != b.objective]
     rows = []
     for over_curve, of_curve in sorted(alike, key=lambda couple: not _like_for_like(*couple)):
@@ -79,8 +81,9 @@ def pairs(curves: Sequence[Curve], key: str) -> pd.DataFrame:
         i, j, apart = nearest(over_values, of_values)
         if apart <= SIMILAR:
             over, of = over_curve.points[i], of_curve.points[j]
-            rows.append((of.name, over.name, *_ratios(of, over)))
-    return pd.DataFrame(rows, columns=list(PAIRS))
+            rows.append((of.name, over.name, *_ratios(of, over, ratios.values())))
+    names = [f"{name}{part}" for name in ratios for part in ("", " low", " high")]
+    return pd.DataFrame(rows, columns=["of", "over", *names])
 
 
 def fronts(points: Sequence[Point], cost: str) -> pd.DataFrame:
@@ -88,11 +91,11 @@ def fronts(points: Sequence[Point], cost: str) -> pd.DataFrame:
     label = COSTS[cost]
     frame = pd.DataFrame({"dictionary": [p.name for p in points], label: [p.value(cost) for p in points]})
     costs = _stacked(points, cost)
-    for measure in MEASURES:
+    for measure in points[0].measures:
         on = front(costs, losses(points, measure))
         share = on[1:].mean(axis=0) if len(on) > 1 else np.ones(len(points))
         frame[measure.label] = np.where(on[0], share, np.nan)
-    on_any = frame[[measure.label for measure in MEASURES]].notna().any(axis=1)
+    on_any = frame[[measure.label for measure in points[0].measures]].notna().any(axis=1)
     return frame[on_any].sort_values(label, ignore_index=True)
 
 
@@ -155,9 +158,9 @@ def _like_for_like(a: Curve, b: Curve) -> bool:
     return a.width == b.width and a.kind == b.kind and a.objective != b.objective
 
 
-def _ratios(of: Point, over: Point) -> Iterator[float]:
+def _ratios(of: Point, over: Point, keys: Iterable[str]) -> Iterator[float]:
     """Each ratio of two dictionaries with its interval, over the resamples that they share."""
-    for key in RATIOS.values():
+    for key in keys:
         a, b = of.series(key), over.series(key)
         series = np.divide(a, b, out=np.full_like(a, np.nan), where=(a > 0) & (b > 0))
         yield from estimate(series, centred=key == "alive")[:3]

@@ -3,7 +3,7 @@
 SMALL becomes LARGE step by step: novel latents are inserted, components of related latents swapped, and what is left of
 SMALL is dropped, see `route` (Leask et al. 2025, the interpolation between sizes); from LARGE it goes on to the next
 larger dictionary. Every point of the path is a dictionary. Its error and L0 are followed exactly, see `walk`, in the
-order asked for and in random ones, and some points are put into the model on held-out text.
+order asked for and in random ones, and some points are measured on held-out text, in the model where there is one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 
 from analyses.chain import Chain, followed, kinships, observed, open_chain, ordered
 from analyses.components import component_table, percolates, percolation, percolation_plot
-from analyses.inputs import DictionaryLike, ModelLike, TextLike, context_of, in_model, open_model, open_text
+from analyses.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
 from analyses.path_plots import path_plot
 from analyses.route import Kinship, Order
 from analyses.walk import Bias, Walk
-from dictlab import activations
+from dictlab.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
-from dictlab.evaluate import METRICS, Evaluation, bounds, evaluate, resamples, site_of
+from dictlab.evaluate import METRICS, Evaluation, bounds, resamples
+from dictlab.reconstruction import evaluated
 from dictlab.report import Report, Table
 
 MARKS = 96  # points of a path, beside the ends of its phases, that have intervals
@@ -44,6 +45,7 @@ def path(
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     threshold: float = 0.7,
     order: Order = "cosine",
     bias: Bias = "best",
@@ -63,13 +65,14 @@ def path(
         larger: Dictionaries at the same site that it goes to, one after the other.
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from: the training split to follow the path on, the held-out split for waypoints.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
         threshold: Cosine from which two latents belong together.
         order: Of the steps within a phase: least similar first, most useful alone first, or random; or greedy: no
             phases, but of all steps left always the one after which the error is smallest (slow).
         bias: The output bias on the way: the best at each point in closed form, that of the dictionary that a stage
             starts from until its last step, or a blend of that and the next one's by the share of steps done.
         random_orders: Random orders that the path is also followed in, for a band.
-        waypoints: Points of each phase, its end among them, that are measured in the model on held-out text.
+        waypoints: Points of each phase, its end among them, that are measured on held-out text, in the model.
         tokens: Training tokens to follow the path on.
         contexts: Held-out sequences to measure waypoints on.
         seed: Of the samples of text, random orders and bootstrap.
@@ -77,28 +80,19 @@ def path(
 
     Example:
         dictlab report path a-256.safetensors a-512.safetensors a-1024.safetensors
+        dictlab report path small.safetensors large.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed, random_orders=random_orders, waypoints=waypoints)
-    chain = open_chain(small, larger)
-    model, text = open_model(model, chain, device), open_text(text)
-    chain = in_model(chain, model)
-    length = context_of(chain, model)
-    train, heldout = text.as_split("train"), text.as_split("heldout")
-    row = observed(chain, activations.sample(model, train, site_of(chain[0]), context=length, tokens=tokens, seed=seed))
+    reading = open_activations(open_chain(small, larger), model=model, text=text, data=data, device=device)
+    chain, (seen, heldout) = reading.dictionaries, reading.parts()
+    row = observed(chain, seen.sample(tokens, seed=seed))
     kin = kinships(row, threshold)
     way = ordered(row, kin, order, seed)
     found = followed(row, way, np.union1d(way.ends(), np.linspace(0, way.steps, MARKS).astype(np.int64)))
     others = [followed(row, ordered(row, kin, "random", seed + i)) for i in range(random_orders)]
     points = _waypoints(found, waypoints)
-    evaluations = evaluate(
-        [_there(row, found, int(point), bias) for point in points],
-        model,
-        heldout,
-        contexts=contexts,
-        context=length,
-        seed=seed,
-        partial=True,
-    )
+    there = [_there(row, found, int(point), bias) for point in points]
+    evaluations = evaluated(there, heldout, contexts=contexts, seed=seed, partial=True)
     phases = _phases(chain, found, others, bias, seed)
     measured = _measured(row, found, points, evaluations, bias)
     curves = {f"{a.name} → {b.name}": percolation(k.graph) for k, a, b in zip(kin, chain, chain[1:], strict=False)}
@@ -106,11 +100,11 @@ def path(
         title=f"The path from {chain[0].name} to {chain[-1].name}",
         summary=_summary(found, phases, bias),
         tables={
-            "phases": Table(phases, _phases_caption(row, random_orders)),
+            "phases": Table(phases, _phases_caption(row, seen, random_orders)),
             "waypoints": Table(measured, _waypoints_caption(evaluations[0])),
             "components": Table(_components(chain, kin), f"Components at a cosine of {threshold:g}, by pair."),
             "percolation": Table(_stacked(curves), "The same over thresholds: the largest, and how many of each kind."),
-            "path": Table(_points(found, bias, seed), f"Every point. MSE on {row.observations.n_tokens} tokens."),
+            "path": Table(_points(found, bias, seed), f"Every point, on {row.observations.n_tokens} {seen.counted}."),
         },
         plots={
             "path": path_plot(
@@ -124,14 +118,12 @@ def path(
             "bias": bias,
             "random_orders": random_orders,
             "tokens": row.observations.n_tokens,
-            "text": text.name,
-            "model": model.name,
-            "context": length,
             "seed": seed,
         }
+        | seen.record()
         | evaluations[0].sample,
         inputs=tuple(chain),
-        warnings=(*_partial(evaluations[0]), *percolation_warnings(chain, kin)),
+        warnings=(*evaluations[0].cautions, *percolation_warnings(chain, kin), *reading.cautions),
     )
 
 
@@ -178,7 +170,7 @@ def _measured(
         name = chain.dictionaries[0].name if point == 0 else ends.get(point, "")
         row = {"point": point, "phase": _place(found, point), "is": name, "latents": int(latents[point])}
         row |= {"L0": evaluation.value("l0"), "MSE on the path": mse[point]}
-        for key in MEASURED:
+        for key in evaluation.among(MEASURED):
             label = METRICS[key].label
             low, high = evaluation.interval(key)
             row |= {label: evaluation.value(key), f"{label} low": low, f"{label} high": high}
@@ -286,22 +278,18 @@ def _summary(found: Walk, phases: pd.DataFrame, bias: Bias) -> str:
     )
 
 
-def _phases_caption(chain: Chain, random_orders: int) -> str:
-    seen = chain.observations
+def _phases_caption(chain: Chain, source: Activations, random_orders: int) -> str:
+    tokens = chain.observations.n_tokens
     return (
-        f"Phases of each stage on {seen.n_tokens // chain.context} training sequences ({seen.n_tokens} tokens); MSE in "
+        f"Phases of each stage on {tokens // chain.context} training {source.unit} ({tokens} {source.counted}); MSE in "
         "activation², low and high: paired 95 % bootstrap interval of its change over sequences. Random order: mean of "
         f"{random_orders}. The end of a phase does not depend on the order in it."
     )
 
 
 def _waypoints_caption(evaluation: Evaluation) -> str:
+    where = "Points put into the model" if evaluation.has_model else "Points measured"
     return (
-        f"Points put into the model: {evaluation.n_sequences} held-out sequences ({evaluation.n_tokens} tokens), 95 % "
-        "bootstrap intervals over sequences. MSE on the path is that on the training sample."
+        f"{where}: {evaluation.size}, 95 % bootstrap intervals over sequences. MSE on the path is that on the training "
+        "sample."
     )
-
-
-def _partial(evaluation: Evaluation) -> tuple[str, ...]:
-    measured, asked = evaluation.n_sequences, evaluation.asked
-    return (f"PARTIAL: interrupted after {measured} of {asked} held-out sequences.",) if measured < asked else ()

@@ -18,6 +18,11 @@ from dictlab.evaluate import Evaluation
 from dictlab.report import Plot
 
 SHADES = {"insert": "#56B4E9", "swap": "#E69F00", "drop": "#999999", "silent": "#FFFFFF", "mixed": "#CC79A7"}
+PANELS = {  # axis and title of each metric
+    "mse": ("MSE (activation²)", "Does the error fall all the way?"),
+    "l0": ("active latents a token (L0)", "How many latents are active?"),
+    "ce_increase": ("CE increase (nats/token)", "How much does the model suffer?"),
+}
 CALLED = {
     "insert": "insert novel latents",
     "swap": "swap components",
@@ -36,7 +41,7 @@ def path_plot(
     bias: Bias,
     spans: NDArray[np.float64],
 ) -> Plot:
-    """MSE, L0 and CE increase along a path.
+    """MSE, L0 and, where there is a model, CE increase along a path.
 
     Args:
         found: The path.
@@ -47,9 +52,11 @@ def path_plot(
         bias: The output bias on the way.
         spans: Intervals of the MSE at the path's marks.
     """
-    figure, (left, middle, right) = style.axes(3, width=4.8, height=4.0)
+    keys = evaluations[0].among(PANELS)
+    figure, panels = style.axes(len(keys), width=4.8, height=4.0)
+    left, middle = panels[:2]
     x = _abscissa(found.route)
-    for ax in (left, middle, right):
+    for ax in panels:
         _phases(ax, found.route, x, names)
     for ax, curve, random in (
         (left, found.mse(bias), [other.mse(bias) for other in others]),
@@ -62,22 +69,20 @@ def path_plot(
             )
         ax.plot(x, curve, color="black", lw=1.3, label="this order")
     left.fill_between(x[found.marks], *spans.T, color=style.colour(0), alpha=0.25, lw=0, label="95 % interval")
-    for ax, key in ((left, "mse"), (middle, "l0"), (right, "ce_increase")):
+    for ax, key in zip(panels, keys, strict=True):
         _held_out(ax, x[points], evaluations, key)
-    left.set(ylabel="MSE (activation²)", ylim=(0, None))
-    left.set_title("Does the error fall all the way?")
-    middle.set(ylabel="active latents a token (L0)")
-    middle.set_title("How many latents are active?")
-    right.set(ylabel="CE increase (nats/token)", ylim=(0, None))
-    right.set_title("How much does the model suffer?")
+        label, title = PANELS[key]
+        ax.set(ylabel=label, title=title)
+        if key != "l0":
+            ax.set_ylim(0, None)
     left.legend(loc="best")
-    right.legend(handles=_legend(found.route), loc="lower left")
+    panels[-1].legend(handles=_legend(found.route), loc="lower left")
     seen, n = found.observations, evaluations[0]
     return Plot(
         figure,
-        f"Line: {seen.n_tokens} training tokens. Grey: smallest and largest of {len(others)} random orders. Circles: "
-        f"{n.n_sequences} held-out sequences ({n.n_tokens} tokens), bars 95 % bootstrap interval over sequences. Each "
-        f"stage is drawn equally wide, steps evenly spaced. Output bias: {bias}.",
+        f"Line: {seen.n_tokens} training {n.counted}. Grey: smallest and largest of {len(others)} random orders. "
+        f"Circles: {n.size}, bars 95 % bootstrap interval over sequences. Each stage is drawn equally wide, steps "
+        f"evenly spaced. Output bias: {bias}.",
     )
 
 
@@ -104,7 +109,7 @@ def _held_out(ax: Axes, x: NDArray[np.float64], evaluations: Sequence[Evaluation
     values = np.array([e.value(key) for e in evaluations])
     spans = np.array([e.interval(key) for e in evaluations]).T
     error = np.clip(np.abs(spans - values), 0, None)
-    ax.errorbar(x, values, yerr=error, fmt="o", ms=4, color=style.colour(1), lw=1, label="held-out text")
+    ax.errorbar(x, values, yerr=error, fmt="o", ms=4, color=style.colour(1), lw=1, label="held out")
 
 
 def _legend(route: Route) -> list[Any]:

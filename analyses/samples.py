@@ -19,7 +19,16 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.inputs import DataLike, ModelLike, TextLike, context_of, open_activations, open_text, within_reach
+from analyses.inputs import (
+    DataLike,
+    ModelLike,
+    TextLike,
+    check_used,
+    context_of,
+    open_activations,
+    open_text,
+    within_reach,
+)
 from dictlab.activations import FORWARD_TOKENS
 from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
@@ -87,8 +96,7 @@ def sampled(
             are not finite, or `tokens` are fewer than two contexts.
     """
     if tokens == 0:
-        if data is not None:
-            raise DictlabError("data and 0 tokens are given; nothing would be read of the data. Leave out one of them.")
+        check_used(data, tokens)
         return None, ()
     loaded = [dictionary.to(dtype=torch.float32) for dictionary in given]
     if data is not None:
@@ -111,7 +119,7 @@ def _of_array(
     given: Sequence[Dictionary], model: ModelLike | None, data: DataLike, tokens: int, seed: int, device: str
 ) -> tuple[Sample, tuple[str, ...]]:
     reading = open_activations(given, model=model, data=data, device=device)
-    source = reading.activations
+    source = reading.part("train")
     check_at_least(2 * source.context, tokens=tokens)
     batches = ([x] * len(given) for x in source.sample(tokens, seed=seed))
     sample = _encoded(reading.dictionaries, batches, source.record())

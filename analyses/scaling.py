@@ -15,11 +15,13 @@ import pandas as pd
 
 from analyses import scaling_plots as plots
 from analyses import scaling_tables as tables
-from analyses.inputs import DictionaryLike, ModelLike, TextLike, context_of, in_model, open_model, open_text
-from analyses.scaling_runs import LOSSES, dead_over_time, opened_runs, runs_table
+from analyses.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
+from analyses.scaling_runs import LOSSES, dead_over_time, losses_of, opened_runs, runs_table
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluate import evaluate
+from dictlab.reconstruction import evaluated
 from dictlab.report import Plot, Report, Table
+
+LAWS = dict(zip(LOSSES, ("laws", "laws_ce"), strict=True))  # names of plots
 
 
 def scaling(
@@ -28,6 +30,7 @@ def scaling(
     measure: bool = False,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
@@ -39,6 +42,7 @@ def scaling(
         measure: Measure their losses anew; by default those in their files count.
         model: For `measure`: the language model; by default the one that the dictionaries name.
         text: For `measure`: where tokens come from; its held-out split is used.
+        data: For `measure`: activations in place of model and text: an array, or a .npy or .safetensors file. No CE.
         contexts: For `measure`: held-out sequences.
         seed: Of the bootstrap, and of the sample for `measure`.
         device: For `measure`: cpu, cuda, ...
@@ -49,13 +53,15 @@ def scaling(
     """
     check_at_least(0, seed=seed)
     opened, folders = opened_runs(dictionaries)
-    measured = None
+    if data is not None and not measure:
+        raise DictlabError("data is what losses are measured on anew; give --measure with it, or leave it out.")
+    measured, cautions = None, tuple[str, ...]()
     settings: dict[str, Any] = {"measure": measure, "seed": seed}
     if measure:
-        lm, source = open_model(model, opened, device), open_text(text).as_split("heldout")
-        context = context_of(opened, lm)
-        measured = evaluate(in_model(opened, lm), lm, source, contexts=contexts, context=context, seed=seed)
-        settings |= {"text": source.name, "model": lm.name, "context": context} | measured[0].sample
+        reading = open_activations(opened, model=model, text=text, data=data, device=device)
+        source, cautions = reading.part("heldout"), reading.cautions
+        measured = evaluated(reading.dictionaries, source, contexts=contexts, seed=seed)
+        settings |= source.record() | measured[0].sample
     runs, notes = runs_table(opened, measured)
     fits, predictions, why = tables.fitted(runs, seed)
     if fits.empty:
@@ -64,7 +70,12 @@ def scaling(
             f"too few runs for a fit: {len(runs)} given ({reasons}). Give dictionaries of one objective and activation "
             "function, and one k, at three widths or more."
         )
-    return _report(runs, fits, predictions, why, dead_over_time(folders), [*notes], settings, opened)
+    return _report(runs, fits, predictions, why, dead_over_time(folders), [*notes, *cautions], settings, opened)
+
+
+def _drawable(runs: pd.DataFrame, loss: str) -> bool:
+    """Whether some of a loss has a place on a logarithmic axis."""
+    return loss in runs and bool((runs[loss] > 0).any())
 
 
 def _report(
@@ -98,8 +109,7 @@ def _report(
         made["not_fitted"] = Table(why, "Laws that these runs cannot tell, and why.")
     lines = "Points: runs. Lines: fits to runs of one k, beyond them as well; dashed with an irreducible term."
     drawn = {
-        "laws": Plot(plots.laws(runs, fits, LOSSES[0]), lines),
-        "laws_ce": Plot(plots.laws(runs, fits, LOSSES[1]), lines),
+        **{name: Plot(plots.laws(runs, fits, loss), lines) for loss, name in LAWS.items() if _drawable(runs, loss)},
         "dead": Plot(
             plots.dead(runs, dead), "Share of latents that were never active; over training where there are logs."
         ),
@@ -112,7 +122,7 @@ def _report(
         summary=tables.summary(fits, predictions),
         tables=made,
         plots=drawn,
-        settings=settings | {"losses": list(LOSSES)},
+        settings=settings | {"losses": losses_of(runs)},
         inputs=tuple(opened),
         warnings=tuple(notes),
     )

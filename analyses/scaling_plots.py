@@ -13,17 +13,19 @@ from analyses import style
 from analyses.laws import LAWS
 
 UNITS = {"normalised MSE": "normalised MSE", "CE increase": "CE increase (nats/token)"}
+PLACES = (
+    ("width", "width (latents)", "Does width pay?"),
+    ("FLOPs", "compute of training (FLOPs)", "Does compute?"),
+)
 BY_NAME = {law.name: law for law in LAWS}
 
 
 @style.applied
 def laws(runs: pd.DataFrame, fits: pd.DataFrame, loss: str) -> Figure:
-    """One loss against width and against compute."""
-    figure, panels = style.axes(2, width=5.2, height=4.0)
-    places = (
-        ("width", "width (latents)", "Does width pay?"),
-        ("FLOPs", "compute of training (FLOPs)", "Does compute?"),
-    )
+    """One loss, of which some is above 0, against width and, where it is known, against compute."""
+    above = runs[runs[loss] > 0]
+    places = [place for place in PLACES if above[place[0]].notna().any()]
+    figure, panels = style.axes(len(places), width=5.2, height=4.0)
     for ax, (column, unit, title) in zip(panels, places, strict=True):
         _points(ax, runs, loss, column)
         _lines(ax, runs, fits, loss, column)

@@ -17,6 +17,7 @@ from dictlab.evaluate import Evaluation
 from dictlab.flops import training_flops
 
 LOSSES = ("normalised MSE", "CE increase")
+METRICS = dict(zip(LOSSES, ("explained_variance", "ce_increase"), strict=True))  # what they follow from
 LOG = "metrics.jsonl"
 
 
@@ -42,16 +43,17 @@ def opened_runs(given: Sequence[DictionaryLike]) -> tuple[list[Dictionary], list
 
 
 def runs_table(opened: Sequence[Dictionary], measured: Sequence[Evaluation] | None) -> tuple[pd.DataFrame, list[str]]:
-    """One row a run; and what the user should know.
+    """One row a run; and what the user should know. Where no run was measured in a model there is no CE increase.
 
     Raises:
         DictlabError: The losses of a dictionary are not in its file, and were not measured.
     """
     rows, samples, costless = [], set(), []
-    for number, dictionary in enumerate(opened):
+    known = [d.metadata.metrics for d in opened] if measured is None else [one.record() for one in measured]
+    losses = [loss for loss, key in METRICS.items() if loss == LOSSES[0] or any(key in one for one in known)]
+    for dictionary, metrics in zip(opened, known, strict=True):
         about = dictionary.metadata
-        metrics = about.metrics if measured is None else measured[number].record()
-        missing = next((name for name in ("explained_variance", "ce_increase", "l0") if name not in metrics), None)
+        missing = next((name for name in (*map(METRICS.get, losses), "l0") if name not in metrics), None)
         if missing is not None:
             raise DictlabError(f"{dictionary.name}: its file holds no {missing}. Give --measure to measure it now.")
         samples.add(metrics.get("evaluation_sample"))
@@ -67,15 +69,14 @@ def runs_table(opened: Sequence[Dictionary], measured: Sequence[Evaluation] | No
             "L0": metrics["l0"],
             "tokens": about.tokens,
             "FLOPs": flops,
-            "normalised MSE": 1 - metrics["explained_variance"],
-            "CE increase": metrics["ce_increase"],
+            **{loss: _loss(loss, metrics[METRICS[loss]]) for loss in losses},
             "dead": None if dictionary.firing_rate is None else float((dictionary.firing_rate == 0).float().mean()),
             "seed": about.seed,
         }
-        for name, key in zip(LOSSES, ("explained_variance", "ce_increase"), strict=True):
-            ends = [float(end) for end in metrics.get(f"{key}_interval", (np.nan, np.nan))]
-            low, high = (1 - ends[1], 1 - ends[0]) if name == LOSSES[0] else ends
-            row |= {f"{name} low": low, f"{name} high": high}
+        for loss in losses:
+            ends = metrics.get(f"{METRICS[loss]}_interval", (np.nan, np.nan))
+            low, high = sorted(_loss(loss, float(end)) for end in ends)
+            row |= {f"{loss} low": low, f"{loss} high": high}
         rows.append(row)
     frame = pd.DataFrame(rows)
     for name in ("k", "tokens", "seed"):
@@ -92,6 +93,15 @@ def runs_table(opened: Sequence[Dictionary], measured: Sequence[Evaluation] | No
             f"No FLOPs are known of {len(costless)} dictionaries ({costless[0]}, …): they are in no fit of L(C)."
         )
     return frame, notes
+
+
+def losses_of(runs: pd.DataFrame) -> list[str]:
+    """Those losses that a table of runs has."""
+    return [loss for loss in LOSSES if loss in runs]
+
+
+def _loss(loss: str, metric: float) -> float:
+    return 1 - metric if loss == LOSSES[0] else metric
 
 
 def _flops(dictionary: Dictionary, l0: float) -> float | None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analyses import laws
 from analyses.laws import LAWS, Law
-from analyses.scaling_runs import LOSSES
+from analyses.scaling_runs import LOSSES, losses_of
 
 COLUMN = {"width": "width", "k": "k", "flops": "FLOPs"}
 
@@ -24,7 +24,7 @@ def fitted(runs: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, p
         for law in LAWS:
             for name, some in _parts(law, own):
                 label = f"{family}{name}"
-                for loss in LOSSES:
+                for loss in losses_of(runs):
                     kept = some[(some[loss] > 0) & some[[COLUMN[v] for v in law.variables]].notna().all(axis=1)]
                     x = {v: kept[COLUMN[v]].to_numpy(dtype=float) for v in law.variables}
                     if not len(kept) or not laws.enough(law, x):

@@ -9,7 +9,8 @@ activation function is replaced by TopK(k') or by one threshold, and L0 moved al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,23 +23,25 @@ from analyses import shrinkage_plots as plots
 from analyses import shrinkage_tables as tables
 from analyses.damage import Scene, scenes
 from analyses.inputs import (
+    DataLike,
     DictionaryLike,
     ModelLike,
     TextLike,
+    check_same_place,
     context_of,
     in_model,
+    open_activations,
     open_dictionaries,
     open_model,
     open_text,
 )
 from analyses.refinement import PLAIN, refined, thresholds, with_k, with_threshold
 from analyses.shrinkage_tables import AS_TRAINED, REFINED, THRESHOLD, TOPK, Measured, Version
-from dictlab.activations import statistics
+from dictlab.activations import statistics, unit_of
 from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.evaluate import BATCH_TOKENS, COVERAGE, check_finite, site_of
-from dictlab.lm import LanguageModel
 from dictlab.report import Plot, Report, Table
 
 INTERVAL = f"{COVERAGE:.0%} bootstrap intervals over sequences".replace("%", " %")
@@ -52,11 +55,40 @@ class Rule(NamedTuple):
     dictionary: Dictionary
 
 
+class Place(NamedTuple):
+    """Where dictionaries are measured.
+
+    Attributes:
+        dictionaries: As they read what is there.
+        keys: Which activations each of them reads: its site, or of an array the empty word.
+        before: What thresholds are chosen on, by key.
+        held: What is measured on, a few sequences at a time, by key; scenes where there is a model.
+        means: The mean of these.
+        record: What settings say of it.
+        size: How much is measured, in words.
+        sequences: How many.
+        chosen_on: What thresholds are chosen on, in words.
+        cautions: What a report must say of it.
+    """
+
+    dictionaries: Sequence[Dictionary]
+    keys: Sequence[str]
+    before: Mapping[str, Tensor]
+    held: Iterable[Mapping[str, Scene | Tensor]]
+    means: Mapping[str, Tensor]
+    record: dict[str, Any]
+    size: str
+    sequences: int
+    chosen_on: str
+    cautions: tuple[str, ...] = ()
+
+
 def shrinkage(
     dictionaries: Sequence[DictionaryLike],
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     contexts: int = 32,
     levels: tuple[int, ...] = LEVELS,
     seed: int = 0,
@@ -68,6 +100,7 @@ def shrinkage(
         dictionaries: Any number, at one site or at several.
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from; its held-out split is used, and the training split for thresholds.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE.
         contexts: Held-out sequences to measure on.
         levels: Active latents a token to try after training, by the largest k and by a threshold.
         seed: Of the sample of text and the bootstrap.
@@ -75,25 +108,66 @@ def shrinkage(
 
     Example:
         dictlab report shrinkage relu.safetensors topk.safetensors --contexts 64 --levels 4 --levels 16 --levels 64
+        dictlab report shrinkage relu.safetensors topk.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed)
     check_at_least(1, contexts=contexts, levels=min(levels, default=None))
     opened = open_dictionaries(dictionaries)
-    sites = list(dict.fromkeys(site_of(dictionary) for dictionary in opened))
-    model, source = open_model(model, opened, device), open_text(text)
+    if data is None:
+        place = _in_model(opened, model, text, contexts, seed, device)
+    else:
+        place = _on_array(opened, model, data, contexts, seed, device)
+    wanted = sorted(set(levels))
+    rules = [_rules(d, place.before[key], wanted) for d, key in zip(place.dictionaries, place.keys, strict=True)]
+    found = _measured(place, rules, seed)
+    return _report(found, opened, rules, place, {"levels": list(levels), "seed": seed}, contexts)
+
+
+def _in_model(
+    opened: Sequence[Dictionary], model: ModelLike | None, text: TextLike, contexts: int, seed: int, device: str
+) -> Place:
+    keys = [site_of(dictionary) for dictionary in opened]
+    sites = list(dict.fromkeys(keys))
+    lm, source = open_model(model, opened, device), open_text(text)
     for site in sites:
-        model.start_of(site)
-    length = context_of(opened, model)
-    tokens = source.as_split("heldout").sample(model.tokenizer, length, contexts, seed=seed)
-    elsewhere = source.as_split("train").sample(model.tokenizer, length, max(1, BATCH_TOKENS // length), seed=seed)
-    placed = in_model(opened, model)
-    before = model.capture(elsewhere, sites)
-    rules = [_rules(d, before[site_of(d)].flatten(0, 1).float(), sorted(set(levels))) for d in placed]
-    found = _measured(placed, rules, model, tokens, seed)
-    return _report(found, opened, rules, {
-        "text": source.name, "model": model.name, "context": length, "contexts": len(tokens),
-        "tokens": tokens.numel(), "levels": list(levels), "seed": seed,
-    }, contexts)  # fmt: skip
+        lm.start_of(site)
+    length = context_of(opened, lm)
+    tokens = source.as_split("heldout").sample(lm.tokenizer, length, contexts, seed=seed)
+    elsewhere = source.as_split("train").sample(lm.tokenizer, length, max(1, BATCH_TOKENS // length), seed=seed)
+    batches = tokens.split(max(1, BATCH_TOKENS // length))
+    return Place(
+        in_model(opened, lm),
+        keys,
+        {site: x.flatten(0, 1).float() for site, x in lm.capture(elsewhere, sites).items()},
+        (scenes(lm, some, sites) for some in batches),
+        {site: statistics(lm.capture(some, site)[site] for some in batches).mean for site in sites},
+        {"text": source.name, "model": lm.name, "context": length, "contexts": len(tokens), "tokens": tokens.numel()},
+        f"{len(tokens)} held-out sequences ({tokens.numel()} tokens)",
+        len(tokens),
+        "training text",
+    )
+
+
+def _on_array(
+    opened: Sequence[Dictionary], model: ModelLike | None, data: DataLike, contexts: int, seed: int, device: str
+) -> Place:
+    check_same_place(opened)
+    reading = open_activations(opened, model=model, data=data, device=device)
+    train, held = reading.part("train"), reading.part("heldout")
+    rows = contexts * held.context
+    sequences = sum(len(x) for x in held.sample(rows, seed=seed))
+    return Place(
+        reading.dictionaries,
+        [""] * len(opened),
+        {"": torch.cat([x.flatten(0, 1) for x in train.sample(BATCH_TOKENS, seed=seed)])},
+        ({"": x} for x in held.sample(rows, seed=seed)),
+        {"": statistics(held.sample(rows, seed=seed)).mean},
+        held.record() | {"contexts": sequences, "tokens": sequences * held.context},
+        f"{sequences} {unit_of(held)} ({sequences * held.context} {held.counted})",
+        sequences,
+        "training rows" if train.split == "train" else "rows of the same array",
+        reading.cautions,
+    )
 
 
 def _rules(dictionary: Dictionary, x: Tensor, levels: Sequence[int]) -> list[Rule]:
@@ -110,28 +184,17 @@ def _rules(dictionary: Dictionary, x: Tensor, levels: Sequence[int]) -> list[Rul
 
 
 @torch.no_grad()
-def _measured(
-    dictionaries: Sequence[Dictionary],
-    rules: Sequence[Sequence[Rule]],
-    model: LanguageModel,
-    tokens: Tensor,
-    seed: int,
-) -> list[Measured]:
+def _measured(place: Place, rules: Sequence[Sequence[Rule]], seed: int) -> list[Measured]:
     """Every rule of every dictionary, and the refinement of the rule of training, sequence by sequence."""
-    sites = list(dict.fromkeys(site_of(d) for d in dictionaries))
-    batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-    means = {site: statistics(model.capture(some, site)[site] for some in batches).mean for site in sites}
-    rows: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in dictionaries]
-    ratios: list[list[Tensor]] = [[] for _ in dictionaries]
-    for some in tqdm(batches, desc="shrinkage", unit="batch", leave=False):
-        around = scenes(model, some, sites)
-        for i, (dictionary, own) in enumerate(zip(dictionaries, rules, strict=True)):
-            scene = around[site_of(dictionary)]
-            row, ratio = _batch(dictionary, own, scene, means[site_of(dictionary)])
+    rows: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in rules]
+    ratios: list[list[Tensor]] = [[] for _ in rules]
+    for around in tqdm(place.held, desc="shrinkage", unit="batch", leave=False):
+        for i, (dictionary, key, own) in enumerate(zip(place.dictionaries, place.keys, rules, strict=True)):
+            row, ratio = _batch(dictionary, own, around[key], place.means[key])
             rows[i].append(row)
             ratios[i].append(ratio)
     found = []
-    for dictionary, own, parts, shares in zip(dictionaries, rules, rows, ratios, strict=True):
+    for dictionary, own, parts, shares in zip(place.dictionaries, rules, rows, ratios, strict=True):
         sums = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         versions = [own[0].version, Version(REFINED), *(rule.version for rule in own[1:])]
         found.append(Measured(dictionary, tuple(versions), sums, torch.cat(shares).numpy(), seed))
@@ -139,11 +202,12 @@ def _measured(
 
 
 def _batch(
-    dictionary: Dictionary, rules: Sequence[Rule], scene: Scene, mean: Tensor
+    dictionary: Dictionary, rules: Sequence[Rule], there: Scene | Tensor, mean: Tensor
 ) -> tuple[dict[str, NDArray[np.float64]], Tensor]:
     """Sums over the tokens of each sequence for each version, `[sequences, versions]`; refined over plain values."""
-    x = scene.x.float().flatten(0, 1)
-    shape = scene.x.shape[:2]
+    scene = there if isinstance(there, Scene) else None
+    given = there.x if isinstance(there, Scene) else there
+    x, shape = given.float().flatten(0, 1), given.shape[:2]
     l0: list[Tensor] = []
     squares: list[Tensor] = []
     strength: list[Tensor] = []
@@ -160,20 +224,21 @@ def _batch(
             l0.append(codes.l0().view(shape).sum(dim=1).double())
             strength.append(_strength(codes).view(shape).sum(dim=1))
             squares.append((x - x_hat).double().square().sum(dim=1).view(shape).sum(dim=1))
-            yield x_hat.view(1, *scene.x.shape)
+            yield x_hat.view(1, *given.shape)
 
-    out = scene.outputs(versions())
-    ce = (out.ce - out.ce_clean)[..., :-1].double().sum(dim=-1)
-    variance = (scene.x - mean.to(scene.x)).double().square().sum(dim=(1, 2))
-    tokens = torch.full((shape[0],), float(shape[1]), dtype=torch.double)
-    found = {
+    tokens = torch.full((shape[0], 1), float(shape[1]), dtype=torch.double)
+    found: dict[str, Tensor] = {}
+    if scene is None:
+        deque(versions(), maxlen=0)  # for what it writes down
+    else:
+        out = scene.outputs(versions())
+        found = {"ce": (out.ce - out.ce_clean)[..., :-1].double().sum(dim=-1).T, "predicted": tokens - 1}
+    found |= {
         "l0": torch.stack(l0, dim=1),
         "strength": torch.stack(strength, dim=1),
         "squared_error": torch.stack(squares, dim=1),
-        "ce": ce.T,
-        "variance": variance[:, None],
-        "tokens": tokens[:, None],
-        "predicted": tokens[:, None] - 1,
+        "variance": (given - mean.to(given)).double().square().sum(dim=(1, 2))[:, None],
+        "tokens": tokens,
     }
     return {key: value.cpu().numpy() for key, value in found.items()}, ratio[0]
 
@@ -189,22 +254,24 @@ def _report(
     found: Sequence[Measured],
     opened: Sequence[Dictionary],
     rules: Sequence[Sequence[Rule]],
+    place: Place,
     settings: dict[str, Any],
     contexts: int,
 ) -> Report:
-    n = f"n = {settings['contexts']} held-out sequences ({settings['tokens']} tokens); {INTERVAL}"
+    n = f"n = {place.size}; {INTERVAL}"
+    model = " CE increase in nats a token." if "CE increase" in tables.formulas(found[0]) else ""
     frame, recovery = tables.overview(found), tables.recovery(found)
     made = {
         "overview": Table(
             frame,
             f"{n}. size: the sum of refined activations over that of the plain ones; grown: share of active latents "
             "whose activation grows; silenced: share that becomes 0. normalised MSE: over the error of predicting the "
-            "mean activation of this sample. CE increase in nats a token. Changes are refined less plain, paired.",
+            f"mean activation of this sample.{model} Changes are refined less plain, paired.",
         ),
         "recovery": Table(
             recovery,
             f"{n}. rule: the k' largest of each token, or all above a threshold (setting) with so many on average "
-            "on training text; trained: the number of active latents is that of training.",
+            f"on {place.chosen_on}; trained: the number of active latents is that of training.",
         ),
     }
     drawn = {
@@ -220,14 +287,14 @@ def _report(
         for own in rules
         if len(own) == 1
     ]
-    if settings["contexts"] < contexts:
-        warnings.append(f"The text holds {settings['contexts']} contexts, {contexts} were asked for.")
+    if place.sequences < contexts and "text" in place.record:
+        warnings.append(f"The text holds {place.sequences} contexts, {contexts} were asked for.")
     return Report(
         title="Are activations too small, and is the number of active latents the best?",
         summary=tables.summary(frame, recovery),
         tables=made,
         plots=drawn,
-        settings=settings,
+        settings=place.record | settings,
         inputs=tuple(opened),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *place.cautions),
     )

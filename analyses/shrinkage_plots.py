@@ -15,6 +15,10 @@ from analyses.shrinkage_tables import THRESHOLD, TOPK, Measured
 
 BINS = np.linspace(0, 2.5, 51)
 LOOKS = {TOPK: "-", THRESHOLD: ":"}
+PANELS = {  # axis and title of each loss
+    "normalised MSE": ("normalised MSE", "Does more of the code reconstruct better?"),
+    "CE increase": ("CE increase (nats/token)", "… and serve the model better?"),
+}
 DRAWN = 8  # dictionaries that lines can be told apart of
 
 
@@ -29,7 +33,7 @@ def refinement(found: Sequence[Measured], overview: pd.DataFrame) -> Figure:
     left.set(xlabel="refined / plain activation", ylabel="share of active latents", title="Were activations too small?")
     left.legend(fontsize=7)
     places = np.arange(len(overview))[::-1]
-    for number, measure in enumerate(("normalised MSE", "CE increase")):
+    for number, measure in enumerate(measure for measure in PANELS if measure in overview):
         change = 100 * overview[f"{measure} change"] / overview[measure]
         low, high = (100 * overview[f"{measure} change {end}"] / overview[measure] for end in ("low", "high"))
         right.errorbar(
@@ -45,10 +49,11 @@ def refinement(found: Sequence[Measured], overview: pd.DataFrame) -> Figure:
 
 @style.applied
 def recovery(found: Sequence[Measured], frame: pd.DataFrame) -> Figure:
-    """Error and CE increase against L0, by rule; a ring where it was trained."""
-    figure, (left, right) = style.axes(2, width=5.4, height=4.2)
-    _recovered(left, found, frame, "normalised MSE", "normalised MSE", "Does more of the code reconstruct better?")
-    _recovered(right, found, frame, "CE increase", "CE increase (nats/token)", "… and serve the model better?")
+    """Error and, where there is a model, CE increase against L0, by rule; a ring where it was trained."""
+    shown = [measure for measure in PANELS if measure in frame]
+    figure, panels = style.axes(len(shown), width=5.4, height=4.2)
+    for ax, measure in zip(panels, shown, strict=True):
+        _recovered(ax, found, frame, measure, *PANELS[measure])
     names = [
         Line2D([], [], color=style.colour(i), marker=style.marker(i), label=one.name)
         for i, one in enumerate(found[:DRAWN])
@@ -67,4 +72,6 @@ def _recovered(ax: Axes, found: Sequence[Measured], frame: pd.DataFrame, measure
             ax.plot(some["L0"], some[measure], color=style.colour(number), ls=look, marker=style.marker(number), ms=3.5)
         trained = own[own["trained"]]
         ax.plot(trained["L0"], trained[measure], ls="none", marker="o", ms=11, mfc="none", mec="black")
-    ax.set(xlabel="L0 (active latents/token)", ylabel=words, title=title, xscale="log", yscale="log")
+    ax.set(xlabel="L0 (active latents/token)", ylabel=words, title=title, xscale="log")
+    if (frame[measure] > 0).any():
+        ax.set_yscale("log")

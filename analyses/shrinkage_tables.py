@@ -23,6 +23,11 @@ FORMULAS: dict[str, Formula] = {
 }
 
 
+def formulas(one: Measured) -> dict[str, Formula]:
+    """Those that were measured: without a model no CE increase."""
+    return {name: formula for name, formula in FORMULAS.items() if name != "CE increase" or "ce" in one.sums}
+
+
 class Version(NamedTuple):
     """A way of choosing activations: the rule, and its k' or threshold."""
 
@@ -66,8 +71,9 @@ def overview(found: Sequence[Measured]) -> pd.DataFrame:
         row: dict[str, Any] = {"dictionary": one.name, "L0": float(one.by_sequence.value(FORMULAS["L0"])[0])}
         row |= _estimate("size", one, lambda s: s["strength"][..., 1] / s["strength"][..., 0])
         row["grown"], row["silenced"] = float((one.ratios > 1).mean()), float((one.ratios == 0).mean())
-        for name in ("normalised MSE", "CE increase"):
-            formula = FORMULAS[name]
+        for name, formula in formulas(one).items():
+            if name == "L0":
+                continue
             row[name] = float(one.by_sequence.value(formula)[0])
             row[f"{name} refined"] = float(one.by_sequence.value(formula)[1])
             row |= _estimate(f"{name} change", one, _changed(formula))
@@ -79,7 +85,7 @@ def recovery(found: Sequence[Measured]) -> pd.DataFrame:
     """One row a dictionary and rule."""
     rows = []
     for one in found:
-        values = {name: (one.by_sequence.value(f), *one.by_sequence.interval(f)) for name, f in FORMULAS.items()}
+        values = {name: (one.by_sequence.value(f), *one.by_sequence.interval(f)) for name, f in formulas(one).items()}
         for i, version in enumerate(one.versions):
             if version.rule == REFINED:
                 continue
@@ -100,8 +106,7 @@ def summary(frame: pd.DataFrame, recovered: pd.DataFrame) -> str:
         relative = row["normalised MSE change"] / row["normalised MSE"]
         said.append(
             f"{row['dictionary']}: refined activations are {row['size']:.3f} [{row['size low']:.3f}, "
-            f"{row['size high']:.3f}] times as large, the MSE changes by {relative:+.1%}, the CE increase from "
-            f"{row['CE increase']:.3f} to {row['CE increase refined']:.3f} nats a token."
+            f"{row['size high']:.3f}] times as large, the MSE changes by {relative:+.1%}{_suffered(row)}."
         )
     names = recovered["dictionary"].unique()
     if len(names) == 1 and (recovered["rule"] == TOPK).any():
@@ -113,6 +118,12 @@ def summary(frame: pd.DataFrame, recovered: pd.DataFrame) -> str:
             f"trained {trained['normalised MSE']:.3f} at L0 {trained['L0']:.1f})."
         )
     return " ".join(said).replace("%", " %")
+
+
+def _suffered(row: Mapping[Any, Any]) -> str:
+    if "CE increase" not in row:
+        return ""
+    return f", the CE increase from {row['CE increase']:.3f} to {row['CE increase refined']:.3f} nats a token"
 
 
 def _extremes(frame: pd.DataFrame) -> list[dict[Any, Any]]:

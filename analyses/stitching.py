@@ -2,7 +2,7 @@
 
 SMALL keeps all its latents; the latents of LARGE that are novel are added (Bussmann, Leask et al. 2024), then those of
 the next larger dictionary to what has been stitched so far. Three things decide whether the result is any good, and
-each is measured on held-out text:
+each is measured on held-out text (or on the held-out part of plain activations):
 
 * Which latents: by their measured effect, by the published cosine rule, or those at a point of the path between sizes;
   see `choosing`.
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from analyses.chain import Chain, observed, open_chain
 from analyses.choosing import Choice, by_insertion, by_path, by_search
-from analyses.inputs import DictionaryLike, ModelLike, TextLike, context_of, in_model, open_model, open_text
+from analyses.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
 from analyses.matching import chance
 from analyses.novelty import agreement, effect_plot, effects_caption
 from analyses.pool import joinable, part_of, pooled
@@ -45,11 +45,11 @@ from analyses.stitching_tables import (
     summary,
     warnings,
 )
-from dictlab import activations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluate import Evaluation, evaluate, site_of
+from dictlab.evaluate import Evaluation
 from dictlab.normalisation import Centred
+from dictlab.reconstruction import evaluated
 from dictlab.report import Plot, Report, Table
 from dictlab.sparsity import emitting
 
@@ -87,6 +87,7 @@ def stitching(
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     select: Select = "effect",
     threshold: float = 0.7,
     refit: Refit | None = None,
@@ -107,6 +108,7 @@ def stitching(
         larger: One or more dictionaries at the same site, whose novel latents are added, one dictionary after another.
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from: the training split to choose and refit on, the held-out split to measure on.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
         select: Novel latents by their measured effect, or by the published cosine rule; or, optimal, any latents of
             all dictionaries, by a local search for the smallest error under a budget.
         threshold: Cosine below which the cosine rule calls a latent novel, and from which a path takes two for kin.
@@ -125,6 +127,7 @@ def stitching(
     Example:
         dictlab stitch small.safetensors large.safetensors --out out/stitched
         dictlab stitch a-256.safetensors a-512.safetensors a-1024.safetensors --at 700
+        dictlab stitch small.safetensors large.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed)
     check_at_least(1, at=at, latents=latents)
@@ -134,11 +137,10 @@ def stitching(
     if at is not None and until is not None:
         raise DictlabError("--at and --until both say where on the path to stop; give one.")
     parents = [_as_parent(parent) for parent in open_chain(small, larger)]
-    model, text = open_model(model, parents, device), open_text(text)
-    parents = in_model(parents, model)
+    reading = open_activations(parents, model=model, text=text, data=data, device=device)
+    parents, (seen, heldout) = reading.dictionaries, reading.parts()
     joinable(parents)
-    length, site = context_of(parents, model), site_of(parents[0])
-    fit = list(activations.sample(model, text.as_split("train"), site, context=length, tokens=tokens, seed=seed))
+    fit = list(seen.sample(tokens, seed=seed))
     chain = observed(parents, fit)
     choices = {choice.rule: choice for choice in by_insertion(chain, fit, threshold)}
     rule: str = select
@@ -148,15 +150,12 @@ def stitching(
     if at is not None or until is not None:
         choices["path"], rule = by_path(chain, threshold, order, seed, at, until), "path"
     candidates = _candidates(chain, choices, rule, refit)
-    evaluations = evaluate(
-        list(candidates.values()), model, text.as_split("heldout"), contexts=contexts, context=length, seed=seed
-    )
+    evaluations = evaluated(list(candidates.values()), heldout, contexts=contexts, seed=seed)
     found = {evaluation.name: evaluation for evaluation in evaluations}
     how = _how(choices[rule], chain, refit) | {"threshold": threshold, "tokens": chain.observations.n_tokens}
     how |= {name: value for name, value in (("at", at), ("until", until), ("order", order)) if rule == "path" and value}
     how |= {name: value for name, value in (("latents", latents), ("l0", l0)) if value is not None}
-    given = {"text": text.name, "model": model.name, "context": length, "seed": seed}
-    stitched = _described(candidates["stitched"], found["stitched"], how)
+    stitched = _described(candidates["stitched"], found["stitched"], how | seen.record())
     shown = choices.get(rule if rule in ("effect", "cosine") else "effect", choices["effect"])
     return Report(
         title=f"{parents[0].name} stitched with what {_listed(parents[1:])} adds",
@@ -171,9 +170,9 @@ def stitching(
         },
         plots={"quality": quality_plot(found), **_effect_plots(shown, parents[1:], threshold, seed)},
         dictionaries={"stitched": stitched},
-        settings=stitched.metadata.training | given | found["stitched"].sample,
+        settings=stitched.metadata.training | {"seed": seed} | found["stitched"].sample,
         inputs=tuple(parents),
-        warnings=(*warnings(found, parents, rule), *choices[rule].cautions, *_mean_lost(parents)),
+        warnings=(*warnings(found, parents, rule), *choices[rule].cautions, *_mean_lost(parents), *reading.cautions),
     )
 
 

@@ -14,6 +14,10 @@ from dictlab.evaluate import METRICS, Evaluation, bounds
 from dictlab.report import Plot
 
 REFITTED = {"decoder": "and the decoder refitted", "bias": "and the bias refitted", "none": "and nothing refitted"}
+PANELS = {  # of the plot: axis and title of each metric
+    "explained_variance": ("unexplained variance (share)", "How much is left unexplained?"),
+    "ce_increase": ("CE increase (nats/token)", "How much does the model suffer?"),
+}
 
 
 def quality(found: Mapping[str, Evaluation], candidates: Mapping[str, Dictionary]) -> pd.DataFrame:
@@ -24,7 +28,7 @@ def quality(found: Mapping[str, Evaluation], candidates: Mapping[str, Dictionary
             {
                 "dictionary": name,
                 "latents": candidates[name].n_emitting,
-                **{METRICS[key].label: e.value(key) for key in keys},
+                **{METRICS[key].label: e.value(key) for key in e.among(keys)},
             }
             for name, e in found.items()
         ]
@@ -37,7 +41,7 @@ def against(found: Mapping[str, Evaluation], small: str) -> pd.DataFrame:
     for name, evaluation in found.items():
         if name == small:
             continue
-        for key in ("mse", "ce_increase", "kl", "l0"):
+        for key in evaluation.among(("mse", "ce_increase", "kl", "l0")):
             low, high = bounds(evaluation.draws(key) - found[small].draws(key))
             difference = evaluation.value(key) - found[small].value(key)
             rows.append((name, METRICS[key].label, difference, low, high, METRICS[key].unit))
@@ -51,18 +55,20 @@ def differences_caption(small: str) -> str:
 
 def quality_caption(evaluation: Evaluation) -> str:
     """Of the table of qualities."""
+    model = ", CE and KL in nats a token" if evaluation.has_model else ""
     return (
-        f"Measured on {evaluation.n_sequences} held-out sequences ({evaluation.n_tokens} tokens). MSE in activation², "
-        "CE and KL in nats a token. “Inserted” is without any refit. L0 differs between rows: this is no comparison at "
-        "equal sparsity."
+        f"Measured on {evaluation.size}. MSE in activation²{model}. “Inserted” is without any refit. L0 differs "
+        "between rows: this is no comparison at equal sparsity."
     )
 
 
 def summary(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], how: Mapping[str, Any]) -> str:
     """What was made, and how good it is beside its parents."""
-    result, low_high = found["stitched"], found["stitched"].interval("mse")
+    result, (low, high) = found["stitched"], found["stitched"].interval("mse")
+    span = "" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]"
     old = [(d.name, found[d.name]) for d in parents]
     before = ", ".join(f"{name} {e.value('mse'):.4g} (L0 {e.value('l0'):.1f})" for name, e in old)
+    suffers = f", CE increase {result.value('ce_increase'):.3g}" if result.has_model else ""
     offered, small = sum(d.n_latents for d in parents[1:]), parents[0]
     how_much = f"{how['kept']} of {small.n_latents} latents of {small.name} and {how['inserted']} of {offered} others"
     chosen = {
@@ -71,8 +77,8 @@ def summary(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], how:
     }.get(how["select"], f"With {how['inserted']} of {offered} latents inserted by {how['select']}")
     return (
         f"{chosen} {REFITTED[how['refit']]}, the held-out MSE is "
-        f"{result.value('mse'):.4g} [{low_high[0]:.4g}, {low_high[1]:.4g}] at L0 {result.value('l0'):.1f}, "
-        f"CE increase {result.value('ce_increase'):.3g}; before: {before}."
+        f"{result.value('mse'):.4g}{span} at L0 {result.value('l0'):.1f}"
+        f"{suffers}; before: {before}."
     )
 
 
@@ -92,7 +98,7 @@ def warnings(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], rul
         said.append(
             f"The best that was measured is “{best}”: MSE {error:.4g} at L0 {l0:.1f}; see --select and --refit."
         )
-    return (*said, *(_harm(found, parents[0].name) if rule == "cosine" else ()))
+    return (*result.cautions, *said, *(_harm(found, parents[0].name) if rule == "cosine" else ()))
 
 
 def _harm(found: Mapping[str, Evaluation], small: str) -> tuple[str, ...]:
@@ -110,13 +116,12 @@ def _harm(found: Mapping[str, Evaluation], small: str) -> tuple[str, ...]:
 
 @style.applied
 def quality_plot(found: Mapping[str, Evaluation]) -> Plot:
-    """Unexplained variance and CE increase of each dictionary that was measured."""
-    figure, (left, right) = style.axes(2, width=5.2, height=3.6)
-    names = list(found)
-    for ax, key, label in (
-        (left, "explained_variance", "unexplained variance (share)"),
-        (right, "ce_increase", "CE increase (nats/token)"),
-    ):
+    """Unexplained variance and, where there is a model, CE increase of each dictionary that was measured."""
+    names, first = list(found), next(iter(found.values()))
+    keys = first.among(PANELS)
+    figure, panels = style.axes(len(keys), width=5.2, height=3.6)
+    for ax, key in zip(panels, keys, strict=True):
+        label, title = PANELS[key]
         values = np.array([found[n].value(key) for n in names])
         spans = np.array([found[n].interval(key) for n in names]).T
         if key == "explained_variance":
@@ -126,9 +131,10 @@ def quality_plot(found: Mapping[str, Evaluation]) -> Plot:
         ax.barh(
             height, values, xerr=error, color=[style.colour(i) for i in range(len(names))], height=0.6, ecolor="black"
         )
-        ax.set(yticks=height, yticklabels=style.short(names) if ax is left else [], xlabel=label)
+        shown = style.short(names) if ax is panels[0] else []
+        ax.set(yticks=height, yticklabels=shown, xlabel=label, title=title)
         for y, value, name in zip(height, values, names, strict=True):
-            note = f" {value:.3g}" + (f"  (L0 {found[name].value('l0'):.0f})" if ax is left else "")
+            note = f" {value:.3g}" + (f"  (L0 {found[name].value('l0'):.0f})" if ax is panels[0] else "")
             ax.annotate(
                 note,
                 (value, y),
@@ -138,10 +144,4 @@ def quality_plot(found: Mapping[str, Evaluation]) -> Plot:
                 xytext=(4, 7),
                 textcoords="offset points",
             )
-    left.set_title("How much is left unexplained?")
-    right.set_title("How much does the model suffer?")
-    n = next(iter(found.values()))
-    return Plot(
-        figure,
-        f"Held-out text, {n.n_sequences} sequences, {n.n_tokens} tokens; bars: 95 % bootstrap interval over sequences.",
-    )
+    return Plot(figure, f"Measured on {first.size}; bars: 95 % bootstrap interval over sequences.")

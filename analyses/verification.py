@@ -2,7 +2,8 @@
 
 What a careful person would look at before building on somebody's dictionary. From the weights: are all numbers finite,
 do latents exist that can never fire or never write, are some of them the same, is the rule at run time fixed? On text,
-where the model is at hand: do the stated L0 and explained variance hold, and is the reconstruction of the right size?
+where the model is at hand, or on plain activations: do the stated L0 and explained variance hold, and is the
+reconstruction of the right size?
 An encoder that was folded wrongly, a normalisation that was forgotten or a wrong site shows there first.
 
     scale of the reconstruction = sum (x - b) . (x_hat - b) / sum |x_hat - b|^2,    b the mean activation
@@ -19,17 +20,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.inputs import DictionaryLike, ModelLike, TextLike, context_of, in_model, open_model, open_text
+from analyses.inputs import DataLike, DictionaryLike, ModelLike, TextLike, in_model, open_activations, open_model
 from analyses.matching import nearest
 from dictlab import seeds
+from dictlab.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluate import METRICS, Evaluation, evaluate, site_of
+from dictlab.evaluate import METRICS, Evaluation
 from dictlab.formats.loading import mapped
 from dictlab.lm import LanguageModel
+from dictlab.reconstruction import evaluated
 from dictlab.report import Report, Table
 from dictlab.sparsity import Gated, JumpReLU, emitting
-from dictlab.text import Text
 
 SAME = 0.99  # cosine of decoder directions, and of encoder directions, above which two latents are one
 SEARCHED = 8192  # latents whose double is looked for; the others are candidates all the same
@@ -134,16 +136,20 @@ def _rule(dictionary: Dictionary) -> Check:
 
 
 @torch.no_grad()
-def text_checks(
-    dictionary: Dictionary, model: LanguageModel, text: Text, *, contexts: int = 64, seed: int = 0
+def behaviour_checks(
+    placed: Dictionary, source: Activations, *, contexts: int = 64, seed: int = 0
 ) -> tuple[list[Check], Evaluation]:
-    """What shows on text: the stated figures, and the size of the reconstruction."""
-    (placed,) = in_model([dictionary], model)
-    length = context_of([dictionary], model)
-    (found,) = evaluate([placed], model, text, contexts=contexts, context=length, seed=seed)
-    stated = [_stated(found, dictionary, metric) for metric in ("l0", "explained_variance", "ce_increase")]
-    held = text.sample(model.tokenizer, length, contexts, seed=seed)
-    x = torch.cat([model.capture(tokens, site_of(placed))[site_of(placed)].flatten(0, 1) for tokens in held.split(16)])
+    """What shows on activations: the stated figures, and the size of the reconstruction.
+
+    Args:
+        placed: The dictionary, as it reads these activations.
+        source: Where they come from.
+        contexts: Sequences to measure on.
+        seed: Of the sample and the bootstrap.
+    """
+    (found,) = evaluated([placed], source, contexts=contexts, seed=seed)
+    stated = [_stated(found, placed, metric) for metric in found.among(("l0", "explained_variance", "ce_increase"))]
+    x = torch.cat([x.flatten(0, 1).float() for x in source.sample(contexts * source.context, seed=seed)])
     return [*_reconstructs(placed, found, x), *stated], found
 
 
@@ -185,6 +191,7 @@ def verification(
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
+    data: DataLike | None = None,
     contexts: int = 64,
     format: str | None = None,
     scale: float | None = None,
@@ -198,6 +205,7 @@ def verification(
         dictionary: Of any library's.
         model: The language model; by default the one that the dictionary names. Without one, weights alone are checked.
         text: Where tokens come from; its held-out split is used.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE.
         contexts: Held-out sequences to measure on.
         format: The name of its format; recognised from the content by default.
         scale: What its inputs are multiplied by, where its configuration does not say.
@@ -208,6 +216,7 @@ def verification(
     Example:
         dictlab verify mine.safetensors
         dictlab verify my_saelens_folder --model gpt2 --text my/texts
+        dictlab verify mine.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed)
     check_at_least(2, contexts=contexts)
@@ -216,21 +225,22 @@ def verification(
         if isinstance(dictionary, Dictionary)
         else mapped(dictionary, format=format, scale=scale, ignore=ignore)
     )
-    checks, sample = weight_checks(opened, seed=seed), {}
+    checks, sample, size, cautions = weight_checks(opened, seed=seed), {}, "", tuple[str, ...]()
     if checks[0].result == "pass":
         whole = opened.to("cpu", torch.float32)
-        found_model, reason = _model(model, whole, device)
-        if found_model is None:
-            checks.append(Check("behaviour on text", "not done", reason, "a model, with --model"))
+        found_model, reason = (model, "") if data is not None else _model(model, whole, device)
+        if data is None and found_model is None:
+            checks.append(Check("behaviour on text", "not done", reason, "a model, with --model, or --data"))
         else:
-            held = open_text(text).as_split("heldout")
-            more, found = text_checks(whole, found_model, held, contexts=contexts, seed=seed)
-            checks, sample = [*checks, *more], found.sample | {"model": found_model.name, "text": held.name}
+            reading = open_activations([whole], model=found_model, text=text, data=data, device=device)
+            held, cautions = reading.part("heldout"), reading.cautions
+            more, found = behaviour_checks(reading.dictionaries[0], held, contexts=contexts, seed=seed)
+            checks, sample, size = [*checks, *more], found.sample | held.record(), found.size
     failed = [check for check in checks if check.result == "fail"]
     return Report(
         title=f"Is {opened.name} the dictionary that it claims to be?",
         summary=_summary(checks, failed),
-        tables={"checks": Table(pd.DataFrame(checks), _caption(sample))},
+        tables={"checks": Table(pd.DataFrame(checks), _caption(size))},
         settings={
             "contexts": contexts,
             "seed": seed,
@@ -240,7 +250,7 @@ def verification(
             **sample,
         },
         inputs=(opened,),
-        warnings=tuple(f"{check.check}: {check.found}; expected {check.expected}." for check in failed),
+        warnings=(*(f"{check.check}: {check.found}; expected {check.expected}." for check in failed), *cautions),
         passed=not failed,
     )
 
@@ -269,7 +279,5 @@ def _summary(checks: list[Check], failed: list[Check]) -> str:
     return f"{outcome}, of {len(done)} checks" + (f"; {skipped} could not be done." if skipped else ".")
 
 
-def _caption(sample: dict[str, object]) -> str:
-    if not sample:
-        return "From the weights alone."
-    return f"Figures with 95 % bootstrap intervals over sequences, on {sample['evaluation_tokens']:,} held-out tokens."
+def _caption(size: str) -> str:
+    return f"Figures with 95 % bootstrap intervals over sequences, on {size}." if size else "From the weights alone."

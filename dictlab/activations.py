@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from dictlab.errors import check_at_least
 from dictlab.lm import LanguageModel
 from dictlab.stream import BUFFER, Shuffled
 from dictlab.stream import FORWARD_TOKENS as FORWARD_TOKENS  # also for those who capture by themselves
-from dictlab.text import Text
+from dictlab.text import Split, Text
 
 
 def shuffled(
@@ -85,8 +85,12 @@ class Activations(Protocol):
         name: What reports call the source.
         d_in: Width.
         context: Tokens of a sequence.
+        split: Which part of the source: "train", "heldout"; or "all" of an array.
         unit: What intervals are resampled over.
+        counted: What `context` and samples count: tokens, or rows of an array.
     """
+
+    counted: ClassVar[str]
 
     @property
     def name(self) -> str: ...
@@ -98,7 +102,14 @@ class Activations(Protocol):
     def context(self) -> int: ...
 
     @property
+    def split(self) -> str: ...
+
+    @property
     def unit(self) -> str: ...
+
+    def as_split(self, split: Split) -> Activations:
+        """The part that training is on, or the part that it never sees."""
+        ...
 
     def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
         """Activations, sequence by sequence, drawn from all over the source: about `tokens` tokens of them."""
@@ -124,6 +135,7 @@ class ModelActivations:
     text: Text
     site: str
     context: int
+    counted: ClassVar[str] = "tokens"
     _drawn: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -136,8 +148,15 @@ class ModelActivations:
         return int(self.model.capture(tokens[None], self.site)[self.site].shape[-1])
 
     @property
+    def split(self) -> str:
+        return self.text.split
+
+    @property
     def unit(self) -> str:
         return "sequences"
+
+    def as_split(self, split: Split) -> ModelActivations:
+        return replace(self, text=self.text.as_split(split), _drawn={})  # what was drawn is of the other split
 
     def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
         yield from captured(self.model, self.site, self.sequences(tokens, seed))
@@ -152,6 +171,11 @@ class ModelActivations:
 
     def record(self) -> dict[str, Any]:
         return {"text": self.text.name, "model": self.model.name, "context": self.context}
+
+
+def unit_of(activations: Activations) -> str:
+    """What its sequences are called; held-out ones are named so."""
+    return f"held-out {activations.unit}" if activations.split == "heldout" else activations.unit
 
 
 @dataclass(frozen=True)

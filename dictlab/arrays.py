@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class ArrayActivations:
     split: str = "all"
     whole: bool = False
     device: str = "cpu"
+    counted: ClassVar[str] = "rows"
 
     @property
     def d_in(self) -> int:
@@ -73,7 +74,9 @@ class ArrayActivations:
     @property
     def unit(self) -> str:
         """What intervals are resampled over."""
-        return f"blocks of {self.context} rows" if self.in_blocks else "sequences"
+        if not self.in_blocks:
+            return "sequences"
+        return f"blocks of {self.context} rows" if self.context > 1 else "rows"
 
     @property
     def fingerprint(self) -> str:
@@ -96,7 +99,7 @@ class ArrayActivations:
         if self.whole or split == self.split:
             return self
         if self.split != "all":
-            raise ValueError(f"this is the {self.split} split already")
+            raise DictlabError(f"data {self.name}: this is its {self.split} split already; give the whole of it.")
         mixed = (self.sequences.astype(np.uint64) * np.uint64(2654435761)) % np.uint64(1 << 32) >> np.uint64(16)
         held = mixed % HELD_OUT_SHARE == HELD_OUT_SHARE - 1
         if len(held) >= 2 and not held.any():
@@ -108,15 +111,20 @@ class ArrayActivations:
 
     def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
         """Sequences drawn from all over it, about `tokens` rows of them; in float32."""
-        check_at_least(1, tokens=tokens)
-        count = min(len(self.sequences), max(1, tokens // self.context))
-        order = torch.randperm(len(self.sequences), generator=seeds.generator(seed, "sample of sequences"))
-        drawn = self.sequences[order[:count].numpy()]
+        drawn = self.drawn(tokens, seed)
         per = max(1, ROWS_AT_ONCE // self.context)
-        for at in range(0, count, per):
+        for at in range(0, len(drawn), per):
             numbers = drawn[at : at + per]
             rows = (numbers[:, None] * self.context + np.arange(self.context)).reshape(-1)
             yield self._fetch(rows).reshape(len(numbers), self.context, self.d_in)
+
+    def drawn(self, tokens: int, seed: int = 0) -> NDArray[np.int64]:
+        """Numbers of the sequences that `sample` gives, in its order."""
+        check_at_least(1, tokens=tokens)
+        count = min(len(self.sequences), max(1, tokens // self.context))
+        order = torch.randperm(len(self.sequences), generator=seeds.generator(seed, "sample of sequences"))
+        numbers: NDArray[np.int64] = self.sequences[order[:count].numpy()]
+        return numbers
 
     def rows(self, indices: NDArray[np.int64]) -> Float[Tensor, "rows d_in"]:
         """Rows of this split by their number in it, in float32.

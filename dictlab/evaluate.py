@@ -80,6 +80,8 @@ class Evaluation:
         seed: Of the resampling. Evaluations of the same text and seed share their resamples: differences are paired.
         fingerprint: Of the tokens measured on: equal for equal text, tokenizer, seed and number of contexts.
         asked: Sequences that were to be measured; more than were, if it was interrupted.
+        unit: What sequences are called.
+        counted: What tokens are called.
     """
 
     name: str
@@ -88,11 +90,37 @@ class Evaluation:
     seed: int
     fingerprint: str = ""
     asked: int = 0
+    unit: str = "held-out sequences"
+    counted: str = "tokens"
+
+    @property
+    def size(self) -> str:
+        """How much was measured, in words."""
+        return f"{self.n_sequences} {self.unit} ({self.n_tokens} {self.counted})"
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What a report must say of how much was measured."""
+        said = []
+        if self.n_sequences < self.asked:
+            said.append(f"PARTIAL: interrupted after {self.n_sequences} of {self.asked} sequences.")
+        if self.n_sequences < 2:
+            said.append("One sequence: no intervals. Measure on more with --contexts, where there are more.")
+        return tuple(said)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the model's output was measured too."""
+        return "ce" in self.sums
+
+    def among(self, keys: Iterable[str]) -> list[str]:
+        """Those of some metrics that were measured."""
+        return [key for key in keys if key in self.metrics]
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
         """The metrics that were measured: without a model, those of the reconstruction alone."""
-        return METRICS if "ce" in self.sums else {name: METRICS[name] for name in OF_RECONSTRUCTION}
+        return METRICS if self.has_model else {name: METRICS[name] for name in OF_RECONSTRUCTION}
 
     @property
     def n_sequences(self) -> int:

@@ -1,7 +1,7 @@
 """How well does a dictionary reconstruct, where there are activations and no model?
 
 L0, MSE and explained variance as `evaluate` measures them, sequence by sequence, with the same intervals; what needs a
-model (CE, KL) is left out.
+model (CE, KL) is left out. `evaluated` measures what there is.
 """
 
 from __future__ import annotations
@@ -13,10 +13,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictlab.activations import Activations, statistics
+from dictlab.activations import Activations, ModelActivations, statistics, unit_of
 from dictlab.dictionary import Dictionary
-from dictlab.evaluate import Evaluation, check_finite
+from dictlab.errors import DictlabError, check_at_least
+from dictlab.evaluate import Evaluation, check_finite, evaluate
 from dictlab.sparsity import emitting
+
+
+def evaluated(
+    dictionaries: Sequence[Dictionary],
+    activations: Activations,
+    *,
+    contexts: int,
+    seed: int = 0,
+    partial: bool = False,
+) -> list[Evaluation]:
+    """Measure dictionaries by all metrics where a model is behind the activations, else by those of reconstruction.
+
+    Args:
+        dictionaries: At the place of the activations; of a model, each at the site in its metadata.
+        activations: Where from; the held-out split, if it is to mean anything.
+        contexts: Sequences to measure; fewer where there are no more.
+        seed: Of the sample and the bootstrap.
+        partial: With a model: on Ctrl-C, return what is complete, if that is two sequences or more.
+
+    Raises:
+        DictlabError: As `evaluate` and `reconstruction` do.
+    """
+    check_at_least(1, contexts=contexts)
+    if isinstance(activations, ModelActivations):
+        text, length = activations.text, activations.context
+        return evaluate(
+            dictionaries, activations.model, text, contexts=contexts, context=length, seed=seed, partial=partial
+        )
+    return reconstruction(dictionaries, activations, tokens=contexts * activations.context, seed=seed)
 
 
 @torch.no_grad()
@@ -32,9 +62,15 @@ def reconstruction(
         seed: Of the sample and the bootstrap.
 
     Raises:
-        DictlabError: A dictionary has another width, or a reconstruction is not finite.
+        DictlabError: A dictionary has another width, a reconstruction is not finite, or the activations do not vary.
     """
-    mean = statistics(activations.sample(tokens, seed=seed)).mean
+    moments = statistics(activations.sample(tokens, seed=seed))
+    if not moments.variance > 0:
+        raise DictlabError(
+            f"data {activations.name}: what is measured on ({moments.n} {activations.counted}) does not vary, so "
+            "there is nothing to explain. Give more rows."
+        )
+    mean = moments.mean
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
     fired: list[list[Tensor]] = [[] for _ in dictionaries]
     digest = hashlib.sha256()
@@ -54,6 +90,8 @@ def reconstruction(
             seed,
             digest.hexdigest()[:16],
             sequences,
+            unit_of(activations),
+            activations.counted,
         )
         for dictionary, own, active in zip(dictionaries, rows, fired, strict=True)
     ]

@@ -499,6 +499,11 @@ def test_a_misspelt_option_or_command_is_answered_with_the_right_one(refuse, pai
     refuse("stitch", pair[0], says=("--large",))
 
 
+def test_activations_alone_are_refused_where_the_model_is_needed(refuse, pair):
+    for given in (["--data", "x.npy"], ["--data=x.npy"]):
+        refuse("report", "ablation", pair[0], *given, says=("ablation needs the language model", "leave out --data"))
+
+
 def test_an_unknown_model_is_named_with_what_was_tried(refuse, pair, texts, tmp_path):
     refuse("train", "no/such-model", SITE, says=("no/such-model", "the folder no/such-model", "Hugging Face Hub"))
     lost = [changed(path, tmp_path, name, model="lost-model") for path, name in zip(pair, "ab", strict=True)]

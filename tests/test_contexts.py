@@ -125,7 +125,7 @@ def test_fewer_tokens_than_a_context_are_refused(text, model):
 
 def test_contexts_come_from_the_text(text, model):
     found, warnings = find_contexts([random_dictionary(20, 16)], model, text, 320, 0, "cpu")
-    assert warnings == () and found is not None and found.sequences.numel() == 320
+    assert warnings == () and found is not None and found.record["tokens"] == 320
     source = (
         "the quick brown fox jumps over the lazy dog.\n".replace(" ", "") * 3
     )  # this tokenizer puts spaces anywhere

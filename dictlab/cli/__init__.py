@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
-from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 from dictlab.__about__ import VERSION
 from dictlab.cli.analyses import command_of, loaded, own_examples, own_lines
@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: Exception) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"nothing is known to do with {' '.join(error.unused_tokens or [])!r}; --help shows what is expected."
+    if isinstance(error, UnknownOptionError) and error.token.value.partition("=")[0] == "--data":
+        if any("--model" in argument.names for argument in error.argument_collection):
+            name = (error.command_chain or ("this",))[-1]
+            return f"{name} needs the language model, and not its activations alone: leave out --data."
     return str(error) + (" (--help lists all)" if isinstance(error, UnknownCommandError) else "")
 
 
