@@ -86,4 +86,7 @@ def without_floor(relations: Sequence[str]) -> tuple[str, ...]:
 
 
 def _sparsity(dictionary: Dictionary) -> object:
-    return getattr(dictionary.activation, "k", dictionary.metadata.training.get("l1"))
+    """Its k, or what it was trained with: a file of BatchTopK or JumpReLU has thresholds alone."""
+    training = dictionary.metadata.training
+    known = (getattr(dictionary.activation, "k", None), *(training.get(key) for key in ("k", "l0", "l1")))
+    return next((value for value in known if value is not None), None)

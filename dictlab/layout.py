@@ -103,6 +103,18 @@ class Layout:
         """
         return f"blocks.{self.in_block(site)[0]}.hook_resid_pre"
 
+    def parameters_behind(self, site: str) -> int:
+        """Parameters that a forward resumed from a site goes through: the blocks from the site's on, and what follows.
+
+        The whole block of a site inside one is counted; embeddings are, where the unembedding is the same matrix.
+
+        Raises:
+            DictlabError: The site lies outside the blocks.
+        """
+        block, place = self.in_block(site)
+        kept = [*self.blocks[block + (place.kind == "resid_post") :], *self._after_blocks]
+        return sum({p.data_ptr(): p.numel() for module in kept for p in module.parameters()}.values())
+
     def later_sites(self, site: str) -> list[str]:
         """The residual stream entering each block after `site`: where e2e+downstream training compares activations."""
         block, place = self.in_block(site)

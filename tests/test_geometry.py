@@ -10,6 +10,7 @@ from analyses.cosines import _resampled
 from analyses.geometry import geometry, max_cosines, relation
 from analyses.maps import embed
 from dictlab import DictlabError, Metadata, ReLU, TopK
+from dictlab.sparsity import JumpReLU
 from tests.planted import SITE, random_dictionary, tiny_model
 
 
@@ -182,3 +183,14 @@ def test_a_model_out_of_reach_is_told_and_the_rest_is_there():
 def test_dictionaries_of_different_widths_of_activation_are_refused():
     with pytest.raises(DictlabError, match=r"a and b.*8 and 9"):
         geometry([random_dictionary(name="a"), random_dictionary(24, 9, name="b")], umap=False)
+
+
+@pytest.mark.parametrize(("name", "setting"), [("batchtopk", "k"), ("jumprelu", "l0"), ("relu", "l1")])
+def test_dictionaries_whose_files_hold_thresholds_are_told_apart_by_what_they_were_trained_with(name, setting):
+    def member(value, seed):
+        about = Metadata(objective="local", seed=seed, tokens=1, training={"activation": name, setting: value})
+        activation = ReLU() if name == "relu" else JumpReLU(torch.full((12,), 0.1))
+        return random_dictionary(12, activation=activation, seed=seed, metadata=about)
+
+    assert relation(member(16, 0), member(32, 1)) == "cross-sparsity"
+    assert relation(member(16, 0), member(16, 1)) == "cross-seed"

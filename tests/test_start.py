@@ -224,3 +224,10 @@ def test_several_starts_and_coefficients_are_a_family(tmp_path):
         for goal in ("e2e", "local")
         for rest in ("relu0.1-from-one", "relu0.2-from-one", "topk4-from-two")
     ]
+
+
+def test_a_dictionary_of_another_width_is_no_start_for_an_array(tmp_path):
+    save(random_dictionary(20, 8, name="other"), tmp_path / "other.safetensors")
+    settings = TrainConfig(data="x", start=(str(tmp_path / "other.safetensors"),), tokens=640, batch=64)
+    with pytest.raises(DictlabError, match=r"reads activations of width 8; those of x have 16"):
+        train(settings, data=torch.randn(640, 16), out=tmp_path / "run")

@@ -40,11 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: Exception) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"nothing is known to do with {' '.join(error.unused_tokens or [])!r}; --help shows what is expected."
-    if isinstance(error, UnknownOptionError) and error.token.value.partition("=")[0] == "--data":
-        if any("--model" in argument.names for argument in error.argument_collection):
-            name = (error.command_chain or ("this",))[-1]
-            return f"{name} needs the language model, and not its activations alone: leave out --data."
+    if isinstance(error, UnknownOptionError) and _asks_for_activations_alone(error):
+        name = (error.command_chain or ("this",))[-1]
+        return f"{name} needs the language model, and not its activations alone: leave out --data."
     return str(error) + (" (--help lists all)" if isinstance(error, UnknownCommandError) else "")
+
+
+def _asks_for_activations_alone(error: UnknownOptionError) -> bool:
+    """Whether --data was given to a command that takes a model and no array."""
+    takes = {name for argument in error.argument_collection for name in argument.names}
+    return error.token.value.partition("=")[0] == "--data" and "--model" in takes
 
 
 def build(arguments: Sequence[str]) -> App:

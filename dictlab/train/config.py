@@ -215,9 +215,8 @@ class TrainConfig:
         spliced = [name for name in goals if self.weights(name).needs_model]
         if spliced:
             raise DictlabError(f"objective {spliced[0]} needs a model to splice into; {source} takes local alone.")
-        if self.cache or self.start:
-            name = "cache" if self.cache else "start"
-            raise DictlabError(f"{name}: for activations of a model; {source} has none.")
+        if self.cache:
+            raise DictlabError(f"cache: for activations of a model; {source} has none.")
 
     def _check_start(self) -> None:
         """What a started dictionary brings along is not given; for a fresh one it has defaults."""
@@ -313,7 +312,7 @@ class TrainConfig:
         for objective, start in product(self.objective, starts):
             seed = self.seed[0] if start.metadata.seed is None else start.metadata.seed
             for variant in going_on(start, self):
-                yield Member(start.n_latents, variant, objective, seed, self.finetune, start, site=self.sites[0])
+                yield Member(start.n_latents, variant, objective, seed, self.finetune, start, site=sites[0])
 
     def weights(self, name: ObjectiveName) -> Objective:
         """The weights of an objective's terms."""

@@ -3,15 +3,18 @@
     relative   (all seconds) / (the seconds that as many tokens would have taken under the first objective)
 
 The first objective's pace is that of the run's first part, or what a dictionary that was gone on from says of its own
-training (on whatever machine that was).
+training (on whatever machine that was). Operations are counted by `dictlab.flops`.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
+from dictlab.dictionary import Dictionary
+from dictlab.flops import training_flops
 from dictlab.train.config import Member, TrainConfig
+from dictlab.train.objectives import Objective
 
 
 class Cost(NamedTuple):
@@ -47,6 +50,35 @@ def goals_record(member: Member, config: TrainConfig) -> dict[str, Any]:
             "library": about.library,
         }
     return record
+
+
+def counted(dictionary: Dictionary, config: TrainConfig, parameters_behind: int) -> Dictionary:
+    """The dictionary with the operations of this run in its metadata, under `training.flops`.
+
+    Args:
+        dictionary: As trained and measured: active latents a token are its k, else its L0.
+        config: Of the run.
+        parameters_behind: Parameters of the model behind the site; 0 without a model.
+    """
+    about, training = dictionary.metadata, dictionary.metadata.training
+    active = training["k"] if isinstance(training.get("k"), int) else about.metrics["l0"]
+    tokens = about.tokens or 0
+    first = min(tokens, (config.steps - config.finetune_steps) * config.batch)
+    parts = [(first, training["weights"])]
+    if "finetune" in training:
+        parts.append((tokens - first, training["finetune"]["weights"]))
+    flops = sum(
+        training_flops(
+            dictionary.n_latents,
+            dictionary.d_in,
+            some,
+            active,
+            batch=config.batch,
+            parameters_behind=parameters_behind * Objective(**weights).needs_model,
+        )
+        for some, weights in parts
+    )
+    return replace(dictionary, metadata=replace(about, training=training | {"flops": flops}))
 
 
 def cost_record(member: Member, config: TrainConfig, cost: Cost, steps: int) -> dict[str, Any]:

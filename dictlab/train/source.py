@@ -21,6 +21,7 @@ from dictlab.arrays import ArrayActivations, ArrayLike, RowStream, open_array
 from dictlab.cache import ActivationCache
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.evaluate import site_of
 from dictlab.formats.loading import load
 from dictlab.lm import LanguageModel
 from dictlab.packing import Contexts, Position
@@ -28,9 +29,10 @@ from dictlab.stream import BUFFER, Consecutive, Shuffled, Stream
 from dictlab.text import Text
 from dictlab.train import measure
 from dictlab.train.config import Member, TrainConfig
+from dictlab.train.costs import counted
 from dictlab.train.objectives import Batch, Objective, Splice
 from dictlab.train.parallel import ALONE, Ranks
-from dictlab.train.start import opened
+from dictlab.train.start import going_on_from, opened
 
 SAMPLE = 32_768  # activations that the scale and the initial bias are taken from
 EVALUATION_CONTEXTS = 64
@@ -68,7 +70,7 @@ class Source(Protocol):
         ...
 
     def measured(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-        """The dictionaries with firing rates and metrics."""
+        """The dictionaries with firing rates, metrics and the operations of their training."""
         ...
 
 
@@ -178,9 +180,15 @@ class ModelSource:
     def measured(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
         """Firing rates on training text, metrics on held-out text."""
         tokens = max(self.context, min(FIRING_TOKENS, self.config.tokens))
-        return measure.measure(
+        found = measure.measure(
             dictionaries, self.model, self.text, context=self.context, tokens=tokens, contexts=EVALUATION_CONTEXTS
         )
+        return [counted(d, self.config, self._behind(site_of(d))) for d in found]
+
+    def _behind(self, site: str) -> int:
+        """Parameters that a spliced objective goes through; of others the site may lie anywhere."""
+        spliced = any(goal.needs_model for goals in goals_of(self.config) for goal in goals)
+        return self.model.parameters_behind(site) if spliced else 0
 
     def _part(self, number: int, what: tuple[int, dict[str, Splice | None]]) -> Part:
         """Other documents come first in the second part."""
@@ -274,7 +282,8 @@ class ArraySource:
         self.train, self.heldout = self.data.as_split("train"), self.data.as_split("heldout")
         tokens = config.tokens if config.epochs is None else config.epochs * self.train.n_rows
         self.config = replace(config, tokens=tokens, epochs=None)
-        self.members: Sequence[Member] = list(self.config.members())
+        starts = going_on_from(config.start, self.data.name, self.data.d_in)
+        self.members: Sequence[Member] = list(self.config.members(starts))
 
     def samples(self) -> dict[str, Tensor]:
         """Rows to start from."""
@@ -308,9 +317,10 @@ class ArraySource:
 
     def measured(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
         """Firing rates on rows of the training split, metrics on rows of the held-out one."""
-        return measure.measure_on(
+        found = measure.measure_on(
             dictionaries, self.train, self.heldout, firing_tokens=FIRING_TOKENS, tokens=EVALUATION_ROWS
         )
+        return [counted(d, self.config, 0) for d in found]
 
 
 def open_source(

@@ -64,6 +64,30 @@ def opened(paths: Sequence[str], model: LanguageModel, site: str) -> list[Dictio
         if about.site and canonical_site(about.site, about.model) != canonical_site(site, model.name):
             raise DictlabError(f"{path}: trained at {about.site}; this run is at {site}. Give its own site.")
         found.append(adapted(dictionary, model).in_input_units())
+    return _told_apart(found)
+
+
+def going_on_from(paths: Sequence[str], data: str, d_in: int) -> list[Dictionary]:
+    """The same where activations are an array.
+
+    Args:
+        paths: The dictionaries.
+        data: What the array is called.
+        d_in: Its width.
+
+    Raises:
+        DictlabError: A file cannot be read, or belongs to activations of another width.
+    """
+    found = []
+    for path in paths:
+        dictionary = load(path)
+        if dictionary.d_in != d_in:
+            raise DictlabError(f"{path}: reads activations of width {dictionary.d_in}; those of {data} have {d_in}.")
+        found.append(dictionary.in_input_units())
+    return _told_apart(found)
+
+
+def _told_apart(found: list[Dictionary]) -> list[Dictionary]:
     names = [dictionary.name for dictionary in found]
     if len(set(names)) < len(names):
         raise DictlabError(f"start: two dictionaries are called {max(names, key=names.count)}; rename a file.")

@@ -230,6 +230,7 @@ def _ended(
             "tokens": session.step * session.config.batch,
             "seconds": session.elapsed,
             "members": list(session.going),
+            "flops": {dictionary.name: dictionary.metadata.training.get("flops") for dictionary in kept},
             "diverged": session.diverged,
         }
         _tell(folder, about)
