@@ -52,6 +52,12 @@ def _asks_for_activations_alone(error: UnknownOptionError) -> bool:
     return error.token.value.partition("=")[0] == "--data" and "--model" in takes
 
 
+def _asks_for_data(error: UnknownOptionError) -> bool:
+    """Whether --data was given to a command that knows --model alone."""
+    known = any("--model" in argument.names for argument in error.argument_collection)
+    return known and error.token.value.partition("=")[0] == "--data"
+
+
 def build(arguments: Sequence[str]) -> App:
     """The application. Analyses are imported only where the arguments ask for one: they are slow to import."""
     app = App(
