@@ -151,7 +151,8 @@ def subject(
         generator = seeds.generator(seed, f"contexts to judge: latent {latent} of {dictionary.name}")
         shown = contexts.shown(grids[0], before, interpreter.shown)
         detection = contexts.detection(grids[1], after, half, generator)
-        if len(shown) == interpreter.shown and detection:
+        enough = np.count_nonzero(grids[1].strengths(after)) >= interpreter.judged
+        if len(shown) == interpreter.shown and detection and enough:
             trials = {"detection": detection, "fuzzing": contexts.fuzzing(grids[1], after, half, generator)}
             sheets.append(Sheet(latent, shown, trials))
         else:
@@ -182,8 +183,8 @@ def interpret(subjects: Sequence[Subject], interpreter: Interpreter) -> Outcome:
         raise DictlabError(
             f"none of the {sum(len(one.left_out) for one in subjects)} latents can be interpreted: each needs "
             f"{interpreter.shown} training sequences in which it is active, and on held-out text "
-            f"{interpreter.judged // 2} windows in which it is and as many in which it is not. Give more --tokens, "
-            "or a smaller --judged."
+            f"{interpreter.judged} windows in which it is and {interpreter.judged // 2} in which it is not. Give more "
+            "--tokens, or a smaller --judged."
         )
     with closing(Endpoint(interpreter)) as endpoint:
         expected = estimate(sheets, endpoint)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Generator, Tensor
 
@@ -154,11 +154,21 @@ def fuzzing(grid: Grid, latent: Firing, half: int, generator: Generator) -> list
 
 
 def moved(strength: Float[ndarray, " window"]) -> list[tuple[int, ...]]:
-    """The active tokens of a window moved on in a circle, in every way that leaves none of them on an active token."""
-    active = np.flatnonzero(strength)
-    places = (active + np.arange(1, len(strength))[:, None]) % len(strength)
-    free = (strength[places] == 0).all(axis=1)
-    return [tuple(sorted(row)) for row in places[free].tolist()]
+    """The active tokens of a window moved on in a circle, in every way that leaves none of them on an active token.
+
+    A way in which a run of them is cut in two at the end of the window, or two runs become one, is left out.
+    """
+    active = strength != 0
+    ways = np.stack([np.roll(active, by) for by in range(1, len(active))])
+    good = ~(ways & active).any(axis=1) & (_runs(ways) == _runs(active))
+    return [tuple(np.flatnonzero(way).tolist()) for way in ways[good]]
+
+
+def _runs(marks: Bool[ndarray, "*ways window"]) -> Int[ndarray, "*ways"]:
+    """Runs of marked tokens."""
+    begins = marks[..., 1:] & ~marks[..., :-1]
+    found: ndarray = begins.sum(axis=-1) + marks[..., 0]
+    return found
 
 
 def stratified(

@@ -68,6 +68,7 @@ def added(report: Report, outcome: Outcome, interpreter: Interpreter, seed: int)
     )
     return replace(
         report,
+        title="Can strings of tokens, or a language model, say when a latent is active?",
         summary=f"{report.summary} {tables.summary(overview, interpreter)}",
         tables={**report.tables, **made},
         plots={**report.plots, "interpretation": plot},
@@ -102,7 +103,7 @@ def _warnings(outcome: Outcome, interpreter: Interpreter) -> list[str]:
 def _left_out(outcome: Outcome, interpreter: Interpreter) -> list[str]:
     return [
         f"{one.dictionary.name}: {len(one.left_out)} of {len(one.left_out) + len(one.sheets)} latents are active in "
-        f"fewer than {interpreter.judged // 2} held-out windows of {interpreter.window} tokens or in nearly all of "
+        f"fewer than {interpreter.judged} held-out windows of {interpreter.window} tokens or in nearly all of "
         f"them, or in fewer than {interpreter.shown} training sequences, and were not interpreted. More --tokens help."
         for one in outcome.subjects
         if one.left_out

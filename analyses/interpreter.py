@@ -32,7 +32,8 @@ class Interpreter:
         explainer: The endpoint's model that explains.
         scorer: The endpoint's model that scores; by default the one that explains.
         shown: Contexts that a latent is explained from, those with its largest activations.
-        judged: Contexts of each score, half of them right. A latent with fewer active ones is not interpreted.
+        judged: Contexts of each score, half of them right. A latent that is active in fewer windows of held-out text
+            is not interpreted.
         together: Contexts that are judged in one request.
         window: Tokens of a context that is shown or judged.
         per_minute: Requests a minute, at most; by default as many as the endpoint takes.
