@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from analyses.answers import Answer
-from analyses.endpoint import Cost, Endpoint, Message, Request, cost_of
+from analyses.conversation import Cost, Message, Request
+from analyses.endpoint import Endpoint
 from dictlab.errors import DictlabError
 
 ATTEMPTS = 3
@@ -91,7 +92,7 @@ def outstanding(question: Question, endpoint: Endpoint) -> Cost:
         return found
 
     settled(question, look)
-    return sum(map(cost_of, wanted), Cost())
+    return sum(map(endpoint.cost, wanted), Cost())
 
 
 def ask_all(questions: Sequence[Question], endpoint: Endpoint, what: str) -> list[Settled]:

@@ -11,61 +11,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from analyses.answers import Answer, Answers
+from analyses.conversation import Cost, Request, cost_of, reckoned
 from analyses.interpreter import KEY, OPENAI, OPENAI_KEY, Interpreter
 from dictlab.errors import DictlabError
 
-BYTES_A_TOKEN = 3  # of UTF-8; English has 4 and more, code and other scripts about 3
-MESSAGE_TOKENS = 4  # that a chat template puts around each message
-MILLION = 10**6
 SAID = 200  # characters of a server's words in a message
-
-
-class Message(NamedTuple):
-    """What one side said."""
-
-    role: str
-    content: str
-
-
-class Request(NamedTuple):
-    """What is asked: the conversation so far, and how long an answer may be."""
-
-    model: str
-    messages: tuple[Message, ...]
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What requests cost, before or after."""
-
-    requests: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        """Both."""
-        return Cost(
-            self.requests + other.requests, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out
-        )
-
-    def money(self, price: tuple[float, float] | None) -> float | None:
-        """At a price for a million tokens in, and out."""
-        return None if price is None else (self.tokens_in * price[0] + self.tokens_out * price[1]) / MILLION
-
-
-def reckoned(text: str) -> int:
-    """Tokens of a text, from its bytes: which tokenizer the endpoint has is not known. Rather too many."""
-    return -(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN)
-
-
-def cost_of(request: Request) -> Cost:
-    """One request with the longest answer that is asked for."""
-    return Cost(1, sum(reckoned(m.content) + MESSAGE_TOKENS for m in request.messages), request.tokens)
 
 
 class Pace:
@@ -136,7 +89,7 @@ class Endpoint:
             return known
         if self.stopped.is_set():
             raise DictlabError("the run was stopped.")
-        expected = self._money(cost_of(request))
+        expected = self._money(self.cost(request))
         self._reserve(expected)
         try:
             answer = self._read(self._said(request), request)
@@ -148,6 +101,10 @@ class Endpoint:
             self.sent += Cost(1, answer.tokens_in, answer.tokens_out)
             self.reckoned += not answer.counted
         return answer
+
+    def cost(self, request: Request) -> Cost:
+        """What a request may cost: answers may be as long as the user's parameters let them be, if they say so."""
+        return cost_of(request._replace(tokens=self.interpreter.answer_tokens or request.tokens))
 
     def known(self, request: Request) -> Answer | None:
         """The answer to a request, if it is in the file."""

@@ -101,7 +101,7 @@ def explanations(
 
     Example:
         dictlab report explanations topk16.safetensors relu20.safetensors --latents 64
-        dictlab report explanations topk16.safetensors --endpoint http://127.0.0.1:8080/v1 --explainer qwen3-8b
+        dictlab report explanations topk16.safetensors --endpoint http://127.0.0.1:8080/v1 --explainer qwen2.5-7b
     """
     if interpreter is not None:
         Endpoint(interpreter).close()  # what is wrong with it is said before the work

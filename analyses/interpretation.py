@@ -25,7 +25,8 @@ from torch import Tensor
 
 from analyses import interpretation_contexts as contexts
 from analyses.asking import Question, ask_all, outstanding, say, settled
-from analyses.endpoint import Cost, Endpoint
+from analyses.conversation import Cost
+from analyses.endpoint import Endpoint
 from analyses.interpretation_contexts import Firing, Grid, Trial, Window
 from analyses.interpretation_questions import EXPLANATION_BYTES, KINDS, explanation_question, judgement_question
 from analyses.interpreter import Interpreter

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from analyses.asking import Question
-from analyses.endpoint import BYTES_A_TOKEN
+from analyses.conversation import BYTES_A_TOKEN
 from analyses.interpretation_contexts import Trial, Window
 
 EXPLANATION_TOKENS = 160

@@ -9,7 +9,7 @@ from typing import Any
 from analyses import interpretation_plots as plots
 from analyses import interpretation_tables as tables
 from analyses.asking import ATTEMPTS
-from analyses.endpoint import Cost
+from analyses.conversation import Cost
 from analyses.interpretation import Outcome, said_cost
 from analyses.interpreter import Interpreter
 from dictlab.dictionary import Dictionary
@@ -31,7 +31,7 @@ def costs(
         title="What would explanations by a language model cost?",
         summary=said_cost(outcome.expected, sum(len(one.sheets) for one in outcome.subjects), interpreter)
         + " Nothing was sent.",
-        tables={"cost": Table(tables.cost(outcome, interpreter), COST)},
+        tables={"interpretation_cost": Table(tables.cost(outcome, interpreter), COST)},
         settings={**settings, **interpreter.settings()},
         inputs=tuple(inputs),
         warnings=tuple(_left_out(outcome, interpreter)),
@@ -50,17 +50,19 @@ def added(report: Report, outcome: Outcome, interpreter: Interpreter, seed: int)
             f"contexts. unread questions: asked {ATTEMPTS} times without an answer that can be read; their contexts "
             "are in no score.",
         ),
-        "differences": Table(
+        "interpretation_differences": Table(
             tables.differences(outcome, seed),
             "First less second, means over latents; 95 % BCa bootstrap intervals. p: share of resamples of the pooled "
             "latents whose difference is as large, two-sided; not corrected for the number of pairs.",
         ),
-        "interpretations": Table(latents, f"One row a latent; {on}. Explanations are a language model's words."),
-        "judgements": Table(
+        "interpretation_latents": Table(latents, f"One row a latent; {on}. Explanations are a language model's words."),
+        "interpretation_judgements": Table(
             tables.judgements(outcome),
             "Every context that was judged: marked tokens between « and »; truth and answer are 1 for right.",
         ),
-        "cost": Table(tables.cost(outcome, interpreter), f"{COST} {outcome.found} answers were there already."),
+        "interpretation_cost": Table(
+            tables.cost(outcome, interpreter), f"{COST} {outcome.found} answers were there already."
+        ),
     }
     plot = Plot(
         plots.scores(latents, overview),
@@ -72,7 +74,7 @@ def added(report: Report, outcome: Outcome, interpreter: Interpreter, seed: int)
         summary=f"{report.summary} {tables.summary(overview, interpreter)}",
         tables={**report.tables, **made},
         plots={**report.plots, "interpretation": plot},
-        cards={**report.cards, "interpretations": tables.cards(outcome)},
+        cards={**report.cards, "interpretation": tables.cards(outcome)},
         settings={**report.settings, **interpreter.settings()},
         warnings=(*report.warnings, *_warnings(outcome, interpreter)),
     )

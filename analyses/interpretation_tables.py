@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analyses.conversation import Cost
 from analyses.differences import difference
-from analyses.endpoint import Cost
 from analyses.estimates import Estimate, columns
 from analyses.interpretation import Interpreted, Judged, Outcome
 from analyses.interpretation_contexts import Window

@@ -16,6 +16,7 @@ from dictlab.errors import DictlabError, check_at_least
 
 KEY, OPENAI_KEY = "DICTLAB_API_KEY", "OPENAI_API_KEY"
 OPENAI = "api.openai.com"
+LENGTHS = ("max_completion_tokens", "max_tokens")
 OWN = ("model", "messages", "n", "stream")  # parameters of a request that are not the user's to set
 
 
@@ -123,6 +124,12 @@ class Interpreter:
         if taken:
             raise DictlabError(f"--parameters: {', '.join(taken)} cannot be set there.")
         return found
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """Tokens that an answer may have by the user's own parameters; None where they do not say."""
+        said = [self.extra.get(name) for name in LENGTHS]
+        return next((value for value in said if isinstance(value, int)), None)
 
     def key(self) -> str | None:
         """The key, out of the environment; None where there is none.

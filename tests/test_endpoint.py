@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from analyses.asking import Question, ask_all, outstanding
-from analyses.endpoint import Cost, Endpoint, Message, Pace, Request, cost_of
+from analyses.conversation import Cost, Message, Request, cost_of
+from analyses.endpoint import Endpoint, Pace
 from analyses.interpreter import Interpreter
 from dictlab.errors import DictlabError
 from tests.loopback import Reply, completion, error, serving
@@ -241,10 +242,18 @@ def test_requests_begin_evenly_within_the_rate():
     assert now[0] == pytest.approx(100.5)
 
 
-def test_repeated_requests_keep_the_rate_too(opened):
+def test_repeated_requests_keep_the_rate_too(opened, monkeypatch):
+    waits = []
+    monkeypatch.setattr(Pace, "wait", lambda self: waits.append(self))
     with serving(echo, [error(500, "oops", **SOON)] * 2) as server:
         opened(server, per_minute=600).ask(say())
-    assert min(b - a for a, b in zip(server.times, server.times[1:], strict=False)) >= 0.09
+    assert len(waits) == len(server.requests) == 3
+
+
+def test_longer_answers_that_the_user_allows_are_reckoned_with(opened):
+    for parameters in ('{"max_tokens": 4000}', '{"max_tokens": null, "max_completion_tokens": 4000}'):
+        assert opened("http://127.0.0.1:1/v1", parameters=parameters).cost(say()).tokens_out == 4000
+    assert opened("http://127.0.0.1:1/v1", parameters='{"max_tokens": null}').cost(say()).tokens_out == 10
 
 
 def question(text, read=lambda text: text or None):

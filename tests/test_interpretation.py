@@ -3,8 +3,10 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ from analyses.interpretation_questions import (
     read_judgements,
 )
 from analyses.interpreter import Interpreter
-from dictlab import Dictionary, Metadata, ReLU
+from dictlab import Dictionary, Metadata, ReLU, cli, save
 from dictlab.errors import DictlabError
 from tests.loopback import EXPLAIN, asked, error, excerpts, oracle, serving
 from tests.planted import tiny_model, tiny_tokenizer
@@ -69,10 +71,10 @@ def test_a_scorer_that_knows_the_latents_has_score_1(text, tmp_path):
         report = explained(asking(server, tmp_path), text)
     row = report.tables["interpretation"].frame.loc[0]
     assert row["latents"] == 4 and row["detection"] == 1.0 and row["fuzzing"] == 1.0 and row["unread questions"] == 0
-    latents = report.tables["interpretations"].frame
+    latents = report.tables["interpretation_latents"].frame
     assert latents["explanation"].tolist() == [f"The character {letter}." for letter in LETTERS]
     assert (latents["detection right contexts"] == 3).all() and (latents["detection wrong taken for right"] == 0).all()
-    judged = report.tables["judgements"].frame
+    judged = report.tables["interpretation_judgements"].frame
     assert (judged["truth"] == judged["answer"]).all() and len(judged) == 4 * 12
 
 
@@ -109,7 +111,7 @@ def test_two_dictionaries_are_compared_by_the_test_of_the_paper(text, tmp_path):
     with serving(half_blind) as server:
         pair = [letter_dictionary("seen"), letter_dictionary("unseen", "abcd")]
         report = explained(asking(server, tmp_path), text, pair)
-    frame = report.tables["differences"].frame
+    frame = report.tables["interpretation_differences"].frame
     assert frame[["first", "second"]].drop_duplicates().to_numpy().tolist() == [["seen", "unseen"]]
     assert frame["difference"].tolist() == [0.5, 0.5] and (frame["p"] < 0.05).all()
 
@@ -120,9 +122,9 @@ def test_the_second_run_sends_nothing_and_says_the_same(text, tmp_path):
         sent = len(server.requests)
         again = explained(asking(server, tmp_path), text)
         assert len(server.requests) == sent > 0
-    for name in ("interpretation", "interpretations", "judgements"):
+    for name in ("interpretation", "interpretation_latents", "interpretation_judgements"):
         assert first.tables[name].frame.equals(again.tables[name].frame)
-    assert again.tables["cost"].frame["requests"].tolist() == [0] * 5
+    assert again.tables["interpretation_cost"].frame["requests"].tolist() == [0] * 5
 
 
 def test_an_interrupted_run_sends_only_the_rest(text, tmp_path):
@@ -137,7 +139,7 @@ def test_an_interrupted_run_sends_only_the_rest(text, tmp_path):
         assert len(server.requests) == 10
         resumed = explained(where, text)
         assert len(server.requests) == needed + 1
-    for name in ("interpretation", "interpretations", "judgements"):
+    for name in ("interpretation", "interpretation_latents", "interpretation_judgements"):
         assert whole.tables[name].frame.equals(resumed.tables[name].frame)
 
 
@@ -149,8 +151,8 @@ def test_the_estimate_is_what_the_server_counts(text, tmp_path):
         estimate = explained(asking(server, tmp_path, estimate=True), text)
         assert not server.requests and "Nothing was sent" in estimate.summary
         report = explained(asking(server, tmp_path), text)
-        expected = estimate.tables["cost"].frame.set_index("what").loc["expected"]
-        sent = report.tables["cost"].frame.set_index("what").loc["sent"]
+        expected = estimate.tables["interpretation_cost"].frame.set_index("what").loc["expected"]
+        sent = report.tables["interpretation_cost"].frame.set_index("what").loc["sent"]
         assert expected["requests"] == sent["requests"] == len(server.requests)
         assert expected["tokens in"] == sent["tokens in"] and expected["tokens out"] >= sent["tokens out"]
 
@@ -192,9 +194,9 @@ def test_answers_that_stay_unreadable_are_counted_and_not_dropped(text, tmp_path
         report = explained(asking(server, tmp_path, concurrency=1), text)
     row = report.tables["interpretation"].frame.loc[0]
     assert row["unread questions"] == 2 and row["questions"] == 4 + 16
-    assert report.tables["judgements"].frame["answer"].isna().sum() == 6
+    assert report.tables["interpretation_judgements"].frame["answer"].isna().sum() == 6
     assert any("2 of 20 questions got no answer" in warning for warning in report.warnings)
-    known = report.tables["interpretations"].frame.set_index("explanation").loc["The character q."]
+    known = report.tables["interpretation_latents"].frame.set_index("explanation").loc["The character q."]
     assert known["detection right contexts"] + known["detection wrong contexts"] == 3
 
 
@@ -222,8 +224,8 @@ def test_an_explanation_is_text_whatever_it_looks_like(text, tmp_path):
     folder = report.save(tmp_path / "report")
     page = (folder / "report.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
-    assert "<script>alert" not in report.tables["interpretations"]._repr_html_()
-    assert "\x1b" not in (folder / "interpretations.csv").read_text()
+    assert "<script>alert" not in report.tables["interpretation_latents"]._repr_html_()
+    assert "\x1b" not in (folder / "interpretation_latents.csv").read_text()
 
 
 def test_the_key_is_in_no_file_that_is_written(text, tmp_path, monkeypatch, capsys):
@@ -237,10 +239,34 @@ def test_the_key_is_in_no_file_that_is_written(text, tmp_path, monkeypatch, caps
         assert server.headers[0]["authorization"] == f"Bearer {SECRET}"
     report.save(tmp_path / "report")
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {"report.json", "report.html", "interpretations.csv", "answers.sqlite"} <= {path.name for path in written}
+    assert {"report.json", "report.html", "interpretation_latents.csv", "answers.sqlite"} <= {
+        path.name for path in written
+    }
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
     assert SECRET not in str(report) + "".join(capsys.readouterr())
-    assert report.tables["interpretations"].frame["explanation"].tolist() == ["Somebody's [key]."] * 4
+    assert report.tables["interpretation_latents"].frame["explanation"].tolist() == ["Somebody's [key]."] * 4
+
+
+def test_the_command_takes_the_endpoint_as_options(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DICTLAB_API_KEY", SECRET)
+    monkeypatch.chdir(tmp_path)
+    model, dictionary = letter_model(), letter_dictionary()
+    model.model.save_pretrained("model")
+    model.tokenizer.save_pretrained("model")
+    save(dictionary, "letters.safetensors")
+    options = "--tokens 1440 --examples 1 --longest 2 --judged 6 --together 3 --window 16 --shown 3 --retries 0"
+    with serving(oracle) as server:
+        command = ["report", "explanations", "letters.safetensors", "--model", "model", "--text", text.name]
+        command += [*options.split(), "--endpoint", server.address, "--explainer", "planted", "--price", "2.5", "10"]
+        assert cli.main([*command, "--estimate", "--out", "cost"]) == 0 and not server.requests
+        assert cli.main([*command, "--out", "made"]) == 0 and server.requests
+        assert cli.main([*command, "--out", "again", "--budget", "-1"]) == 2
+        assert "budget is -1" in capsys.readouterr().err
+    assert pd.read_csv("made/interpretation.csv")["detection"].tolist() == [1.0]
+    kept = json.loads(Path("made/report.json").read_text())["provenance"]["settings"]
+    assert kept["endpoint"] == server.address and kept["price"] == [2.5, 10.0] and kept["judged"] == 6
+    assert Path("out/answers.sqlite").exists()
+    assert not [p for p in Path().rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
 
 
 def test_without_an_endpoint_the_report_is_as_it_was(text):
@@ -251,12 +277,12 @@ def test_without_an_endpoint_the_report_is_as_it_was(text):
 def test_latents_that_are_too_rare_are_left_out_and_said(text, tmp_path):
     both = letter_dictionary("groups", ["abcd", "efgh"])
     with serving(lambda m: "Letters." if asked(m) == EXPLAIN else json.dumps([1] * len(excerpts(m)))) as server:
-        report = explained(asking(server, tmp_path, judged=40), text, [letter_dictionary(letters="qx"), both])
+        report = explained(asking(server, tmp_path, judged=30), text, [letter_dictionary(letters="qx"), both])
         row = report.tables["interpretation"].frame.set_index("dictionary")
         assert row["left out"].tolist() == [2, 0]
         with pytest.raises(DictlabError, match="none of the 2 latents can be interpreted"):
-            explained(asking(server, tmp_path, judged=40), text, [letter_dictionary(letters="qx")])
-    assert any("2 of 2 latents are active in fewer than 40" in warning for warning in report.warnings)
+            explained(asking(server, tmp_path, judged=30), text, [letter_dictionary(letters="qx")])
+    assert any("2 of 2 latents are active in fewer than 30" in warning for warning in report.warnings)
 
 
 def letters_grid(rows, width=4, first=1):
