@@ -192,7 +192,8 @@ def interpret(subjects: Sequence[Subject], interpreter: Interpreter) -> Outcome:
         _check_budget(sum(expected.values(), Cost()), interpreter)
         if interpreter.estimate:
             return Outcome(subjects, None, expected, Cost(), 0, 0)
-        say(said_cost(expected, len(sheets), interpreter))
+        for words in filter(None, (said_cost(expected, len(sheets), interpreter), interpreter.exposed())):
+            say(words)
         found = _interpreted(sheets, endpoint)
         latents = [[found[id(sheet)] for sheet in one.sheets] for one in subjects]
         return Outcome(subjects, latents, expected, endpoint.sent, endpoint.found, endpoint.reckoned)

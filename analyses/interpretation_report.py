@@ -97,8 +97,8 @@ def _warnings(outcome: Outcome, interpreter: Interpreter) -> list[str]:
     expected = sum(outcome.expected.values(), Cost())
     if outcome.sent.tokens_in + outcome.sent.tokens_out > expected.tokens_in + expected.tokens_out:
         said.append("More tokens were sent than expected: answers were asked for again, or the tokenizer's are short.")
-    if interpreter.endpoint.startswith("http://") and not interpreter.is_local and interpreter.key():
-        said.append(f"The key went to {interpreter.host} over http, unencrypted.")
+    if (exposed := interpreter.exposed()) is not None:
+        said.append(exposed)
     return said
 
 

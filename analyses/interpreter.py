@@ -145,6 +145,12 @@ class Interpreter:
                 return value
         return None
 
+    def exposed(self) -> str | None:
+        """A warning where the key travels in the clear."""
+        if self.is_local or not self.endpoint.startswith("http:") or self.key() is None:
+            return None
+        return f"The key goes to {self.host} over http, where others on the way can read it; https hides it."
+
     def settings(self) -> dict[str, Any]:
         """What a report says of it. There is no key in it."""
         return {

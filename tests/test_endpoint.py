@@ -164,6 +164,20 @@ def test_what_cannot_be_a_key_is_refused_without_showing_it(monkeypatch):
     assert "cret" not in str(caught.value)
 
 
+def test_a_key_that_travels_in_the_clear_is_warned_of(monkeypatch):
+    assert Interpreter("http://somewhere.example/v1", "m").exposed() is None
+    monkeypatch.setenv("DICTLAB_API_KEY", KEY)
+    warning = Interpreter("http://somewhere.example/v1", "m").exposed()
+    assert "somewhere.example over http" in warning and KEY not in warning
+    for address in (
+        "https://somewhere.example/v1",
+        "http://127.0.0.1:8080/v1",
+        "http://localhost/v1",
+        "http://[::1]/v1",
+    ):
+        assert Interpreter(address, "m").exposed() is None
+
+
 def test_no_proxy_stands_between_this_machine_and_itself(opened, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
