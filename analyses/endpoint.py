@@ -230,8 +230,8 @@ class Endpoint:
         if status >= 500:
             return f"{place}: the server failed ({status}: {said}), in {tries}. {kept}"
         return (
-            f"{place}: refuses the request ({status}: {said}). Parameters that it does not know can be changed with "
-            '--parameters, such as \'{"max_tokens": null, "max_completion_tokens": 2000}\'.'
+            f"{place}: refuses the request to {model!r} ({status}: {said}). Parameters that it does not know can be "
+            'changed with --parameters, such as \'{"max_tokens": null, "max_completion_tokens": 2000}\'.'
         )
 
     def _struck(self, text: str) -> str:
