@@ -55,7 +55,7 @@ def letter_dictionary(name="letters", letters=LETTERS):
 
 
 def asking(server, tmp_path, **options):
-    given = {"judged": 6, "together": 3, "window": 16, "shown": 3, "timeout": 5.0, "retries": 0}
+    given = {"judged": 6, "together": 3, "window": 16, "shown": 3, "timeout": 30.0, "retries": 0}
     return Interpreter(server.address, "planted", answers=tmp_path / "answers.sqlite", **{**given, **options})
 
 
