@@ -2,7 +2,8 @@
 
 N2G (Foote et al. 2023, as in Gao et al. 2024): patterns of tokens with wildcards from random active tokens of training
 text (`pattern_building`), kept as a trie (`ngrams`), that simulate activations on held-out text (`simulation`). It asks
-for nothing but the model itself.
+for nothing but the model itself. With an endpoint, a language model explains the same latents as well
+(`interpretation`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from analyses import explanations_plots as plots
 from analyses import explanations_tables as tables
+from analyses import interpretation, interpretation_report
 from analyses.bigrams import Bigrams
+from analyses.endpoint import Endpoint
 from analyses.explanations_tables import Explained, Latent
 from analyses.inputs import (
     DictionaryLike,
@@ -29,9 +32,10 @@ from analyses.inputs import (
     open_model,
     open_text,
 )
+from analyses.interpreter import Interpreter
 from analyses.ngrams import Pattern, Trie
 from analyses.pattern_building import Padding, last_activations, padding_of, patterns
-from analyses.simulation import drawn_examples, factor, firings, score, simulated, spliced
+from analyses.simulation import Firings, drawn_examples, factor, firings, score, simulated, spliced
 from dictlab import seeds
 from dictlab.activations import captured
 from dictlab.dictionary import Dictionary
@@ -59,6 +63,15 @@ class Plan(NamedTuple):
     seed: int
 
 
+class Sampled(NamedTuple):
+    """A dictionary, and where its latents that are explained are active: in training text, and in held-out text."""
+
+    own: Dictionary
+    placed: Dictionary
+    chosen: list[int]
+    splits: tuple[Firings, Firings]
+
+
 def explanations(
     dictionaries: Sequence[DictionaryLike],
     *,
@@ -68,10 +81,11 @@ def explanations(
     examples: int = 16,
     longest: int = 32,
     tokens: int = 32_768,
+    interpreter: Interpreter | None = None,
     seed: int = 0,
     device: str = "cpu",
 ) -> Report:
-    """Can strings of tokens with gaps say when a latent is active?
+    """Can strings of tokens with gaps say when a latent is active? And, with an endpoint, can a language model?
 
     Args:
         dictionaries: Any number, at one site or at several.
@@ -81,12 +95,16 @@ def explanations(
         examples: Active tokens that a latent's patterns are built from, at most.
         longest: Tokens of a pattern, at most.
         tokens: Tokens of each split.
+        interpreter: A language model that explains the same latents in words, and scores them; none by default.
         seed: Of the samples of text, latents and examples, and the bootstrap.
         device: Where to run: cpu, cuda, ...
 
     Example:
         dictlab report explanations topk16.safetensors relu20.safetensors --latents 64
+        dictlab report explanations topk16.safetensors --endpoint http://127.0.0.1:8080/v1 --explainer qwen2.5-7b
     """
+    if interpreter is not None:
+        Endpoint(interpreter).close()  # what is wrong with it is said before the work
     check_at_least(0, seed=seed, latents=latents)
     check_at_least(1, examples=examples, longest=longest)
     opened = open_dictionaries(dictionaries)
@@ -105,20 +123,45 @@ def explanations(
     more = islice(source.as_split("train").contexts(model.tokenizer, length, seed=seed), BIGRAM_TOKENS // length)
     bigrams = Bigrams.fitted(torch.stack(list(more)).numpy(), model.vocabulary)
     plan = Plan(model, train, held, bigrams, padding, latents, examples, longest, seed)
-    found = [_explained(own, placed, plan) for own, placed in zip(opened, in_model(opened, model), strict=True)]
-    return _report(found, opened, plan, {
+    sampled = [_sampled(own, placed, plan) for own, placed in zip(opened, in_model(opened, model), strict=True)]
+    settings = {
         "text": source.name, "model": model.name, "context": length, "training_tokens": train.numel(),
         "heldout_tokens": held.numel(), "heldout_sequences": len(held), "latents": latents, "examples": examples,
         "longest": longest, "padding": model.tokenizer.decode([padding.token]),
         "bigram_tokens": int(bigrams.tokens.sum()), "bigram_strength": bigrams.strength, "seed": seed,
-    }, tokens // length)  # fmt: skip
+    }  # fmt: skip
+    outcome = None if interpreter is None else _interpreted(sampled, plan, interpreter)
+    if interpreter is not None and outcome is not None and outcome.latents is None:
+        return interpretation_report.costs(outcome, interpreter, settings, opened)
+    report = _report([_explained(one, plan) for one in sampled], opened, plan, settings, tokens // length)
+    if interpreter is None or outcome is None:
+        return report
+    return interpretation_report.added(report, outcome, interpreter, seed)
 
 
-def _explained(own: Dictionary, placed: Dictionary, plan: Plan) -> Explained:
+def _sampled(own: Dictionary, placed: Dictionary, plan: Plan) -> Sampled:
+    chosen, lead = _chosen(placed, plan), len(leading_tokens(plan.model.tokenizer))
+    before, after = (firings(placed, plan.model, split, chosen, lead) for split in (plan.train, plan.held))
+    return Sampled(own, placed, chosen, (before, after))
+
+
+def _interpreted(sampled: Sequence[Sampled], plan: Plan, interpreter: Interpreter) -> interpretation.Outcome:
+    """What a language model says of the same latents."""
+    tokenizer = plan.model.tokenizer
+    lead = len(leading_tokens(tokenizer))
+    train, held = (interpretation.grid(split, tokenizer, lead, interpreter) for split in (plan.train, plan.held))
+    subjects = [
+        interpretation.subject(one.own, one.chosen, one.splits, (train, held), interpreter, plan.seed)
+        for one in sampled
+    ]
+    return interpretation.interpret(subjects, interpreter)
+
+
+def _explained(sampled: Sampled, plan: Plan) -> Explained:
     """Everything that is measured of one dictionary."""
+    own, placed, chosen, (before, after) = sampled
     model, train, held = plan.model, plan.train, plan.held
-    chosen, lead = _chosen(placed, plan), leading_tokens(model.tokenizer)
-    before, after = (firings(placed, model, split, chosen, len(lead)) for split in (train, held))
+    lead = leading_tokens(model.tokenizer)
     drawn = drawn_examples(chosen, before, train, plan.examples, longest=plan.longest, seed=plan.seed, first=len(lead))
     built = patterns(drawn, last_activations(model, placed, lead), plan.padding, plan.longest)
     of: dict[int, list[Pattern]] = {latent: [] for latent in chosen}

@@ -4,8 +4,9 @@ import inspect
 import json
 import os
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import EntryPoint, entry_points
+from typing import get_args
 
 import datasets
 import huggingface_hub
@@ -15,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from analyses.interpreter import Interpreter
 from dictlab import Dictionary, LanguageModel, Metadata, Report, TopK, __version__, cli, load, save
 from dictlab.normalisation import Centred, Scale
 from dictlab.report import Table
@@ -178,8 +180,10 @@ def test_no_arguments_show_the_help_and_the_version_is_the_packages(run):
 def test_every_parameter_of_an_analysis_is_a_flag(run):
     for entry in entry_points(group=cli.GROUP):
         shown = run("report", entry.name, "--help").out
-        for parameter in inspect.signature(entry.load()).parameters:
-            assert f"--{parameter.replace('_', '-')}" in shown
+        for name, parameter in inspect.signature(entry.load(), eval_str=True).parameters.items():
+            flags = [f.name for f in fields(Interpreter)] if Interpreter in get_args(parameter.annotation) else [name]
+            for flag in flags:
+                assert f"--{flag.replace('_', '-')}" in shown
 
 
 # info

@@ -8,6 +8,7 @@ import re
 import shlex
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -31,7 +32,7 @@ NOT_TYPED = (Dictionary, LanguageModel, Text, ArrayActivations, Tensor, np.ndarr
 def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., bool]:
     """A command out of an analysis: its parameters, and where to write the report. It says whether a check failed."""
     signature = inspect.signature(analysis, eval_str=True)
-    own = [p.replace(annotation=_negatable(p, _typed(p.annotation))) for p in signature.parameters.values()]
+    own = [p.replace(annotation=_flagged(p, _typed(p.annotation))) for p in signature.parameters.values()]
     out = inspect.Parameter(
         "out",
         inspect.Parameter.KEYWORD_ONLY,
@@ -118,8 +119,10 @@ def _typed(annotation: Any) -> Any:
     return annotation
 
 
-def _negatable(parameter: inspect.Parameter, annotation: Any) -> Any:
-    """What is done unless it is switched off has a flag to switch it off, --no-NAME."""
+def _flagged(parameter: inspect.Parameter, annotation: Any) -> Any:
+    """Fields of a dataclass are options. What is done unless it is switched off has a flag for that, --no-NAME."""
+    if any(is_dataclass(one) for one in (annotation, *get_args(annotation))):
+        return Annotated[annotation, Parameter(name="*")]
     if parameter.default is not True:
         return annotation
     return Annotated[annotation, Parameter(negative=f"--no-{parameter.name.replace('_', '-')}")]
