@@ -92,6 +92,33 @@ def test_planted_patterns_have_precision_and_recall_1(explained):
         assert found.value.tolist() == pytest.approx(value.tolist())
 
 
+def test_what_is_stronger_at_the_beginning_need_not_be_there():
+    dictionary = planted_dictionary([here(3)])  # 0.5 anywhere, 1.5 at the beginning
+    dictionary.W_enc[FIRST, 0] = 1.0
+    tokens = torch.tensor([[1, 5, 3]])
+    drawn = drawn_examples([0], firings(dictionary, NgramModel(), tokens, [0]), tokens, 1, longest=3, seed=0)
+    (pattern,) = patterns(drawn, last_activations(NgramModel(), dictionary, []), PADDING, 3)
+    assert pattern.path == (3,) and pattern.activation == pytest.approx(1.5) and not pattern.at_start
+
+
+def test_strings_that_several_ask_about_go_through_the_model_once():
+    class Counted(NgramModel):
+        strings = 0
+
+        def capture(self, tokens, site):
+            self.strings += len(tokens)
+            return super().capture(tokens, site)
+
+    model, generator = Counted(), torch.Generator().manual_seed(2)
+    strings = torch.randint(VOCABULARY, (3000, 3), generator=generator)
+    latents = torch.randint(3, (3000,), generator=generator)
+    found = last_activations(model, PLANTED, [4])(strings, latents)
+    assert model.strings == len({tuple(own) for own in strings.tolist()})
+    led = torch.cat([torch.full((3000, 1), 4), strings], dim=1)
+    every = PLANTED.encode(NgramModel().capture(led, SITE)[SITE][:, -1]).dense()
+    assert torch.equal(found, every[range(3000), latents])
+
+
 def test_examples_are_active_tokens_with_what_leads_to_them():
     tokens = torch.tensor([[0, 1, 5, 2, 3], [1, 1, 2, 2, 0]])
     found = firings(PLANTED, NgramModel(), tokens, [0, 1])
@@ -141,6 +168,22 @@ def test_a_trie_of_one_pattern_fires_where_a_search_finds_it(path, rows, at_star
         and all(p in (WILDCARD, own[i - len(path) + 1 + k]) for k, p in enumerate(path))
     ]
     assert found.place.tolist() == expected and set(found.value.tolist()) <= {2.5}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from([WILDCARD, 0, 1, 2]), min_size=1, max_size=4), st.booleans()), max_size=6
+    ),
+    st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=3),
+    st.integers(0, 2),
+)
+def test_all_tokens_together_are_said_what_each_is_said_alone(several, rows, first):
+    trie = Trie.of([pattern(path, 1.0 + i, at_start) for i, (path, at_start) in enumerate(several)])
+    found = trie.simulate(np.array(rows), first)
+    alone = {row * 5 + i: trie.at(own, i, first) for row, own in enumerate(rows) for i in range(5)}
+    said = dict(zip(found.place.tolist(), found.value.tolist(), strict=True))
+    assert said == {place: value for place, value in alone.items() if value} and list(said) == sorted(said)
 
 
 def test_an_exact_token_is_preferred_and_there_is_no_going_back():
