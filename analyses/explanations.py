@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from tqdm import tqdm
 
 from analyses import explanations_plots as plots
 from analyses import explanations_tables as tables
 from analyses.bigrams import Bigrams
+from analyses.explanations_differences import differences
 from analyses.explanations_tables import Explained, Latent
 from analyses.inputs import (
     DictionaryLike,
@@ -103,6 +105,7 @@ def explanations(
     if len(held) < 2:
         raise DictlabError(f"text {source.name}: its held-out split has 1 context of {length} tokens; 2 are needed.")
     more = islice(source.as_split("train").contexts(model.tokenizer, length, seed=seed), BIGRAM_TOKENS // length)
+    more = tqdm(more, desc="text of the bigram model", unit="context", leave=False)
     bigrams = Bigrams.fitted(torch.stack(list(more)).numpy(), model.vocabulary)
     plan = Plan(model, train, held, bigrams, padding, latents, examples, longest, seed)
     found = [_explained(own, placed, plan) for own, placed in zip(opened, in_model(opened, model), strict=True)]
@@ -178,6 +181,12 @@ def _report(
             "reconstruction); less bigram: simulated - bigram. "
             "share: share of the active latents of all tokens that are explained ones; the bigram "
             f"model (of {settings['bigram_tokens']} training tokens) compares with a share of 1 only.",
+        ),
+        "differences": Table(
+            differences(found),
+            f"The dictionary less the one before it (against), and over it. {INTERVAL}: of precision, recall and F1 "
+            "over latents, which have nothing to do with each other in two dictionaries; of the rest over sequences, "
+            "paired.",
         ),
         "latents": Table(frame, f"One row a latent, on {text}; {INTERVAL} over sequences."),
         "patterns": Table(

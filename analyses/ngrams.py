@@ -160,4 +160,5 @@ class _Steps(NamedTuple):
         """The next node of each, an exact token before a wildcard; -1 where there is none."""
         wanted = node << 32 | token
         place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
-        return np.where(self.keys[place] == wanted, self.targets[place], self.any[node])
+        following: Int[ndarray, " n"] = np.where(self.keys[place] == wanted, self.targets[place], self.any[node])
+        return following

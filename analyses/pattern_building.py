@@ -112,7 +112,7 @@ def patterns(examples: Sequence[Example], activate: Activate, padding: Padding, 
         padding: What stands in place of tokens.
         longest: Tokens of a suffix, at most.
     """
-    order = sorted(range(len(examples)), key=lambda i: examples[i].tokens[::-1])  # those that share strings side by side
+    order = sorted(range(len(examples)), key=lambda i: examples[i].tokens[::-1])  # what shares strings, side by side
     found: dict[int, Pattern] = {}
     with tqdm(total=2 * len(examples), desc="patterns", unit="string", leave=False) as bar:
         for start in range(0, len(examples), TOGETHER):

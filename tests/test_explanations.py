@@ -14,9 +14,11 @@ from torch.nn.functional import one_hot
 
 from analyses import explanations
 from analyses.bigrams import Bigrams
+from analyses.explanations_differences import differences
+from analyses.explanations_tables import Explained, Latent
 from analyses.ngrams import WILDCARD, Pattern, Simulated, Trie
 from analyses.pattern_building import Padding, last_activations, padding_of, patterns
-from analyses.simulation import drawn_examples, factor, firings, score, simulated, spliced, with_simulation
+from analyses.simulation import Score, drawn_examples, factor, firings, score, simulated, spliced, with_simulation
 from dictlab import Dictionary, Metadata, ReLU, TopK
 from dictlab.errors import DictlabError
 from tests.planted import SITE, many_documents, random_dictionary, tiny_model
@@ -275,6 +277,45 @@ def test_a_text_that_repeats_itself_is_foretold_by_bigrams():
     assert Bigrams.fitted(random, 5).losses(random).mean() == pytest.approx(math.log(5), abs=0.1)
 
 
+def measured(name, counts, simulated, seed=0):
+    """A dictionary of which so many (fired, active, both) tokens of 4 sequences were counted for each latent."""
+    latents = [Latent(i, [], Score(*(np.full(4, c / 4) for c in own)), None, None, None, 1.0) for i, own in counts]
+    levels = {"clean": 0.0, "reconstruction": 1.0, "simulated": simulated, "zeroed": 5.0, "predicted": 1.0}
+    sums = {key: value + np.arange(4.0) * (key != "predicted") for key, value in levels.items()}
+    return Explained(random_dictionary(6, 4, name=name), latents, 1.0, sums, seed)
+
+
+def test_differences_are_those_of_the_means_and_losses_are_paired():
+    good = measured("good", enumerate([(4, 4, 4), (4, 8, 3)] * 10), 2.0)
+    bad = measured("bad", enumerate([(8, 8, 2), (8, 8, 1), (0, 4, 0)] * 10), 3.5)
+    frame = differences([bad, good]).set_index("measure")
+    assert set(frame["dictionary"]) == {"good"} and set(frame["against"]) == {"bad"}
+    assert frame.loc["precision", "difference"] == pytest.approx(0.875 - 1.5 / 8)  # a latent without firings has none
+    assert frame.loc["recall", "ratio"] == pytest.approx((1 + 3 / 8) / 2 / (3 / 8 / 3))
+    assert frame.loc["precision", "low"] < 0.875 - 1.5 / 8 < frame.loc["precision", "high"]
+    simulated = frame.loc["CE increase, simulated"]  # the same sequences, 1.5 less in each
+    assert [simulated[name] for name in ("difference", "low", "high")] == pytest.approx([-1.5] * 3)
+    assert frame.loc["recovered", "difference"] == pytest.approx((3 - 1.5) / 4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_latents_of_two_dictionaries_are_resampled_independently(seed):
+    draw = np.random.default_rng(seed)
+    both = draw.integers(1, 9, (2, 40))
+    a, b = (
+        measured(name, [(i, (10, 10, n)) for i, n in enumerate(own)], 2.0) for name, own in zip("ab", both, strict=True)
+    )
+    row = differences([a, b]).set_index("measure").loc["recall"]
+    spread = np.hypot(*(own.std() / 10 / 40**0.5 for own in both))
+    assert row["high"] - row["low"] == pytest.approx(3.92 * spread, rel=0.2)  # of independent means
+
+
+def test_a_dictionary_whose_patterns_were_never_met_has_no_difference_of_precision():
+    row = differences([measured("a", [(0, (0, 4, 0))], 2.0), measured("b", [(0, (4, 4, 4))], 2.0)]).iloc[0]
+    assert row["measure"] == "precision" and np.isnan([row[c] for c in ("difference", "low", "ratio")]).all()
+
+
 def test_the_report_explains_the_latents_that_it_names(model, text):
     family = [random_dictionary(40, 16, activation=a, name=n) for n, a in (("a", TopK(4)), ("b", ReLU()))]
     report = explanations(family, model=model, text=text, latents=5, examples=4, longest=4, tokens=160)
@@ -285,6 +326,7 @@ def test_the_report_explains_the_latents_that_it_names(model, text):
     rebuilt = report.tables["reconstruction"].frame
     assert (rebuilt["clean"] > 0).all() and rebuilt["share"].between(0, 1).all()
     assert len(report.cards["patterns"].cards) == 10
+    assert report.tables["differences"].frame["against"].unique().tolist() == ["a"]
     again = explanations(family, model=model, text=text, latents=5, examples=4, longest=4, tokens=160)
     assert again.tables["patterns"].frame.equals(report.tables["patterns"].frame)
 
