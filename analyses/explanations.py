@@ -45,6 +45,10 @@ from dictlab.report import Plot, Report, Table
 
 BIGRAM_TOKENS = 1 << 20  # of training text, for the baseline
 INTERVAL = f"{COVERAGE:.0%} bootstrap intervals".replace("%", " %")
+DIFFERENCES = (
+    f"The dictionary less the one before it (against), and over it. {INTERVAL}: of precision, recall and F1 over "
+    "latents, which have nothing to do with each other in two dictionaries; of the rest over sequences, paired."
+)
 
 
 class Plan(NamedTuple):
@@ -182,12 +186,6 @@ def _report(
             "share: share of the active latents of all tokens that are explained ones; the bigram "
             f"model (of {settings['bigram_tokens']} training tokens) compares with a share of 1 only.",
         ),
-        "differences": Table(
-            differences(found),
-            f"The dictionary less the one before it (against), and over it. {INTERVAL}: of precision, recall and F1 "
-            "over latents, which have nothing to do with each other in two dictionaries; of the rest over sequences, "
-            "paired.",
-        ),
         "latents": Table(frame, f"One row a latent, on {text}; {INTERVAL} over sequences."),
         "patterns": Table(
             tables.patterns(found, tokenizer),
@@ -195,6 +193,8 @@ def _report(
             "activation lost when a token is replaced, from left to right.",
         ),
     }
+    if len(found) > 1:
+        made["differences"] = Table(differences(found), DIFFERENCES)
     drawn = {
         "scores": Plot(plots.scores(frame, overview), f"A point a latent, bars are means over latents; {text}."),
         "reconstruction": Plot(plots.reconstruction(rebuilt), f"{INTERVAL} over sequences; {text}."),
@@ -203,6 +203,12 @@ def _report(
     if settings["heldout_sequences"] < asked:
         warnings.append(f"The held-out split holds {settings['heldout_sequences']} contexts, {asked} were asked for.")
     for one in found:
+        if one.dictionary.activation.batchwise:
+            warnings.append(
+                f"{one.dictionary.name}: its latents compete with those of other tokens encoded together "
+                f"({one.dictionary.activation.kind}), so a string alone makes other ones active. "
+                "Its scores mean little; a file with a threshold does not have this."
+            )
         if len(one.latents) < settings["latents"]:
             warnings.append(
                 f"{one.dictionary.name}: only {len(one.latents)} latents are active in the training sample, "

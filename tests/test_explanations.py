@@ -21,6 +21,7 @@ from analyses.pattern_building import Padding, last_activations, padding_of, pat
 from analyses.simulation import Score, drawn_examples, factor, firings, score, simulated, spliced, with_simulation
 from dictlab import Dictionary, Metadata, ReLU, TopK
 from dictlab.errors import DictlabError
+from dictlab.sparsity import BatchTopK
 from tests.planted import SITE, many_documents, random_dictionary, tiny_model
 
 VOCABULARY = 7
@@ -332,9 +333,9 @@ def test_the_report_explains_the_latents_that_it_names(model, text):
 
 
 def test_all_latents_are_explained_on_demand(model, text):
-    report = explanations(
-        [random_dictionary(24, 16)], model=model, text=text, latents=0, examples=1, longest=2, tokens=96
-    )
+    own = random_dictionary(24, 16, activation=BatchTopK(4))
+    report = explanations([own], model=model, text=text, latents=0, examples=1, longest=2, tokens=96)
+    assert "differences" not in report.tables and "encoded together" in report.warnings[0]
     assert report.tables["reconstruction"].frame["share"].tolist() == pytest.approx([1.0], abs=0.02)
 
 
