@@ -109,7 +109,7 @@ def explanations(
     if len(held) < 2:
         raise DictlabError(f"text {source.name}: its held-out split has 1 context of {length} tokens; 2 are needed.")
     more = islice(source.as_split("train").contexts(model.tokenizer, length, seed=seed), BIGRAM_TOKENS // length)
-    more = tqdm(more, desc="text of the bigram model", unit="context", leave=False)
+    more = tqdm(more, desc="bigram model", total=BIGRAM_TOKENS // length, unit="context", leave=False)
     bigrams = Bigrams.fitted(torch.stack(list(more)).numpy(), model.vocabulary)
     plan = Plan(model, train, held, bigrams, padding, latents, examples, longest, seed)
     found = [_explained(own, placed, plan) for own, placed in zip(opened, in_model(opened, model), strict=True)]
