@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from tqdm import tqdm
 
 from analyses import explanations_plots as plots
 from analyses import explanations_tables as tables
 from analyses import interpretation, interpretation_report
 from analyses.bigrams import Bigrams
 from analyses.endpoint import Endpoint
+from analyses.explanations_differences import differences
 from analyses.explanations_tables import Explained, Latent
 from analyses.inputs import (
     DictionaryLike,
@@ -47,6 +49,10 @@ from dictlab.report import Plot, Report, Table
 
 BIGRAM_TOKENS = 1 << 20  # of training text, for the baseline
 INTERVAL = f"{COVERAGE:.0%} bootstrap intervals".replace("%", " %")
+DIFFERENCES = (
+    f"The dictionary less the one before it (against), and over it. {INTERVAL}: of precision, recall and F1 over "
+    "latents, which have nothing to do with each other in two dictionaries; of the rest over sequences, paired."
+)
 
 
 class Plan(NamedTuple):
@@ -121,6 +127,7 @@ def explanations(
     if len(held) < 2:
         raise DictlabError(f"text {source.name}: its held-out split has 1 context of {length} tokens; 2 are needed.")
     more = islice(source.as_split("train").contexts(model.tokenizer, length, seed=seed), BIGRAM_TOKENS // length)
+    more = tqdm(more, desc="bigram model", total=BIGRAM_TOKENS // length, unit="context", leave=False)
     bigrams = Bigrams.fitted(torch.stack(list(more)).numpy(), model.vocabulary)
     plan = Plan(model, train, held, bigrams, padding, latents, examples, longest, seed)
     sampled = [_sampled(own, placed, plan) for own, placed in zip(opened, in_model(opened, model), strict=True)]
@@ -229,6 +236,8 @@ def _report(
             "activation lost when a token is replaced, from left to right.",
         ),
     }
+    if len(found) > 1:
+        made["differences"] = Table(differences(found), DIFFERENCES)
     drawn = {
         "scores": Plot(plots.scores(frame, overview), f"A point a latent, bars are means over latents; {text}."),
         "reconstruction": Plot(plots.reconstruction(rebuilt), f"{INTERVAL} over sequences; {text}."),
@@ -237,6 +246,12 @@ def _report(
     if settings["heldout_sequences"] < asked:
         warnings.append(f"The held-out split holds {settings['heldout_sequences']} contexts, {asked} were asked for.")
     for one in found:
+        if one.dictionary.activation.batchwise:
+            warnings.append(
+                f"{one.dictionary.name}: its latents compete with those of other tokens encoded together "
+                f"({one.dictionary.activation.kind}), so a string alone makes other ones active. "
+                "Its scores mean little; a file with a threshold does not have this."
+            )
         if len(one.latents) < settings["latents"]:
             warnings.append(
                 f"{one.dictionary.name}: only {len(one.latents)} latents are active in the training sample, "

@@ -93,12 +93,18 @@ def measures(score: Score, seed: int) -> dict[str, Estimate]:
     )
 
 
+def rates(score: Score) -> tuple[float, float, float]:
+    """Precision, recall and F1 over all sequences; NaN where there was nothing to measure on."""
+    fired, active, both = (float(part.sum()) for part in score)
+    return _over(both, fired), _over(both, active), _over(2 * both, fired + active)
+
+
 def overview(found: Sequence[Explained]) -> pd.DataFrame:
     """One row a dictionary: means over latents."""
     rows = []
     for one in found:
         row: dict[str, Any] = {"dictionary": one.dictionary.name, "latents": len(one.latents)}
-        values = [_values(own.score) for own in one.latents]
+        values = [rates(own.score) for own in one.latents]
         for i, name in enumerate(MEASURES):
             row |= columns(name, _mean([value[i] for value in values], one.seed))
         tokens = one.sums["predicted"].sum() + len(one.sums["predicted"])
@@ -212,11 +218,6 @@ def _passage(pattern: Pattern, tokenizer: Any) -> Passage:
     pieces = [Piece(text, round(w, 3)) for text, w in zip(_pieces(pattern, tokenizer), weights, strict=True)]
     lead = [Piece(BEGINNING)] if pattern.at_start else []
     return Passage((*lead, *pieces, Piece(f"   {pattern.activation:.3g}")), len(lead) + len(pieces) - 1)
-
-
-def _values(score: Score) -> tuple[float, float, float]:
-    fired, active, both = (float(part.sum()) for part in score)
-    return _over(both, fired), _over(both, active), _over(2 * both, fired + active)
 
 
 def _over(above: float, below: float) -> float:

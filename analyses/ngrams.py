@@ -99,13 +99,66 @@ class Trie:
         return 0.0 if node.at_start is None or position < first else node.at_start
 
     def simulate(self, tokens: Int[ndarray, "sequences context"], first: int = 0) -> Simulated:
-        """Every token of some contexts at which the simulated activation is not 0."""
-        length = tokens.shape[1]
-        might = np.ones(tokens.shape, dtype=bool)
-        if WILDCARD not in self.children:
-            might = np.isin(tokens, np.fromiter(self.children, dtype=np.int64, count=len(self.children)))
-        might[:, :first] = False
-        place = np.flatnonzero(might)
-        rows = {int(row): tokens[row].tolist() for row in np.unique(place // length)}
-        value = np.array([self.at(rows[p // length], p % length, first) for p in place.tolist()], dtype=np.float64)
-        return Simulated(place[value != 0], value[value != 0])
+        """Every token of some contexts at which the simulated activation is not 0: `at` for all tokens together.
+
+        Memory: a few numbers for each token of the contexts.
+        """
+        steps, every, length = _Steps.of(self), tokens.ravel(), tokens.shape[1]
+        place = np.flatnonzero(np.arange(tokens.size) % length >= first)
+        node, back, met = np.zeros_like(place), 0, [Simulated(place[:0], np.zeros(0))]
+        while len(place):
+            node = steps.onward(node, every[place - back])
+            place, node = place[node >= 0], node[node >= 0]
+            found = ~np.isnan(steps.value[node])
+            met.append(Simulated(place[found], steps.value[node[found]]))
+            place, node, back = place[~found], node[~found], back + 1
+            ended = place % length - back < first
+            met.append(Simulated(place[ended], steps.at_start[node[ended]]))
+            place, node = place[~ended], node[~ended]
+        places, values = (np.concatenate(part) for part in zip(*met, strict=True))
+        active = ~np.isnan(values) & (values != 0)
+        order = np.argsort(places[active])
+        return Simulated(places[active][order], values[active][order])
+
+
+class _Steps(NamedTuple):
+    """A trie with numbered nodes, the root first, so that many tokens go down it at once.
+
+    Attributes:
+        keys: Sorted, `node << 32 | token` of each exact step.
+        targets: The node that each leads to.
+        any: The node behind the wildcard of each node, or -1.
+        value: Of each node, or NaN.
+        at_start: Of each node, or NaN.
+    """
+
+    keys: Int[ndarray, " steps"]
+    targets: Int[ndarray, " steps"]
+    any: Int[ndarray, " nodes"]
+    value: Float[ndarray, " nodes"]
+    at_start: Float[ndarray, " nodes"]
+
+    @classmethod
+    def of(cls, root: Trie) -> _Steps:
+        nodes, steps, any_token = [root], {-1: -1}, [-1]  # a step that no token takes, so that there is one
+        for number, node in enumerate(nodes):  # grows as it goes
+            for token, child in node.children.items():
+                if token == WILDCARD:
+                    any_token[number] = len(nodes)
+                else:
+                    steps[number << 32 | token] = len(nodes)
+                nodes.append(child)
+                any_token.append(-1)
+        keys = np.array(sorted(steps))
+        targets = np.array([steps[key] for key in keys.tolist()])
+        values = (np.array([np.nan if v is None else v for v in vs], dtype=np.float64) for vs in (
+            [node.value for node in nodes], [node.at_start for node in nodes]
+        ))  # fmt: skip
+        return cls(keys, targets, np.array(any_token), *values)
+
+    def onward(self, node: Int[ndarray, " n"], token: Int[ndarray, " n"]) -> Int[ndarray, " n"]:
+        """The next node of each, an exact token before a wildcard; -1 where there is none."""
+        wanted = node << 32 | token
+        place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
+        following: Int[ndarray, " n"] = np.where(self.keys[place] == wanted, self.targets[place], self.any[node])
+        return following

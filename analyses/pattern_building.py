@@ -3,18 +3,19 @@
 For a document that ends at an active token, with activation a there:
 
     suffix       the shortest one that gives a' >= a / 2 when the model sees nothing else
-    at start     with one padding token in front of the suffix, the activation falls under a' / 2
+    at start     with one padding token in front of the suffix, the activation falls under a / 2
     importance   of a token: 1 - (activation with padding in its place) / a';  under 1/2 it becomes a wildcard
 
-All examples grow together, so a forward serves many of them; a suffix is tried up to `longest` tokens. What needs more
-becomes the pattern of its last `longest` tokens, none of them a wildcard.
+All examples grow together, and a string that several of them ask about goes through the model once, so that latents
+which are active at the same tokens share their cost. A suffix is tried up to `longest` tokens. What needs more becomes
+the pattern of its last `longest` tokens, none of them a wildcard.
 
 Source: Gao et al. 2024, N2G, as its released code builds it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,8 @@ from dictlab.lm import LanguageModel
 
 HALF = 0.5  # the share of an activation that counts as keeping it
 ROWS = 1024  # strings encoded at once, which bounds pre-activations to this many rows
-TOGETHER = 512  # examples that grow together
+TOGETHER = 8192  # examples that grow together
+VERSIONS = 1 << 22  # numbers in strings with each of their tokens replaced, held at once
 PADDING = (" _", "_", " ", "a", "e")  # the first two that are one token each; the first is the paper's for GPT-2
 
 Activate = Callable[[Int[Tensor, "strings length"], Int[Tensor, " strings"]], Float[Tensor, " strings"]]
@@ -88,12 +90,15 @@ def last_activations(model: LanguageModel, dictionary: Dictionary, lead: Sequenc
 
     @torch.no_grad()
     def activate(strings: Tensor, latents: Tensor) -> Tensor:
+        distinct, which = torch.unique(strings, dim=0, return_inverse=True)
         rows = max(1, min(ROWS, FORWARD_TOKENS // (strings.shape[1] + len(front))))
+        order = torch.argsort(which, stable=True)
+        asked = torch.bincount(which).split(rows)
         parts = []
-        for some, own in zip(strings.split(rows), latents.split(rows), strict=True):
+        for some, own in zip(distinct.split(rows), order.split([int(n.sum()) for n in asked]), strict=True):
             x = model.capture(torch.cat([front.expand(len(some), -1), some], dim=1), site)[site][:, -1]
-            parts.append(_of_one(dictionary.encode(x.float()), own).cpu())
-        return torch.cat(parts)
+            parts.append(_at(dictionary.encode(x.float()), which[own] - which[own[0]], latents[own]))
+        return torch.cat(parts)[torch.argsort(order)]
 
     return activate
 
@@ -107,17 +112,20 @@ def patterns(examples: Sequence[Example], activate: Activate, padding: Padding, 
         padding: What stands in place of tokens.
         longest: Tokens of a suffix, at most.
     """
-    found: list[Pattern] = []
-    with tqdm(total=len(examples), desc="patterns", unit="example", leave=False) as bar:
+    order = sorted(range(len(examples)), key=lambda i: examples[i].tokens[::-1])  # what shares strings, side by side
+    found: dict[int, Pattern] = {}
+    with tqdm(total=2 * len(examples), desc="patterns", unit="string", leave=False) as bar:
         for start in range(0, len(examples), TOGETHER):
-            some = examples[start : start + TOGETHER]
-            found += _patterns(some, activate, padding, longest)
-            bar.update(len(some))
-    return found
+            own = order[start : start + TOGETHER]
+            made = _patterns([examples[i] for i in own], activate, padding, longest, bar)
+            found |= dict(zip(own, made, strict=True))
+    return [found[i] for i in range(len(examples))]
 
 
-def _patterns(examples: Sequence[Example], activate: Activate, padding: Padding, longest: int) -> list[Pattern]:
-    suffixes = _suffixes(examples, activate, longest)
+def _patterns(
+    examples: Sequence[Example], activate: Activate, padding: Padding, longest: int, bar: tqdm[Any]
+) -> list[Pattern]:
+    suffixes = _suffixes(examples, activate, longest, bar)
     found: dict[int, Pattern] = {
         i: Pattern(s.tokens, (True,) * len(s.tokens), (float("nan"),) * len(s.tokens), s.activation, reached=False)
         for i, s in enumerate(suffixes)
@@ -127,19 +135,28 @@ def _patterns(examples: Sequence[Example], activate: Activate, padding: Padding,
     for i, suffix in enumerate(suffixes):
         if suffix.reached:
             by_length.setdefault(len(suffix.tokens), []).append(i)
-    for own in by_length.values():
+    bar.update(2 * len(found))
+    for own in _split(by_length):
         tokens = torch.tensor([suffixes[i].tokens for i in own])
         latents = torch.tensor([examples[i].latent for i in own])
-        strength = torch.tensor([suffixes[i].activation for i in own])
-        at_start = activate(_behind(tokens, padding), latents) / strength < HALF
+        whole, strength = (torch.tensor([of[i].activation for i in own]) for of in (examples, suffixes))
+        at_start = activate(_behind(tokens, padding), latents) / whole < HALF
         importance = 1 - _replaced(tokens, latents, activate, padding) / strength[:, None]
         for i, row, start in zip(own, importance, at_start.tolist(), strict=True):
             kept = tuple((row >= HALF).tolist())
             found[i] = Pattern(suffixes[i].tokens, kept, tuple(row.tolist()), suffixes[i].activation, start)
+        bar.update(len(own))
     return [found[i] for i in range(len(examples))]
 
 
-def _suffixes(examples: Sequence[Example], activate: Activate, longest: int) -> list[_Suffix]:
+def _split(by_length: dict[int, list[int]]) -> Iterator[list[int]]:
+    """Examples of like length, so few at a time that all versions of their strings can be held."""
+    for length, own in by_length.items():
+        size = max(1, VERSIONS // length**2)
+        yield from (own[start : start + size] for start in range(0, len(own), size))
+
+
+def _suffixes(examples: Sequence[Example], activate: Activate, longest: int, bar: tqdm[Any]) -> list[_Suffix]:
     """The shortest suffix of each example that keeps half of its activation."""
     found = {i: _Suffix(e.tokens[-longest:], e.activation, False) for i, e in enumerate(examples)}
     waiting = list(range(len(examples)))
@@ -152,7 +169,9 @@ def _suffixes(examples: Sequence[Example], activate: Activate, longest: int) -> 
         for i, value in zip(waiting, values, strict=True):
             if value / examples[i].activation >= HALF:
                 found[i] = _Suffix(examples[i].tokens[-length:], value, True)
-        waiting = [i for i in waiting if not found[i].reached]
+        left = [i for i in waiting if not found[i].reached]
+        bar.update(len(waiting) - len(left))
+        waiting = left
     return [found[i] for i in range(len(examples))]
 
 
@@ -172,8 +191,10 @@ def _replaced(
     return activate(versions.flatten(0, 1), latents.repeat_interleave(length)).view(strings, length)
 
 
-def _of_one(codes: Codes, latents: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-    """The activation of one latent at each token."""
-    rows, latents = codes.rows, latents.to(codes.indices.device)
-    own = codes.indices == latents[rows]
-    return codes.values.new_zeros(codes.n_tokens).index_put((rows[own],), codes.values[own])
+def _at(codes: Codes, rows: Int[Tensor, " asked"], latents: Int[Tensor, " asked"]) -> Float[Tensor, " asked"]:
+    """The activations of some latents at some tokens, on the CPU."""
+    wanted, which = torch.unique(rows * codes.n_latents + latents, return_inverse=True)
+    entries = (codes.rows * codes.n_latents + codes.indices).cpu()
+    place = torch.searchsorted(wanted, entries).clamp(max=len(wanted) - 1)
+    own = wanted[place] == entries
+    return codes.values.new_zeros(len(wanted), device="cpu").index_put((place[own],), codes.values.cpu()[own])[which]

@@ -23,10 +23,10 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from analyses.bigrams import Bigrams
-from analyses.damage import scenes
 from analyses.ngrams import Simulated, Trie
 from analyses.pattern_building import Example
 from dictlab import seeds
@@ -35,6 +35,7 @@ from dictlab.codes import Codes, offsets_of
 from dictlab.dictionary import Dictionary
 from dictlab.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.lm import LanguageModel
+from dictlab.outputs import LOGITS, following
 
 Sums = dict[str, NDArray[np.float64]]
 
@@ -193,31 +194,43 @@ def spliced(
     place = torch.cat([torch.from_numpy(s.place) for s in said])
     index = torch.repeat_interleave(torch.tensor(list(latents)), torch.tensor([len(s.place) for s in said]))
     value = torch.cat([torch.from_numpy(s.value * c) for s, c in zip(said, factors, strict=True)])
-    size, length, site = max(1, BATCH_TOKENS // sequences.shape[1]), sequences.shape[1], site_of(dictionary)
+    size, length = max(1, BATCH_TOKENS // sequences.shape[1]), sequences.shape[1]
+    site, start_of = site_of(dictionary), model.start_of(site_of(dictionary))
     parts: list[Tensor] = []
     for number, some in enumerate(tqdm(sequences.split(size), desc="splice", unit="batch", leave=False)):
-        scene = scenes(model, some, [site])[site]
+        clean = model.capture(some, list(dict.fromkeys([site, start_of, model.last_site])))
         start = number * size * length
         here = (place >= start) & (place < start + some.numel())
         entries = tuple(t.to(model.device) for t in (place[here] - start, index[here], value[here]))
         none = tuple(t[:0] for t in entries)
 
-        out = scene.outputs(_versions(dictionary, scene.x.float(), chosen, (entries, none)))
-        ce = torch.cat([out.ce_clean[None], out.ce])[..., :-1].double().sum(dim=-1)
-        parts.append(ce.cpu())
+        versions = _versions(dictionary, clean[site].float(), chosen, (entries, none))
+        altered = (model.carry(x.to(clean[site].dtype), site, residual=clean[start_of]) for x in versions)
+        leaving, after = (clean[model.last_site], *altered), following(some.to(model.device))
+        parts.append(torch.stack([_losses(model, streams, after) for streams in leaving]).cpu())
     sums = dict(zip(("clean", "reconstruction", "simulated", "zeroed"), torch.cat(parts, dim=1).numpy(), strict=True))
     sums["bigram"] = bigrams.losses(sequences.numpy()).sum(axis=1)
     sums["predicted"] = np.full(len(sequences), length - 1.0)
     return sums
 
 
+def _losses(
+    model: LanguageModel, leaving: Float[Tensor, "batch context d_model"], after: Int[Tensor, "batch context"]
+) -> Float[Tensor, " batch"]:
+    """Cross-entropies summed over each sequence, a block of logits at a time."""
+    size = max(1, LOGITS // model.vocabulary)
+    blocks = zip(leaving.flatten(0, 1).split(size), after.flatten().split(size), strict=True)
+    ce = [cross_entropy(model.unembed(x).float(), own, ignore_index=-1, reduction="none") for x, own in blocks]
+    return torch.cat(ce).view(after.shape).double().sum(dim=1)
+
+
 def _versions(
     dictionary: Dictionary, x: Tensor, chosen: Tensor, replaced: Sequence[tuple[Tensor, ...]]
-) -> Iterator[Float[Tensor, "1 batch context d_in"]]:
+) -> Iterator[Float[Tensor, "batch context d_in"]]:
     """The reconstruction as it is, and with each replacement of the chosen latents."""
     flat = x.flatten(0, 1)
     codes = dictionary.encode(flat)
     for own in (codes, *(with_simulation(codes, chosen, *put) for put in replaced)):
         x_hat = dictionary.decode(own, flat)
         check_finite(dictionary, x_hat)
-        yield x_hat.view(1, *x.shape)
+        yield x_hat.view(x.shape)

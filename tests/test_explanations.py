@@ -14,11 +14,14 @@ from torch.nn.functional import one_hot
 
 from analyses import explanations
 from analyses.bigrams import Bigrams
+from analyses.explanations_differences import differences
+from analyses.explanations_tables import Explained, Latent
 from analyses.ngrams import WILDCARD, Pattern, Simulated, Trie
 from analyses.pattern_building import Padding, last_activations, padding_of, patterns
-from analyses.simulation import drawn_examples, factor, firings, score, simulated, spliced, with_simulation
+from analyses.simulation import Score, drawn_examples, factor, firings, score, simulated, spliced, with_simulation
 from dictlab import Dictionary, Metadata, ReLU, TopK
 from dictlab.errors import DictlabError
+from dictlab.sparsity import BatchTopK
 from tests.planted import SITE, many_documents, random_dictionary, tiny_model
 
 VOCABULARY = 7
@@ -92,6 +95,33 @@ def test_planted_patterns_have_precision_and_recall_1(explained):
         assert found.value.tolist() == pytest.approx(value.tolist())
 
 
+def test_what_is_stronger_at_the_beginning_need_not_be_there():
+    dictionary = planted_dictionary([here(3)])  # 0.5 anywhere, 1.5 at the beginning
+    dictionary.W_enc[FIRST, 0] = 1.0
+    tokens = torch.tensor([[1, 5, 3]])
+    drawn = drawn_examples([0], firings(dictionary, NgramModel(), tokens, [0]), tokens, 1, longest=3, seed=0)
+    (pattern,) = patterns(drawn, last_activations(NgramModel(), dictionary, []), PADDING, 3)
+    assert pattern.path == (3,) and pattern.activation == pytest.approx(1.5) and not pattern.at_start
+
+
+def test_strings_that_several_ask_about_go_through_the_model_once():
+    class Counted(NgramModel):
+        strings = 0
+
+        def capture(self, tokens, site):
+            self.strings += len(tokens)
+            return super().capture(tokens, site)
+
+    model, generator = Counted(), torch.Generator().manual_seed(2)
+    strings = torch.randint(VOCABULARY, (3000, 3), generator=generator)
+    latents = torch.randint(3, (3000,), generator=generator)
+    found = last_activations(model, PLANTED, [4])(strings, latents)
+    assert model.strings == len({tuple(own) for own in strings.tolist()})
+    led = torch.cat([torch.full((3000, 1), 4), strings], dim=1)
+    every = PLANTED.encode(NgramModel().capture(led, SITE)[SITE][:, -1]).dense()
+    assert torch.equal(found, every[range(3000), latents])
+
+
 def test_examples_are_active_tokens_with_what_leads_to_them():
     tokens = torch.tensor([[0, 1, 5, 2, 3], [1, 1, 2, 2, 0]])
     found = firings(PLANTED, NgramModel(), tokens, [0, 1])
@@ -141,6 +171,22 @@ def test_a_trie_of_one_pattern_fires_where_a_search_finds_it(path, rows, at_star
         and all(p in (WILDCARD, own[i - len(path) + 1 + k]) for k, p in enumerate(path))
     ]
     assert found.place.tolist() == expected and set(found.value.tolist()) <= {2.5}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from([WILDCARD, 0, 1, 2]), min_size=1, max_size=4), st.booleans()), max_size=6
+    ),
+    st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=1, max_size=3),
+    st.integers(0, 2),
+)
+def test_all_tokens_together_are_said_what_each_is_said_alone(several, rows, first):
+    trie = Trie.of([pattern(path, 1.0 + i, at_start) for i, (path, at_start) in enumerate(several)])
+    found = trie.simulate(np.array(rows), first)
+    alone = {row * 5 + i: trie.at(own, i, first) for row, own in enumerate(rows) for i in range(5)}
+    said = dict(zip(found.place.tolist(), found.value.tolist(), strict=True))
+    assert said == {place: value for place, value in alone.items() if value} and list(said) == sorted(said)
 
 
 def test_an_exact_token_is_preferred_and_there_is_no_going_back():
@@ -232,6 +278,45 @@ def test_a_text_that_repeats_itself_is_foretold_by_bigrams():
     assert Bigrams.fitted(random, 5).losses(random).mean() == pytest.approx(math.log(5), abs=0.1)
 
 
+def measured(name, counts, simulated, seed=0):
+    """A dictionary of which so many (fired, active, both) tokens of 4 sequences were counted for each latent."""
+    latents = [Latent(i, [], Score(*(np.full(4, c / 4) for c in own)), None, None, None, 1.0) for i, own in counts]
+    levels = {"clean": 0.0, "reconstruction": 1.0, "simulated": simulated, "zeroed": 5.0, "predicted": 1.0}
+    sums = {key: value + np.arange(4.0) * (key != "predicted") for key, value in levels.items()}
+    return Explained(random_dictionary(6, 4, name=name), latents, 1.0, sums, seed)
+
+
+def test_differences_are_those_of_the_means_and_losses_are_paired():
+    good = measured("good", enumerate([(4, 4, 4), (4, 8, 3)] * 10), 2.0)
+    bad = measured("bad", enumerate([(8, 8, 2), (8, 8, 1), (0, 4, 0)] * 10), 3.5)
+    frame = differences([bad, good]).set_index("measure")
+    assert set(frame["dictionary"]) == {"good"} and set(frame["against"]) == {"bad"}
+    assert frame.loc["precision", "difference"] == pytest.approx(0.875 - 1.5 / 8)  # a latent without firings has none
+    assert frame.loc["recall", "ratio"] == pytest.approx((1 + 3 / 8) / 2 / (3 / 8 / 3))
+    assert frame.loc["precision", "low"] < 0.875 - 1.5 / 8 < frame.loc["precision", "high"]
+    simulated = frame.loc["CE increase, simulated"]  # the same sequences, 1.5 less in each
+    assert [simulated[name] for name in ("difference", "low", "high")] == pytest.approx([-1.5] * 3)
+    assert frame.loc["recovered", "difference"] == pytest.approx((3 - 1.5) / 4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_latents_of_two_dictionaries_are_resampled_independently(seed):
+    draw = np.random.default_rng(seed)
+    both = draw.integers(1, 9, (2, 40))
+    a, b = (
+        measured(name, [(i, (10, 10, n)) for i, n in enumerate(own)], 2.0) for name, own in zip("ab", both, strict=True)
+    )
+    row = differences([a, b]).set_index("measure").loc["recall"]
+    spread = np.hypot(*(own.std() / 10 / 40**0.5 for own in both))
+    assert row["high"] - row["low"] == pytest.approx(3.92 * spread, rel=0.2)  # of independent means
+
+
+def test_a_dictionary_whose_patterns_were_never_met_has_no_difference_of_precision():
+    row = differences([measured("a", [(0, (0, 4, 0))], 2.0), measured("b", [(0, (4, 4, 4))], 2.0)]).iloc[0]
+    assert row["measure"] == "precision" and np.isnan([row[c] for c in ("difference", "low", "ratio")]).all()
+
+
 def test_the_report_explains_the_latents_that_it_names(model, text):
     family = [random_dictionary(40, 16, activation=a, name=n) for n, a in (("a", TopK(4)), ("b", ReLU()))]
     report = explanations(family, model=model, text=text, latents=5, examples=4, longest=4, tokens=160)
@@ -242,14 +327,15 @@ def test_the_report_explains_the_latents_that_it_names(model, text):
     rebuilt = report.tables["reconstruction"].frame
     assert (rebuilt["clean"] > 0).all() and rebuilt["share"].between(0, 1).all()
     assert len(report.cards["patterns"].cards) == 10
+    assert report.tables["differences"].frame["against"].unique().tolist() == ["a"]
     again = explanations(family, model=model, text=text, latents=5, examples=4, longest=4, tokens=160)
     assert again.tables["patterns"].frame.equals(report.tables["patterns"].frame)
 
 
 def test_all_latents_are_explained_on_demand(model, text):
-    report = explanations(
-        [random_dictionary(24, 16)], model=model, text=text, latents=0, examples=1, longest=2, tokens=96
-    )
+    own = random_dictionary(24, 16, activation=BatchTopK(4))
+    report = explanations([own], model=model, text=text, latents=0, examples=1, longest=2, tokens=96)
+    assert "differences" not in report.tables and "encoded together" in report.warnings[0]
     assert report.tables["reconstruction"].frame["share"].tolist() == pytest.approx([1.0], abs=0.02)
 
 
