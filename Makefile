@@ -55,6 +55,7 @@ benchmarks: setup
 	$(BIN)/python benchmarks/family_cost.py
 	$(BIN)/python benchmarks/density.py
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/explanations_family.py
 
 checkpoints: setup
 	$(BIN)/python checkpoints/build.py
