@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.formats import streamed
-from dictlab.records import from_record
 from dictlab.train.parallel import connected
 from dictlab.train.sharding import Sharded
 
@@ -74,7 +74,7 @@ def _parts(own: Dictionary, group: slice) -> list[Tensor]:
 
 def _made(parts: list[Tensor], like: Dictionary) -> Dictionary:
     W_enc, b_enc, W_dec, *function = parts
-    names = like.activation.tensors()
-    activation = from_record(like.activation.record(), dict(zip(names, function, strict=True)), len(b_enc))
+    activation: Any = like.activation  # a value whose fields are its tensors
+    activation = replace(activation, **dict(zip(activation.tensors(), function, strict=True)))
     b_pre, b_out = like.b_pre.detach().cpu(), like.b_out.detach().cpu()
     return replace(like, W_enc=W_enc.T, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre, b_out=b_out, activation=activation)

@@ -10,6 +10,7 @@ not taken: that would be unpickled on reading.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +50,13 @@ def save(folder: Path, own: Mapping[str, Tensor], widths: Mapping[str, int], ran
         raise OSError("; ".join(f"process {rank}: {what[0]}" for rank, what in error.failures.items())) from error
 
 
-def load(folder: Path, ranks: Ranks) -> dict[str, Tensor]:
+def load(folder: Path, widths: Mapping[str, int], ranks: Ranks) -> dict[str, Tensor]:
     """The rows of this process's latents, on the CPU.
+
+    Args:
+        folder: Where some processes saved them.
+        widths: How many rows each tensor has in all processes.
+        ranks: The processes that there are now.
 
     Raises:
         DictlabError: A file is missing or damaged.
@@ -59,10 +65,12 @@ def load(folder: Path, ranks: Ranks) -> dict[str, Tensor]:
     try:
         reader = checkpoint.HuggingFaceStorageReader(str(folder))
         known = reader.read_metadata().state_dict_metadata
-        _check_complete(folder, known)
+        _check_complete(known, widths)
         own = {name: _own_rows(entry, ranks) for name, entry in known.items()}
         if ranks.shards == 1:
-            checkpoint.load(own, storage_reader=reader, no_dist=True)
+            with warnings.catch_warnings():  # that there is but one process
+                warnings.simplefilter("ignore", UserWarning)
+                checkpoint.load(own, storage_reader=reader, no_dist=True)
             return own
         mesh = ranks.cpu_mesh  # type: ignore[attr-defined]
         checkpoint.load({name: _of_all(t, known[name].size[0], mesh) for name, t in own.items()}, storage_reader=reader)
@@ -77,13 +85,12 @@ def _own_rows(entry: Any, ranks: Ranks) -> Tensor:
     return torch.empty(own.stop - own.start, *entry.size[1:], dtype=entry.properties.dtype)
 
 
-def _check_complete(folder: Path, known: Mapping[str, Any]) -> None:
+def _check_complete(known: Mapping[str, Any], widths: Mapping[str, int]) -> None:
     """The reader takes what there is for all there was."""
-    if not known:
-        raise ValueError("there are none")
-    for name, entry in known.items():
-        if sum(chunk.sizes[0] for chunk in entry.chunks) != entry.size[0]:
-            raise ValueError(f"some of {name} are missing in {folder.name}")
+    for name, width in widths.items():
+        found = sum(chunk.sizes[0] for chunk in known[name].chunks) if name in known else 0
+        if found != width:
+            raise ValueError(f"{found} of {width} rows of {name}")
 
 
 def _of_all(own: Tensor, width: int, mesh: DeviceMesh) -> Tensor:

@@ -60,13 +60,14 @@ def write(path: Path, state: State, widths: Mapping[str, int], ranks: Ranks = AL
     Raises:
         OSError: It cannot be written; the state that was there is left as it was.
     """
-    record = state.record
     if ranks.shards > 1:
         own = {name: t for name, t in state.tensors.items() if has_rows(name)}
-        folder = ranks.agreed(lambda: _new_folder(path))
         counts = {name: widths[name.rpartition("/")[0]] for name in own}
+        folder = ranks.agreed(lambda: _new_folder(path))
         rows.save(path.with_name(folder), own, counts, cast("Sharded", ranks))
-        state = State({name: t for name, t in state.tensors.items() if name not in own}, record | {"rows": folder})
+        apart = {"rows": {"folder": folder, "widths": counts}}
+        whole = {name: t for name, t in state.tensors.items() if name not in own}
+        state = State(whole, state.record | apart)
     ranks.once(lambda: _replace(path, state))
 
 
@@ -78,7 +79,7 @@ def remove(path: Path) -> None:
 
 def _replace(path: Path, state: State) -> None:
     _write(path, state)
-    _clear(path, keep=state.record.get("rows"))
+    _clear(path, keep=state.record.get("rows", {}).get("folder"))
 
 
 def _clear(path: Path, keep: str | None = None) -> None:
@@ -127,8 +128,10 @@ def read(path: Path, ranks: Ranks = ALONE) -> State:
             f"{path}: state of schema {record.get('schema')}; this version of dictlab reads {SCHEMA}. "
             "Go on with the version that began the run."
         )
-    folder = record.pop("rows", None)
-    return State(tensors if folder is None else tensors | rows.load(path.with_name(folder), ranks), record)
+    apart = record.pop("rows", None)
+    if apart is not None:
+        tensors |= rows.load(path.with_name(apart["folder"]), apart["widths"], ranks)
+    return State(tensors, record)
 
 
 def _own(file: Any, name: str, ranks: Ranks) -> Tensor:
