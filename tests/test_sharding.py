@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dictlab import DictlabError, Text, load
+from dictlab.flops import exchanged_bytes
 from dictlab.formats import native, streamed
 from dictlab.runs import records
 from dictlab.sparsity import Gated, TopK
@@ -28,7 +30,7 @@ RESAMPLED = {"tokens": 128 * 60, "resample": 2, "dead_after": 128, "lr": 0.01}
 TASKS = {  # name: processes, shards, settings
     "TopK, dead, clipped, averaged": (2, 2, ARRAY | AUX | {"width": (25, 64), "clip": 1e-3, "ema": 0.9}),
     "fewer latents than k in a shard": (4, 4, ARRAY | {"width": (13,), "k": (8,), "lr": 3e-3}),
-    "ReLU, resampled": (2, 2, ARRAY | RESAMPLED | {"activation": ("relu",), "l1": (1.0, 100.0)}),
+    "ReLU, resampled": (2, 2, ARRAY | RESAMPLED | {"activation": ("relu",), "l1": (100.0,), "width": (64,)}),
     "2 x 2": (4, 2, ARRAY | AUX | {"activation": ("topk", "relu", "batchtopk"), "p_norm": 0.9}),
     "rest": (2, 2, ARRAY | {"activation": ("batchtopk", "jumprelu", "gated", "prolu", "matryoshka-batchtopk")}),
     "spliced": (2, 2, {"model": "tiny", "site": SITE, "context": 16, "batch": 64, "tokens": 64 * 12, "width": (24,),
@@ -165,6 +167,28 @@ def test_every_process_says_what_cannot_be_shared_out(settings, words, tmp_path)
 
     assert spread(4, tried, tmp_path) == [0] * 4, (tmp_path / "said.0").read_text()[-2000:]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_sends_what_the_plan_counts(tmp_path):
+    """Every tensor with a row for each token that goes over a collective, by the formula of a ring."""
+    sent: list[float] = []
+
+    def counted(call, share: float, which: int):
+        def counting(*tensors, **options):
+            tensor = tensors[which]
+            if tensor.ndim == 2 and len(tensor) == 64:
+                sent.append(share * tensor.numel() * tensor.element_size())
+            return call(*tensors, **options)
+
+        return counting
+
+    def tried(rank: int) -> None:
+        dist.all_gather = counted(dist.all_gather, 1, which=1)  # to the one other
+        dist.all_reduce = counted(dist.all_reduce, 2 * (2 - 1) / 2, which=0)
+        trained(ARRAY | {"k": (3,), "batch": 64, "tokens": 64 * 10, "dead_after": 10**9}, tmp_path / "run", 2)
+        assert sum(sent) == 10 * exchanged_bytes(16, 64, 3, 2)
+
+    assert spread(2, tried, tmp_path) == [0, 0], (tmp_path / "said.0").read_text()[-2000:]
 
 
 def test_shards_need_processes(tmp_path):

@@ -136,7 +136,7 @@ class Several(Ranks):
         )
 
     def _reduced(self, own: Tensor, how: Any) -> Tensor:
-        return reduced(own, how, self._tokens)
+        return own.detach() if self.count == 1 else reduced(own, how, self._tokens)
 
 
 def reduced(own: Tensor, how: Any, group: dist.ProcessGroup | None) -> Tensor:
