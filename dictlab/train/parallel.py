@@ -34,6 +34,10 @@ class Gone(DictlabError):
     """Another process ended; what was wrong is for that one to say."""
 
 
+class Said(DictlabError):
+    """The first process has the same error, and says it."""
+
+
 class Several(Ranks):
     """One of several processes of an initialised group that serves tensors of the CPU and of the device.
 
@@ -110,6 +114,18 @@ class Several(Ranks):
     def once(self, work: Callable[[], T]) -> T | None:
         return work() if self.first else None
 
+    def each(self, work: Callable[[], T]) -> T:
+        wrong = None
+        try:
+            value = work()
+        except DictlabError as error:
+            wrong = str(error)
+        found: list[str | None] = [None] * dist.get_world_size()
+        with connected():
+            dist.all_gather_object(found, wrong)
+        self._raise(next((message for message in found if message is not None), None))
+        return value
+
     def agreed(self, work: Callable[[], T]) -> T:
         outcome: list[Any] = [None, None]  # what it returned, and what was wrong
         if self.first:
@@ -119,10 +135,13 @@ class Several(Ranks):
                 outcome[1] = str(error)
         with connected():
             dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
-        if outcome[1] is not None:
-            raise DictlabError(outcome[1])
+        self._raise(outcome[1])
         value: T = outcome[0]
         return value
+
+    def _raise(self, message: str | None) -> None:
+        if message is not None:
+            raise DictlabError(message) if self.first else Said(message)
 
     def _rule(self, activation: Activation, b_enc: Tensor) -> Activation:
         """The same activation function, where its codes depend on the whole batch."""

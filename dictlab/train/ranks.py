@@ -134,6 +134,10 @@ class Ranks:
         """Do it in the first process; None in the others, which do not wait."""
         return work()
 
+    def each(self, work: Callable[[], T]) -> T:
+        """Do it in each process; if a DictlabError is raised in one, raise it in all."""
+        return work()
+
     def agreed(self, work: Callable[[], T]) -> T:
         """Do it in the first process, and have what it returns, or the DictlabError that it raises, in each."""
         return work()

@@ -105,9 +105,11 @@ class Sharded(Several):
         return self.any(own)[0]
 
     def length(self, norms: Tensor, common: Sequence[bool]) -> Tensor:
-        whole = torch.tensor(common, device=norms.device)
-        squares = norms.square()
-        return (reduced(squares[~whole].sum(), dist.ReduceOp.SUM, self._latents) + squares[whole].sum()).sqrt()
+        parts: tuple[list[Tensor], list[Tensor]] = ([norms.new_zeros(())], [norms.new_zeros(())])
+        for square, whole in zip(norms.square().unbind(), common, strict=True):
+            parts[whole].append(square)
+        own, shared = (torch.stack(part).sum() for part in parts)
+        return (reduced(own, dist.ReduceOp.SUM, self._latents) + shared).sqrt()
 
     def alike(self, own: Sequence[Tensor], common: Sequence[bool]) -> None:
         with connected():

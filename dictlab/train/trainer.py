@@ -64,9 +64,8 @@ def train(
     check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
     with together(config.device, config.shards) as ranks:
-        source = open_source(config, model=model, text=text, data=data, ranks=ranks)
+        source = ranks.each(lambda: _opened(config, model, text, data, ranks))
         config = source.config
-        _check_shared(source.members, ranks)
         ranks.agreed(lambda: check_free(folder, [member.name for member in source.members], force))
         keep = ranks.agreed(lambda: _beginning(source))
         return ending.run(_session(folder, source, ranks.agreed(lambda: _begin(folder, config)), keep, ranks=ranks))
@@ -102,13 +101,25 @@ def resume(
         return _finished(known, config)
     check_device(config.device)
     with together(config.device, config.shards) as ranks:
-        source = open_source(config, model=model, text=text, data=data, ranks=ranks)
-        _check_shared(source.members, ranks)
+        source = ranks.each(lambda: _opened(config, model, text, data, ranks))
         path = known.path / runs.STATE
         # None: it was killed before the first step.
         saved = state.read(path, ranks) if ranks.agreed(path.exists) else None
         keep = _kept(folder, source, saved) if saved else ranks.agreed(lambda: _beginning(source))
         return ending.run(_session(known.path, source, known.about["id"], keep, saved, ranks))
+
+
+def _opened(
+    config: TrainConfig,
+    model: LanguageModel | None,
+    text: Text | None,
+    data: ArrayLike | ArrayActivations | None,
+    ranks: Ranks,
+) -> Source:
+    """What a run trains on, by all of its processes."""
+    source = open_source(config, model=model, text=text, data=data, ranks=ranks)
+    _check_shared(source.members, ranks)
+    return source
 
 
 def _check_shared(members: Sequence[Member], ranks: Ranks) -> None:
