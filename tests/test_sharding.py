@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from dictlab import DictlabError, Text, load
 from dictlab.flops import exchanged_bytes
 from dictlab.formats import native, streamed
-from dictlab.runs import records
+from dictlab.runs import open_run, records
 from dictlab.sparsity import Gated, TopK
 from dictlab.train import TrainConfig, resume, source, train
 from dictlab.train.choosing import winning
@@ -97,6 +98,19 @@ def test_processes_that_share_latents_have_the_loss_curve_and_the_file_of_one(na
         assert max(r["dead"] for r in records(tmp_path / "shared" / "metrics.jsonl")) > 0
     said = (tmp_path / "said.1").read_text()
     assert "train:" in (tmp_path / "said.0").read_text() and "train:" not in said
+
+
+def test_a_dictionary_that_is_there_is_gone_on_from_with_its_latents_shared_out(tmp_path, text):
+    """One whose latents compete, with rows of any length, and one whose latents do not."""
+    settings = {"model": "tiny", "site": SITE, "context": 16, "batch": 64, "tokens": 64 * 8}
+    for name, activation in (("competing", TopK(3)), ("each", Gated(*torch.rand(3, 25)))):
+        begun = random_dictionary(25, 16, activation=activation)
+        native.save(replace(begun, W_dec=2 * begun.W_dec), tmp_path / f"{name}.safetensors")
+    settings |= {"start": tuple(str(tmp_path / f"{name}.safetensors") for name in ("competing", "each"))}
+    ended = spread(2, lambda _: trained(settings, tmp_path / "shared", 2, text), tmp_path)
+    assert ended == [0, 0], (tmp_path / "said.0").read_text()[-2000:]
+    alone = trained(settings, tmp_path / "alone", text=text)
+    same(tmp_path / "alone", tmp_path / "shared", [d.name for d in alone.dictionaries])
 
 
 KILLED_AFTER = 11
@@ -191,6 +205,21 @@ def test_a_step_sends_what_the_plan_counts(tmp_path):
     assert spread(2, tried, tmp_path) == [0, 0], (tmp_path / "said.0").read_text()[-2000:]
 
 
+def test_a_dictionary_that_no_device_can_hold_is_written_and_not_measured(tmp_path):
+    def tried(rank: int) -> None:
+        def full(self, dictionaries):
+            raise torch.OutOfMemoryError("full")
+
+        source.ArraySource.measured = full
+        trained(ARRAY, tmp_path / "run", 2)
+
+    assert spread(2, tried, tmp_path) == [0, 0], (tmp_path / "said.0").read_text()[-2000:]
+    about = open_run(tmp_path / "run").about
+    assert about["state"] == "finished" and "does not fit one device" in about["unmeasured"]
+    assert "not measured: a whole dictionary" in (tmp_path / "said.0").read_text()
+    assert load(tmp_path / "run" / "local-topk4-25-s0.safetensors").metadata.metrics == {}
+
+
 def test_shards_need_processes(tmp_path):
     with pytest.raises(DictlabError, match="1 was started; start a multiple of 2, such as torchrun --nproc_per_node 2"):
         trained(ARRAY, tmp_path / "run", 2)
@@ -235,8 +264,6 @@ def test_a_file_written_some_latents_at_a_time_is_that_written_at_once(activatio
 
 
 def whole_part(dictionary, start: int, end: int):
-    from dataclasses import replace
-
     some = slice(start, end)
     return replace(
         dictionary,
