@@ -40,20 +40,30 @@ class ActivationCache:
         sites: Where.
         context: Tokens a context.
         gigabytes: Size the whole folder may grow to, in 10^9 bytes.
+        writers: Processes that fill it together, each its own part of what is free now.
 
     Raises:
         DictlabError: The folder is a file, or one of its own folders belongs to something else.
     """
 
     def __init__(
-        self, folder: str | Path, model: LanguageModel, sites: Sequence[str], *, context: int, gigabytes: float
+        self,
+        folder: str | Path,
+        model: LanguageModel,
+        sites: Sequence[str],
+        *,
+        context: int,
+        gigabytes: float,
+        writers: int = 1,
     ) -> None:
-        self._model, self._room = model, int(gigabytes * GIGABYTE)
+        self._model = model
         self.folder, self.hits, self.misses = Path(folder), 0, 0
         if self.folder.exists() and not self.folder.is_dir():
             raise DictlabError(f"cache {folder}: this is a file; expected a folder.")
         self._places = {site: self._place(site, context) for site in sites}
         self.bytes = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
+        free = max(0, int(gigabytes * GIGABYTE) - self.bytes)
+        self._room = self.bytes + free // writers
 
     def capture(self, tokens: Int[Tensor, "batch context"]) -> dict[str, Float[Tensor, "batch context d_in"]]:
         """Activations at every site: from the disk where all of them are there, from the model otherwise."""

@@ -34,19 +34,53 @@ def training_flops(
     return tokens * (dictionary + 4 * parameters_behind)
 
 
-def state_bytes(n_latents: int, d_in: int, *, ema: bool = False) -> int:
+def state_bytes(n_latents: int, d_in: int, *, ema: bool = False, shards: int = 1) -> int:
     """What a process holds of a dictionary in training: weights, gradients, two moments, the average; float32.
 
     Pre-activations exist for a block of tokens at a time and are left out, and so are the batch and the model.
+
+    Args:
+        n_latents: Width of the dictionary.
+        d_in: Width of the activation.
+        ema: Whether an average of the weights is kept.
+        shards: Parts that the latents are cut into; a process has one, the largest of them here.
     """
-    return 4 * (5 if ema else 4) * (2 * d_in * n_latents + n_latents + d_in)
+    return 4 * (5 if ema else 4) * _weights(n_latents, d_in, shards)
 
 
-def gradient_bytes(n_latents: int, d_in: int, processes: int) -> float:
-    """What each process sends in a step: gradients in float32, by a ring, 2 (N - 1) / N times their size."""
-    return 2 * (processes - 1) / processes * 4 * (2 * d_in * n_latents + n_latents + d_in)
+def gradient_bytes(n_latents: int, d_in: int, processes: int, shards: int = 1) -> float:
+    """What each process sends in a step: gradients in float32, by a ring, 2 (N - 1) / N times their size.
+
+    Args:
+        n_latents: Width of the dictionary.
+        d_in: Width of the activation.
+        processes: N: those that have the same latents, and different tokens.
+        shards: Parts that the latents are cut into.
+    """
+    return 2 * (processes - 1) / processes * 4 * _weights(n_latents, d_in, shards)
+
+
+def exchanged_bytes(d_in: int, tokens: int, k: int, shards: int) -> float:
+    """What each process sends for tokens of which each of S has some latents, by rings, in float32.
+
+    (S - 1) k values of candidates a token, and partial reconstructions, 2 (S - 1) / S times their size. AuxK sends as
+    much again with its own k, in steps in which some latents are dead.
+
+    Args:
+        d_in: Width of the activation.
+        tokens: Of the part of the batch that these processes share.
+        k: Active latents of a token; 0 for activation functions that choose each latent by itself.
+        shards: S.
+    """
+    return 4 * tokens * ((shards - 1) * k + 2 * (shards - 1) / shards * d_in)
 
 
 def gathered_bytes(d_in: int, batch: int, processes: int) -> float:
     """What each process sends for a batch of activations that all of them have in the end, by a ring, in float32."""
     return (processes - 1) / processes * 4 * d_in * batch
+
+
+def _weights(n_latents: int, d_in: int, shards: int) -> int:
+    """Numbers that a process trains."""
+    own = -(-n_latents // shards)
+    return 2 * d_in * own + own + d_in

@@ -5,6 +5,7 @@ run.json             what became of it: state, steps, seconds, versions, members
 metrics.jsonl        a record for each member and logged step, as it goes
 metrics.parquet      the same as a table, in the end
 state.safetensors    what an unfinished run goes on from
+state.rows.N/        a part of that, where its latents are those of several processes
 NAME.safetensors     the dictionaries
 """
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from dictlab import DictlabError, Text, load, stream
 from dictlab.formats import native
 from dictlab.runs import open_run, records
-from dictlab.train import TrainConfig, configfile, resume, session, source, state, train, trainer
+from dictlab.train import TrainConfig, configfile, ending, resume, session, source, state, train
 from dictlab.train.learner import Learner
 from dictlab.train.session import LOG_EVERY
 from tests.planted import SITE, sparse_data, tiny_model
@@ -142,10 +142,10 @@ def test_a_kill_in_the_middle_of_any_write_costs_nothing(tmp_path, text, moment,
         "logging": (session.JsonLines, "write"),
         "writing": (native, "save"),
         "measuring": (source.measure, "measure"),
-        "cleaning": (trainer, "_tell"),
+        "cleaning": (ending, "tell"),
     }
     owner, name = where[moment]
-    wanted = {"saving": 30, "logging": 2, "cleaning": 3}.get(moment, 1)
+    wanted = {"saving": 30, "logging": 2, "cleaning": 2}.get(moment, 1)
     settings, broken, whole = config(), tmp_path / "broken", tmp_path / "whole"
 
     def dying() -> None:

@@ -11,7 +11,8 @@ from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, Unknown
 from dictlab.__about__ import VERSION
 from dictlab.cli.analyses import command_of, loaded, own_examples, own_lines
 from dictlab.cli.dictionaries import convert, info
-from dictlab.cli.printing import console, examples
+from dictlab.cli.failing import say
+from dictlab.cli.printing import examples
 from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
 
@@ -29,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         failed = build(arguments)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
-        console(stderr=True).print(f"dictlab: {_message(error)}", style="red", soft_wrap=True)
+        say(_message(error), error)
         return 2
-    except KeyboardInterrupt:
-        console(stderr=True).print("dictlab: interrupted.", style="red")
+    except KeyboardInterrupt as error:
+        say("interrupted.", error)
         return 130
     return 1 if failed else 0
 

@@ -26,7 +26,10 @@ def train_command() -> Callable[..., None]:
     own = [_setting(field, kinds[field.name], described.get(field.name, "")) for field in fields(TrainConfig)]
     extra = {
         "out": (Path, "Folder of the run; runs/... by default."),
-        "resume": (Path, "Folder of a run to go on with, after it was stopped or killed. Takes no other settings."),
+        "resume": (
+            Path,
+            "Folder of a run to go on with, stopped or killed. Of other settings it takes shards alone.",
+        ),
         "force": (bool, "Write into a folder that already holds a run."),
     }
     own += [_optional(name, kind, text) for name, (kind, text) in extra.items()]
@@ -35,9 +38,10 @@ def train_command() -> Callable[..., None]:
         out, folder, force = (given.pop(name, None) for name in extra)
         given = {name: value for name, value in given.items() if value is not None}
         if folder is not None:
+            shards = given.pop("shards", None)  # says who does the work, not what it is
             if given or out or force:
                 raise DictlabError(f"--resume {folder}: goes on with the settings of that run; leave out the others.")
-            run = resume(folder)
+            run = resume(folder, shards=shards)
         else:
             file = given.pop("model") if str(given.get("model", "")).endswith(".toml") else None
             known = configfile.read(file) if file else {}

@@ -60,29 +60,57 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
         raise DictlabError(f"{path}: a dictionary's file ends in .safetensors.")
     if path.is_dir():
         raise DictlabError(f"{path}: this is a folder; expected the name of a file.")
-    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in dictionary._weights()}
-    tensors |= {OWN + name: t.cpu().contiguous() for name, t in dictionary.activation.tensors().items()}
-    if dictionary.firing_rate is not None:
-        tensors["firing_rate"] = dictionary.firing_rate.float().cpu()
-    header = {
-        "schema": SCHEMA,
-        "activation": dictionary.activation.record(),
-        "normalisation": normalisation.to_record(dictionary.normalisation),
-        "metadata": asdict(dictionary.metadata),
-    }
     try:
-        written = json.dumps(header)
-        check(_assemble(_header(written), tensors))  # what is written can be read
-    except (DictlabError, TypeError, ValueError) as error:
+        written = header(dictionary)
+    except (TypeError, ValueError) as error:
         raise DictlabError(f"{path}: not saved: {error}") from error
+    own = tensors(dictionary, dtype)
+    check_written(written, own, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(_apart(tensors), partial, metadata={"dictlab": written})
+        save_file(_apart(own), partial, metadata={"dictlab": written})
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def tensors(dictionary: Dictionary, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """What the file holds as tensors, by name, on the CPU."""
+    own = {name: t.detach().to("cpu", dtype).contiguous() for name, t in dictionary._weights()}
+    own |= {OWN + name: t.cpu().contiguous() for name, t in dictionary.activation.tensors().items()}
+    if dictionary.firing_rate is not None:
+        own["firing_rate"] = dictionary.firing_rate.float().cpu()
+    return own
+
+
+def header(dictionary: Dictionary) -> str:
+    """What the file's header says.
+
+    Raises:
+        TypeError: The metadata is no JSON.
+    """
+    return json.dumps(
+        {
+            "schema": SCHEMA,
+            "activation": dictionary.activation.record(),
+            "normalisation": normalisation.to_record(dictionary.normalisation),
+            "metadata": asdict(dictionary.metadata),
+        }
+    )
+
+
+def check_written(header: str, own: dict[str, Tensor], path: Path) -> None:
+    """Refuse to write what could not be read.
+
+    Raises:
+        DictlabError: It could not.
+    """
+    try:
+        check(_assemble(_header(header), own))
+    except (DictlabError, TypeError, ValueError) as error:
+        raise DictlabError(f"{path}: not saved: {error}") from error
 
 
 def write(dictionary: Dictionary, path: Path) -> Path:

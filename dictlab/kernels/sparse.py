@@ -19,6 +19,7 @@ never lists them.)
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -47,10 +48,15 @@ def encode(
     b_enc: Float[Tensor, " n_latents"],
     activation: Activation,
     centre: Float[Tensor, " d_in"] | None = None,
+    settle: Callable[[Codes], Codes] | None = None,
 ) -> Codes:
-    """Codes of x: `activation((x - centre) @ W_enc + b_enc)`, differentiable in all of its tensors."""
+    """Codes of x: `activation((x - centre) @ W_enc + b_enc)`, differentiable in all of its tensors.
+
+    Args:
+        settle: Which of these entries are kept, seen those of all tokens; the others have no gradient either.
+    """
     by_latent = ByLatent()
-    values, indices, offsets = _Encode.apply(x, centre, W_enc, b_enc, activation, by_latent)
+    values, indices, offsets = _Encode.apply(x, centre, W_enc, b_enc, activation, by_latent, settle)
     return Codes(values, indices, offsets, W_enc.shape[1], by_latent)
 
 
@@ -143,10 +149,12 @@ class _Encode(torch.autograd.Function):
         b_enc: Tensor,
         activation: Activation,
         by_latent: ByLatent,
+        settle: Callable[[Codes], Codes] | None,
     ) -> tuple[Tensor, ...]:
         h = x if centre is None else x - centre
         size = len(h) if activation.batchwise else max(ROWS, BLOCK // max(1, W_enc.shape[1]))
         codes = concatenate([activation(affine(block, W_enc, b_enc)) for block in h.split(max(1, size))])
+        codes = codes if settle is None else settle(codes)
         ctx.save_for_backward(h, W_enc, codes.values, codes.indices, codes.offsets)
         ctx.activation, ctx.by_latent = activation, by_latent
         ctx.mark_non_differentiable(codes.indices, codes.offsets)
@@ -163,7 +171,7 @@ class _Encode(torch.autograd.Function):
         grad_W = transposed(codes, h).T if for_W else None
         grad_b = h.new_zeros(codes.n_latents).index_add_(0, indices, codes.values) if for_centre or for_b else None
         grad_centre = -(W_enc @ grad_b) if for_centre else None
-        return grad_x, grad_centre, grad_W, grad_b, None, None
+        return grad_x, grad_centre, grad_W, grad_b, None, None, None
 
 
 class _Decode(torch.autograd.Function):

@@ -118,6 +118,8 @@ class TrainConfig:
             of the typical norm of an activation about its mean.
         prefixes: Shares of the latents that must reconstruct by themselves (matryoshka).
         device: cpu, cuda, ...
+        shards: Parts that the latents of each dictionary are cut into, one for each of so many processes of torchrun;
+            where there are more processes, groups of so many share out the tokens.
         save_minutes: Minutes between saves of the state that `--resume` goes on from.
         log: Where metrics go besides the run's folder: wandb, tensorboard (each an extra to install).
         cache: Folder where activations of the model are kept for later runs; none by default.
@@ -164,6 +166,7 @@ class TrainConfig:
     bandwidth: float = 0.1
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5)
     device: str = "cpu"
+    shards: int = 1
     save_minutes: float = 10.0
     log: tuple[LoggerName, ...] = ()
     cache: str | None = None
@@ -234,7 +237,7 @@ class TrainConfig:
 
     def _check_numbers(self) -> None:
         check_at_least(1, width=min(self.width, default=1), k=min(self.k, default=1), batch=self.batch)
-        check_at_least(1, tokens=self.tokens, aux_k=self.aux_k, dead_after=self.dead_after)
+        check_at_least(1, shards=self.shards, tokens=self.tokens, aux_k=self.aux_k, dead_after=self.dead_after)
         check_at_least(0, l1=min(self.l1), l0=min(self.l0), seed=min(self.seed), lr=self.lr, clip=self.clip)
         check_at_least(0, finetune_lr=self.finetune_lr, finetune_penalty=self.finetune_penalty, resample=self.resample)
         if self.tokens < self.batch:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
-from dictlab import seeds
 from dictlab.activations import Statistics
 from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
-from dictlab.errors import DictlabError
-from dictlab.kernels import full, sparse
+from dictlab.kernels import full
 from dictlab.normalisation import Normalisation, Scale
 from dictlab.sparsity import Activation, Elementwise, emitting
-from dictlab.train import objectives, resampling, update
+from dictlab.train import initial, objectives, resampling, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
-from dictlab.train.parallel import ALONE, Ranks
-from dictlab.train.start import in_training_units
-from dictlab.train.state import State
+from dictlab.train.ranks import ALONE, Ranks
 from dictlab.train.variants import Pass, Term
 
 ADAM_EPS = 6.25e-10  # Gao et al. 2024, their code
@@ -40,7 +37,7 @@ class Learner:
         config: The run's settings.
         statistics: Of a sample of the activations.
         centre: Geometric median of the same sample, where the bias starts.
-        ranks: The processes that share each batch.
+        ranks: The processes that share each batch, and the latents: weights and counters are of this one's latents.
 
     Raises:
         DictlabError: The dictionary it is to go on from reads activations of another width.
@@ -59,18 +56,24 @@ class Learner:
         self.variance = statistics.variance / self.d_in
         self.unit = math.sqrt(self.variance)
         self.normalisation: Normalisation = Scale(1 / self.unit)
-        self.initial = {name: t.to(device) for name, t in self.variant.tensors(member.width, self.d_in).items()}
+        own = ranks.latents(member.width)
+        begins = self.variant.tensors(member.width, self.d_in)
+        self.initial = {name: t[own].to(device) for name, t in begins.items()}
         self.counters = {name: t.to(device) for name, t in self.variant.counters().items()}
-        weights = self._fresh(centre) if member.start is None else self._going_on(member.start.to(device))
+        if member.start is None:
+            weights = initial.fresh(member, centre, self.unit, self.initial, ranks)
+        else:
+            weights, self.normalisation = initial.going_on(member, centre, self.unit, self.initial, own)
         self.weights = {name: t.clone().requires_grad_() for name, t in weights.items()}
+        self.common = [name == "bias" for name in self.weights]
         lengths = self.decoder.detach().norm(dim=1, keepdim=True)
         self.lengths = None if member.start is None or member.start.activation.elementwise else lengths
-        self.emits = emitting(self.variant.choose(self.weights), member.width).to(device)
+        self.emits = emitting(self.variant.choose(self.weights), len(self.decoder)).to(device)
         self.revivals = frozenset() if self.variant.revived else resampling.steps(config)
-        self.since_fired = torch.zeros(member.width, dtype=torch.long, device=device)  # tokens
+        self.since_fired = torch.zeros(len(self.decoder), dtype=torch.long, device=device)  # tokens
         self.average = [p.detach().clone().zero_() for p in self.parameters] if config.ema else None
         self.steps = self.averaged = 0
-        self._begin(finetune=False)
+        self.begin(finetune=False)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -122,14 +125,14 @@ class Learner:
             logged: Whether L0, explained variance and the dead share are wanted: they cost passes over the batch.
         """
         if self.config.finetune and self.steps == self.config.steps - self.config.finetune_steps:
-            self._begin(finetune=True)
+            self.begin(finetune=True)
         self.optimizer.zero_grad()
         now = self._forward(batch)
         terms = self._terms(now, batch, splice)
         loss = sum(term.weight * term.value for term in terms.values())
         assert isinstance(loss, Tensor)
         loss.backward()
-        self.ranks.average_([p.grad for p in self.parameters])
+        self.ranks.average_([p.grad for p in self.parameters], self.common)
         self._update()
         with torch.no_grad():
             self.variant.observe(now, self.counters)
@@ -141,7 +144,11 @@ class Learner:
         return dict(self.ranks.averaged(log | self._statistics(now) if logged else log))
 
     def finished(self) -> Dictionary:
-        """The dictionary as it is kept: averaged if asked for, rows of exact length, in the activations' units."""
+        """The dictionary as it is kept: averaged if asked for, rows of exact length, in the activations' units.
+
+        Of latents in several processes, those of this one.
+        """
+        self.optimizer.zero_grad()  # their memory serves the copies
         values = self.average if self.average is not None and self.averaged else self.parameters
         weights = {name: value.detach().clone() for name, value in zip(self.weights, values, strict=True)}
         weights["decoder"] = self._with_lengths(weights["decoder"])
@@ -149,56 +156,19 @@ class Learner:
 
     @property
     def finite(self) -> bool:
-        """Whether all weights are numbers."""
-        return all(bool(p.isfinite().all()) for p in self.parameters)
-
-    def state(self) -> State:
-        """All that it takes to go on alike: weights, optimizer, schedule, counters, average."""
-        tensors = {f"weight.{name}": t for name, t in self.weights.items()}
-        tensors |= {f"counter.{name}": t for name, t in self.counters.items()}
-        tensors |= {f"average.{i}": t for i, t in enumerate(self.average or [])}
-        tensors["since_fired"] = self.since_fired
-        optimizer = self.optimizer.state_dict()
-        for number, entries in optimizer["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value for name, value in entries.items()}
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer["param_groups"]]
-        schedule = {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"}
-        record = {"steps": self.steps, "averaged": self.averaged, "groups": groups, "schedule": schedule}
-        return State(tensors, record)
-
-    @torch.no_grad()
-    def restore(self, state: State) -> None:
-        """Become the learner whose `state` this is; it was made of the same member, settings and statistics."""
-        kept, record = state.tensors, state.record
-        if self.config.finetune and record["steps"] > self.config.steps - self.config.finetune_steps:
-            self._begin(finetune=True)
-        for name, weight in self.weights.items():
-            weight.copy_(kept[f"weight.{name}"])
-        for name, counter in self.counters.items():
-            counter.copy_(kept[f"counter.{name}"])
-        for i, average in enumerate(self.average or []):
-            average.copy_(kept[f"average.{i}"])
-        self.since_fired.copy_(kept["since_fired"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key in kept:
-            if key.startswith("optimizer."):
-                _, number, name = key.split(".", 2)
-                moments.setdefault(int(number), {})[name] = kept[key]
-        own = self.optimizer.state_dict()["param_groups"]
-        groups = [a | b | {"betas": tuple(b["betas"])} for a, b in zip(own, record["groups"], strict=True)]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.schedule.load_state_dict(record["schedule"] | {"lr_lambdas": [None] * len(groups)})
-        self.steps, self.averaged = record["steps"], record["averaged"]
+        """Whether all weights are numbers, of the latents of every process."""
+        return not self.ranks.some(not all(bool(p.isfinite().all()) for p in self.parameters))
 
     def _forward(self, batch: Batch) -> Pass:
-        x, dictionary = batch.x.flatten(0, -2), self.dictionary
+        x = batch.x.flatten(0, -2)
+        dictionary = replace(self.dictionary, b_out=self.ranks.portion(self.bias))
         h, undo = self.normalisation(x)
-        entries, codes, y = self._reconstruct(h, dictionary.W_enc, self.ranks.rule(dictionary.activation))
+        entries, codes, y = self._reconstruct(h, dictionary.W_enc, dictionary.activation)
         return Pass(
             dictionary=dictionary,
             weights=self.weights,
             x=x,
-            x_hat=undo(y + self.bias),
+            x_hat=undo(y + dictionary.b_out),
             entries=entries,
             codes=codes,
             dead=self.dead & self.emits,
@@ -206,6 +176,7 @@ class Learner:
             unit=self.unit,
             progress=self.steps / self.config.steps,
             ranks=self.ranks,
+            width=self.member.width,
         )
 
     def _reconstruct(
@@ -216,10 +187,10 @@ class Learner:
             encoder = (h, W_enc, self.b_enc, activation, self.bias)
             if full.pays(*encoder):
                 matrix, y = full.reconstruct(*encoder, self.decoder)
-                return matrix, matrix, y
-        entries = sparse.encode(h, W_enc, self.b_enc, activation, self.bias)
+                return matrix, matrix, self.ranks.summed(y)
+        entries = self.ranks.encode(h, W_enc, self.b_enc, activation, self.bias)
         codes = self.variant.emit(entries, self.weights)
-        return entries, codes, sparse.decode(codes, self.decoder)
+        return entries, codes, self.ranks.decode(codes, self.decoder)
 
     def _terms(self, now: Pass, batch: Batch, splice: Splice | None) -> dict[str, Term]:
         """Terms of the objective, then those of the variant, whose coefficients fine-tuning may change."""
@@ -242,18 +213,15 @@ class Learner:
         mean = self.ranks.average(now.x.mean(dim=0))
         sums = torch.stack([(now.x - now.x_hat).square().sum(), (now.x - mean).square().sum()])
         left, varied = self.ranks.average(sums)
-        return {
-            "l0": now.codes.l0().float().mean(),
-            "explained_variance": 1 - left / varied,
-            "dead": self.dead.float().mean(),
-        }
+        active, dead = self.ranks.summed(torch.stack([now.codes.l0().float().mean(), self.dead.sum()]))
+        return {"l0": active, "explained_variance": 1 - left / varied, "dead": dead / self.member.width}
 
     @torch.no_grad()
     def _update(self) -> None:
         """Project the decoder's gradient, clip, step, give the decoder's rows their lengths, average; see `update`."""
         if self.decoder.grad is not None:
             update.project(self.decoder.grad, self.decoder if self.lengths is None else normalize(self.decoder, dim=1))
-        update.clipped_step(self.optimizer, self.parameters, self.config.clip)
+        update.clipped_step(self.optimizer, self.parameters, self.config.clip, self.ranks, self.common)
         self.schedule.step()
         update.renormalise(self.decoder)
         if self.lengths is not None:
@@ -263,7 +231,7 @@ class Learner:
             self.averaged += 1
             update.average(self.average, self.parameters, self.config.ema, self.averaged)
 
-    def _begin(self, *, finetune: bool) -> None:
+    def begin(self, *, finetune: bool) -> None:
         """Turn to an objective: an optimizer and a schedule of its own, since gradients differ in size."""
         config, first = self.config, self.config.steps - self.config.finetune_steps
         name = self.member.finetune if finetune else self.member.objective
@@ -274,40 +242,6 @@ class Learner:
         steps, lr = (config.finetune_steps, self.lr * config.finetune_lr) if finetune else (first, self.lr)
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr, eps=ADAM_EPS, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: schedule(step, config, steps))
-
-    def _fresh(self, centre: Float[Tensor, " d_in"]) -> dict[str, Tensor]:
-        """Random directions, encoder tied to them, the bias in the middle of the activations."""
-        width = self.member.width
-        generator = seeds.generator(self.member.seed, f"initial directions, width {width}")
-        decoder = normalize(torch.randn(width, self.d_in, generator=generator), dim=1).to(centre.device)
-        weights = {
-            "encoder": decoder.clone(),
-            "b_enc": torch.zeros(width, device=centre.device),
-            "decoder": decoder,
-            "bias": centre / self.unit,
-        } | self.initial
-        typical = math.sqrt(self.d_in) * normalize(torch.randn(256, self.d_in, generator=generator), dim=1)
-        weights["encoder"] /= self._gain(weights, typical.to(centre.device))
-        return weights
-
-    def _going_on(self, start: Dictionary) -> dict[str, Tensor]:
-        """The weights of a dictionary that is there."""
-        if start.d_in != self.d_in:
-            raise DictlabError(
-                f"{start.name} reads activations of width {start.d_in}; those of this site have {self.d_in}."
-            )
-        own = in_training_units(start, 1 / self.unit)
-        self.normalisation = own.normalisation
-        weights = {"encoder": own.W_enc.T, "b_enc": own.b_enc, "decoder": own.W_dec, "bias": own.b_out}
-        return {name: t.contiguous() for name, t in (weights | self.initial | self.variant.adopted(own)).items()}
-
-    @torch.no_grad()
-    def _gain(self, weights: dict[str, Tensor], h: Float[Tensor, "sample d_in"]) -> Tensor:
-        """How long reconstructions are, as a share of their inputs: one factor brings them to their length."""
-        entries = sparse.encode(h, weights["encoder"].T, weights["b_enc"], self.variant.choose(weights))
-        out = sparse.decode(self.variant.emit(entries, weights), weights["decoder"])
-        gain: Tensor = out.norm(dim=1).mean() / h.norm(dim=1).mean()
-        return gain
 
     def _with_lengths(self, decoder: Tensor) -> Tensor:
         unit = normalize(decoder, dim=1)

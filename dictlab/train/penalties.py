@@ -19,23 +19,22 @@ from torch.nn.functional import mse_loss
 
 from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
-from dictlab.kernels import sparse
 from dictlab.sparsity import TopK
-from dictlab.train.parallel import ALONE, Ranks
+from dictlab.train.ranks import ALONE, Ranks
 
 AUX_WEIGHT = 1 / 32
 
 
-def l1(codes: Codes | Full, d_in: int, p: float = 1.0) -> Float[Tensor, ""]:
+def l1(codes: Codes | Full, d_in: int, p: float = 1.0, ranks: Ranks = ALONE) -> Float[Tensor, ""]:
     """mean over tokens of |c|_p / d, to be weighted by lambda, for codes that are nowhere negative.
 
     With p = 1 the gradient is the same number everywhere, so that no matrix of it is made; the encoder's passes it on
     where a latent is active. With any other an entry that is 0 has none.
     """
     if p == 1.0:
-        return codes.values.sum() / (codes.n_tokens * d_in)
+        return ranks.summed(codes.values.sum()) / (codes.n_tokens * d_in)
     active = codes.values > 0
-    sums = codes.totals(torch.where(active, torch.where(active, codes.values, 1) ** p, 0))
+    sums = ranks.summed(codes.totals(torch.where(active, torch.where(active, codes.values, 1) ** p, 0)))
     return (sums[sums > 0] ** (1 / p)).sum() / (codes.n_tokens * d_in)
 
 
@@ -53,13 +52,13 @@ def aux_k(
     pre-activations by the mask instead, so that a dead latent with a negative one loses to zeros and learns nothing.)
     """
     latents = dead.nonzero().squeeze(1)
-    if len(latents) == 0:
+    if not ranks.some(len(latents) > 0):
         return x.new_zeros(())
     error = ((x - x_hat) / dictionary.normalisation(x)[1].scale).detach()
-    h, strongest = dictionary.normalisation(x)[0], TopK(min(k, len(latents)))
+    h = dictionary.normalisation(x)[0]
     encoder, b_enc = dictionary.W_enc.T[latents], dictionary.b_enc[latents]  # rows: whole stretches of memory
-    entries = sparse.encode(h, encoder.T, b_enc, strongest, dictionary.b_pre)
-    e_hat = sparse.decode(entries, dictionary.W_dec[latents])
+    entries = ranks.encode(h, encoder.T, b_enc, TopK(k), dictionary.b_pre)
+    e_hat = ranks.decode(entries, dictionary.W_dec[latents])
     varied = ranks.average((error - ranks.average(error.mean(dim=0))).square().mean())
     share = mse_loss(e_hat, error) / varied
     return torch.nan_to_num(share, posinf=0.0)  # where nothing is left to explain

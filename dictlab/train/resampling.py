@@ -5,8 +5,8 @@
     encoder row   the same, 0.2 times as long as those of alive latents are on average
     b_enc 0, everything else of the latent as at the start of training, its moments in the optimizer 0
 
-Tokens are drawn without replacement out of the batch at hand. (There, out of a hundred batches, and x_t is taken
-whole.) Latents for which no token is left wait for the next time.
+Tokens are drawn without replacement out of the batch at hand, that of all processes. (There, out of a hundred batches,
+and x_t is taken whole.) Latents for which no token is left wait for the next time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from dictlab import seeds
@@ -35,17 +36,19 @@ def steps(config: TrainConfig) -> frozenset[int]:
 @torch.no_grad()
 def revive(learner: Learner, now: Pass) -> None:
     """Give dead latents new directions, drawn out of the tokens of a step."""
-    loss = (now.x - now.x_hat).square().sum(dim=1).square()
+    x, ranks = now.ranks.whole(now.x), now.ranks
+    loss = (x - ranks.whole(now.x_hat)).square().sum(dim=1).square()
     usable = int((loss > 0).sum())
-    dead = learner.dead.nonzero().squeeze(1)[:usable]
+    dead = ranks.joined(learner.dead).nonzero().squeeze(1)[:usable]
     if len(dead) == 0:
         return
     generator = seeds.generator(learner.member.seed, f"resampling after step {learner.steps}")
     tokens = torch.multinomial(loss.double().cpu(), len(dead), replacement=False, generator=generator)
-    h = learner.normalisation(now.x[tokens.to(now.x.device)])[0] - learner.bias
-    alive = ~learner.dead
-    length = learner.encoder[alive].norm(dim=1).mean() if bool(alive.any()) else learner.encoder.norm(dim=1).mean()
-    rows = normalize(h, dim=1)
+    length = _length(learner, now)
+    own = ranks.latents(now.width)  # every process draws for all latents, and takes what is for its own
+    mine = (dead >= own.start) & (dead < own.stop)
+    tokens, dead = tokens.to(x.device)[mine], dead[mine] - own.start
+    rows = normalize(learner.normalisation(x[tokens])[0] - learner.bias, dim=1)
     new = {"decoder": rows, "encoder": LENGTH * length * rows, "b_enc": learner.b_enc.new_zeros(len(dead))}
     new |= {name: initial[dead] for name, initial in learner.initial.items()}
     for name, values in new.items():
@@ -59,3 +62,11 @@ def revive(learner: Learner, now: Pass) -> None:
             if len(average) == len(learner.since_fired):
                 average[dead] = weight[dead]
     learner.since_fired[dead] = 0
+
+
+def _length(learner: Learner, now: Pass) -> Tensor:
+    """How long alive latents' encoder rows are, on average; or all, if none is alive."""
+    lengths, alive = learner.encoder.norm(dim=1), ~learner.dead
+    sums = torch.stack([lengths[alive].sum(), alive.sum(), lengths.sum()])
+    of_alive, number, of_all = now.ranks.summed(sums)
+    return torch.where(number > 0, of_alive / number, of_all / now.width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -53,6 +54,11 @@ def replace_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def tell(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write what became of a run."""
+    replace_text(folder / runs.ABOUT, json.dumps(about, indent=2) + "\n")
 
 
 def check_free(folder: Path, names: Sequence[str], force: bool) -> None:

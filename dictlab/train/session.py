@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from dictlab import runs
 from dictlab.errors import DictlabError
-from dictlab.train import state
+from dictlab.train import snapshot, state
 from dictlab.train.costs import Cost
 from dictlab.train.learner import Learner
 from dictlab.train.logs import JsonLines, Silent, open_loggers
 from dictlab.train.objectives import Batch, Splice
-from dictlab.train.parallel import ALONE, Ranks
+from dictlab.train.ranks import ALONE, Ranks
 from dictlab.train.run import interruptible
 from dictlab.train.source import Source
 from dictlab.train.state import State
@@ -43,7 +43,7 @@ class Session:
         identity: Of the run, for loggers that go on with an earlier one.
         keep: Tensors that are part of every state, besides the learners' own.
         saved: The state to go on from.
-        ranks: The processes that share each batch; the first of them writes.
+        ranks: The processes that share each batch, and the latents; the first of them writes.
 
     Attributes:
         going: The learners that have not diverged, by name.
@@ -75,7 +75,7 @@ class Session:
             position, size = saved.record["position"], saved.record["log"]
             self._restore(saved)
         for learner in self.going.values():
-            ranks.alike(learner.parameters)  # machines may round differently
+            ranks.alike(learner.parameters, learner.common)  # machines may round differently
         self._batches = source.batches(position)
         device = torch.device(self.config.device)
         self._failed = {name: torch.full((), -1, dtype=torch.long, device=device) for name in self.going}
@@ -140,13 +140,13 @@ class Session:
             DictlabError: Every member diverged, or it cannot be written; the state saved before is left as it was.
         """
         self._drop(self._fallen() | {n: self.step for n, own in self.going.items() if not own.finite})
-        self.ranks.once(self._write)
+        self._write()
         self.saved_step, self._saved_at = self.step, time.monotonic()
 
     def _write(self) -> None:
         tensors, members = dict(self._keep.tensors), {}
         for name, learner in self.going.items():
-            own = learner.state()
+            own = snapshot.taken(learner)
             tensors |= {f"{name}/{key}": value for key, value in own.tensors.items()}
             members[name] = own.record
         tensors["random"] = torch.get_rng_state()
@@ -157,8 +157,10 @@ class Session:
             "diverged": self.diverged,
             "members": members,
         }
+        widths = {name: learner.member.width for name, learner in self.going.items()}
         with self.writing():
-            state.write(self.state_path, State(tensors, record | {"log": self.log.synchronise()}))
+            now = State(tensors, record | {"log": self.log.synchronise()})
+            state.write(self.state_path, now, widths, self.ranks)
 
     def close(self) -> None:
         """Close the logs, with the table of all that was logged."""
@@ -185,7 +187,7 @@ class Session:
         for name in self.diverged:
             self.going.pop(name, None)
         for name, learner in self.going.items():
-            learner.restore(State(state.below(name, saved.tensors), record["members"][name]))
+            snapshot.restore(learner, State(state.below(name, saved.tensors), record["members"][name]))
         torch.set_rng_state(saved.tensors["random"])
 
     def _next(self, batches: Iterator[Spliced]) -> Spliced | None:

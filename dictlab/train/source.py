@@ -31,7 +31,7 @@ from dictlab.train import measure
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.costs import counted
 from dictlab.train.objectives import Batch, Objective, Splice
-from dictlab.train.parallel import ALONE, Ranks
+from dictlab.train.ranks import ALONE, Ranks
 from dictlab.train.start import going_on_from, opened
 
 SAMPLE = 32_768  # activations that the scale and the initial bias are taken from
@@ -132,8 +132,6 @@ class ModelSource:
         assert config.model is not None
         self._ranks = ranks
         ranks.check(config.batch, "tokens")
-        ranks.check_alone("resample", config.resample)
-        ranks.check_alone("cache", config.cache)
         self.model = model or LanguageModel.load(config.model, device=config.device)
         self.text = text or Text.open(config.text)
         self.context = self.model.context_length(config.context)
@@ -218,8 +216,10 @@ class ModelSource:
         config = self.config
         if config.cache is None:
             return lambda tokens: self.model.capture(tokens, config.sites)
-        cache = ActivationCache(config.cache, self.model, config.sites, context=self.context, gigabytes=config.cache_gb)
-        return cache.capture
+        folder, gigabytes, processes = config.cache, config.cache_gb, self._ranks.count * self._ranks.shards
+        made = partial(ActivationCache, folder, self.model, config.sites, context=self.context, gigabytes=gigabytes)
+        self._ranks.agreed(lambda: bool(made()))  # its folders are there before several look for them
+        return made(writers=processes).capture
 
     def _splices_for(self, goals: Sequence[Objective]) -> dict[str, Splice | None]:
         """By site, where to splice, if an objective asks for it."""
@@ -273,7 +273,6 @@ class ArraySource:
     def __init__(self, config: TrainConfig, data: ArrayLike | ArrayActivations | None, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
         ranks.check(config.batch, "rows")
-        ranks.check_alone("resample", config.resample)
         self._base = load(config.on[1]) if config.on and data is None else None
         if self._base is not None:
             data = decoder_rows(self._base)

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 import torch
 from torch import Tensor
 
-from dictlab import __about__, runs
+from dictlab import runs
 from dictlab.activations import Statistics, statistics
 from dictlab.arrays import ArrayActivations, ArrayLike
-from dictlab.dictionary import Dictionary, Metadata
 from dictlab.errors import DictlabError
-from dictlab.formats import native
 from dictlab.formats.loading import load
 from dictlab.lm import LanguageModel, check_device
 from dictlab.runs import RunFolder
 from dictlab.text import Text
-from dictlab.train import configfile, state
-from dictlab.train.config import TrainConfig
-from dictlab.train.costs import cost_record, goals_record
+from dictlab.train import configfile, ending, state
+from dictlab.train.config import Member, TrainConfig
+from dictlab.train.launch import together
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.logs import check_loggers
-from dictlab.train.parallel import ALONE, Ranks
-from dictlab.train.parallel import ranks as together
-from dictlab.train.run import Run, check_free, replace_text
+from dictlab.train.ranks import ALONE, Ranks, check_width
+from dictlab.train.run import Run, check_free, replace_text, tell
 from dictlab.train.session import Session
 from dictlab.train.source import Source, open_source
 from dictlab.train.state import State
@@ -49,8 +44,9 @@ def train(
     Ctrl-C finishes the step, saves the state, and keeps what was learnt so far; `resume` goes on from there, as it does
     after the process was killed.
 
-    Of several processes that `torchrun` started, each takes its share of every batch, and the first alone writes and
-    measures: the others return a run whose dictionaries have no metrics, maybe before the files are there.
+    Of several processes that `torchrun` started, each takes its share of every batch (or of the latents, with
+    `config.shards`), and the first alone writes and measures: the others return a run whose dictionaries have no
+    metrics (none, of latents that are shared out), maybe before the files are there.
 
     Args:
         config: What to train.
@@ -67,12 +63,12 @@ def train(
     check_device(config.device)
     check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
-    with together(config.device) as ranks:
-        source = open_source(config, model=model, text=text, data=data, ranks=ranks)
+    with together(config.device, config.shards) as ranks:
+        source = ranks.each(lambda: _opened(config, model, text, data, ranks))
         config = source.config
         ranks.agreed(lambda: check_free(folder, [member.name for member in source.members], force))
         keep = ranks.agreed(lambda: _beginning(source))
-        return _run(_session(folder, source, ranks.agreed(lambda: _begin(folder, config)), keep, ranks=ranks))
+        return ending.run(_session(folder, source, ranks.agreed(lambda: _begin(folder, config)), keep, ranks=ranks))
 
 
 def resume(
@@ -81,31 +77,64 @@ def resume(
     model: LanguageModel | None = None,
     text: Text | None = None,
     data: ArrayLike | ArrayActivations | None = None,
+    shards: int | None = None,
 ) -> Run:
     """Go on with a run that was stopped or killed. On a CPU the result is the one it would have had, bit for bit.
+
+    (With another number of processes or shards it is the same up to rounding.)
 
     Args:
         folder: The run's.
         model: The language model, if it is already open.
         text: The training text, likewise.
         data: The activations, likewise; needed where they were given in memory.
+        shards: Parts that the latents of each dictionary are cut into from now on; as before by default.
 
     Raises:
         DictlabError: It is no run's folder, or the model, text or data are not those it began with.
     """
     known = runs.open_run(folder)
-    config = TrainConfig(**configfile.checked(known.config, str(known.path / runs.CONFIG)))
+    settings = known.config | ({} if shards is None else {"shards": shards})
+    config = TrainConfig(**configfile.checked(settings, str(known.path / runs.CONFIG)))
     check_loggers(config)
     if known.finished:
         return _finished(known, config)
     check_device(config.device)
-    with together(config.device) as ranks:
-        source = open_source(config, model=model, text=text, data=data, ranks=ranks)
+    with together(config.device, config.shards) as ranks:
+        source = ranks.each(lambda: _opened(config, model, text, data, ranks))
         path = known.path / runs.STATE
         # None: it was killed before the first step.
-        saved = state.read(path) if ranks.agreed(path.exists) else None
+        saved = state.read(path, ranks) if ranks.agreed(path.exists) else None
         keep = _kept(folder, source, saved) if saved else ranks.agreed(lambda: _beginning(source))
-        return _run(_session(known.path, source, known.about["id"], keep, saved, ranks))
+        return ending.run(_session(known.path, source, known.about["id"], keep, saved, ranks))
+
+
+def _opened(
+    config: TrainConfig,
+    model: LanguageModel | None,
+    text: Text | None,
+    data: ArrayLike | ArrayActivations | None,
+    ranks: Ranks,
+) -> Source:
+    """What a run trains on, by all of its processes."""
+    source = open_source(config, model=model, text=text, data=data, ranks=ranks)
+    _check_shared(source.members, ranks)
+    return source
+
+
+def _check_shared(members: Sequence[Member], ranks: Ranks) -> None:
+    """Refuse dictionaries whose latents cannot be shared out.
+
+    Raises:
+        DictlabError: One of them is named.
+    """
+    for member in members if ranks.shards > 1 else ():
+        check_width(member.width, ranks.shards)
+        if not member.variant.shared:
+            raise DictlabError(
+                f"activation {member.variant.label}: it cannot be trained with its latents shared out over processes; "
+                "leave out --shards, or take topk, batchtopk, relu, jumprelu, gated, prolu or matryoshka of these."
+            )
 
 
 def _kept(folder: str | Path, source: Source, saved: State) -> State:
@@ -178,99 +207,16 @@ class Start(NamedTuple):
 def _begin(folder: Path, config: TrainConfig) -> str:
     """Take the folder: an earlier run's records go, then config.toml makes it a run. Returns the run's identity."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (runs.CONFIG, runs.STATE, runs.ABOUT, runs.METRICS, runs.TABLE, "config.json"):
+    state.remove(folder / runs.STATE)
+    for name in (runs.CONFIG, runs.ABOUT, runs.METRICS, runs.TABLE, "config.json"):
         (folder / name).unlink(missing_ok=True)
     identity = uuid4().hex[:12]
-    _tell(folder, {"id": identity, "state": "running"})
+    tell(folder, {"id": identity, "state": "running"})
     replace_text(folder / runs.CONFIG, configfile.dumped(config))
     return identity
-
-
-def _run(session: Session) -> Run:
-    """All that is left of a run: steps, dictionaries, measurements, records."""
-    ranks = session.ranks
-    about = ranks.once(lambda: _sat_down(session)) or {}
-    stopped = session.fit()
-    kept = [_described(learner, session, stopped) for learner in session.going.values()]
-    kept, stopped = ranks.once(lambda: _ended(session, about, kept, stopped)) or (kept, stopped)
-    return Run(session.folder, session.config, tuple(kept), stopped, session.diverged)
-
-
-def _sat_down(session: Session) -> dict[str, Any]:
-    """Tell that the run goes on; returns all that is told."""
-    about = runs.open_run(session.folder).about
-    sitting = {
-        "from_step": session.step,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processes": session.ranks.count,
-    }
-    about |= {"dictlab": __about__.VERSION, "sittings": [*about.get("sittings", []), sitting], "state": "running"}
-    _tell(session.folder, about)
-    return about
-
-
-def _ended(
-    session: Session, about: dict[str, Any], kept: list[Dictionary], stopped: str | None
-) -> tuple[list[Dictionary], str | None]:
-    """Dictionaries, measurements and records on the disk; returns the dictionaries measured, and why it stopped."""
-    folder = session.folder
-    with session.writing():
-        _save(kept, folder)  # safe before anything else can go wrong
-        try:
-            kept = session.source.measured(kept)
-            _save(kept, folder)
-        except KeyboardInterrupt:
-            stopped = stopped or "interrupted while it was measured"
-        session.close()
-        about |= {
-            "state": "stopped" if stopped else "finished",
-            "reason": stopped,
-            "steps": session.step,
-            "tokens": session.step * session.config.batch,
-            "seconds": session.elapsed,
-            "members": list(session.going),
-            "flops": {dictionary.name: dictionary.metadata.training.get("flops") for dictionary in kept},
-            "diverged": session.diverged,
-        }
-        _tell(folder, about)
-        if not stopped:
-            session.state_path.unlink(missing_ok=True)
-    return kept, stopped
 
 
 def _finished(known: RunFolder, config: TrainConfig) -> Run:
     """A run that came to its end already, from its files."""
     kept = tuple(load(known.path / f"{name}.safetensors") for name in known.about["members"])
     return Run(known.path, config, kept, None, known.about["diverged"])
-
-
-def _save(dictionaries: Sequence[Dictionary], folder: Path) -> None:
-    for dictionary in dictionaries:
-        native.save(dictionary, folder / f"{dictionary.name}.safetensors")
-
-
-def _tell(folder: Path, about: Mapping[str, Any]) -> None:
-    replace_text(folder / runs.ABOUT, json.dumps(about, indent=2) + "\n")
-
-
-def _described(learner: Learner, session: Session, stopped: str | None) -> Dictionary:
-    """The finished dictionary with its metadata."""
-    member, config, about = learner.member, session.config, session.source.described()
-    kept = ("batch", "warmup", "final_lr", "clip", "ema")
-    training = about.pop("training") | {key: getattr(config, key) for key in kept}
-    training |= {"lr": learner.lr, "dead_after": config.dead_tokens, "interrupted": stopped is not None}
-    training |= member.variant.record() | goals_record(member, config)
-    training |= cost_record(member, config, session.costs[member.name], session.step)
-    began_from = () if member.start is None else (member.start.name,)
-    metadata = Metadata(
-        site=member.site or None,
-        objective=member.goal,
-        seed=member.seed,
-        tokens=session.step * config.batch,
-        training=training,
-        sources=(*about.pop("sources", ()), *began_from),
-        library=f"dictlab {__about__.VERSION}",
-        **about,
-    )
-    return replace(learner.finished(), metadata=metadata)

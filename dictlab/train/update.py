@@ -9,10 +9,13 @@ Nothing here waits for the device, and no copy of a whole matrix is made: what i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from dictlab.train.ranks import ALONE, Ranks
 
 ROWS = 1024  # decoder rows handled together: their products with the gradient stay in the cache
 
@@ -25,13 +28,27 @@ def project(gradient: Float[Tensor, "n_latents d_in"], rows: Float[Tensor, "n_la
 
 
 @torch.no_grad()
-def clipped_step(optimizer: torch.optim.Adam, parameters: Sequence[Tensor], limit: float) -> None:
+def clipped_step(
+    optimizer: torch.optim.Adam,
+    parameters: Sequence[Tensor],
+    limit: float,
+    ranks: Ranks = ALONE,
+    common: Sequence[bool] = (),
+) -> None:
     """A step with gradients scaled down to the norm `limit` where theirs is larger.
 
     The fused optimizer divides by a factor as it reads the gradients, and leaves them divided.
+
+    Args:
+        optimizer: Of the parameters.
+        parameters: What is trained.
+        limit: Of the norm over all parameters, and over the latents of all processes.
+        ranks: The processes.
+        common: For each parameter, whether it is common to all latents.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    there = [p.grad is not None for p in parameters]
+    norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
+    norm = ranks.length(norms, list(compress(common, there)))
     optimizer.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # type: ignore[attr-defined]
     optimizer.step()
 

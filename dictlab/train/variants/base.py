@@ -25,7 +25,7 @@ from torch.nn.functional import mse_loss
 from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
 from dictlab.sparsity import Activation
-from dictlab.train.parallel import ALONE, Ranks
+from dictlab.train.ranks import Ranks
 
 Weights = Mapping[str, Tensor]
 
@@ -51,7 +51,9 @@ class Pass(NamedTuple):
         variance: Of a coordinate of the activations, on average, in the model's units.
         unit: One of the dictionary's units in the model's.
         progress: Share of the run that is over.
-        ranks: The processes that share the batch: x and the rest are of this one's tokens.
+        ranks: The processes that share the batch and the latents: x and the rest are of this one's tokens, and codes,
+            dead and the weights but for the bias of its latents.
+        width: Latents of all processes.
     """
 
     dictionary: Dictionary
@@ -64,11 +66,14 @@ class Pass(NamedTuple):
     variance: float
     unit: float
     progress: float
-    ranks: Ranks = ALONE
+    ranks: Ranks
+    width: int
 
     def error(self, codes: Codes | Full, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
         """Squared error at the site of what other codes (or another decoder) reconstruct, in the model's units."""
-        return mse_loss((dictionary or self.dictionary).decode(codes.listed(), self.x), self.x)
+        decoder = dictionary or self.dictionary
+        y = self.ranks.decode(codes.listed(), decoder.W_dec) + decoder.b_out
+        return mse_loss(decoder.normalisation(self.x)[1](y), self.x)
 
 
 class Variant(Protocol):
@@ -79,6 +84,7 @@ class Variant(Protocol):
         normalised: Whether the error at the site is divided by the variance of the activations, so that coefficients
             mean the same in every model. The L1 family keeps the model's units, as its papers write it.
         revived: Whether dead latents have a term of their own (AuxK); where not, they can be resampled.
+        shared: Whether its latents can be those of several processes.
         plain: Whether entries are codes (`emit` changes nothing), and only sums over them are asked for: then they may
             come as a full matrix.
     """
@@ -91,6 +97,9 @@ class Variant(Protocol):
 
     @property
     def revived(self) -> bool: ...
+
+    @property
+    def shared(self) -> bool: ...
 
     @property
     def plain(self) -> bool: ...
@@ -151,6 +160,10 @@ class Plain:
     @property
     def revived(self) -> bool:
         return False
+
+    @property
+    def shared(self) -> bool:
+        return True
 
     @property
     def plain(self) -> bool:

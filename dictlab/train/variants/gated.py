@@ -47,7 +47,7 @@ class Gated(Penalised):
 
     def terms(self, now: Pass) -> dict[str, Term]:
         frozen = replace(now.dictionary, W_dec=now.dictionary.W_dec.detach(), b_out=now.dictionary.b_out.detach())
-        penalty = l1(now.entries, now.x.shape[1], self.p) * now.unit
+        penalty = l1(now.entries, now.x.shape[1], self.p, now.ranks) * now.unit
         return {
             "l1": Term(penalty, self.coefficient * ramp(now.progress, self.warmup)),
             "gate": Term(now.error(now.entries, frozen), 1.0),

@@ -71,7 +71,7 @@ class JumpReLU(Plain):
         entries = now.entries.listed()
         active: Tensor = _Step.apply(entries.values, *self._at(entries, now.weights))
         weight = self.coefficient * ramp(now.progress, self.warmup)
-        return {"l0": Term(active.sum() / now.codes.n_tokens, weight)}
+        return {"l0": Term(now.ranks.summed(active.sum()) / now.codes.n_tokens, weight)}
 
     def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
         return replace(dictionary, activation=sparsity.JumpReLU(weights["log_threshold"].exp()))

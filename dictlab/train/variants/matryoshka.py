@@ -21,7 +21,6 @@ from dictlab import sparsity
 from dictlab.codes import Codes, offsets_of
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.kernels import sparse
 from dictlab.train.variants.base import Pass, Term, Variant, Weights
 
 
@@ -50,6 +49,10 @@ class Matryoshka:
         return self.base.revived
 
     @property
+    def shared(self) -> bool:
+        return self.base.shared
+
+    @property
     def plain(self) -> bool:
         return False  # prefixes are cut out of the entries
 
@@ -69,7 +72,7 @@ class Matryoshka:
         return self.base.emit(entries, weights)
 
     def terms(self, now: Pass) -> dict[str, Term]:
-        errors = [mse_loss(x_hat, now.x) for x_hat in nested(now, self.sizes(now.codes.n_latents))]
+        errors = [mse_loss(x_hat, now.x) for x_hat in nested(now, self.sizes(now.width))]
         return {"nested": Term(torch.stack(errors).sum(), 1 / now.variance), **self.base.terms(now)}
 
     def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
@@ -99,9 +102,9 @@ def nested(now: Pass, sizes: list[int]) -> Iterator[Tensor]:
     """What the first latents reconstruct, for rising numbers of them, each out of the last by the latents between."""
     dictionary = now.dictionary
     undo = dictionary.normalisation(now.x)[1]
-    y = dictionary.b_out
+    y, first = dictionary.b_out, now.ranks.latents(now.width).start
     for start, end in pairwise([0, *sizes]):
-        y = y + sparse.decode(between(now.codes.listed(), start, end), dictionary.W_dec)
+        y = y + now.ranks.decode(between(now.codes.listed(), start - first, end - first), dictionary.W_dec)
         yield y * undo.scale + undo.shift
 
 

@@ -37,7 +37,7 @@ class Penalised(Plain):
         return f"{self.kind}{self.coefficient:g}"
 
     def terms(self, now: Pass) -> dict[str, Term]:
-        value = l1(now.codes, now.x.shape[1], self.p) * now.unit
+        value = l1(now.codes, now.x.shape[1], self.p, now.ranks) * now.unit
         return {"l1": Term(value, self.coefficient * ramp(now.progress, self.warmup))}
 
     def record(self) -> dict[str, Any]:

@@ -68,6 +68,10 @@ class Selection(Reviving):
     def label(self) -> str:
         return f"{self.rule.kind}{getattr(self.rule, 'k', '')}"
 
+    @property
+    def shared(self) -> bool:
+        return isinstance(self.rule, sparsity.TopK)
+
     def choose(self, weights: Weights) -> sparsity.Activation:
         return self.rule
 
@@ -92,6 +96,10 @@ class MultiTopK(Reviving):
     @property
     def label(self) -> str:
         return f"multitopk{self.k}"
+
+    @property
+    def shared(self) -> bool:
+        return False  # its codes are the first of its entries, and a shard has any of them
 
     def choose(self, weights: Weights) -> sparsity.Activation:
         return Descending(WIDER * self.k)
