@@ -1,0 +1,259 @@
+"""The tables and the figure of docs/results/training.md, out of what benchmarks/training_quality.py trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from training_quality_measures import Cost
+
+from analyses import style
+from analyses.curves import estimate, mean_ratio
+from analyses.pareto_points import Point, curves
+from analyses.pareto_tables import matched
+from dictlab import Dictionary
+from dictlab.evaluate import bounds
+
+Array = NDArray[np.float64]
+Runs = Mapping[str, Sequence[Point]]
+Tried = Mapping[str, Sequence[tuple[dict[str, Any], Sequence[Dictionary]]]]
+END_TO_END = ("e2e", "e2e+ds")
+
+
+class Group(NamedTuple):
+    """The seeds of one setting.
+
+    Attributes:
+        points: One a seed.
+        share: Of the tokens, that had the end-to-end objective.
+        goal: What for.
+    """
+
+    points: Sequence[Point]
+    share: float
+    goal: str
+
+    def series(self, key: str) -> Array:
+        """The mean over seeds of a metric, in the sample (first) and in each resample."""
+        mean: Array = np.stack([p.series(key) for p in self.points]).mean(axis=0)
+        return mean
+
+
+def row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def head(*names: str) -> str:
+    return row(*names) + "\n" + "|" + "---|" * len(names)
+
+
+def spelt(series: Array, digits: int = 3) -> str:
+    """A value and its interval."""
+    low, high = bounds(series[1:])
+    return f"{series[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def judged(tried: Sequence[tuple[dict[str, Any], Sequence[Dictionary]]]) -> list[float]:
+    """The CE increase of each setting; where each has several dictionaries, its ratio to the first at matched L0."""
+    found = [[d.metadata.metrics for d in made] for _, made in tried]
+    if len(found[0]) == 1:
+        return [float(own[0]["ce_increase"]) for own in found]
+    lines = [[np.array([m[key] for m in own]) for key in ("l0", "ce_increase")] for own in found]
+    return [float(mean_ratio(*lines[0], *line)[0]) for line in lines]
+
+
+def tuning(tried: Tried) -> Iterable[str]:
+    yield head("what", "setting", "CE increase (nats/token); of relu: over the first's, at matched L0")
+    for what, entries in ((what, own) for what, own in tried.items() if own):
+        scores = judged(entries)
+        for (setting, _), score in zip(entries, scores, strict=True):
+            text = ", ".join(f"{name} {value:g}" for name, value in setting.items())
+            yield row(what, text, f"**{score:.3f}**" if score == min(scores) else f"{score:.3f}")
+
+
+def groups(runs: Runs, k: int) -> list[Group]:
+    """Local, what was fine-tuned from it, and what was trained end-to-end, at one k."""
+    found = []
+    for name, points in runs.items():
+        own = [p for p in points if getattr(p.dictionary.activation, "k", None) == k]
+        parts = name.split("-")
+        if not own or parts[0] not in ("local", "then", *END_TO_END):
+            continue
+        share = {"local": 0.0, "then": float(parts[-1]) if parts[0] == "then" else 0.0}.get(parts[0], 1.0)
+        found.append(Group(own, share, parts[1] if parts[0] == "then" else parts[0]))
+    return sorted(found, key=lambda g: (g.goal == "e2e+ds", g.share))
+
+
+def gain(group: Group, local: Group, whole: Group) -> Array | None:
+    """Share of the CE gain of end-to-end training that a group has; None where there is hardly a gain to share."""
+    whole_gain = local.series("ce_increase") - whole.series("ce_increase")
+    if bounds(whole_gain[1:])[0] <= 0:
+        return None
+    share: Array = (local.series("ce_increase") - group.series("ce_increase")) / whole_gain
+    return share
+
+
+def objectives(runs: Runs, costs: Mapping[str, Cost], ks: Sequence[int]) -> Iterable[str]:
+    yield head(
+        "k", "objective", "share of tokens", "CE increase", "by seed", "over local's", "share of e2e's gain",
+        "KL", "explained variance", "dead", "FLOPs / local's", "seconds / local's", "as the trainer says",
+    )  # fmt: skip
+    for k in ks:
+        found = groups(runs, k)
+        local = next(g for g in found if g.goal == "local")
+        for group in found:
+            yield objective(k, group, local, whole(found, "e2e"), costs)
+
+
+def whole(found: Sequence[Group], goal: str) -> Group | None:
+    """The one that was trained for an objective from the start."""
+    return next((g for g in found if g.goal == goal and g.share == 1), None)
+
+
+def objective(k: int, group: Group, local: Group, reference: Group | None, costs: Mapping[str, Cost]) -> str:
+    ratio = group.series("ce_increase") / local.series("ce_increase")
+    share = None if reference is None else gain(group, local, reference)
+    seeds = ", ".join(f"{p.value('ce_increase'):.3f}" for p in group.points)
+    dead = ", ".join(str(p.dictionary.metadata.metrics["dead"]) for p in group.points)
+    said = [p.dictionary.metadata.training.get("relative_cost") for p in group.points]
+    return row(
+        k,
+        group.goal if group.share in (0, 1) else f"local, then {group.goal}",
+        f"{group.share:.0%}".replace("%", " %"),
+        spelt(group.series("ce_increase")),
+        seeds,
+        "1" if group is local else spelt(ratio, 2),
+        "" if share is None or group.share == 0 else spelt(share, 2),
+        spelt(group.series("kl")),
+        spelt(group.series("explained_variance")),
+        dead,
+        f"{relative(costs, group, 'all_flops'):.2f}",
+        f"{relative(costs, group, 'seconds'):.2f}",
+        "" if None in said else f"{np.mean([float(s) for s in said if s]):.2f}",
+    )
+
+
+def relative(costs: Mapping[str, Cost], group: Group, what: str) -> float:
+    """Cost as a multiple of local's, tokens being equal."""
+    local, own = getattr(costs["local"], what), getattr(costs[group.goal], what)
+    return float(1 - group.share + group.share * own / local)
+
+
+def costs_table(costs: Mapping[str, Cost]) -> Iterable[str]:
+    yield head(
+        "objective", "FLOPs/token", "with the model's forward", "CPU µs/token", *(f"{n} / local" for n in Cost._fields)
+    )
+    for goal, cost in costs.items():
+        ratios = [f"{value / base:.2f}" for value, base in zip(cost, costs["local"], strict=True)]
+        yield row(goal, f"{cost.flops:.3g}", f"{cost.all_flops:.3g}", f"{1e6 * cost.seconds:.0f}", *ratios)
+
+
+def lengths(tried: Tried, runs: Runs, k: int) -> Iterable[str]:
+    """CE increase at the length of the tuning and at the whole length."""
+    yield head("tokens", "local", *END_TO_END, "local, then e2e 10 %")
+    trials = [tried[what] for what in ("local", *END_TO_END, "then-e2e")]
+    if all(trials):
+        best = [min((made[0] for _, made in own), key=_increase) for own in trials]
+        yield row(f"{best[0].metadata.tokens:,}", *map(_said, best))
+    names = ("local", *END_TO_END, "then-e2e-0.1")
+    there = [[p for p in runs.get(n, ()) if p.dictionary.activation.record().get("k") == k] for n in names]
+    if all(there):
+        tokens = there[0][0].dictionary.metadata.tokens
+        yield row(f"{tokens:,}", *(spelt(Group(points, 0, "").series("ce_increase")) for points in there))
+
+
+def _increase(dictionary: Dictionary) -> float:
+    return float(dictionary.metadata.metrics["ce_increase"])
+
+
+def _said(dictionary: Dictionary) -> str:
+    low, high = dictionary.metadata.metrics["ce_increase_interval"]
+    return f"{dictionary.metadata.metrics['ce_increase']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def dead(runs: Runs) -> Iterable[str]:
+    yield head("width", "AuxK", "tokens", "dead", "share", "CE increase", "explained variance")
+    for name in ("aux", "no-aux"):
+        for point in runs.get(name, ()):
+            d = point.dictionary
+            count = d.metadata.metrics["dead"]
+            yield row(
+                d.n_latents,
+                "yes" if name == "aux" else "no",
+                f"{d.metadata.tokens:,}",
+                count,
+                f"{count / d.n_latents:.1%}".replace("%", " %"),
+                spelt(point.series("ce_increase")),
+                spelt(point.series("explained_variance")),
+            )
+
+
+def compared(runs: Runs) -> Iterable[str]:
+    """Every two curves, at matched CE increase and at matched L0."""
+    yield head("what", "of", "over", "ratio", "from", "to")
+    names = ("local", "relu", "e2e", "e2e-few", "e2e+ds", "e2e+ds-few", "then-e2e-0.1")
+    points = [p for name in names for p in runs.get(name, ())]
+    frame = matched(curves(points))
+    for entry in frame[~frame["what"].str.contains("alive")].itertuples(index=False):
+        what, of, over, ratio, low, high, _, start, end = entry
+        yield row(what, of, over, f"{ratio:.2f} [{low:.2f}, {high:.2f}]", f"{start:.3g}", f"{end:.3g}")
+
+
+def against_l1(runs: Runs) -> Iterable[str]:
+    """TopK beside ReLU + L1, both local: point by point, and at matched L0."""
+    yield head("dictionary", "L0", "CE increase", "MSE", "explained variance", "dead")
+    for point in [*runs.get("local", ()), *runs.get("relu", ())]:
+        cells = [
+            spelt(point.series(key), digits)
+            for key, digits in (("l0", 1), ("ce_increase", 3), ("mse", 2), ("explained_variance", 3))
+        ]
+        yield row(point.name, *cells, point.dictionary.metadata.metrics["dead"])
+    yield ""
+    yield from at_matched_l0(runs)
+
+
+def at_matched_l0(runs: Runs) -> Iterable[str]:
+    yield head("at matched L0: TopK over ReLU + L1", "ratio", "L0 from", "to")
+    for key in ("ce_increase", "kl", "mse"):
+        sides = [_line(runs.get(name, ()), key) for name in ("relu", "local")]
+        ratio, low, high = mean_ratio(*sides[0], *sides[1])
+        found = estimate(ratio)
+        yield row(key, f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]", f"{low[0]:.1f}", f"{high[0]:.1f}")
+
+
+def _line(points: Sequence[Point], key: str) -> tuple[Array, Array]:
+    """L0 and a metric of the first seed's dictionaries, resamples first."""
+    own = [p for p in points if p.dictionary.metadata.seed == points[0].dictionary.metadata.seed]
+    return np.stack([p.series("l0") for p in own], axis=1), np.stack([p.series(key) for p in own], axis=1)
+
+
+@style.applied
+def draw(runs: Runs, costs: Mapping[str, Cost], ks: Sequence[int], tokens: int, path: Path) -> None:
+    """CE increase against cost, both as shares of local's."""
+    figure, panels = style.axes(len(ks), width=5.0, height=3.9)
+    for ax, k in zip(panels, ks, strict=True):
+        found = groups(runs, k)
+        local = next(g for g in found if g.goal == "local")
+        for number, goal in enumerate(END_TO_END):
+            own = [local, *(g for g in found if g.goal == goal)]
+            series = [g.series("ce_increase") / local.series("ce_increase") for g in own]
+            ends = np.array([(s[0], *bounds(s[1:])) for s in series])
+            x = [relative(costs, g, "seconds") for g in own]
+            bars = np.stack([ends[:, 0] - ends[:, 1], ends[:, 2] - ends[:, 0]])
+            look: Any = {"color": style.colour(number), "marker": style.marker(number), "ls": style.line(number)}
+            ax.errorbar(x, ends[:, 0], yerr=bars, **look, label=f"local, then {goal}; at the right {goal} alone")
+        ax.axvline(1.3, color="black", lw=0.8, ls=":")
+        ax.set(xlabel="CPU seconds (× local)", ylabel="CE increase (× local)", title=f"TopK, k = {k}", xscale="log")
+        ax.legend()
+    figure.suptitle(f"{tokens:,} tokens each; bars: 95 % over sequences; dotted: 1.3 × local's cost", fontsize=9)
+    figure.savefig(path, dpi=130)
+
+
+def show(title: str, lines: Iterable[str]) -> None:
+    print(f"### {title}\n")
+    for line in lines:
+        print(line)
+    print(flush=True)
