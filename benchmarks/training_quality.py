@@ -34,18 +34,19 @@ Setting = dict[str, Any]
 TUNING_SEED = 100
 TUNING_FIRING = 1 << 14  # tokens for firing rates, which tuning does not look at
 LRS: tuple[Setting, ...] = ({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3})
+HIGHER: Setting = {"lr": 1.6e-2}
+SMALLER: Setting = {"lr": 4e-3, "batch": 256}  # more steps of fewer tokens
 WEIGHTS: tuple[Setting, ...] = tuple({"lr": 4e-3, "downstream": weight} for weight in (0.5, 0.1, 0.02))
 FINETUNE_LRS: tuple[Setting, ...] = tuple({"finetune_lr": lr} for lr in (0.1, 0.3, 1.0))  # shares of local's rate
 TRIED = {  # what each is tuned over: at k = 16, ReLU at three coefficients, fine-tuning on a tenth of the tokens
-    "local": LRS,
-    "e2e": LRS,
-    "e2e+ds": (*WEIGHTS, {"lr": 2e-3, "downstream": 0.1}, {"lr": 8e-3, "downstream": 0.1}),
-    "relu": LRS,
+    "local": (*LRS, HIGHER, {"lr": 3.2e-2}, SMALLER),
+    "e2e": (*LRS, {"lr": 2e-3, "batch": 256}, SMALLER),
+    "e2e+ds": (*WEIGHTS, {"lr": 8e-3, "downstream": 0.1}),
+    "relu": (*LRS, HIGHER),
     "then-e2e": FINETUNE_LRS,
-    "then-e2e+ds": FINETUNE_LRS,
 }
 SHARES = {"e2e": (0.05, 0.1, 0.2), "e2e+ds": (0.1,)}  # of the tokens, for the last part
-KS, FEW, MANY = (16, 32), (8,), (8, 16, 32, 64)
+KS, FEW, MANY = (16, 32), 8, (8, 16, 32, 64)
 L1 = (3.0, 5.0, 10.0, 20.0, 35.0)
 DEAD_WIDTHS, DEAD_TOKENS = (1024, 4096), 1_000_000
 
@@ -98,7 +99,7 @@ class Bench:
         """Try every setting of TRIED."""
         short = replace(BASE, tokens=self.tokens // 3, seed=(TUNING_SEED,))
         for what, settings in TRIED.items():
-            for setting in settings if self.tuned(*needed(what)) else ():
+            for setting in settings if what != "then-e2e" or self.tuned("local") else ():
                 name = f"tuning/{what}-" + "-".join(f"{key}{value:g}" for key, value in setting.items())
                 with patch.object(source, "FIRING_TOKENS", TUNING_FIRING):
                     made = self.run(name, self.trial(short, what, setting))
@@ -109,8 +110,8 @@ class Bench:
         """The settings of a run that tries one."""
         if what == "relu":
             return replace(short, activation="relu", l1=(5.0, 10.0, 20.0), **setting)
-        if what.startswith("then-"):
-            return self.finetuned(replace(short, k=(16,)), what.removeprefix("then-"), 0.1, setting)
+        if what == "then-e2e":
+            return self.finetuned(replace(short, k=(16,)), "e2e", 0.1, setting)
         return replace(short, k=(16,), objective=what, **setting)
 
     def tuned(self, *what: str) -> bool:
@@ -137,19 +138,21 @@ class Bench:
             for share in shares:
                 yield self.finetuning(replace(full, k=KS), goal, share)
         for goal in SHARES:
-            yield self.whole(goal, goal, replace(full, k=KS))
+            yield self.whole(f"{goal}-{KS[0]}", goal, replace(full, k=KS[:1]))
+        yield self.whole(f"e2e-{KS[1]}", "e2e", replace(first, k=KS[1:]))
         yield Job("relu", ("relu",), lambda: replace(full, activation="relu", l1=L1, **self.best("relu")))
         wide = replace(first, width=DEAD_WIDTHS, k=(16,), tokens=DEAD_TOKENS)
         yield Job("aux", ("local",), lambda: replace(wide, **self.best("local")))
         never = replace(wide, dead_after=2 * DEAD_TOKENS)  # nothing ever counts as dead
         yield Job("no-aux", ("local",), lambda: replace(never, **self.best("local")))
+        yield self.whole(f"e2e+ds-{KS[1]}", "e2e+ds", replace(first, k=KS[1:]))
         for goal in SHARES:
-            yield self.whole(f"{goal}-few", goal, replace(first, k=FEW))
+            yield self.whole(f"{goal}-{FEW}", goal, replace(first, k=FEW))
 
     def finetuning(self, config: TrainConfig, goal: str, share: float) -> Job:
         """Local, then another objective."""
-        what = f"then-{goal}"
-        return Job(f"{what}-{share:g}", (what,), lambda: self.finetuned(config, goal, share, self.best(what)))
+        needs = ("then-e2e", goal) if goal == "e2e+ds" else ("then-e2e",)  # its learning rate serves both
+        return Job(f"then-{goal}-{share:g}", needs, lambda: self.finetuned(config, goal, share, self.best("then-e2e")))
 
     def whole(self, name: str, goal: str, config: TrainConfig) -> Job:
         """End-to-end from the start."""
@@ -159,11 +162,6 @@ class Bench:
         """Dictionaries by the name of their run."""
         known = [job for job in self.jobs() if self.tuned(*job.needs)]
         return {job.name: made for job in known if (made := self.run(job.name, job.config()))}
-
-
-def needed(what: str) -> tuple[str, ...]:
-    """What must be tuned before something is: fine-tuning takes local's learning rate, and the weight of ds."""
-    return {"then-e2e": ("local",), "then-e2e+ds": ("local", "e2e+ds")}.get(what, ())
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from dictlab.flops import training_flops
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.objectives import Batch, Splice
 
-CONTEXTS = 128
+CONTEXTS = 64
 GOALS = ("local", "e2e", "e2e+ds")
 ROUNDS = 24
 

@@ -158,7 +158,7 @@ def lengths(tried: Tried, runs: Runs, k: int) -> Iterable[str]:
     if all(trials):
         best = [min((made[0] for _, made in own), key=_increase) for own in trials]
         yield row(f"{best[0].metadata.tokens:,}", *map(_said, best))
-    names = ("local", *END_TO_END, "then-e2e-0.1")
+    names = ("local", *(f"{goal}-{k}" for goal in END_TO_END), "then-e2e-0.1")
     there = [[p for p in runs.get(n, ()) if p.dictionary.activation.record().get("k") == k] for n in names]
     if all(there):
         tokens = there[0][0].dictionary.metadata.tokens
@@ -194,8 +194,8 @@ def dead(runs: Runs) -> Iterable[str]:
 def compared(runs: Runs) -> Iterable[str]:
     """Every two curves, at matched CE increase and at matched L0."""
     yield head("what", "of", "over", "ratio", "from", "to")
-    names = ("local", "relu", "e2e", "e2e-few", "e2e+ds", "e2e+ds-few", "then-e2e-0.1")
-    points = [p for name in names for p in runs.get(name, ())]
+    wanted = ("local", "relu", "e2e-", "e2e+ds-", "then-e2e-0.1")
+    points = [p for name, own in runs.items() if name.startswith(wanted) for p in own]
     frame = matched(curves(points))
     for entry in frame[~frame["what"].str.contains("alive")].itertuples(index=False):
         what, of, over, ratio, low, high, _, start, end = entry
