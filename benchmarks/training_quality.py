@@ -37,7 +37,9 @@ LRS: tuple[Setting, ...] = ({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3})
 HIGHER: Setting = {"lr": 1.6e-2}
 SMALLER: Setting = {"lr": 4e-3, "batch": 256}  # more steps of fewer tokens
 WEIGHTS: tuple[Setting, ...] = tuple({"lr": 4e-3, "downstream": weight} for weight in (0.5, 0.1, 0.02))
-FINETUNE_LRS: tuple[Setting, ...] = tuple({"finetune_lr": lr} for lr in (0.1, 0.3, 1.0))  # shares of local's rate
+FINETUNE_LRS: tuple[Setting, ...] = tuple(
+    {"finetune_lr": lr} for lr in (0.01, 0.03, 0.1, 0.3)
+)  # shares of local's rate
 TRIED = {  # what each is tuned over: at k = 16, ReLU at three coefficients, fine-tuning on a tenth of the tokens
     "local": (*LRS, HIGHER, {"lr": 3.2e-2}, SMALLER),
     "e2e": (*LRS, {"lr": 2e-3, "batch": 256}, SMALLER),
@@ -45,8 +47,10 @@ TRIED = {  # what each is tuned over: at k = 16, ReLU at three coefficients, fin
     "relu": (*LRS, HIGHER),
     "then-e2e": FINETUNE_LRS,
 }
+STARTED, STARTED_TOKENS = "local-topk16-1024-s0", 150_000  # a shipped dictionary, and for how long it is trained on
+STARTED_LRS = {"e2e": (1e-4, 4e-4, 1.6e-3), "local": (1e-4, 4e-4)}
 SHARES = {"e2e": (0.05, 0.1, 0.2), "e2e+ds": (0.1,)}  # of the tokens, for the last part
-KS, FEW, MANY = (16, 32), 8, (8, 16, 32, 64)
+KS, OTHERS = (16, 32), (8, 32, 64)
 L1 = (3.0, 5.0, 10.0, 20.0, 35.0)
 DEAD_WIDTHS, DEAD_TOKENS = (1024, 4096), 1_000_000
 
@@ -126,37 +130,52 @@ class Bench:
     def finetuned(self, config: TrainConfig, goal: str, share: float, setting: Mapping[str, Any]) -> TrainConfig:
         """Local first, then another objective for the last share of the tokens."""
         own = {"finetune": goal, "finetune_tokens": round(share * config.tokens), **self.best("local"), **setting}
-        weight = {"downstream": self.best(goal)["downstream"]} if goal == "e2e+ds" else {}
-        return replace(config, **own, **weight)
+        return replace(config, **own, **self.weight(goal))
 
     def jobs(self) -> Iterator[Job]:
-        """What is trained after tuning, what matters most first."""
-        full = replace(BASE, tokens=self.tokens, seed=self.seeds)
+        """What is trained after tuning, what matters most first: several seeds of k = 16, one of the rest."""
+        full = replace(BASE, tokens=self.tokens, seed=self.seeds, k=KS[:1])
         first = replace(full, seed=self.seeds[:1])
-        yield Job("local", ("local",), lambda: replace(full, k=MANY, **self.best("local")))
+        yield Job("local-16", ("local",), lambda: replace(full, **self.best("local")))
+        yield Job("local", ("local",), lambda: replace(first, k=OTHERS, **self.best("local")))
         for goal, shares in SHARES.items():
             for share in shares:
-                yield self.finetuning(replace(full, k=KS), goal, share)
-        for goal in SHARES:
-            yield self.whole(f"{goal}-{KS[0]}", goal, replace(full, k=KS[:1]))
-        yield self.whole(f"e2e-{KS[1]}", "e2e", replace(first, k=KS[1:]))
-        yield Job("relu", ("relu",), lambda: replace(full, activation="relu", l1=L1, **self.best("relu")))
-        wide = replace(first, width=DEAD_WIDTHS, k=(16,), tokens=DEAD_TOKENS)
+                yield self.finetuning(f"then-{goal}-{share:g}", full, goal, share)
+        yield self.finetuning("then-e2e-0.1-32", replace(first, k=KS[1:]), "e2e", 0.1)
+        yield self.whole("e2e-16", "e2e", full)
+        yield from self.going_on()
+        yield self.whole("e2e+ds-16", "e2e+ds", first)
+        for k in (32, 8):
+            yield self.whole(f"e2e-{k}", "e2e", replace(first, k=(k,)))
+        relu = replace(BASE, tokens=self.tokens, seed=self.seeds[:1], activation="relu", l1=L1)
+        yield Job("relu", ("relu",), lambda: replace(relu, **self.best("relu")))
+        wide = replace(first, width=DEAD_WIDTHS, tokens=DEAD_TOKENS)
         yield Job("aux", ("local",), lambda: replace(wide, **self.best("local")))
         never = replace(wide, dead_after=2 * DEAD_TOKENS)  # nothing ever counts as dead
         yield Job("no-aux", ("local",), lambda: replace(never, **self.best("local")))
-        yield self.whole(f"e2e+ds-{KS[1]}", "e2e+ds", replace(first, k=KS[1:]))
-        for goal in SHARES:
-            yield self.whole(f"{goal}-{FEW}", goal, replace(first, k=FEW))
 
-    def finetuning(self, config: TrainConfig, goal: str, share: float) -> Job:
+    def finetuning(self, name: str, config: TrainConfig, goal: str, share: float) -> Job:
         """Local, then another objective."""
         needs = ("then-e2e", goal) if goal == "e2e+ds" else ("then-e2e",)  # its learning rate serves both
-        return Job(f"then-{goal}-{share:g}", needs, lambda: self.finetuned(config, goal, share, self.best("then-e2e")))
+        return Job(name, needs, lambda: self.finetuned(config, goal, share, self.best("then-e2e")))
 
     def whole(self, name: str, goal: str, config: TrainConfig) -> Job:
-        """End-to-end from the start."""
-        return Job(name, (goal,), lambda: replace(config, objective=goal, **self.best(goal)))
+        """End-to-end from the start, at the learning rate and batch of e2e."""
+        needs = ("e2e", goal)
+        return Job(name, needs, lambda: replace(config, objective=goal, **self.weight(goal), **self.best("e2e")))
+
+    def weight(self, goal: str) -> Setting:
+        """The weight of the downstream error, where there is one."""
+        return {"downstream": self.best(goal)["downstream"]} if goal == "e2e+ds" else {}
+
+    def going_on(self) -> Iterator[Job]:
+        """A shipped dictionary under another objective, and under its own."""
+        file = str(CHECKPOINTS / f"{STARTED}.safetensors")
+        config = TrainConfig(MODEL, SITE, start=(file,), tokens=STARTED_TOKENS, batch=BASE.batch, save_minutes=1)
+        for goal, lrs in STARTED_LRS.items():
+            for lr in lrs:
+                own = replace(config, objective=goal, lr=lr)
+                yield Job(f"start-{goal}-lr{lr:g}", (), lambda own=own: own)  # type: ignore[misc]
 
     def results(self) -> dict[str, list[Dictionary]]:
         """Dictionaries by the name of their run."""
@@ -184,7 +203,7 @@ def main() -> None:
 def show(bench: Bench, results: Mapping[str, list[Dictionary]], figure: Path | None) -> None:
     """Print every table, and draw the figure."""
     points = measures.points(results, bench.model, bench.out)
-    costs = measures.costs(BASE, bench.model, KS[0])
+    costs = measures.costs(replace(BASE, **bench.best("local")), bench.model, KS[0])
     tables.show("Tuning", tables.tuning(bench.tried))
     tables.show("Cost", tables.costs_table(costs))
     tables.show("Objectives", tables.objectives(points, costs, KS))

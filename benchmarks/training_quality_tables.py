@@ -82,7 +82,7 @@ def groups(runs: Runs, k: int) -> list[Group]:
         parts = name.split("-")
         if not own or parts[0] not in ("local", "then", *END_TO_END):
             continue
-        share = {"local": 0.0, "then": float(parts[-1]) if parts[0] == "then" else 0.0}.get(parts[0], 1.0)
+        share = float(parts[2]) if parts[0] == "then" else float(parts[0] != "local")
         found.append(Group(own, share, parts[1] if parts[0] == "then" else parts[0]))
     return sorted(found, key=lambda g: (g.goal == "e2e+ds", g.share))
 
@@ -105,12 +105,12 @@ def objectives(runs: Runs, costs: Mapping[str, Cost], ks: Sequence[int]) -> Iter
         found = groups(runs, k)
         local = next(g for g in found if g.goal == "local")
         for group in found:
-            yield objective(k, group, local, whole(found, "e2e"), costs)
+            yield objective(k, group, local, named(found, "e2e", 1), costs)
 
 
-def whole(found: Sequence[Group], goal: str) -> Group | None:
-    """The one that was trained for an objective from the start."""
-    return next((g for g in found if g.goal == goal and g.share == 1), None)
+def named(found: Sequence[Group], goal: str, share: float) -> Group | None:
+    """The one that had an objective for a share of its tokens."""
+    return next((g for g in found if g.goal == goal and g.share == share), None)
 
 
 def objective(k: int, group: Group, local: Group, reference: Group | None, costs: Mapping[str, Cost]) -> str:
@@ -158,11 +158,10 @@ def lengths(tried: Tried, runs: Runs, k: int) -> Iterable[str]:
     if all(trials):
         best = [min((made[0] for _, made in own), key=_increase) for own in trials]
         yield row(f"{best[0].metadata.tokens:,}", *map(_said, best))
-    names = ("local", *(f"{goal}-{k}" for goal in END_TO_END), "then-e2e-0.1")
-    there = [[p for p in runs.get(n, ()) if p.dictionary.activation.record().get("k") == k] for n in names]
-    if all(there):
-        tokens = there[0][0].dictionary.metadata.tokens
-        yield row(f"{tokens:,}", *(spelt(Group(points, 0, "").series("ce_increase")) for points in there))
+    found = groups(runs, k)
+    there = [named(found, goal, share) for goal, share in (("local", 0), ("e2e", 1), ("e2e+ds", 1), ("e2e", 0.1))]
+    tokens = next(iter(found)).points[0].dictionary.metadata.tokens
+    yield row(f"{tokens:,}", *("" if group is None else spelt(group.series("ce_increase")) for group in there))
 
 
 def _increase(dictionary: Dictionary) -> float:
@@ -205,7 +204,7 @@ def compared(runs: Runs) -> Iterable[str]:
 def against_l1(runs: Runs) -> Iterable[str]:
     """TopK beside ReLU + L1, both local: point by point, and at matched L0."""
     yield head("dictionary", "L0", "CE increase", "MSE", "explained variance", "dead")
-    for point in [*runs.get("local", ()), *runs.get("relu", ())]:
+    for point in [*of_local(runs), *runs.get("relu", ())]:
         cells = [
             spelt(point.series(key), digits)
             for key, digits in (("l0", 1), ("ce_increase", 3), ("mse", 2), ("explained_variance", 3))
@@ -215,10 +214,16 @@ def against_l1(runs: Runs) -> Iterable[str]:
     yield from at_matched_l0(runs)
 
 
+def of_local(runs: Runs) -> list[Point]:
+    """The local TopK dictionaries, in the order of k."""
+    own = [p for name, points in runs.items() if name.startswith("local") for p in points]
+    return sorted(own, key=lambda p: p.value("l0"))
+
+
 def at_matched_l0(runs: Runs) -> Iterable[str]:
     yield head("at matched L0: TopK over ReLU + L1", "ratio", "L0 from", "to")
     for key in ("ce_increase", "kl", "mse"):
-        sides = [_line(runs.get(name, ()), key) for name in ("relu", "local")]
+        sides = [_line(points, key) for points in (runs.get("relu", ()), of_local(runs))]
         ratio, low, high = mean_ratio(*sides[0], *sides[1])
         found = estimate(ratio)
         yield row(key, f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]", f"{low[0]:.1f}", f"{high[0]:.1f}")
