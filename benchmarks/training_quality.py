@@ -52,7 +52,7 @@ STARTED_LRS = {"e2e": (1e-4, 4e-4, 1.6e-3), "local": (1e-4, 4e-4)}
 SHARES = {"e2e": (0.05, 0.1, 0.2), "e2e+ds": (0.1,)}  # of the tokens, for the last part
 KS, OTHERS = (16, 32), (8, 32, 64)
 L1 = (3.0, 5.0, 10.0, 20.0, 35.0)
-DEAD_WIDTHS, DEAD_TOKENS = (1024, 4096), 1_000_000
+DEAD_WIDTHS = (1024, 4096)
 
 
 class Job(NamedTuple):
@@ -149,9 +149,9 @@ class Bench:
             yield self.whole(f"e2e-{k}", "e2e", replace(first, k=(k,)))
         relu = replace(BASE, tokens=self.tokens, seed=self.seeds[:1], activation="relu", l1=L1)
         yield Job("relu", ("relu",), lambda: replace(relu, **self.best("relu")))
-        wide = replace(first, width=DEAD_WIDTHS, tokens=DEAD_TOKENS)
+        wide = replace(first, width=DEAD_WIDTHS, tokens=self.tokens // 3)
         yield Job("aux", ("local",), lambda: replace(wide, **self.best("local")))
-        never = replace(wide, dead_after=2 * DEAD_TOKENS)  # nothing ever counts as dead
+        never = replace(wide, dead_after=self.tokens)  # nothing ever counts as dead
         yield Job("no-aux", ("local",), lambda: replace(never, **self.best("local")))
 
     def finetuning(self, name: str, config: TrainConfig, goal: str, share: float) -> Job:
@@ -208,7 +208,9 @@ def show(bench: Bench, results: Mapping[str, list[Dictionary]], figure: Path | N
     tables.show("Cost", tables.costs_table(costs))
     tables.show("Objectives", tables.objectives(points, costs, KS))
     tables.show("Length", tables.lengths(bench.tried, points, KS[0]))
+    tables.show("Going on", tables.going_on(points))
     tables.show("Curves", tables.compared(points))
+    tables.show("TopK and ReLU + L1 among what was tried", tables.short_l1(bench.tried))
     tables.show("TopK and ReLU + L1", tables.against_l1(points))
     tables.show("Dead latents", tables.dead(points))
     if figure:

@@ -70,8 +70,11 @@ def tuning(tried: Tried) -> Iterable[str]:
     for what, entries in ((what, own) for what, own in tried.items() if own):
         scores = judged(entries)
         for (setting, _), score in zip(entries, scores, strict=True):
-            text = ", ".join(f"{name} {value:g}" for name, value in setting.items())
-            yield row(what, text, f"**{score:.3f}**" if score == min(scores) else f"{score:.3f}")
+            yield row(what, written(setting), f"**{score:.3f}**" if score == min(scores) else f"{score:.3f}")
+
+
+def written(setting: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
 
 
 def groups(runs: Runs, k: int) -> list[Group]:
@@ -103,8 +106,8 @@ def objectives(runs: Runs, costs: Mapping[str, Cost], ks: Sequence[int]) -> Iter
     )  # fmt: skip
     for k in ks:
         found = groups(runs, k)
-        local = next(g for g in found if g.goal == "local")
-        for group in found:
+        local = named(found, "local", 0)
+        for group in found if local else ():
             yield objective(k, group, local, named(found, "e2e", 1), costs)
 
 
@@ -160,8 +163,8 @@ def lengths(tried: Tried, runs: Runs, k: int) -> Iterable[str]:
         yield row(f"{best[0].metadata.tokens:,}", *map(_said, best))
     found = groups(runs, k)
     there = [named(found, goal, share) for goal, share in (("local", 0), ("e2e", 1), ("e2e+ds", 1), ("e2e", 0.1))]
-    tokens = next(iter(found)).points[0].dictionary.metadata.tokens
-    yield row(f"{tokens:,}", *("" if group is None else spelt(group.series("ce_increase")) for group in there))
+    tokens = "the whole run" if not found else f"{found[0].points[0].dictionary.metadata.tokens:,}"
+    yield row(tokens, *("" if group is None else spelt(group.series("ce_increase")) for group in there))
 
 
 def _increase(dictionary: Dictionary) -> float:
@@ -171,6 +174,20 @@ def _increase(dictionary: Dictionary) -> float:
 def _said(dictionary: Dictionary) -> str:
     low, high = dictionary.metadata.metrics["ce_increase_interval"]
     return f"{dictionary.metadata.metrics['ce_increase']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def going_on(runs: Runs) -> Iterable[str]:
+    """A dictionary that was there, under another objective: beside as many tokens more under its own."""
+    yield head(
+        "objective", "learning rate", "tokens", "CE increase", "over the best of local", "KL", "explained variance"
+    )
+    own = [(p, name) for name, points in runs.items() if name.startswith("start-") for p in points]
+    control = min((p for p, name in own if "-local-" in name), key=lambda p: p.value("ce_increase"), default=None)
+    for point, name in own:
+        about = point.dictionary.metadata
+        ratio = "" if control is None else spelt(point.series("ce_increase") / control.series("ce_increase"), 2)
+        cells = [spelt(point.series(key)) for key in ("ce_increase", "kl", "explained_variance")]
+        yield row(name.split("-")[1], f"{about.training['lr']:g}", f"{about.tokens:,}", cells[0], ratio, *cells[1:])
 
 
 def dead(runs: Runs) -> Iterable[str]:
@@ -214,6 +231,21 @@ def against_l1(runs: Runs) -> Iterable[str]:
     yield from at_matched_l0(runs)
 
 
+def short_l1(tried: Tried) -> Iterable[str]:
+    """The same among what was tried: ReLU under its best setting, and TopK."""
+    yield head("what", "setting", "L0", "CE increase", "explained variance")
+    if not (tried["relu"] and tried["local"]):
+        return
+    scores = judged(tried["relu"])
+    for what, (setting, made) in (
+        ("ReLU + L1", tried["relu"][scores.index(min(scores))]),
+        *(("TopK", entry) for entry in tried["local"]),
+    ):
+        for d in made:
+            m = d.metadata.metrics
+            yield row(what, written(setting), f"{m['l0']:.1f}", _said(d), f"{m['explained_variance']:.3f}")
+
+
 def of_local(runs: Runs) -> list[Point]:
     """The local TopK dictionaries, in the order of k."""
     own = [p for name, points in runs.items() if name.startswith("local") for p in points]
@@ -222,6 +254,8 @@ def of_local(runs: Runs) -> list[Point]:
 
 def at_matched_l0(runs: Runs) -> Iterable[str]:
     yield head("at matched L0: TopK over ReLU + L1", "ratio", "L0 from", "to")
+    if "relu" not in runs or "local" not in runs:
+        return
     for key in ("ce_increase", "kl", "mse"):
         sides = [_line(points, key) for points in (runs.get("relu", ()), of_local(runs))]
         ratio, low, high = mean_ratio(*sides[0], *sides[1])
@@ -241,7 +275,9 @@ def draw(runs: Runs, costs: Mapping[str, Cost], ks: Sequence[int], tokens: int, 
     figure, panels = style.axes(len(ks), width=5.0, height=3.9)
     for ax, k in zip(panels, ks, strict=True):
         found = groups(runs, k)
-        local = next(g for g in found if g.goal == "local")
+        local = named(found, "local", 0)
+        if local is None:
+            continue
         for number, goal in enumerate(END_TO_END):
             own = [local, *(g for g in found if g.goal == goal)]
             series = [g.series("ce_increase") / local.series("ce_increase") for g in own]
