@@ -30,6 +30,7 @@ RELU = {"activation": "relu", "width": (1024,), "tokens": 1_000_000, "batch": 10
 DS = {"objective": ("e2e+ds",), "downstream": 0.5}
 RUNS = {
     "topk": TrainConfig(MODEL, SITE, width=(256, 512, 1024, 2048, 4096), seed=(0, 1), lr=4e-3, **TOPK),
+    "topk-k": TrainConfig(MODEL, SITE, width=(256, 512, 1024, 2048), lr=4e-3, **TOPK | {"k": (4, 8, 32, 64)}),
     "local": TrainConfig(MODEL, SITE, l1=(5, 10, 20, 35), **RELU),
     "local-seed1": TrainConfig(MODEL, SITE, l1=(10,), seed=(1,), **RELU),
     "e2e": TrainConfig(MODEL, SITE, l1=(0.1, 0.25, 0.6, 1.5), objective=("e2e",), **RELU),
@@ -67,8 +68,11 @@ def train_once(name: str, model: LanguageModel) -> None:
 
 
 def publish(model: LanguageModel) -> None:
-    """Round every dictionary to half precision, and measure what the files then hold."""
-    trained = [load(path) for name in RUNS for path in sorted((STATE / name).glob("*.safetensors"))]
+    """Round every dictionary that is not here yet to half precision, and measure what the files then hold."""
+    paths = [path for name in RUNS for path in sorted((STATE / name).glob("*.safetensors"))]
+    trained = [load(path) for path in paths if not (HERE / path.name).exists()]
+    if not trained:
+        return
     rounded = [d.to(dtype=torch.float16).to(dtype=torch.float32) for d in trained]
     measured = measure(rounded, model, Text.builtin(), context=lm.CONTEXT, tokens=FIRING_TOKENS, contexts=CONTEXTS)
     for dictionary in measured:
