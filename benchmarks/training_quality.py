@@ -23,7 +23,7 @@ from unittest.mock import patch
 import training_quality_measures as measures
 import training_quality_tables as tables
 
-from dictlab import Dictionary, LanguageModel, TrainConfig, runs, train
+from dictlab import Dictionary, LanguageModel, TrainConfig, load, runs, train
 from dictlab.train import resume, source
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
@@ -180,7 +180,8 @@ class Bench:
     def results(self) -> dict[str, list[Dictionary]]:
         """Dictionaries by the name of their run."""
         known = [job for job in self.jobs() if self.tuned(*job.needs)]
-        return {job.name: made for job in known if (made := self.run(job.name, job.config()))}
+        before = {"start-none": [load(CHECKPOINTS / f"{STARTED}.safetensors")]}
+        return {job.name: made for job in known if (made := self.run(job.name, job.config()))} | before
 
 
 def main() -> None:

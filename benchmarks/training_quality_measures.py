@@ -58,6 +58,7 @@ def _file(out: Path, name: str) -> Path:
 def _write(path: Path, evaluations: Sequence[Evaluation]) -> None:
     arrays = {f"{i}/{key}": values for i, e in enumerate(evaluations) for key, values in e.sums.items()}
     arrays |= {f"{i}/fired": e.fired.numpy() > 0 for i, e in enumerate(evaluations)}
+    path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **arrays)
 
 
