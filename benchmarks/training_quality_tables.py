@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from training_quality_measures import Cost
 
@@ -146,9 +147,8 @@ def relative(costs: Mapping[str, Cost], group: Group, what: str) -> float:
 
 
 def costs_table(costs: Mapping[str, Cost]) -> Iterable[str]:
-    yield head(
-        "objective", "FLOPs/token", "with the model's forward", "CPU µs/token", *(f"{n} / local" for n in Cost._fields)
-    )
+    names = ("FLOPs/token", "with the model's forward", "CPU µs/token")
+    yield head("objective", *names, *(f"{name} / local's" for name in ("FLOPs", "with the forward", "CPU time")))
     for goal, cost in costs.items():
         ratios = [f"{value / base:.2f}" for value, base in zip(cost, costs["local"], strict=True)]
         yield row(goal, f"{cost.flops:.3g}", f"{cost.all_flops:.3g}", f"{1e6 * cost.seconds:.0f}", *ratios)
@@ -187,7 +187,8 @@ def going_on(runs: Runs) -> Iterable[str]:
         about = point.dictionary.metadata
         ratio = "" if control is None else spelt(point.series("ce_increase") / control.series("ce_increase"), 2)
         cells = [spelt(point.series(key)) for key in ("ce_increase", "kl", "explained_variance")]
-        yield row(name.split("-")[1], f"{about.training['lr']:g}", f"{about.tokens:,}", cells[0], ratio, *cells[1:])
+        what = "as it was" if name == "start-none" else name.split("-")[1]
+        yield row(what, f"{about.training['lr']:g}", f"{about.tokens:,}", cells[0], ratio, *cells[1:])
 
 
 def dead(runs: Runs) -> Iterable[str]:
@@ -272,25 +273,31 @@ def _line(points: Sequence[Point], key: str) -> tuple[Array, Array]:
 @style.applied
 def draw(runs: Runs, costs: Mapping[str, Cost], ks: Sequence[int], tokens: int, path: Path) -> None:
     """CE increase against cost, both as shares of local's."""
-    figure, panels = style.axes(len(ks), width=5.0, height=3.9)
-    for ax, k in zip(panels, ks, strict=True):
-        found = groups(runs, k)
-        local = named(found, "local", 0)
-        if local is None:
-            continue
-        for number, goal in enumerate(END_TO_END):
-            own = [local, *(g for g in found if g.goal == goal)]
-            series = [g.series("ce_increase") / local.series("ce_increase") for g in own]
-            ends = np.array([(s[0], *bounds(s[1:])) for s in series])
-            x = [relative(costs, g, "seconds") for g in own]
-            bars = np.stack([ends[:, 0] - ends[:, 1], ends[:, 2] - ends[:, 0]])
-            look: Any = {"color": style.colour(number), "marker": style.marker(number), "ls": style.line(number)}
-            ax.errorbar(x, ends[:, 0], yerr=bars, **look, label=f"local, then {goal}; at the right {goal} alone")
-        ax.axvline(1.3, color="black", lw=0.8, ls=":")
-        ax.set(xlabel="CPU seconds (× local)", ylabel="CE increase (× local)", title=f"TopK, k = {k}", xscale="log")
-        ax.legend()
+    found = {k: own for k in ks if named(own := groups(runs, k), "local", 0)}
+    figure, panels = style.axes(len(found), width=6.0, height=4.0)
+    for ax, (k, own) in zip(panels, found.items(), strict=True):
+        panel(ax, k, own, costs)
     figure.suptitle(f"{tokens:,} tokens each; bars: 95 % over sequences; dotted: 1.3 × local's cost", fontsize=9)
     figure.savefig(path, dpi=130)
+
+
+def panel(ax: Axes, k: int, found: Sequence[Group], costs: Mapping[str, Cost]) -> None:
+    """One k: a line from local through shares of an objective to that objective from the start."""
+    local = next(g for g in found if g.goal == "local")
+    for number, goal in enumerate(END_TO_END):
+        own = [local, *(g for g in found if g.goal == goal)]
+        if len(own) == 1:
+            continue
+        series = [g.series("ce_increase") / local.series("ce_increase") for g in own]
+        ends = np.array([(s[0], *bounds(s[1:])) for s in series])
+        bars = np.stack([ends[:, 0] - ends[:, 1], ends[:, 2] - ends[:, 0]])
+        x = [relative(costs, g, "seconds") for g in own]
+        look: Any = {"color": style.colour(number), "marker": style.marker(number), "ls": style.line(number)}
+        ax.errorbar(x, ends[:, 0], yerr=bars, **look, label=f"local, shares of {goal}, {goal} from the start")
+    ax.axvline(1.3, color="black", lw=0.8, ls=":")
+    title = f"Is KL worth its cost? TopK, k = {k}"
+    ax.set(xlabel="CPU time (× local)", ylabel="CE increase (× local)", title=title)
+    ax.legend(loc="upper left")
 
 
 def show(title: str, lines: Iterable[str]) -> None:
