@@ -50,6 +50,7 @@ benchmarks: setup
 	$(BIN)/python benchmarks/pathology_sites.py
 	$(BIN)/python benchmarks/fuzz_formats.py --files 10000
 	$(BIN)/python benchmarks/training_length.py
+	$(BIN)/python benchmarks/training_quality.py
 	$(BIN)/python benchmarks/topk_step.py
 	$(BIN)/python benchmarks/e2e_overhead.py
 	$(BIN)/python benchmarks/family_cost.py

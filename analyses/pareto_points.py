@@ -16,7 +16,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.evaluate import METRICS, Evaluation
 
 LOCAL = "local"
-COST_ONLY = ("seconds", "interrupted")  # of what a file says of its training, this tells no setting from another
+COST_ONLY = ("seconds", "finetune_seconds", "relative_cost", "interrupted")  # of its training: tells no settings apart
 
 
 class Measure(NamedTuple):

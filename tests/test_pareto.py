@@ -229,6 +229,16 @@ def test_seeds_of_a_setting_are_one_place_of_the_curve_at_their_geometric_mean()
     assert curve.series["ce_increase"][0] == pytest.approx([4 / 16, 4 / 64])  # still on the power law
 
 
+def test_seeds_of_a_fine_tuned_setting_are_one_place_whatever_each_took():
+    def tuned(name, seed):
+        cost = {"seconds": 9.0 + seed, "finetune_seconds": 2.0 + seed, "relative_cost": 1.2 + seed}
+        how = {"k": 16, "finetune": {"objective": "e2e", "tokens": 10}, **cost}
+        return point(name, 16, 0.1, seed=seed, tokens=100, training=how, activation=TopK(16))
+
+    (curve,) = curves([tuned("a", 0), tuned("b", 1)])
+    assert [[p.name for p in seeds] for seeds in curve.settings] == [["a", "b"]]
+
+
 def test_seeds_alone_are_no_curve():
     """TopK dictionaries of one k and width, which differ in their seed, can be nowhere interpolated."""
     made = [*(seeded(f"k{s}", 16 + s, s, 0, activation=TopK(16)) for s in range(3)), *law("e2e", (10, 40), 4)]

@@ -111,3 +111,9 @@ def test_sources_that_do_not_go_together_are_refused(settings, message):
 def test_members_of_several_sites_have_names_of_their_own():
     names = [m.name for m in TrainConfig("m", ("blocks.1.hook_resid_pre", "transformer.h.2.mlp:out"), k=(4,)).members()]
     assert names == ["blocks.1.hook_resid_pre-local-topk4-1024-s0", "transformer.h.2.mlp-out-local-topk4-1024-s0"]
+
+
+def test_a_run_that_is_fine_tuned_has_a_folder_of_its_own():
+    plain = TrainConfig("m", "s", k=(4,))
+    assert plain.default_out().name == "local-topk-1024"
+    assert TrainConfig("m", "s", k=(4,), finetune="e2e").default_out().name == "local-then-e2e-topk-1024"

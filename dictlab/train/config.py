@@ -329,7 +329,8 @@ class TrainConfig:
         """Where the run goes when nobody says."""
         meta = ["meta"] if self.on else []
         made = [Path(start).stem for start in self.start] or ["-".join(self.activation), *map(str, self.width)]
-        return Path("runs") / "-".join([*meta, *self.objective, *made])
+        then = ["then", self.finetune] if self.finetune else []
+        return Path("runs") / "-".join([*meta, *self.objective, *then, *made])
 
     def _variants(self) -> list[Variant]:
         return [variant for name in self.activation for variant in BY_NAME[name](self, self.k)]
