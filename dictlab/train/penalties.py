@@ -15,11 +15,12 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
 from dictlab.kernels import sparse
+from dictlab.kernels.error import squared_error
+from dictlab.normalisation import unscaled
 from dictlab.sparsity import TopK
 from dictlab.train.parallel import ALONE, Ranks
 
@@ -55,13 +56,13 @@ def aux_k(
     latents = dead.nonzero().squeeze(1)
     if len(latents) == 0:
         return x.new_zeros(())
-    error = ((x - x_hat) / dictionary.normalisation(x)[1].scale).detach()
-    h, strongest = dictionary.normalisation(x)[0], TopK(min(k, len(latents)))
+    h, factor, undo = unscaled(dictionary.normalisation, x)
+    error, strongest = ((x - x_hat.detach()) / undo.scale), TopK(min(k, len(latents)))
     encoder, b_enc = dictionary.W_enc.T[latents], dictionary.b_enc[latents]  # rows: whole stretches of memory
-    entries = sparse.encode(h, encoder.T, b_enc, strongest, dictionary.b_pre)
+    entries = sparse.encode(h, encoder.T, b_enc, strongest, dictionary.b_pre, factor)
     e_hat = sparse.decode(entries, dictionary.W_dec[latents])
     varied = ranks.average((error - ranks.average(error.mean(dim=0))).square().mean())
-    share = mse_loss(e_hat, error) / varied
+    share = squared_error(e_hat, error) / varied
     return torch.nan_to_num(share, posinf=0.0)  # where nothing is left to explain
 
 

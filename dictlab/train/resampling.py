@@ -14,6 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from dictlab import seeds
@@ -33,9 +35,15 @@ def steps(config: TrainConfig) -> frozenset[int]:
 
 
 @torch.no_grad()
-def revive(learner: Learner, now: Pass) -> None:
-    """Give dead latents new directions, drawn out of the tokens of a step."""
-    loss = (now.x - now.x_hat).square().sum(dim=1).square()
+def lost(now: Pass) -> Float[Tensor, " tokens"]:
+    """L_t."""
+    return (now.x - now.x_hat).square().sum(dim=1)
+
+
+@torch.no_grad()
+def revive(learner: Learner, now: Pass, lost: Float[Tensor, " tokens"]) -> None:
+    """Give dead latents new directions, drawn out of the tokens of a step by what `lost` said of them before it."""
+    loss = lost.square()
     usable = int((loss > 0).sum())
     dead = learner.dead.nonzero().squeeze(1)[:usable]
     if len(dead) == 0:
