@@ -24,7 +24,7 @@ from torch import Tensor
 from dictlab.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
-from dictlab.normalisation import Centred, NoNormalisation, Normalisation, Scale, Undo
+from dictlab.normalisation import Centred, NoNormalisation, Normalisation, Scale, Undo, unscaled
 from dictlab.records import from_record
 from dictlab.sparsity import Activation, emitting
 
@@ -134,7 +134,6 @@ class Dictionary:
         Raises:
             DictlabError: x is needed and was not given.
         """
-        y = sparse.decode(codes, self.W_dec) + self.b_out
         if x is None:
             if self.normalisation.per_token:
                 raise DictlabError(
@@ -142,8 +141,7 @@ class Dictionary:
                     "call decode(codes, x) with the activations, or reconstruct(x)."
                 )
             x = self.b_out.new_zeros(1, self.d_in)
-        undo = self.normalisation(self._checked(x))[1]
-        return undo(y)
+        return decoded(codes, self.W_dec, self.b_out, self.normalisation(self._checked(x))[1])
 
     def reconstruct(self, x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens d_in"]:
         """decode(encode(x)), in the shape of x."""
@@ -152,8 +150,7 @@ class Dictionary:
     def __call__(self, x: Float[Tensor, "*tokens d_in"]) -> tuple[Codes, Float[Tensor, "*tokens d_in"]]:
         """Codes and reconstruction together."""
         codes, undo = self._encode(self._checked(x))
-        y = sparse.decode(codes, self.W_dec) + self.b_out
-        return codes, undo(y).reshape(x.shape)
+        return codes, decoded(codes, self.W_dec, self.b_out, undo).reshape(x.shape)
 
     def pre_activations(
         self, x: Float[Tensor, "tokens d_in"], latents: Tensor | slice = slice(None)
@@ -214,8 +211,8 @@ class Dictionary:
         )
 
     def _encode(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Codes, Undo]:
-        h, undo = self.normalisation(x)
-        return sparse.encode(h, self.W_enc, self.b_enc, self.activation, self.b_pre), undo
+        h, factor, undo = unscaled(self.normalisation, x)
+        return sparse.encode(h, self.W_enc, self.b_enc, self.activation, self.b_pre, factor), undo
 
     def _checked(self, x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "tokens d_in"]:
         if x.shape[-1] != self.d_in:
@@ -228,3 +225,12 @@ class Dictionary:
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for name in ("W_enc", "b_enc", "W_dec", "b_pre", "b_out"):
             yield name, getattr(self, name)
+
+
+def decoded(
+    codes: Codes, W_dec: Float[Tensor, "n_latents d_in"], bias: Float[Tensor, " d_in"], undo: Undo
+) -> Float[Tensor, "tokens d_in"]:
+    """`undo(codes.dense() @ W_dec + bias)`, in one matrix where undoing is a factor."""
+    if undo.factor is not None:
+        return sparse.decode(codes, W_dec, bias, undo.factor)
+    return undo(sparse.decode(codes, W_dec, bias))

@@ -27,6 +27,12 @@ class Undo(NamedTuple):
         scaled = y if isinstance(self.scale, float) and self.scale == 1.0 else y * self.scale
         return scaled if isinstance(self.shift, float) and self.shift == 0.0 else scaled + self.shift
 
+    @property
+    def factor(self) -> float | None:
+        """The one number that it multiplies everything by, if that is all it does."""
+        plain = isinstance(self.scale, float) and isinstance(self.shift, float) and self.shift == 0.0
+        return float(self.scale) if plain else None
+
 
 class Normalisation(Protocol):
     """From an activation x to the encoder's input h, and how to come back."""
@@ -112,6 +118,16 @@ class Centred:
         mean = x.mean(dim=-1, keepdim=True)
         h, undo = self.then(x - mean)
         return h, Undo(undo.scale, undo.shift + mean)
+
+
+def unscaled(
+    normalisation: Normalisation, x: Float[Tensor, "tokens d_in"]
+) -> tuple[Float[Tensor, "tokens d_in"], float, Undo]:
+    """The encoder's input as a matrix and a factor of it, and how to undo it. One scale for all makes no copy of x."""
+    if isinstance(normalisation, Scale):
+        return x, normalisation.factor, Undo(1.0 / normalisation.factor, 0.0)
+    h, undo = normalisation(x)
+    return h, 1.0, undo
 
 
 PLAIN: dict[str, type] = {cls.kind: cls for cls in (NoNormalisation, Scale, LayerNorm, ConstantNorm)}

@@ -22,7 +22,7 @@ def problem(tokens: int = 6, n: int = 9, d: int = 5, dtype: torch.dtype = torch.
 
 
 def by_matrix(rule, x, W_enc, b_enc, centre, W_dec):
-    return full.reconstruct(x, W_enc, b_enc, rule, centre, W_dec)
+    return full.reconstruct(x, W_enc, b_enc, rule, centre, 1.0, W_dec)
 
 
 def by_entries(rule, x, W_enc, b_enc, centre, W_dec):

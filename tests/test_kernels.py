@@ -1,5 +1,7 @@
 """Sparse kernels against dense autograd: values to 1e-5 in float32, gradients by gradcheck in float64."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -152,6 +154,31 @@ def test_encoding_in_blocks_has_the_same_gradients(monkeypatch, activation):
         results.append([out, *torch.autograd.grad(out, inputs)])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+@given(st.integers(0, 5000), st.integers(1, 600))
+def test_blocks_make_up_the_whole_and_shrink(total, size):
+    """None is larger than asked for by more than their number."""
+    sizes = sparse.falling(total, size)
+    assert sum(sizes) == total and (min(sizes) > 0 or total == 0)
+    assert max(sizes) <= size + len(sizes)
+    assert all(a >= b for a, b in pairwise(sizes))
+
+
+@given(st.integers(1, 7), st.floats(0.1, 9.0), st.integers(0, 10_000))
+def test_factors_and_biases_are_those_of_plain_operators(tokens, factor, seed):
+    """`(factor x - centre) W_enc + b_enc` in, `factor (f W_dec + bias)` out; values and gradients, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, results = problem(tokens, 9, 5, seed, torch.float64), []
+    own = [torch.randn(5, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    x, W_enc, b_enc, W_dec = inputs
+    centre, bias = own
+    codes = sparse.encode(x, W_enc, b_enc, TopK(3), centre, factor)
+    dense = dense_codes((factor * x - centre) @ W_enc + b_enc, TopK(3))
+    for out in (sparse.decode(codes, W_dec, bias, factor), factor * (dense @ W_dec + bias)):
+        results.append([out, *torch.autograd.grad(out.square().sum(), [*inputs, *own])])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

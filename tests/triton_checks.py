@@ -18,8 +18,15 @@ def random_codes(tokens: int, n: int, seed: int) -> Codes:
     return Codes(torch.randn(len(indices), generator=generator), indices, offsets_of(counts), n, ByLatent())
 
 
+def check_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """To 1e-5 of the largest: sums of up to 1,030 products are taken in another order."""
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    assert found.shape == expected.shape and not (found - expected).abs().gt(1e-5 * max(1.0, largest)).any()
+
+
 def check_products() -> None:
     sparse.DENSE = 1.0
+    torch.manual_seed(0)
     for seed, (tokens, n, d) in enumerate(SHAPES):
         codes, rows = random_codes(tokens, n, seed), torch.randn(n, d)
         x = torch.randn(tokens, 2 * d)[:, ::2]  # rows that are not whole in memory
@@ -32,7 +39,7 @@ def check_products() -> None:
             (triton.transposed(codes, x), sparse.transposed(codes, x.contiguous())),
             (triton.products_at(codes, x, rows), sparse.products_at(codes, x.contiguous(), rows)),
         ]:
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            check_close(found, expected)
 
 
 def check_gradients() -> None:
@@ -47,7 +54,7 @@ def check_gradients() -> None:
             out = sparse.decode(sparse.encode(x, W_enc, b_enc, activation, centre), W_dec)
             results.append([out.detach(), *torch.autograd.grad(out.square().sum(), inputs)])
         for one, other in zip(*results, strict=True):
-            assert (one - other).abs().max() <= 1e-5 * max(1.0, float(one.abs().max()))
+            check_close(one, other)
 
 
 check_products()

@@ -7,7 +7,7 @@ one of a dense product each, and listing them costs more; so the codes f stay a 
     dL/dz     = (g W_dec^T + dL/df) [f != 0] slope
     dL/dW_dec = f^T g,  dL/dW_enc = h^T dL/dz,  dL/db_enc = sum_t dL/dz_t,  dL/dc = -W_enc dL/db_enc
 
-with h = x - c and g = dL/dx_hat. Pre-activations and their gradients exist for a block of tokens at a time, and are
+with h = s x - c and g = dL/dx_hat. Pre-activations and their gradients exist for a block of tokens at a time, and are
 used while they are in the cache. Both ways are exact; `pays` says which one to take.
 """
 
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictlab.codes import Full
+from dictlab.kernels.sparse import shifted
 from dictlab.product import affine
 from dictlab.sparsity import Elementwise
 
@@ -37,9 +38,10 @@ def pays(
     b_enc: Float[Tensor, " n_latents"],
     activation: Elementwise,
     centre: Float[Tensor, " d_in"],
+    factor: float = 1.0,
 ) -> bool:
     """Whether so many latents are active that dense products are faster, by a sample from all over the tokens."""
-    sample = x[:: max(1, len(x) // SAMPLE)] - centre
+    sample = shifted(x[:: max(1, len(x) // SAMPLE)], centre, factor)
     active = activation.matrix(affine(sample, W_enc, b_enc)).count_nonzero()
     return bool(active > SHARE * len(sample) * W_enc.shape[1])
 
@@ -50,25 +52,33 @@ def reconstruct(
     b_enc: Float[Tensor, " n_latents"],
     activation: Elementwise,
     centre: Float[Tensor, " d_in"],
+    factor: float,
     W_dec: Float[Tensor, "n_latents d_in"],
 ) -> tuple[Full, Float[Tensor, "tokens d_in"]]:
     """Codes of x, and what they decode to without a bias; both differentiable in all of the tensors."""
-    values, y = _Reconstruct.apply(x, centre, W_enc, b_enc, W_dec, activation)
+    values, y = _Reconstruct.apply(x, centre, W_enc, b_enc, W_dec, activation, factor)
     return Full(values), y
 
 
 class _Reconstruct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, centre: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, activation: Elementwise
+        ctx: Any,
+        x: Tensor,
+        centre: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        W_dec: Tensor,
+        activation: Elementwise,
+        factor: float,
     ) -> tuple[Tensor, Tensor]:
-        h = x - centre
+        h = shifted(x, centre, factor)
         values, y = h.new_empty(len(h), W_enc.shape[1]), torch.empty_like(h)
         for rows in _blocks(values, BLOCK):
             block = activation.matrix(affine(h[rows], W_enc, b_enc))
             values[rows], y[rows] = block, affine(block, W_dec)
         ctx.save_for_backward(h, W_enc, W_dec, values)
-        ctx.activation = activation
+        ctx.activation, ctx.factor = activation, factor
         ctx.set_materialize_grads(False)
         return values, y
 
@@ -85,8 +95,8 @@ class _Reconstruct(torch.autograd.Function):
             grad_W_dec += affine(g[some].T.contiguous(), values[some])
             grad_W_enc += affine(h[some].T.contiguous(), dz)
             if grad_x is not None:
-                grad_x[some] = affine(dz, W_enc.T)
-        return grad_x, -(W_enc @ grad_b), grad_W_enc, grad_b, grad_W_dec.T, None
+                grad_x[some] = affine(dz, W_enc.T) * ctx.factor
+        return grad_x, -(W_enc @ grad_b), grad_W_enc, grad_b, grad_W_dec.T, None, None
 
 
 def _gradient(

@@ -8,8 +8,9 @@ With k active latents of n, only the encoder's product is dense. Everything afte
     dL/de_j = sum_t (dL/dz_tj) h_t      transposed        the same, with the inputs, in the same order
     dL/dc   = -sum_j (sum_t dL/dz_tj) e_j                 one matrix-vector product
 
-with f the codes, d_j a decoder row, e_j an encoder column, h = x - c the encoder's input and g = dL/dx_hat. The
-pre-activations z exist for a block of tokens at a time. Plain torch operators, so they run wherever torch does.
+with f the codes, d_j a decoder row, e_j an encoder column, h = s x - c the encoder's input and g = dL/dx_hat. The
+pre-activations z exist for a block of tokens at a time, and so does h: a batch is never copied whole. Plain torch
+operators, so they run wherever torch does.
 
 An entry of a sparse product costs several times one of a dense product, so where many latents are active, the same sums
 are taken as dense products. Both are exact. (Where nobody needs the entries, as in training with an L1 penalty, `full`
@@ -18,6 +19,7 @@ never lists them.)
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -36,6 +38,8 @@ from dictlab.sparsity import Activation
 DENSE = 0.25  # share of active latents from which on dense products are faster: benchmarks/density.py --of products
 BLOCK = 1 << 21  # pre-activations held at once: 8 MiB in float32, so that they are still in the cache when looked at
 ROWS = 256  # but so many tokens at least, or the product would read the encoder too often
+GPU_BLOCK = 1 << 26  # on a GPU, which wants large products
+COLUMNS = 64  # of a batch that are summed by latent at once: 1 MiB of 4,096 tokens, gathered out of the cache
 
 with warnings.catch_warnings():  # torch says once a process that its CSR tensors are young
     warnings.simplefilter("ignore")
@@ -48,21 +52,27 @@ def encode(
     b_enc: Float[Tensor, " n_latents"],
     activation: Activation,
     centre: Float[Tensor, " d_in"] | None = None,
+    factor: float = 1.0,
     settle: Callable[[Codes], Codes] | None = None,
 ) -> Codes:
-    """Codes of x: `activation((x - centre) @ W_enc + b_enc)`, differentiable in all of its tensors.
+    """Codes of x: `activation((factor * x - centre) @ W_enc + b_enc)`, differentiable in all of its tensors.
 
     Args:
         settle: Which of these entries are kept, seen those of all tokens; the others have no gradient either.
     """
     by_latent = ByLatent()
-    values, indices, offsets = _Encode.apply(x, centre, W_enc, b_enc, activation, by_latent, settle)
+    values, indices, offsets = _Encode.apply(x, centre, W_enc, b_enc, activation, by_latent, factor, settle)
     return Codes(values, indices, offsets, W_enc.shape[1], by_latent)
 
 
-def decode(codes: Codes, W_dec: Float[Tensor, "n_latents d_in"]) -> Float[Tensor, "tokens d_in"]:
-    """`codes.dense() @ W_dec`, differentiable in the codes' values and in W_dec."""
-    out: Tensor = _Decode.apply(codes.values, codes.indices, codes.offsets, W_dec, codes.by_latent)
+def decode(
+    codes: Codes,
+    W_dec: Float[Tensor, "n_latents d_in"],
+    bias: Float[Tensor, " d_in"] | None = None,
+    factor: float = 1.0,
+) -> Float[Tensor, "tokens d_in"]:
+    """`factor * (codes.dense() @ W_dec + bias)`, differentiable in the codes' values, W_dec and the bias."""
+    out: Tensor = _Decode.apply(codes.values, codes.indices, codes.offsets, W_dec, codes.by_latent, bias, factor)
     return out
 
 
@@ -86,18 +96,24 @@ def products_at(
     return out
 
 
-def transposed(codes: Codes, rows: Float[Tensor, "tokens d"]) -> Float[Tensor, "n_latents d"]:
-    """`codes.dense().T @ rows`."""
+def transposed(
+    codes: Codes, rows: Float[Tensor, "tokens d"], centre: Float[Tensor, " d"] | None = None, factor: float = 1.0
+) -> Float[Tensor, "n_latents d"]:
+    """`codes.dense().T @ (factor * rows - centre)`."""
     if is_dense(codes):
-        return summed(codes).to(rows.dtype).T @ rows
+        return summed(codes).to(rows.dtype).T @ shifted(rows, centre, factor)
     if by_triton(rows):
-        by_entries: Tensor = _triton().transposed(codes, rows)
+        by_entries: Tensor = _triton().transposed(codes, shifted(rows, centre, factor))
         return by_entries
     columns = codes.columns
     weights = codes.values.to(rows.dtype)[columns.order]
-    return embedding_bag(
-        columns.rows, rows, columns.starts, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    out = rows.new_empty(codes.n_latents, rows.shape[1])
+    for some in _slices(rows.shape[1], COLUMNS if rows.device.type == "cpu" else rows.shape[1]):
+        part = shifted(rows[:, some], None if centre is None else centre[some], factor).contiguous()
+        out[:, some] = embedding_bag(
+            columns.rows, part, columns.starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+        )
+    return out
 
 
 def combined(codes: Codes, rows: Float[Tensor, "n_latents d"]) -> Float[Tensor, "tokens d"]:
@@ -110,6 +126,19 @@ def combined(codes: Codes, rows: Float[Tensor, "n_latents d"]) -> Float[Tensor, 
     return embedding_bag(
         codes.indices, rows, codes.offsets[:-1], mode="sum", per_sample_weights=codes.values.to(rows.dtype)
     )
+
+
+def shifted(
+    x: Float[Tensor, "tokens d"],
+    centre: Float[Tensor, " d"] | None,
+    factor: float,
+    out: Float[Tensor, "more d"] | None = None,
+) -> Float[Tensor, "tokens d"]:
+    """`factor * x - centre`, in one pass, in memory of one's own where it is given."""
+    out = None if out is None else out[: len(x)]
+    if centre is None:
+        return x if factor == 1.0 else torch.mul(x, factor, out=out)
+    return torch.sub(x, centre, out=out) if factor == 1.0 else torch.add(-centre, x, alpha=factor, out=out)
 
 
 def by_triton(tensor: Tensor) -> bool:
@@ -139,6 +168,31 @@ def summed(codes: Codes) -> Float[Tensor, "tokens n_latents"]:
     return matrix.index_add_(0, codes.rows * codes.n_latents + codes.indices, codes.values).view(codes.n_tokens, -1)
 
 
+def _slices(total: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, total, max(1, size))]
+
+
+def falling(total: int, size: int) -> list[int]:
+    """Sizes of blocks of about `size` that make up `total`, each smaller than the last by one.
+
+    The system's allocator aligns what it gives, and so cannot give a freed block's place to the next one of the same
+    size if anything small has been put behind it: pre-activations of a whole batch would then lie about.
+    """
+    count = math.ceil(total / max(1, size))
+    if count < 2 or 2 * count**2 > total:  # too few tokens to be particular
+        return [min(size, total - start) for start in range(0, total, max(1, size))] or [0]
+    first = math.ceil((total + count * (count - 1) / 2) / count)
+    sizes = [first - number for number in range(count - 1)]
+    return [*sizes, total - sum(sizes)]
+
+
+def _tokens(activation: Activation, x: Tensor, n_latents: int) -> int:
+    """How many are encoded at once."""
+    if activation.batchwise:
+        return len(x)
+    return max(ROWS, (BLOCK if x.device.type == "cpu" else GPU_BLOCK) // max(1, n_latents))
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -149,44 +203,56 @@ class _Encode(torch.autograd.Function):
         b_enc: Tensor,
         activation: Activation,
         by_latent: ByLatent,
+        factor: float,
         settle: Callable[[Codes], Codes] | None,
     ) -> tuple[Tensor, ...]:
-        h = x if centre is None else x - centre
-        size = len(h) if activation.batchwise else max(ROWS, BLOCK // max(1, W_enc.shape[1]))
-        codes = concatenate([activation(affine(block, W_enc, b_enc)) for block in h.split(max(1, size))])
+        blocks = x.split(falling(len(x), _tokens(activation, x, W_enc.shape[1])))
+        h = torch.empty_like(blocks[0])  # one for all blocks: what lies between them would scatter their memory
+        codes = concatenate([activation(affine(shifted(own, centre, factor, h), W_enc, b_enc)) for own in blocks])
         codes = codes if settle is None else settle(codes)
-        ctx.save_for_backward(h, W_enc, codes.values, codes.indices, codes.offsets)
-        ctx.activation, ctx.by_latent = activation, by_latent
+        ctx.save_for_backward(x, centre, W_enc, codes.values, codes.indices, codes.offsets)
+        ctx.activation, ctx.by_latent, ctx.factor = activation, by_latent, factor
         ctx.mark_non_differentiable(codes.indices, codes.offsets)
         return codes.values, codes.indices, codes.offsets
 
     @staticmethod
     def backward(ctx: Any, grad_values: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        h, W_enc, values, indices, offsets = ctx.saved_tensors
+        x, centre, W_enc, values, indices, offsets = ctx.saved_tensors
         for_x, for_centre, for_W, for_b = ctx.needs_input_grad[:4]
         slope = ctx.activation.slope(indices)
         slope = slope.to(values) if isinstance(slope, Tensor) else slope
         codes = Codes(grad_values * (values != 0) * slope, indices, offsets, W_enc.shape[1], ctx.by_latent)
-        grad_x = combined(codes, W_enc.T) if for_x else None
-        grad_W = transposed(codes, h).T if for_W else None
-        grad_b = h.new_zeros(codes.n_latents).index_add_(0, indices, codes.values) if for_centre or for_b else None
+        grad_x = combined(codes, W_enc.T) * ctx.factor if for_x else None
+        grad_W = transposed(codes, x, centre, ctx.factor).T if for_W else None
+        grad_b = x.new_zeros(codes.n_latents).index_add_(0, indices, codes.values) if for_centre or for_b else None
         grad_centre = -(W_enc @ grad_b) if for_centre else None
-        return grad_x, grad_centre, grad_W, grad_b, None, None, None
+        return grad_x, grad_centre, grad_W, grad_b, None, None, None, None
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, indices: Tensor, offsets: Tensor, W_dec: Tensor, by_latent: ByLatent | None
+        ctx: Any,
+        values: Tensor,
+        indices: Tensor,
+        offsets: Tensor,
+        W_dec: Tensor,
+        by_latent: ByLatent | None,
+        bias: Tensor | None,
+        factor: float,
     ) -> Tensor:
+        values = values if factor == 1.0 else values * factor
         ctx.save_for_backward(values, indices, offsets, W_dec)
-        ctx.by_latent = by_latent
-        return combined(Codes(values, indices, offsets, len(W_dec)), W_dec)
+        ctx.by_latent, ctx.factor = by_latent, factor
+        out = combined(Codes(values, indices, offsets, len(W_dec)), W_dec)
+        return out if bias is None else out.add_(bias, alpha=factor)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, offsets, W_dec = ctx.saved_tensors
+        for_values, for_W, for_bias = (ctx.needs_input_grad[at] for at in (0, 3, 5))
         g, codes = g.contiguous(), Codes(values, indices, offsets, len(W_dec), ctx.by_latent)
-        grad_values = products_at(codes, g, W_dec) if ctx.needs_input_grad[0] else None
-        grad_W = transposed(codes, g) if ctx.needs_input_grad[3] else None
-        return grad_values, None, None, grad_W, None
+        grad_values = products_at(codes, g, W_dec) * ctx.factor if for_values else None
+        grad_W = transposed(codes, g) if for_W else None
+        grad_bias = g.sum(dim=0) * ctx.factor if for_bias else None
+        return grad_values, None, None, grad_W, None, grad_bias, None

@@ -8,14 +8,15 @@ from dataclasses import replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import mse_loss, normalize
+from torch.nn.functional import normalize
 
 from dictlab.activations import Statistics
 from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
 from dictlab.kernels import full
-from dictlab.normalisation import Normalisation, Scale
-from dictlab.sparsity import Activation, Elementwise, emitting
+from dictlab.kernels.error import squared_error
+from dictlab.normalisation import Normalisation, Scale, unscaled
+from dictlab.sparsity import Elementwise, emitting
 from dictlab.train import initial, objectives, resampling, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
@@ -131,6 +132,9 @@ class Learner:
         terms = self._terms(now, batch, splice)
         loss = sum(term.weight * term.value for term in terms.values())
         assert isinstance(loss, Tensor)
+        statistics = self._statistics(now) if logged else {}
+        lost = resampling.lost(now) if self.steps + 1 in self.revivals else None
+        now = now._replace(x_hat=now.x_hat.new_empty(0, self.d_in))
         loss.backward()
         self.ranks.average_([p.grad for p in self.parameters], self.common)
         self._update()
@@ -138,10 +142,12 @@ class Learner:
             self.variant.observe(now, self.counters)
             fired = self.ranks.most(now.codes.fired().byte()) > 0
             self.since_fired = torch.where(fired, 0, self.since_fired + now.codes.n_tokens * self.ranks.count)
-            if self.steps in self.revivals:
-                resampling.revive(self, now)
+            if lost is not None:
+                resampling.revive(self, now, lost)
         log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}
-        return dict(self.ranks.averaged(log | self._statistics(now) if logged else log))
+        with torch.no_grad():
+            dead = {"dead": self.ranks.summed(self.dead.float().sum()) / self.member.width} if logged else {}
+        return dict(self.ranks.averaged(log | statistics | dead))
 
     def finished(self) -> Dictionary:
         """The dictionary as it is kept: averaged if asked for, rows of exact length, in the activations' units.
@@ -162,13 +168,12 @@ class Learner:
     def _forward(self, batch: Batch) -> Pass:
         x = batch.x.flatten(0, -2)
         dictionary = replace(self.dictionary, b_out=self.ranks.portion(self.bias))
-        h, undo = self.normalisation(x)
-        entries, codes, y = self._reconstruct(h, dictionary.W_enc, dictionary.activation)
+        entries, codes, x_hat = self._reconstruct(x, dictionary)
         return Pass(
             dictionary=dictionary,
             weights=self.weights,
             x=x,
-            x_hat=undo(y + dictionary.b_out),
+            x_hat=x_hat,
             entries=entries,
             codes=codes,
             dead=self.dead & self.emits,
@@ -180,17 +185,19 @@ class Learner:
         )
 
     def _reconstruct(
-        self, h: Float[Tensor, "tokens d_in"], W_enc: Float[Tensor, "d_in n_latents"], activation: Activation
+        self, x: Float[Tensor, "tokens d_in"], dictionary: Dictionary
     ) -> tuple[Codes | Full, Codes | Full, Tensor]:
-        """Entries, codes and what these decode to: as a full matrix where they may be one and that is faster."""
+        """Entries, codes and reconstruction: by a full matrix of codes where they may be one and that is faster."""
+        h, factor, undo = unscaled(self.normalisation, x)
+        W_enc, activation = dictionary.W_enc, dictionary.activation
         if self.variant.plain and isinstance(activation, Elementwise):
-            encoder = (h, W_enc, self.b_enc, activation, self.bias)
+            encoder = (h, W_enc, self.b_enc, activation, self.bias, factor)
             if full.pays(*encoder):
                 matrix, y = full.reconstruct(*encoder, self.decoder)
-                return matrix, matrix, self.ranks.summed(y)
-        entries = self.ranks.encode(h, W_enc, self.b_enc, activation, self.bias)
+                return matrix, matrix, undo(self.ranks.summed(y) + dictionary.b_out)
+        entries = self.ranks.encode(h, W_enc, self.b_enc, activation, self.bias, factor)
         codes = self.variant.emit(entries, self.weights)
-        return entries, codes, self.ranks.decode(codes, self.decoder)
+        return entries, codes, self.ranks.reconstruct(codes, self.decoder, dictionary.b_out, undo)
 
     def _terms(self, now: Pass, batch: Batch, splice: Splice | None) -> dict[str, Term]:
         """Terms of the objective, then those of the variant, whose coefficients fine-tuning may change."""
@@ -198,7 +205,7 @@ class Learner:
         terms = {}
         if weights.reconstruction:
             normaliser = self.variance if self.variant.normalised else 1.0
-            terms["reconstruction"] = Term(mse_loss(now.x_hat, now.x), weights.reconstruction / normaliser)
+            terms["reconstruction"] = Term(squared_error(now.x_hat, now.x), weights.reconstruction / normaliser)
         if weights.needs_model:
             assert splice is not None
             found = objectives.model_terms(weights, now.x_hat.view(batch.x.shape), batch, splice)
@@ -209,12 +216,11 @@ class Learner:
 
     @torch.no_grad()
     def _statistics(self, now: Pass) -> dict[str, Tensor]:
-        """L0, explained variance of this batch, share of dead latents."""
-        mean = self.ranks.average(now.x.mean(dim=0))
-        sums = torch.stack([(now.x - now.x_hat).square().sum(), (now.x - mean).square().sum()])
-        left, varied = self.ranks.average(sums)
-        active, dead = self.ranks.summed(torch.stack([now.codes.l0().float().mean(), self.dead.sum()]))
-        return {"l0": active, "explained_variance": 1 - left / varied, "dead": dead / self.member.width}
+        """L0, explained variance of this batch."""
+        mean = self.ranks.average(now.x.mean(dim=0)).expand_as(now.x)
+        left, varied = self.ranks.average(torch.stack([squared_error(own, now.x) for own in (now.x_hat, mean)]))
+        active = self.ranks.summed(now.codes.l0().float().mean())
+        return {"l0": active, "explained_variance": 1 - left / varied}
 
     @torch.no_grad()
     def _update(self) -> None:

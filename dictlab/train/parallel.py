@@ -98,9 +98,15 @@ class Several(Ranks):
         return gathered(own, self._tokens)
 
     def encode(
-        self, x: Tensor, W_enc: Tensor, b_enc: Tensor, activation: Activation, centre: Tensor | None = None
+        self,
+        x: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        activation: Activation,
+        centre: Tensor | None = None,
+        factor: float = 1.0,
     ) -> Codes:
-        return sparse.encode(x, W_enc, b_enc, self._rule(activation, b_enc), centre)
+        return sparse.encode(x, W_enc, b_enc, self._rule(activation, b_enc), centre, factor)
 
     def alike(self, own: Sequence[Tensor], common: Sequence[bool]) -> None:
         with connected():

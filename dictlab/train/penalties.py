@@ -15,10 +15,11 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
+from dictlab.kernels.error import squared_error
+from dictlab.normalisation import unscaled
 from dictlab.sparsity import TopK
 from dictlab.train.ranks import ALONE, Ranks
 
@@ -54,13 +55,13 @@ def aux_k(
     latents = dead.nonzero().squeeze(1)
     if not ranks.some(len(latents) > 0):
         return x.new_zeros(())
-    error = ((x - x_hat) / dictionary.normalisation(x)[1].scale).detach()
-    h = dictionary.normalisation(x)[0]
+    h, factor, undo = unscaled(dictionary.normalisation, x)
+    error = (x - x_hat.detach()) / undo.scale
     encoder, b_enc = dictionary.W_enc.T[latents], dictionary.b_enc[latents]  # rows: whole stretches of memory
-    entries = ranks.encode(h, encoder.T, b_enc, TopK(k), dictionary.b_pre)
+    entries = ranks.encode(h, encoder.T, b_enc, TopK(k), dictionary.b_pre, factor)
     e_hat = ranks.decode(entries, dictionary.W_dec[latents])
     varied = ranks.average((error - ranks.average(error.mean(dim=0))).square().mean())
-    share = mse_loss(e_hat, error) / varied
+    share = squared_error(e_hat, error) / varied
     return torch.nan_to_num(share, posinf=0.0)  # where nothing is left to explain
 
 

@@ -14,8 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictlab.codes import Codes
+from dictlab.dictionary import decoded
 from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
+from dictlab.normalisation import Undo
 from dictlab.sparsity import Activation
 
 T = TypeVar("T")
@@ -88,17 +90,24 @@ class Ranks:
         b_enc: Float[Tensor, " own"],
         activation: Activation,
         centre: Float[Tensor, " d_in"] | None = None,
+        factor: float = 1.0,
     ) -> Codes:
         """Codes of this process's latents, chosen among the latents of all for all tokens of the batch.
 
         Raises:
             DictlabError: The activation function chooses in a way that is not known here.
         """
-        return sparse.encode(x, W_enc, b_enc, activation, centre)
+        return sparse.encode(x, W_enc, b_enc, activation, centre, factor)
 
     def decode(self, codes: Codes, W_dec: Float[Tensor, "own d_in"]) -> Float[Tensor, "tokens d_in"]:
         """What the codes of all latents decode to, without a bias."""
         return self.summed(sparse.decode(codes, W_dec))
+
+    def reconstruct(
+        self, codes: Codes, W_dec: Float[Tensor, "own d_in"], bias: Float[Tensor, " d_in"], undo: Undo
+    ) -> Float[Tensor, "tokens d_in"]:
+        """What the codes of all latents and the bias decode to, in the activations' units."""
+        return decoded(codes, W_dec, bias, undo)
 
     def summed(self, own: Tensor) -> Tensor:
         """The sum over all latents, of sums over each process's. Its gradient goes on to this process's alone."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -34,10 +35,16 @@ def steps(config: TrainConfig) -> frozenset[int]:
 
 
 @torch.no_grad()
-def revive(learner: Learner, now: Pass) -> None:
-    """Give dead latents new directions, drawn out of the tokens of a step."""
-    x, ranks = now.ranks.whole(now.x), now.ranks
-    loss = (x - ranks.whole(now.x_hat)).square().sum(dim=1).square()
+def lost(now: Pass) -> Float[Tensor, " batch"]:
+    """L_t, of the tokens of all processes."""
+    return now.ranks.whole((now.x - now.x_hat).square().sum(dim=1, keepdim=True)).squeeze(1)
+
+
+@torch.no_grad()
+def revive(learner: Learner, now: Pass, lost: Float[Tensor, " batch"]) -> None:
+    """Give dead latents new directions, drawn out of the tokens of a step by what `lost` said of them before it."""
+    ranks = now.ranks
+    x, loss = ranks.whole(now.x), lost.square()
     usable = int((loss > 0).sum())
     dead = ranks.joined(learner.dead).nonzero().squeeze(1)[:usable]
     if len(dead) == 0:

@@ -31,6 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from dictlab.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.kernels import sparse
+from dictlab.normalisation import Undo
 from dictlab.sparsity import Activation, BatchTopK, TopK
 from dictlab.train.choosing import WholeBatchTopK, among_all
 from dictlab.train.parallel import Several, add_up, connected, gathered, reduced
@@ -78,14 +79,23 @@ class Sharded(Several):
         return slice(min(which * size, width), min((which + 1) * size, width))  # as torch.chunk and DTensor cut
 
     def encode(
-        self, x: Tensor, W_enc: Tensor, b_enc: Tensor, activation: Activation, centre: Tensor | None = None
+        self,
+        x: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        activation: Activation,
+        centre: Tensor | None = None,
+        factor: float = 1.0,
     ) -> Codes:
         if isinstance(activation, TopK):
             choose = partial(
                 among_all, k=activation.k, shard=self.shard, shards=self.shards, gather=self._of_all_latents
             )
-            return sparse.encode(x, W_enc, b_enc, activation, centre, settle=choose)
-        return sparse.encode(x, W_enc, b_enc, self._rule(activation, b_enc), centre)
+            return sparse.encode(x, W_enc, b_enc, activation, centre, factor, choose)
+        return sparse.encode(x, W_enc, b_enc, self._rule(activation, b_enc), centre, factor)
+
+    def reconstruct(self, codes: Codes, W_dec: Tensor, bias: Tensor, undo: Undo) -> Tensor:
+        return undo(self.decode(codes, W_dec) + bias)
 
     def summed(self, own: Tensor) -> Tensor:
         total: Tensor = _Summed.apply(own, self._latents)

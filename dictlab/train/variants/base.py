@@ -20,10 +20,11 @@ from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from dictlab.codes import Codes, Full
 from dictlab.dictionary import Dictionary
+from dictlab.kernels.error import squared_error
+from dictlab.normalisation import unscaled
 from dictlab.sparsity import Activation
 from dictlab.train.ranks import Ranks
 
@@ -44,7 +45,7 @@ class Pass(NamedTuple):
         dictionary: Its weights as they are now, with gradients.
         weights: The same and the variant's own, by name.
         x: The activations, in the model's units.
-        x_hat: Their reconstructions.
+        x_hat: Their reconstructions. None of them once the loss is taken: their memory is needed for gradients.
         entries: Latents that were chosen, with their pre-activations.
         codes: Their activations.
         dead: Latents that have not fired for long.
@@ -72,8 +73,8 @@ class Pass(NamedTuple):
     def error(self, codes: Codes | Full, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
         """Squared error at the site of what other codes (or another decoder) reconstruct, in the model's units."""
         decoder = dictionary or self.dictionary
-        y = self.ranks.decode(codes.listed(), decoder.W_dec) + decoder.b_out
-        return mse_loss(decoder.normalisation(self.x)[1](y), self.x)
+        undo = unscaled(decoder.normalisation, self.x)[2]
+        return squared_error(self.ranks.reconstruct(codes.listed(), decoder.W_dec, decoder.b_out, undo), self.x)
 
 
 class Variant(Protocol):

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from dictlab import sparsity
 from dictlab.codes import Codes, offsets_of
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.kernels.error import squared_error
 from dictlab.train.variants.base import Pass, Term, Variant, Weights
 
 
@@ -72,7 +72,7 @@ class Matryoshka:
         return self.base.emit(entries, weights)
 
     def terms(self, now: Pass) -> dict[str, Term]:
-        errors = [mse_loss(x_hat, now.x) for x_hat in nested(now, self.sizes(now.width))]
+        errors = [squared_error(x_hat, now.x) for x_hat in nested(now, self.sizes(now.width))]
         return {"nested": Term(torch.stack(errors).sum(), 1 / now.variance), **self.base.terms(now)}
 
     def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
