@@ -106,7 +106,7 @@ def _look(number: int) -> Any:
     """The look of a curve. Markers move on when colours come round, so that no two of 64 curves look the same."""
     return {
         "color": style.colour(number),
-        "marker": style.marker(number + number // len(style.COLOURS)),
+        "marker": style.marker(number),
         "ls": style.line(number),
     }
 
