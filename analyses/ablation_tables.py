@@ -18,6 +18,7 @@ LATENT, RANDOM, CHANNEL = "latent", "random direction", "residual channel"
 NORMAL = 2 / math.pi
 BINS = np.linspace(0, 1, 41)
 DRAWN = 6
+OWN = "own position"
 
 
 class Effect(NamedTuple):
@@ -33,34 +34,50 @@ class Effect(NamedTuple):
     activation: float
     sparsity: float
     effect: float
+    own_position: float
 
 
 def effects(found: Sequence[Effect]) -> pd.DataFrame:
     """One row an ablation; channels belong to no dictionary."""
     frame = pd.DataFrame(found, columns=list(Effect._fields))
+    frame = frame.rename(columns={"own_position": OWN})
     return frame.assign(dictionary=frame["dictionary"].replace("", None))
 
 
-def overview(frame: pd.DataFrame, names: Sequence[str], numbers: int, seed: int) -> pd.DataFrame:
-    """One row a dictionary, and one for the channels of each site."""
-    tokens = int(frame["sequence"].max()) + 1
+def overview(frame: pd.DataFrame, names: Sequence[str], tokens: int, numbers: int, seed: int) -> pd.DataFrame:
+    """One row a dictionary, and one for the channels of each site.
+
+    Args:
+        frame: Every ablation.
+        names: Of the dictionaries.
+        tokens: At which something was ablated.
+        numbers: Logits that an effect could be spread over.
+        seed: Of the resampling.
+    """
+
+    def mean(name: str, some: pd.DataFrame, column: str) -> dict[str, Any]:
+        return columns(name, ratio(*_sums(some, column, tokens), seed))
+
     rows: list[dict[str, Any]] = []
     for name in names:
         own = frame[frame["dictionary"] == name]
-        latent, random = (_sums(own[own["kind"] == kind], tokens) for kind in (LATENT, RANDOM))
-        row: dict[str, Any] = {"features": name, "active latents seen": len(own[own["kind"] == LATENT])}
-        row |= columns("sparsity", ratio(*latent, seed)) | columns("random", ratio(*random, seed))
-        row |= columns("over random", _over(latent, random, seed))
-        rows.append(row | _size(own[own["kind"] == LATENT], numbers))
+        latent, random = (own[own["kind"] == kind] for kind in (LATENT, RANDOM))
+        row: dict[str, Any] = {"features": name, "active latents seen": len(latent)}
+        row |= mean("sparsity", latent, "sparsity") | mean("random", random, "sparsity")
+        sums = _sums(latent, "sparsity", tokens), _sums(random, "sparsity", tokens)
+        row |= columns("over random", _over(*sums, seed))
+        row |= _size(latent, numbers) | mean(OWN, latent, OWN) | mean(f"random {OWN}", random, OWN)
+        rows.append(row)
     for site, own in frame[frame["kind"] == CHANNEL].groupby("site", sort=False):
-        row = {"features": f"channels at {site}"} | columns("sparsity", ratio(*_sums(own, tokens), seed))
-        rows.append(row | _size(own, numbers))
+        row = {"features": f"channels at {site}"} | mean("sparsity", own, "sparsity") | _size(own, numbers)
+        rows.append(row | mean(OWN, own, OWN))
     return pd.DataFrame(rows).astype({"active latents seen": "Int64"})
 
 
 def summary(frame: pd.DataFrame) -> str:
     """The sparsest and the densest, beside random directions and channels."""
-    own, channels = frame[frame["random"].notna()], frame[frame["random"].isna()]
+    channels = frame[frame["active latents seen"].isna()]
+    own = frame[frame["sparsity"].notna()].drop(channels.index)  # without dictionaries that were silent
     ends = own.sort_values("sparsity").iloc[[0, -1]] if len(own) > 1 else own
     said = [
         f"{row['features']}: a latent's effect is spread over {row['sparsity']:.1%} [{row['sparsity low']:.1%}, "
@@ -101,11 +118,11 @@ def drawn(frame: pd.DataFrame, table: pd.DataFrame, names: Sequence[str]) -> Fig
     return figure
 
 
-def _sums(some: pd.DataFrame, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the sparsities known at each token, and how many they are."""
-    known = some[some["sparsity"].notna()]
+def _sums(some: pd.DataFrame, column: str, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of what is known of a column at each token, and how many they are."""
+    known = some[some[column].notna()]
     sequence = known["sequence"].to_numpy()
-    total = np.bincount(sequence, known["sparsity"], minlength=tokens)
+    total = np.bincount(sequence, known[column], minlength=tokens)
     return total, np.bincount(sequence, minlength=tokens).astype(float)
 
 
