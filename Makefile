@@ -21,8 +21,9 @@ demo: setup
 	    $(CHECKPOINTS)/local-relu10-1024-s0.safetensors $(CHECKPOINTS)/local-relu10-1024-s1.safetensors \
 	    $(CHECKPOINTS)/e2e-relu0.25-1024-s0.safetensors $(CHECKPOINTS)/e2e+ds-relu4-1024-s0.safetensors --out out/geometry --force
 
+# A process a core, and whole files to each: tests use one thread, and what a file sets up is made once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # The formats of other libraries against these libraries themselves, in an environment of their own. Two of them bring
 # nothing that their dictionaries need, and one of these two would replace torch by another build: no dependencies.

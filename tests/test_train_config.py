@@ -3,6 +3,7 @@
 import pytest
 
 from dictlab import DictlabError, cli
+from dictlab.cli import training
 from dictlab.train import TrainConfig, configfile
 
 
@@ -18,7 +19,7 @@ def asked(monkeypatch, tmp_path):
         seen.append(config)
         raise Asked
 
-    monkeypatch.setattr(cli, "train", train)
+    monkeypatch.setattr(training, "train", train)
     monkeypatch.chdir(tmp_path)
 
     def ask(*arguments: str) -> TrainConfig:

@@ -1,0 +1,135 @@
+"""The command line: it parses arguments, prints, and exits. An analysis' flags are its function's parameters."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnusedCliTokensError
+
+from dictlab.__about__ import VERSION
+from dictlab.cli.analyses import command_of, loaded, own_examples, own_lines
+from dictlab.cli.dictionaries import convert, info
+from dictlab.cli.printing import console, examples
+from dictlab.cli.training import train_command
+from dictlab.errors import DictlabError
+
+GROUP = "dictlab.analyses"
+SHORT = {"stitch": "stitching", "verify": "verification"}  # analyses that are commands of their own
+HELP = {
+    "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
+    "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 a check failed, 2 a user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        failed = build(arguments)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
+        console(stderr=True).print(f"dictlab: {_message(error)}", style="red", soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console(stderr=True).print("dictlab: interrupted.", style="red")
+        return 130
+    return 1 if failed else 0
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        return f"nothing is known to do with {' '.join(error.unused_tokens or [])!r}; --help shows what is expected."
+    return str(error) + (" (--help lists all)" if isinstance(error, UnknownCommandError) else "")
+
+
+def build(arguments: Sequence[str]) -> App:
+    """The application. Analyses are imported only where the arguments ask for one: they are slow to import."""
+    app = App(
+        name="dictlab",
+        version=VERSION,
+        help="Train, compare and stitch sparse dictionaries of a language model's activations.",
+        help_epilogue=examples(
+            "dictlab info checkpoints/local-topk16-512-s0.safetensors",
+            "dictlab stitch checkpoints/local-topk16-512-s0.safetensors checkpoints/local-topk16-1024-s0.safetensors",
+            "dictlab report geometry checkpoints/local-topk16-1024-s*.safetensors",
+            "dictlab train checkpoints/gpt2-python-2m blocks.3.hook_resid_pre --width 512 1024",
+        ),
+        help_format="plaintext",
+        default_parameter=Parameter(negative=(), consume_multiple=True),
+        suppress_keyboard_interrupt=False,  # main says it
+    )
+    asked = arguments[0] if arguments else ""
+    known = {entry.name: entry for entry in entry_points(group=GROUP)}
+    _add_train(app, asked)
+    _add_dictionaries(app)
+    for name in SHORT:
+        _add_short(app, name, known, arguments)
+    app.command(_reports(known if asked == "report" else {}, arguments))
+    return app
+
+
+def _add_train(app: App, asked: str) -> None:
+    app.command(
+        train_command() if asked == "train" else _listed,
+        name="train",
+        help=None if asked == "train" else "Train a family of dictionaries from one stream of activations.",
+        help_epilogue=examples(
+            "dictlab train checkpoints/gpt2-python-2m blocks.3.hook_resid_pre --width 512 1024 --k 16 32 --seed 0 1",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --activation relu --l1 4 --objective local e2e --text my/texts",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --activation batchtopk jumprelu --k 32 --l0 0.001 0.003",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --k 32 --finetune e2e --finetune-tokens 100000",
+            "dictlab train gpt2 blocks.6.hook_resid_pre --start mine.safetensors --objective weighted --kl 1 --ce 0.1",
+            "dictlab train run.toml --seed 3",
+            "dictlab train --data activations.npy --width 2048 --k 32",
+            "dictlab train --resume runs/first",
+        ),
+    )
+
+
+def _add_dictionaries(app: App) -> None:
+    app.command(info, name="info", help_epilogue=examples("dictlab info checkpoints/local-topk16-512-s0.safetensors"))
+    app.command(
+        convert,
+        name="convert",
+        help_epilogue=examples(
+            "dictlab convert my_saelens_folder mine.safetensors",
+            "dictlab convert mine.safetensors out/for_sparsify --to sparsify",
+            "dictlab convert model.pth mine.safetensors --map W_enc=encoder.weight.T W_dec=decoder.weight.T "
+            "b_enc=encoder.bias b_pre=zero b_out=decoder.bias activation=relu",
+        ),
+    )
+
+
+def _add_short(app: App, name: str, known: Mapping[str, EntryPoint], arguments: Sequence[str]) -> None:
+    """An analysis that is a command of its own."""
+    analysis = SHORT[name]
+    if name not in arguments[:1]:
+        app.command(_listed, name=name, help=HELP[name])
+    elif analysis in known:
+        own = command_of(loaded(known[analysis]), arguments)
+        app.command(own, name=name, help_epilogue=own_examples(known[analysis]))
+    else:
+        raise DictlabError("the analyses are not installed; install dictlab with pip, so that they are found.")
+
+
+def _reports(known: Mapping[str, EntryPoint], arguments: Sequence[str]) -> App:
+    """`dictlab report`, with a command for the analysis that is asked for, or for each."""
+    report = App(name="report", help="Run an analysis: tables, plots and a page in a folder.", help_format="plaintext")
+    wanted = arguments[1] if len(arguments) > 1 else ""
+    shown = []
+    for name, entry in {wanted: known[wanted]}.items() if wanted in known else sorted(known.items()):
+        try:
+            report.command(command_of(loaded(entry), arguments), name=name, help_epilogue=own_examples(entry))
+            shown += own_lines(entry)[:1]
+        except Exception as error:  # another package's code; it must not take the other analyses with it
+            reason = f"cannot be loaded from {entry.value} ({type(error).__name__}: {error})."
+            if name == wanted:
+                raise DictlabError(f"analysis {name!r} {reason}") from error
+            report.command(_listed, name=name, help=f"This analysis {reason}")
+    report.help_epilogue = examples(*shown)
+    return report
+
+
+def _listed() -> None:
+    """Stands for a command that was not asked for, in a list of commands."""

@@ -1,0 +1,125 @@
+"""A command out of an analysis: its flags are the function's parameters."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shlex
+import types
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import numpy as np
+from cyclopts import Parameter
+from torch import Tensor
+
+from dictlab.arrays import ArrayActivations
+from dictlab.cli.printing import examples, print_report
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError
+from dictlab.formats.loading import name_of
+from dictlab.lm import LanguageModel
+from dictlab.report import Report, check_folder
+from dictlab.text import Text
+
+NOT_TYPED = (Dictionary, LanguageModel, Text, ArrayActivations, Tensor, np.ndarray)  # given by name on a command line
+
+
+def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., bool]:
+    """A command out of an analysis: its parameters, and where to write the report. It says whether a check failed."""
+    signature = inspect.signature(analysis, eval_str=True)
+    own = [p.replace(annotation=_negatable(p, _typed(p.annotation))) for p in signature.parameters.values()]
+    out = inspect.Parameter(
+        "out",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            Path | None, Parameter(help="Folder of the report; out/<analysis>-<dictionaries> by default.")
+        ],
+    )
+    force = inspect.Parameter(
+        "force",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, Parameter(help="Replace a report that is already in the folder.")],
+    )
+
+    def command(*args: Any, **kwargs: Any) -> bool:
+        bound = inspect.Signature([*own, out, force]).bind(*args, **kwargs)
+        bound.apply_defaults()
+        folder, overwrite = bound.arguments.pop("out"), bound.arguments.pop("force")
+        folder = folder or default_folder(analysis.__name__, _names_given(signature, bound.arguments))
+        check_folder(folder, force=overwrite)
+        positional = inspect.BoundArguments(signature, bound.arguments)
+        report = analysis(*positional.args, **positional.kwargs)
+        if not isinstance(report, Report):
+            raise DictlabError(f"analysis {analysis.__name__!r} returned {type(report).__name__}, not a Report.")
+        if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one writes
+            return report.passed is False
+        typed = shlex.join(["dictlab", *arguments])
+        report.save(folder, force=overwrite, command=typed)
+        print_report(report, folder)
+        return report.passed is False
+
+    command.__signature__ = inspect.Signature([*own, out, force])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, out, force)}
+    command.__doc__ = inspect.cleandoc(analysis.__doc__ or "").split("\nExample", 1)[0]
+    command.__name__ = analysis.__name__
+    return command
+
+
+def loaded(entry: EntryPoint) -> Callable[..., Report]:
+    """The analysis behind an entry point."""
+    analysis: Callable[..., Report] = entry.load()
+    return analysis
+
+
+def own_examples(entry: EntryPoint) -> str:
+    """An analysis' own examples for its help page."""
+    lines = own_lines(entry)
+    return examples(*lines) if lines else ""
+
+
+def own_lines(entry: EntryPoint) -> list[str]:
+    """The lines after `Example:` in an analysis' docstring."""
+    _, _, after = inspect.cleandoc(loaded(entry).__doc__ or "").partition("\nExample:\n")
+    return [line.strip() for line in after.splitlines() if line.strip()]
+
+
+def default_folder(analysis: str, names: Sequence[str]) -> Path:
+    """out/ANALYSIS-FIRST-SECOND, or out/ANALYSIS-FIRST-and-N-more."""
+    stems = [re.sub(r"[^\w.+-]+", "-", name_of(name)) for name in names]
+    label = "-".join(stems) if len(stems) <= 2 else f"{stems[0]}-and-{len(stems) - 1}-more"
+    return Path("out") / (f"{analysis}-{label}" if label else analysis)
+
+
+def _names_given(signature: inspect.Signature, arguments: Mapping[str, Any]) -> list[str]:
+    """What was typed for the parameters that are dictionaries, or runs."""
+    asked = [name for name, p in signature.parameters.items() if "Dictionary" in str(p.annotation) or name == "runs"]
+    values = [arguments[name] for name in asked]
+    return [str(one) for value in values for one in (value if isinstance(value, list) else [value]) if one is not None]
+
+
+def _typed(annotation: Any) -> Any:
+    """The annotation as it can be typed: dictionaries, models and texts by their names."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        members = [
+            m
+            for m in get_args(annotation)
+            if (get_origin(m) or m) not in NOT_TYPED and not (m is Path and str in get_args(annotation))
+        ]
+        return Union[tuple(_typed(m) for m in members)]  # noqa: UP007 (built at run time)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple:
+        return list[_typed(get_args(annotation)[0])]  # type: ignore[misc]
+    return annotation
+
+
+def _negatable(parameter: inspect.Parameter, annotation: Any) -> Any:
+    """What is done unless it is switched off has a flag to switch it off, --no-NAME."""
+    if parameter.default is not True:
+        return annotation
+    return Annotated[annotation, Parameter(negative=f"--no-{parameter.name.replace('_', '-')}")]
