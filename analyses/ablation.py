@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from analyses import ablation_plots as plots
 from analyses import ablation_tables as tables
 from analyses.ablation_tables import CHANNEL, LATENT, RANDOM, Effect
 from analyses.damage import scenes
@@ -55,6 +56,7 @@ class Ablated(NamedTuple):
         which: The latent, or the channel; for a random direction the latent whose length it has.
         activation: Of the latent, or the channel.
         steps: What is subtracted.
+        active: Latents that are active at this token, ablated or not; of channels all.
     """
 
     dictionary: str
@@ -62,6 +64,7 @@ class Ablated(NamedTuple):
     which: Int[Tensor, " ablations"]
     activation: Float[Tensor, " ablations"]
     steps: Float[Tensor, "ablations d_in"]
+    active: int
 
 
 def ablation(
@@ -128,7 +131,7 @@ def _measured(
 
     Interrupted by Ctrl-C, it returns what is complete, if that is two tokens or more.
     """
-    generator = seeds.generator(seed, "tokens and directions to ablate")
+    generator = seeds.generator(seed, "tokens to ablate at")
     positions = torch.randint(1, sample.shape[1] - follow + 1, (len(sample),), generator=generator).tolist()
     sites = list(dict.fromkeys(site_of(d) for d in placed))
     found: list[Effect] = []
@@ -139,15 +142,13 @@ def _measured(
             own: list[Effect] = []
             for site, scene in scenes(model, sample[done : done + 1, : position + follow], sites).items():
                 here = [(d.name, p) for d, p in zip(opened, placed, strict=True) if site_of(p) == site]
-                sets = _sets(here, scene.x[0].float(), position, latents, generator)
+                sets = _sets(here, scene.x[0].float(), position, latents, seed, done)
                 outcome = effects(scene.tail(position, follow), torch.cat([some.steps for some in sets]))
                 rows = zip(*(part.tolist() for part in outcome), strict=True)
                 for some in sets:
                     which = zip(some.which.tolist(), some.activation.tolist(), strict=True)
-                    own += [
-                        Effect(some.dictionary, site, some.kind, done, position, word, *one, *next(rows))
-                        for one in which
-                    ]
+                    common = some.dictionary, site, some.kind, done, position, word, some.active
+                    own += [Effect(*common, *one, *next(rows)) for one in which]
             found += own
             done += 1
     except KeyboardInterrupt:
@@ -161,14 +162,19 @@ def _sets(
     x: Float[Tensor, "context d_in"],
     position: int,
     most: int,
-    generator: torch.Generator,
+    seed: int,
+    token: int,
 ) -> list[Ablated]:
-    """All that is ablated at one token of a site: channels, and latents and random directions by dictionary."""
-    sets = [_channels(x[position], most, generator)]
+    """All that is ablated at one token of a site: latents and random directions by dictionary, and channels.
+
+    The same random numbers serve each dictionary: their differences are paired, and none depends on its company.
+    """
+    sets = []
     for name, dictionary in dictionaries:
+        generator = seeds.generator(seed, f"latents and directions to ablate at token {token}")
         made = _latents(name, dictionary, x, position, most, generator)
         sets += [made, _random(made, generator)]
-    return sets
+    return [*sets, _channels(x[position], most, seeds.generator(seed, f"channels to ablate at token {token}"))]
 
 
 def _latents(
@@ -185,11 +191,11 @@ def _latents(
     codes = dictionary.encode(x)
     own = slice(int(codes.offsets[position]), int(codes.offsets[position + 1]))
     active = (codes.values[own] != 0).nonzero().squeeze(1)
-    drawn = active[torch.randperm(len(active), generator=generator)[:most].to(active.device)]
+    drawn = active[torch.rand(len(active), generator=generator).argsort()[:most].to(active.device)]
     which, values = codes.indices[own][drawn], codes.values[own][drawn]
     scale = torch.as_tensor(dictionary.normalisation(x)[1].scale, device=x.device)
     scale = scale.expand(len(x), 1)[position] if scale.ndim else scale
-    return Ablated(name, LATENT, which, values, values[:, None] * dictionary.W_dec[which] * scale)
+    return Ablated(name, LATENT, which, values, values[:, None] * dictionary.W_dec[which] * scale, len(active))
 
 
 def _random(like: Ablated, generator: torch.Generator) -> Ablated:
@@ -204,39 +210,37 @@ def _channels(x: Float[Tensor, " d_in"], most: int, generator: torch.Generator) 
     which = torch.randperm(len(x), generator=generator)[:most].to(x.device)
     steps = torch.zeros(len(which), len(x), device=x.device)
     steps[torch.arange(len(which)), which] = x[which]
-    return Ablated("", CHANNEL, which, x[which], steps)
+    return Ablated("", CHANNEL, which, x[which], steps, len(x))
 
 
 def _report(
     found: Sequence[Effect], opened: Sequence[Dictionary], settings: dict[str, Any], notes: list[str]
 ) -> Report:
     frame = tables.effects(found)
-    names = [dictionary.name for dictionary in opened]
     numbers = settings["vocabulary"] * settings["follow"]
-    overview = tables.overview(frame, names, settings["tokens"], numbers, settings["seed"])
+    overview = tables.overview(frame, opened, settings["tokens"], numbers, settings["seed"])
     n = f"n = {settings['tokens']} tokens of as many held-out sequences; {INTERVAL}"
     made = {
         "overview": Table(
             overview,
             f"{n}. sparsity: mean share of the {numbers} logits ({settings['vocabulary']} a position) that an effect "
-            "is spread over; logits: the same as a number; effect: mean root of the summed squares, in logits; own "
-            f"position: mean share of the {settings['vocabulary']} logits at the token itself. random: directions of "
-            "the same length at the same tokens.",
+            "is spread over; logits: the same as a number; own position: mean share of the "
+            f"{settings['vocabulary']} logits at the token itself; effect: mean root of the summed squares, in logits. "
+            "random: directions of the same length at the same tokens. L0: active latents at these tokens.",
         ),
         "effects": Table(frame, "Every ablation: which latent (or channel) at which token, and what it does."),
     }
     warnings = list(notes)
     if still := int(frame["sparsity"].isna().sum()):
         warnings.append(f"{still} of {len(frame)} ablations changed no logit; they are left out of the means.")
+    drawn = {"sparsity": Plot(plots.single(frame, overview), f"{n}. {plots.READ}")}
+    if overview["L0"].nunique() > 2:
+        drawn["l0"] = Plot(plots.against_l0(overview), f"{n}. Small and hollow: random directions of the same lengths.")
     return Report(
         title="How many logits does a latent move?",
         summary=tables.summary(overview),
         tables=made,
-        plots={
-            "sparsity": Plot(
-                tables.drawn(frame, overview, names), f"{n}. Dashed: 2/π, as of independent normal numbers."
-            )
-        },
+        plots=drawn,
         settings=settings,
         inputs=tuple(opened),
         warnings=tuple(warnings),

@@ -123,8 +123,25 @@ def test_random_directions_are_as_long_and_channels_stand_beside(model, text):
     frame, overview = report.tables["effects"].frame, report.tables["overview"].frame
     counts = frame.groupby("kind").size()
     assert counts["latent"] == counts["random direction"] <= 12 and counts["residual channel"] == 12
-    assert overview["features"].tolist() == ["random", f"channels at {SITE}"]
+    assert overview["features"].tolist() == ["random", "residual channels"]
     assert overview["sparsity low"][0] <= overview["sparsity"][0] <= overview["sparsity high"][0]
+
+
+def test_what_is_found_of_a_dictionary_does_not_depend_on_its_company(model, text):
+    one, other = (random_dictionary(40, 16, activation=TopK(4), seed=i, name=f"d{i}") for i in range(2))
+    frames = [
+        ablation(given, model=model, text=text, tokens=4, follow=4).tables["effects"].frame
+        for given in ([one], [other, one])
+    ]
+    own = [frame[frame["dictionary"] == "d0"].reset_index(drop=True) for frame in frames]
+    assert own[0]["which"].tolist() == own[1]["which"].tolist()
+    assert own[0]["sparsity"].tolist() == pytest.approx(own[1]["sparsity"].tolist(), rel=1e-4)
+
+
+def test_l0_counts_all_active_latents_and_not_those_ablated(model, text):
+    dictionary = random_dictionary(60, 16, activation=TopK(9), normalisation=None)
+    row = ablation([dictionary], model=model, text=text, tokens=5, latents=3, follow=4).tables["overview"].frame.loc[0]
+    assert row["ablated"] == 15 and 3 < row["L0"] <= 9
 
 
 def test_a_dictionary_of_which_nothing_fires_has_no_sparsity(model, text):
