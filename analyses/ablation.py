@@ -36,6 +36,7 @@ from analyses.inputs import (
     open_dictionaries,
     open_model,
     open_text,
+    sites_of,
 )
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
@@ -56,6 +57,7 @@ class Ablated(NamedTuple):
         which: The latent, or the channel; for a random direction the latent whose length it has.
         activation: Of the latent, or the channel.
         steps: What is subtracted.
+        rate: Share of tokens at which each latent is active; NaN of channels, and where the file does not say.
         active: Latents that are active at this token, ablated or not; of channels all.
     """
 
@@ -64,6 +66,7 @@ class Ablated(NamedTuple):
     which: Int[Tensor, " ablations"]
     activation: Float[Tensor, " ablations"]
     steps: Float[Tensor, "ablations d_in"]
+    rate: Float[Tensor, " ablations"]
     active: int
 
 
@@ -97,8 +100,8 @@ def ablation(
     check_at_least(1, latents=latents, follow=follow)
     check_at_least(2, tokens=tokens)
     opened = open_dictionaries(dictionaries)
-    sites = list(dict.fromkeys(site_of(dictionary) for dictionary in opened))
     model, source = open_model(model, opened, device), open_text(text)
+    sites = sites_of(opened, model)
     for site in sites:
         model.start_of(site)
     length = context_of(opened, model)
@@ -146,7 +149,7 @@ def _measured(
                 outcome = effects(scene.tail(position, follow), torch.cat([some.steps for some in sets]))
                 rows = zip(*(part.tolist() for part in outcome), strict=True)
                 for some in sets:
-                    which = zip(some.which.tolist(), some.activation.tolist(), strict=True)
+                    which = zip(*(part.tolist() for part in (some.which, some.rate, some.activation)), strict=True)
                     common = some.dictionary, site, some.kind, done, position, word, some.active
                     own += [Effect(*common, *one, *next(rows)) for one in which]
             found += own
@@ -195,7 +198,8 @@ def _latents(
     which, values = codes.indices[own][drawn], codes.values[own][drawn]
     scale = torch.as_tensor(dictionary.normalisation(x)[1].scale, device=x.device)
     scale = scale.expand(len(x), 1)[position] if scale.ndim else scale
-    return Ablated(name, LATENT, which, values, values[:, None] * dictionary.W_dec[which] * scale, len(active))
+    rate = torch.full_like(values, torch.nan) if dictionary.firing_rate is None else dictionary.firing_rate[which]
+    return Ablated(name, LATENT, which, values, values[:, None] * dictionary.W_dec[which] * scale, rate, len(active))
 
 
 def _random(like: Ablated, generator: torch.Generator) -> Ablated:
@@ -210,7 +214,7 @@ def _channels(x: Float[Tensor, " d_in"], most: int, generator: torch.Generator) 
     which = torch.randperm(len(x), generator=generator)[:most].to(x.device)
     steps = torch.zeros(len(which), len(x), device=x.device)
     steps[torch.arange(len(which)), which] = x[which]
-    return Ablated("", CHANNEL, which, x[which], steps, len(x))
+    return Ablated("", CHANNEL, which, x[which], steps, torch.full_like(x[which], torch.nan), len(x))
 
 
 def _report(
@@ -226,7 +230,8 @@ def _report(
             f"{n}. sparsity: mean share of the {numbers} logits ({settings['vocabulary']} a position) that an effect "
             "is spread over; logits: the same as a number; own position: mean share of the "
             f"{settings['vocabulary']} logits at the token itself; effect: mean root of the summed squares, in logits. "
-            "random: directions of the same length at the same tokens. L0: active latents at these tokens.",
+            f"rare: latents alone that are active at less than {tables.RARE:.0%} of tokens. random: directions of the "
+            "same length at the same tokens. L0: active latents at these tokens.".replace("%", " %"),
         ),
         "effects": Table(frame, "Every ablation: which latent (or channel) at which token, and what it does."),
     }

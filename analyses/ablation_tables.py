@@ -15,6 +15,7 @@ from dictlab.evaluate import bounds
 
 LATENT, RANDOM, CHANNEL = "latent", "random direction", "residual channel"
 OWN = "own position"
+RARE = 0.1  # share of tokens from which on a latent is no more rare
 
 
 class Effect(NamedTuple):
@@ -28,6 +29,7 @@ class Effect(NamedTuple):
     token: str
     active: int
     which: int
+    rate: float
     activation: float
     sparsity: float
     effect: float
@@ -65,6 +67,7 @@ def overview(
         row |= mean("sparsity", latent, "sparsity") | mean("random", random, "sparsity")
         sums = _sums(latent, "sparsity", tokens), _sums(random, "sparsity", tokens)
         row |= columns("over random", _over(*sums, seed)) | _size(latent, numbers)
+        row |= mean("rare", latent[latent["rate"] < RARE], "sparsity")
         row |= mean(OWN, latent, OWN) | mean(f"random {OWN}", random, OWN)
         about = dictionary.metadata.objective or "unknown", dictionary.activation.kind
         rows.append(row | {"width": dictionary.n_latents, "family": " ".join(about)})

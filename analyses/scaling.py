@@ -21,6 +21,12 @@ from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import evaluate
 from dictlab.report import Plot, Report, Table
 
+LEAST = 3  # settings that the simplest law needs
+ENOUGH = (
+    f"Give dictionaries of one objective and activation function, and one k, at {LEAST} widths or more; ReLU with a "
+    "penalty has no k."
+)
+
 
 def scaling(
     dictionaries: Sequence[DictionaryLike],
@@ -49,22 +55,24 @@ def scaling(
     """
     check_at_least(0, seed=seed)
     opened, folders = opened_runs(dictionaries)
-    measured = None
+    if len(opened) < LEAST:
+        raise DictlabError(f"too few runs for a fit: {len(opened)} given. {ENOUGH}")
+    measured, partial = None, []
     settings: dict[str, Any] = {"measure": measure, "seed": seed}
     if measure:
         lm, source = open_model(model, opened, device), open_text(text).as_split("heldout")
         context = context_of(opened, lm)
-        measured = evaluate(in_model(opened, lm), lm, source, contexts=contexts, context=context, seed=seed)
+        placed = in_model(opened, lm)
+        measured = evaluate(placed, lm, source, contexts=contexts, context=context, seed=seed, partial=True)
+        if measured[0].n_sequences < measured[0].asked:
+            partial = [f"PARTIAL: interrupted after {measured[0].n_sequences} of {measured[0].asked} sequences."]
         settings |= {"text": source.name, "model": lm.name, "context": context} | measured[0].sample
     runs, notes = runs_table(opened, measured)
     fits, predictions, why = tables.fitted(runs, seed)
     if fits.empty:
         reasons = "; ".join(f"{row['law']}: {row['why']}" for row in why.to_dict("records")[:3])
-        raise DictlabError(
-            f"too few runs for a fit: {len(runs)} given ({reasons}). Give dictionaries of one objective and activation "
-            "function, and one k, at three widths or more."
-        )
-    return _report(runs, fits, predictions, why, dead_over_time(folders), [*notes], settings, opened)
+        raise DictlabError(f"too few runs for a fit: {len(runs)} given ({reasons}). {ENOUGH}")
+    return _report(runs, fits, predictions, why, dead_over_time(folders), [*notes, *partial], settings, opened)
 
 
 def _report(
@@ -82,7 +90,8 @@ def _report(
         "fits": Table(
             fits,
             f"{on} 95 % bootstrap intervals over runs. AIC: corrected for few runs, of one family and loss the smaller "
-            "the better; ΔAIC: above the best law of the same variables; error: root mean square of ln L.",
+            "the better, and unknown where they are too few for the correction; ΔAIC: above the best law of the same "
+            "variables; error: root mean square of ln L.",
         ),
         "predictions": Table(
             predictions,

@@ -30,13 +30,14 @@ from analyses.inputs import (
     open_dictionaries,
     open_model,
     open_text,
+    sites_of,
 )
 from analyses.refinement import PLAIN, refined, thresholds, with_k, with_threshold
 from analyses.shrinkage_tables import AS_TRAINED, REFINED, THRESHOLD, TOPK, Measured, Version
 from dictlab.activations import statistics
 from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
-from dictlab.errors import check_at_least
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import BATCH_TOKENS, COVERAGE, check_finite, site_of
 from dictlab.lm import LanguageModel
 from dictlab.report import Plot, Report, Table
@@ -77,10 +78,11 @@ def shrinkage(
         dictlab report shrinkage relu.safetensors topk.safetensors --contexts 64 --levels 4 --levels 16 --levels 64
     """
     check_at_least(0, seed=seed)
-    check_at_least(1, contexts=contexts, levels=min(levels, default=None))
+    check_at_least(1, levels=min(levels, default=None))
+    check_at_least(2, contexts=contexts)
     opened = open_dictionaries(dictionaries)
-    sites = list(dict.fromkeys(site_of(dictionary) for dictionary in opened))
     model, source = open_model(model, opened, device), open_text(text)
+    sites = sites_of(opened, model)
     for site in sites:
         model.start_of(site)
     length = context_of(opened, model)
@@ -89,19 +91,31 @@ def shrinkage(
     placed = in_model(opened, model)
     before = model.capture(elsewhere, sites)
     rules = [_rules(d, before[site_of(d)].flatten(0, 1).float(), sorted(set(levels))) for d in placed]
-    found = _measured(placed, rules, model, tokens, seed)
+    found, done = _measured(placed, rules, model, tokens, seed)
+    notes = [] if len(tokens) == contexts else [f"The text holds {len(tokens)} contexts, {contexts} were asked for."]
+    if done < len(tokens):
+        notes.append(f"PARTIAL: interrupted after {done} of {len(tokens)} sequences.")
     return _report(found, opened, rules, {
-        "text": source.name, "model": model.name, "context": length, "contexts": len(tokens),
-        "tokens": tokens.numel(), "levels": list(levels), "seed": seed,
-    }, contexts)  # fmt: skip
+        "text": source.name, "model": model.name, "context": length, "contexts": done, "tokens": done * length,
+        "levels": list(levels), "seed": seed,
+    }, notes)  # fmt: skip
 
 
 def _rules(dictionary: Dictionary, x: Tensor, levels: Sequence[int]) -> list[Rule]:
-    """As trained; and, where latents emit their pre-activations, other numbers of active latents."""
+    """As trained; and, where latents emit their pre-activations, other numbers of active latents.
+
+    Raises:
+        DictlabError: No level is as small as the dictionary.
+    """
     rules = [Rule(Version(AS_TRAINED), dictionary)]
     if not isinstance(dictionary.activation, PLAIN):
         return rules
     possible = [k for k in levels if k <= dictionary.n_latents]
+    if not possible:
+        raise DictlabError(
+            f"levels are {', '.join(map(str, levels))}; {dictionary.name} has {dictionary.n_latents} latents. Give one "
+            "of at most that."
+        )
     rules += [Rule(Version(TOPK, k), with_k(dictionary, k)) for k in possible]
     cuts = thresholds(dictionary, x, possible)
     # a threshold of 0 is all there is; more latents than that cannot be had
@@ -116,26 +130,36 @@ def _measured(
     model: LanguageModel,
     tokens: Tensor,
     seed: int,
-) -> list[Measured]:
-    """Every rule of every dictionary, and the refinement of the rule of training, sequence by sequence."""
+) -> tuple[list[Measured], int]:
+    """Every rule of every dictionary, and the refinement of the rule of training; of how many sequences.
+
+    Interrupted by Ctrl-C, it returns what is complete, if that is two sequences or more.
+    """
     sites = list(dict.fromkeys(site_of(d) for d in dictionaries))
     batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
     means = {site: statistics(model.capture(some, site)[site] for some in batches).mean for site in sites}
-    rows: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in dictionaries]
-    ratios: list[list[Tensor]] = [[] for _ in dictionaries]
-    for some in tqdm(batches, desc="shrinkage", unit="batch", leave=False):
-        around = scenes(model, some, sites)
-        for i, (dictionary, own) in enumerate(zip(dictionaries, rules, strict=True)):
-            scene = around[site_of(dictionary)]
-            row, ratio = _batch(dictionary, own, scene, means[site_of(dictionary)])
-            rows[i].append(row)
-            ratios[i].append(ratio)
+    rows: list[list[tuple[dict[str, NDArray[np.float64]], Tensor]]] = []
+    done = 0
+    try:
+        for some in tqdm(batches, desc="shrinkage", unit="batch", leave=False):
+            around = scenes(model, some, sites)
+            rows.append(
+                [
+                    _batch(dictionary, own, around[site_of(dictionary)], means[site_of(dictionary)])
+                    for dictionary, own in zip(dictionaries, rules, strict=True)
+                ]
+            )
+            done += len(some)
+    except KeyboardInterrupt:
+        if done < 2:
+            raise
     found = []
-    for dictionary, own, parts, shares in zip(dictionaries, rules, rows, ratios, strict=True):
-        sums = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    for dictionary, own, parts in zip(dictionaries, rules, zip(*rows, strict=True), strict=True):
+        sums = {key: np.concatenate([part[key] for part, _ in parts]) for key in parts[0][0]}
         versions = [own[0].version, Version(REFINED), *(rule.version for rule in own[1:])]
-        found.append(Measured(dictionary, tuple(versions), sums, torch.cat(shares).numpy(), seed))
-    return found
+        ratios = torch.cat([ratio for _, ratio in parts]).numpy()
+        found.append(Measured(dictionary, tuple(versions), sums, ratios, seed))
+    return found, done
 
 
 def _batch(
@@ -190,7 +214,7 @@ def _report(
     opened: Sequence[Dictionary],
     rules: Sequence[Sequence[Rule]],
     settings: dict[str, Any],
-    contexts: int,
+    notes: list[str],
 ) -> Report:
     n = f"n = {settings['contexts']} held-out sequences ({settings['tokens']} tokens); {INTERVAL}"
     frame, recovery = tables.overview(found), tables.recovery(found)
@@ -220,8 +244,7 @@ def _report(
         for own in rules
         if len(own) == 1
     ]
-    if settings["contexts"] < contexts:
-        warnings.append(f"The text holds {settings['contexts']} contexts, {contexts} were asked for.")
+    warnings += notes
     return Report(
         title="Are activations too small, and is the number of active latents the best?",
         summary=tables.summary(frame, recovery),

@@ -66,7 +66,7 @@ SHOWN: dict[str, tuple[Callable[[], Report], str, tuple[str, ...], tuple[str, ..
         of_ablation,
         "overview",
         ("features", "effect"),
-        ("sparsity", "random", "over random", "own position", "random own position"),
+        ("sparsity", "rare", "random", "over random", "own position"),
     ),
     "scaling": (
         of_scaling,

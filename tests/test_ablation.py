@@ -144,6 +144,16 @@ def test_l0_counts_all_active_latents_and_not_those_ablated(model, text):
     assert row["ablated"] == 15 and 3 < row["L0"] <= 9
 
 
+def test_rare_latents_have_a_mean_of_their_own(model, text):
+    rates = torch.linspace(0, 1, 40)
+    dictionary = replace(random_dictionary(40, 16, activation=TopK(8)), firing_rate=rates)
+    tables = ablation([dictionary], model=model, text=text, tokens=8, follow=4).tables
+    latents = tables["effects"].frame.query("kind == 'latent'")
+    assert latents["rate"].to_numpy() == pytest.approx(rates[latents["which"].to_numpy()].numpy())
+    expected = latents.loc[latents["which"] < 4, "sparsity"].mean()
+    assert tables["overview"].frame["rare"][0] == pytest.approx(expected)
+
+
 def test_a_dictionary_of_which_nothing_fires_has_no_sparsity(model, text):
     silent = replace(random_dictionary(40, 16, activation=TopK(4)), b_enc=torch.full((40,), -1e4))
     report = ablation([silent], model=model, text=text, tokens=3, follow=4)

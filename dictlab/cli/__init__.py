@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
         console(stderr=True).print(f"dictlab: {_message(error)}", style="red", soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
-        console(stderr=True).print("dictlab: interrupted.", style="red")
+    except KeyboardInterrupt as stopped:
+        console(stderr=True).print(f"dictlab: interrupted{stopped}.", style="red", soft_wrap=True)
         return 130
     return 1 if failed else 0
 
