@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import torch
+
 from dictlab.activations import Activations, ModelActivations
 from dictlab.arrays import ArrayActivations, ArrayLike, open_array
 from dictlab.conventions import adapted
@@ -203,6 +205,24 @@ def within_reach(
 def in_model(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[Dictionary]:
     """The dictionaries on the model's device, each reading that model's activations whatever library trained it."""
     return [adapted(dictionary, model).to(model.device) for dictionary in dictionaries]
+
+
+def sites_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[str]:
+    """Their sites, each once, after a look at whether the model has them and they are as wide as their dictionaries.
+
+    Raises:
+        DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site.
+    """
+    sites = list(dict.fromkeys(site_of(dictionary) for dictionary in dictionaries))
+    found = model.capture(torch.zeros(1, 1, dtype=torch.long), sites)
+    for dictionary in dictionaries:
+        width = found[site_of(dictionary)].shape[-1]
+        if width != dictionary.d_in:
+            raise DictlabError(
+                f"{dictionary.name} reads activations of width {dictionary.d_in}, and {site_of(dictionary)} of "
+                f"{model.name} is {width} wide: is it a dictionary of another model or site?"
+            )
+    return sites
 
 
 def context_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> int:

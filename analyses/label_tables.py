@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from dictlab import seeds
 from dictlab.errors import DictlabError
 from dictlab.lm import LanguageModel
 from dictlab.packing import leading_tokens
-from dictlab.text import rows
+from dictlab.text import TABLES, rows
 
 Pool = Literal["mean", "last"]
 HELD_OUT = 0.3  # of the rows of a table without splits of its own
@@ -47,12 +48,14 @@ def table_tokens(
     Raises:
         DictlabError: The table cannot be read, a column is missing, or labels do not fit their text or each other.
     """
+    if not labels:
+        raise DictlabError("no column of labels was named; give one or more with --labels.")
     train, held = _parts(table, (column, *labels), limit, seed)
-    both = [*train, *held]
-    for number, row in enumerate(both):
+    both, places = [row for row, _ in (*train, *held)], [f"table {table}: {place}" for _, place in (*train, *held)]
+    for place, row in zip(places, both, strict=True):
         if not isinstance(row[column], str) or not row[column]:
-            raise DictlabError(f"table {table}: row {number} has no text in column {column!r} ({row[column]!r}).")
-    truth = {name: _parsed(table, name, [row[name] for row in both]) for name in labels}
+            raise DictlabError(f"{place} has no text in column {column!r} ({row[column]!r}).")
+    truth = {name: _parsed(table, name, [row[name] for row in both], places) for name in labels}
     listed = {name for name, values in truth.items() if isinstance(values[0], list)}
     if listed and listed != set(labels):
         raise DictlabError(
@@ -65,11 +68,11 @@ def table_tokens(
     cut = sum(len(ids) + len(start) > length for ids, _ in tokenised)
     tokens, known = _padded([ids for ids, _ in tokenised], start, length)
     if not known.any(dim=1).all():
-        raise DictlabError(f"table {table}: row {int((~known.any(dim=1)).nonzero()[0])} has a text without tokens.")
+        raise DictlabError(f"{places[int((~known.any(dim=1)).nonzero()[0])]} has a text without tokens.")
     split = torch.arange(len(both)) < len(train)
     notes = [f"{cut} of {len(both)} texts are longer than {length} tokens and were cut off."] if cut else []
     if listed:
-        made = [_token_labels(table, name, truth[name], tokenised, [r[column] for r in both]) for name in labels]
+        made = [_token_labels(name, truth[name], tokenised, [r[column] for r in both], places) for name in labels]
         kept = torch.from_numpy(
             np.concatenate([np.stack([m[i] for m in made], 1)[: length - len(start)] for i in range(len(both))])
         )
@@ -85,15 +88,25 @@ def table_tokens(
     return parts[0], parts[1], notes
 
 
-def _parts(table: str, columns: Sequence[str], limit: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows to fit on and rows to measure on."""
-    train, own = rows(table, "train", columns, limit)
+def _parts(
+    table: str, columns: Sequence[str], limit: int, seed: int
+) -> tuple[list[tuple[Row, str]], list[tuple[Row, str]]]:
+    """Rows to fit on and rows to measure on, each with its place in the table, counted from 1."""
+    path = Path(table)
+    if path.suffix in TABLES and not path.exists():
+        raise DictlabError(f"table {table}: no such file.")
+    if path.is_file() and path.suffix not in TABLES:
+        raise DictlabError(f"table {table}: expected a file that ends in {', '.join(TABLES)}, or a data set.")
+    found, own = rows(table, "train", columns, limit)
     if own:
-        held = rows(table, "heldout", columns, limit)[0]
+        train = [(row, f"row {i} of its training split") for i, row in enumerate(found, 1)]
+        found = rows(table, "heldout", columns, limit)[0]
+        held = [(row, f"row {i} of its held-out split") for i, row in enumerate(found, 1)]
     else:
-        order = torch.randperm(len(train), generator=seeds.generator(seed, "split of a table")).tolist()
-        at = math.ceil(len(train) * (1 - HELD_OUT))
-        train, held = [train[i] for i in order[:at]], [train[i] for i in order[at:]]
+        order = torch.randperm(len(found), generator=seeds.generator(seed, "split of a table")).tolist()
+        drawn = [(found[i], f"row {i + 1}") for i in order]
+        at = math.ceil(len(found) * (1 - HELD_OUT))
+        train, held = drawn[:at], drawn[at:]
     if len(train) < 2 or len(held) < 2:
         raise DictlabError(
             f"table {table}: {len(train)} rows to fit on and {len(held)} to measure on; 2 are needed of each, and far "
@@ -102,21 +115,17 @@ def _parts(table: str, columns: Sequence[str], limit: int, seed: int) -> tuple[l
     return train, held
 
 
-def _parsed(table: str, name: str, values: Sequence[Any]) -> list[Any]:
+def _parsed(table: str, name: str, values: Sequence[Any], places: Sequence[str]) -> list[Any]:
     """Labels as values or as lists; lists in CSV are JSON."""
     out = []
-    for number, value in enumerate(values):
+    for place, value in zip(places, values, strict=True):
         if isinstance(value, str) and value.lstrip().startswith("["):
             try:
                 value = json.loads(value)
             except ValueError as error:
-                raise DictlabError(
-                    f"table {table}: row {number} of {name!r} is {value!r}, no list ({error})."
-                ) from error
+                raise DictlabError(f"{place}: {name!r} is {value!r}, no list ({error}).") from error
         if value is None or (isinstance(value, float) and not value.is_integer()):
-            raise DictlabError(
-                f"table {table}: row {number} of {name!r} is {value!r}; expected true or false, a class, or a list."
-            )
+            raise DictlabError(f"{place}: {name!r} is {value!r}; expected true or false, a class, or a list.")
         out.append(value)
     kinds = {isinstance(value, list) for value in out}
     if len(kinds) > 1:
@@ -145,16 +154,16 @@ def _text_labels(table: str, truth: Mapping[str, Sequence[Any]]) -> tuple[tuple[
 
 
 def _token_labels(
-    table: str,
     name: str,
     values: Sequence[Any],
     tokenised: Sequence[tuple[list[int], NDArray[np.int64]]],
     texts: Sequence[str],
+    places: Sequence[str],
 ) -> list[NDArray[np.bool_]]:
     """Of each text, what is true of each of its tokens."""
     out = []
-    for number, (value, (ids, offsets), text) in enumerate(zip(values, tokenised, texts, strict=True)):
-        where = f"table {table}: row {number} of {name!r}"
+    for value, (ids, offsets), text, place in zip(values, tokenised, texts, places, strict=True):
+        where = f"{place}: {name!r}"
         if all(isinstance(one, list | tuple) for one in value):
             out.append(touched(offsets, _spans(where, value, text)))
             continue

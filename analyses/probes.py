@@ -27,6 +27,7 @@ from analyses.inputs import (
     open_dictionaries,
     open_model,
     open_text,
+    sites_of,
 )
 from analyses.label_tables import Pool, table_tokens
 from analyses.labels import Labelled, python_tokens
@@ -98,16 +99,17 @@ def probes(
     if not ridge > 0:
         raise DictlabError(f"ridge is {ridge}; expected a number above 0.")
     opened = open_dictionaries(dictionaries)
-    sites = list(dict.fromkeys(site_of(dictionary) for dictionary in opened))
     model = open_model(model, opened, device)
-    for site in sites:
-        model.locate(site)
+    sites = sites_of(opened, model)
     if table is None:
         sample = _builtin(open_text(text), model, context_of(opened, model), contexts, examples, seed)
     else:
         sample = _own(*table_tokens(table, column, labels, model, pool=pool, limit=rows, seed=seed), table, examples)
     measured = _measured(opened, model, sites, sample, ridge, seed)
-    return _report(measured, sample, opened, found, {
+    done = [d for d in opened if any(d.name == one.name for one in measured if one.dictionary)]
+    if len(done) < len(opened):
+        sample.notes.append(f"PARTIAL: interrupted after {len(done)} of {len(opened)} dictionaries.")
+    return _report(measured, sample, done, found, {
         "text": table or open_text(text).name, "model": model.name, "context": sample.held.tokens.shape[1],
         "pool": pool if table else None, "examples": examples, "found": found, "ridge": ridge, "seed": seed,
         "training_sequences": len(sample.train.tokens), "heldout_sequences": len(sample.held.tokens),
@@ -172,15 +174,22 @@ def _measured(
     ridge: float,
     seed: int,
 ) -> list[Probed]:
-    """Every dictionary in the order given, and behind them what each site offers without one."""
+    """Every dictionary in the order given, and behind them what each site offers without one.
+
+    Interrupted by Ctrl-C, it returns the dictionaries that are complete, if there are any, and what is beside them.
+    """
     of: dict[str, Probed] = {}
     beside: list[Probed] = []
-    for site in sites:
-        train, held = captured(model, site, sample.train), captured(model, site, sample.held)
-        for dictionary in in_model([d for d in dictionaries if site_of(d) == site], model):
-            of[dictionary.name] = of_dictionary(dictionary, site, train, held, ridge=ridge, seed=seed)
-        beside += of_coordinates(site, train, held, ridge=ridge, seed=seed)
-    return [*(of[dictionary.name] for dictionary in dictionaries), *beside]
+    try:
+        for site in sites:
+            train, held = captured(model, site, sample.train), captured(model, site, sample.held)
+            beside += of_coordinates(site, train, held, ridge=ridge, seed=seed)
+            for dictionary in in_model([d for d in dictionaries if site_of(d) == site], model):
+                of[dictionary.name] = of_dictionary(dictionary, site, train, held, ridge=ridge, seed=seed)
+    except KeyboardInterrupt:
+        if not of:
+            raise
+    return [*(of[dictionary.name] for dictionary in dictionaries if dictionary.name in of), *beside]
 
 
 def _report(

@@ -22,7 +22,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.sparsity import BatchTopK, JumpReLU, ReLU, TopK
 
 HELD = 1 << 24  # numbers of gathered directions, or of Gram matrices, held at once
-CUTS = 1 << 25  # pre-activations that thresholds are chosen from
+CUTS = 1 << 22  # pre-activations that are sorted at once for thresholds
 PLAIN = (
     ReLU,
     TopK,
@@ -76,9 +76,12 @@ def with_threshold(dictionary: Dictionary, threshold: float) -> Dictionary:
 
 @torch.no_grad()
 def thresholds(dictionary: Dictionary, x: Float[Tensor, "tokens d_in"], wanted: list[int]) -> list[float]:
-    """The thresholds above which so many latents a token are active on average, on as many tokens as memory allows."""
-    x = x[: max(1, CUTS // dictionary.n_latents)]
-    z = dictionary.pre_activations(x).flatten()
-    most = min(max(wanted) * len(x), len(z) - 1)
-    ordered = z.topk(most + 1).values
-    return [max(0.0, float(ordered[min(k * len(x), most)])) for k in wanted]
+    """The thresholds above which so many latents a token are active on average; 0 where there are not so many."""
+    most = max(wanted) * len(x) + 1
+    best = x.new_zeros(0)
+    for some in x.split(max(1, CUTS // dictionary.n_latents)):
+        z = dictionary.pre_activations(some).flatten()
+        best = torch.cat([best, z[z > 0]])
+        best = best.topk(min(most, len(best))).values
+    best = torch.cat([best, best.new_zeros(most - len(best))])
+    return [float(best[k * len(x)]) for k in wanted]

@@ -21,6 +21,11 @@ from dictlab.errors import DictlabError, check_at_least
 from dictlab.reconstruction import evaluated
 from dictlab.report import Plot, Report, Table
 
+LEAST = 3  # settings that the simplest law needs
+ENOUGH = (
+    f"Give dictionaries of one objective and activation function, and one k, at {LEAST} widths or more; ReLU with a "
+    "penalty has no k."
+)
 LAWS = dict(zip(LOSSES, ("laws", "laws_ce"), strict=True))  # names of plots
 
 
@@ -53,6 +58,8 @@ def scaling(
     """
     check_at_least(0, seed=seed)
     opened, folders = opened_runs(dictionaries)
+    if len(opened) < LEAST:
+        raise DictlabError(f"too few runs for a fit: {len(opened)} given. {ENOUGH}")
     if data is not None and not measure:
         raise DictlabError("data is what losses are measured on anew; give --measure with it, or leave it out.")
     measured, cautions = None, tuple[str, ...]()
@@ -66,10 +73,7 @@ def scaling(
     fits, predictions, why = tables.fitted(runs, seed)
     if fits.empty:
         reasons = "; ".join(f"{row['law']}: {row['why']}" for row in why.to_dict("records")[:3])
-        raise DictlabError(
-            f"too few runs for a fit: {len(runs)} given ({reasons}). Give dictionaries of one objective and activation "
-            "function, and one k, at three widths or more."
-        )
+        raise DictlabError(f"too few runs for a fit: {len(runs)} given ({reasons}). {ENOUGH}")
     return _report(runs, fits, predictions, why, dead_over_time(folders), [*notes, *cautions], settings, opened)
 
 
@@ -93,7 +97,8 @@ def _report(
         "fits": Table(
             fits,
             f"{on} 95 % bootstrap intervals over runs. AIC: corrected for few runs, of one family and loss the smaller "
-            "the better; ΔAIC: above the best law of the same variables; error: root mean square of ln L.",
+            "the better, and unknown where they are too few for the correction; ΔAIC: above the best law of the same "
+            "variables; error: root mean square of ln L.",
         ),
         "predictions": Table(
             predictions,

@@ -34,13 +34,14 @@ from analyses.inputs import (
     open_dictionaries,
     open_model,
     open_text,
+    sites_of,
 )
 from analyses.refinement import PLAIN, refined, thresholds, with_k, with_threshold
 from analyses.shrinkage_tables import AS_TRAINED, REFINED, THRESHOLD, TOPK, Measured, Version
 from dictlab.activations import statistics, unit_of
 from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
-from dictlab.errors import check_at_least
+from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluate import BATCH_TOKENS, COVERAGE, check_finite, site_of
 from dictlab.report import Plot, Report, Table
 
@@ -111,7 +112,8 @@ def shrinkage(
         dictlab report shrinkage relu.safetensors topk.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed)
-    check_at_least(1, contexts=contexts, levels=min(levels, default=None))
+    check_at_least(1, levels=min(levels, default=None))
+    check_at_least(2, contexts=contexts)
     opened = open_dictionaries(dictionaries)
     if data is None:
         place = _in_model(opened, model, text, contexts, seed, device)
@@ -119,7 +121,14 @@ def shrinkage(
         place = _on_array(opened, model, data, contexts, seed, device)
     wanted = sorted(set(levels))
     rules = [_rules(d, place.before[key], wanted) for d, key in zip(place.dictionaries, place.keys, strict=True)]
-    found = _measured(place, rules, seed)
+    found, done = _measured(place, rules, seed)
+    if done < place.sequences:
+        partial = f"PARTIAL: interrupted after {done} of {place.sequences} sequences."
+        place = place._replace(
+            size=f"{done} of {place.size}",
+            record=place.record | {"contexts": done},
+            cautions=(*place.cautions, partial),
+        )
     return _report(found, opened, rules, place, {"levels": list(levels), "seed": seed}, contexts)
 
 
@@ -127,8 +136,8 @@ def _in_model(
     opened: Sequence[Dictionary], model: ModelLike | None, text: TextLike, contexts: int, seed: int, device: str
 ) -> Place:
     keys = [site_of(dictionary) for dictionary in opened]
-    sites = list(dict.fromkeys(keys))
     lm, source = open_model(model, opened, device), open_text(text)
+    sites = sites_of(opened, lm)
     for site in sites:
         lm.start_of(site)
     length = context_of(opened, lm)
@@ -176,6 +185,11 @@ def _rules(dictionary: Dictionary, x: Tensor, levels: Sequence[int]) -> list[Rul
     if not isinstance(dictionary.activation, PLAIN):
         return rules
     possible = [k for k in levels if k <= dictionary.n_latents]
+    if not possible:
+        raise DictlabError(
+            f"levels are {', '.join(map(str, levels))}; {dictionary.name} has {dictionary.n_latents} latents. Give one "
+            "of at most that."
+        )
     rules += [Rule(Version(TOPK, k), with_k(dictionary, k)) for k in possible]
     cuts = thresholds(dictionary, x, possible)
     # a threshold of 0 is all there is; more latents than that cannot be had
@@ -184,21 +198,31 @@ def _rules(dictionary: Dictionary, x: Tensor, levels: Sequence[int]) -> list[Rul
 
 
 @torch.no_grad()
-def _measured(place: Place, rules: Sequence[Sequence[Rule]], seed: int) -> list[Measured]:
-    """Every rule of every dictionary, and the refinement of the rule of training, sequence by sequence."""
-    rows: list[list[dict[str, NDArray[np.float64]]]] = [[] for _ in rules]
-    ratios: list[list[Tensor]] = [[] for _ in rules]
-    for around in tqdm(place.held, desc="shrinkage", unit="batch", leave=False):
-        for i, (dictionary, key, own) in enumerate(zip(place.dictionaries, place.keys, rules, strict=True)):
-            row, ratio = _batch(dictionary, own, around[key], place.means[key])
-            rows[i].append(row)
-            ratios[i].append(ratio)
+def _measured(place: Place, rules: Sequence[Sequence[Rule]], seed: int) -> tuple[list[Measured], int]:
+    """Every rule of every dictionary, and the refinement of the rule of training; of how many sequences.
+
+    Interrupted by Ctrl-C, it returns what is complete, if that is two sequences or more.
+    """
+    rows: list[list[tuple[dict[str, NDArray[np.float64]], Tensor]]] = []
+    done = 0
+    try:
+        for around in tqdm(place.held, desc="shrinkage", unit="batch", leave=False):
+            batch = [
+                _batch(dictionary, own, around[key], place.means[key])
+                for dictionary, key, own in zip(place.dictionaries, place.keys, rules, strict=True)
+            ]
+            rows.append(batch)
+            done += len(next(iter(batch[0][0].values())))
+    except KeyboardInterrupt:
+        if done < 2:
+            raise
     found = []
-    for dictionary, own, parts, shares in zip(place.dictionaries, rules, rows, ratios, strict=True):
-        sums = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    for dictionary, own, parts in zip(place.dictionaries, rules, zip(*rows, strict=True), strict=True):
+        sums = {key: np.concatenate([part[key] for part, _ in parts]) for key in parts[0][0]}
         versions = [own[0].version, Version(REFINED), *(rule.version for rule in own[1:])]
-        found.append(Measured(dictionary, tuple(versions), sums, torch.cat(shares).numpy(), seed))
-    return found
+        ratios = torch.cat([ratio for _, ratio in parts]).numpy()
+        found.append(Measured(dictionary, tuple(versions), sums, ratios, seed))
+    return found, done
 
 
 def _batch(

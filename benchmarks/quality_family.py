@@ -18,8 +18,17 @@ from dictlab import load
 from dictlab.report import Report
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+BY_K = [f"local-topk{k}-{width}-s0" for width in (256, 512, 1024, 2048) for k in (4, 8, 16, 32, 64)]
 TOPK = [f"local-topk16-{width}-s0" for width in (256, 512, 1024, 2048, 4096)]
 RELU = [f"local-relu{penalty}-1024-s0" for penalty in (5, 10, 20)]
+BY_PENALTY = [
+    f"{name}-1024-s0"
+    for name in (
+        *(f"local-relu{p}" for p in (5, 10, 20, 35)),
+        *(f"e2e-relu{p}" for p in (0.1, 0.25, 0.6, 1.5)),
+        *(f"e2e+ds-relu{p}" for p in (2, 4, 8, 16)),
+    )
+]
 OTHERS = ["e2e-relu0.25-1024-s0", "e2e+ds-relu4-1024-s0"]
 
 
@@ -38,7 +47,7 @@ def of_shrinkage() -> Report:
 
 
 def of_ablation() -> Report:
-    return ablation(files([*TOPK[::2], *RELU, *OTHERS]), tokens=48)
+    return ablation(files([*BY_K, TOPK[-1], *BY_PENALTY]), tokens=128)
 
 
 def of_scaling() -> Report:
@@ -53,7 +62,12 @@ SHOWN: dict[str, tuple[Callable[[], Report], str, tuple[str, ...], tuple[str, ..
         ("dictionary", "L0", "normalised MSE", "normalised MSE refined", "CE increase", "CE increase refined"),
         ("size", "CE increase change"),
     ),
-    "ablation": (of_ablation, "overview", ("features", "effect"), ("sparsity", "random", "over random")),
+    "ablation": (
+        of_ablation,
+        "overview",
+        ("features", "effect"),
+        ("sparsity", "rare", "random", "over random", "own position"),
+    ),
     "scaling": (
         of_scaling,
         "fits",

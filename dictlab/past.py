@@ -46,6 +46,12 @@ class Past(NamedTuple):
 
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self.layers):
-            times = batch // self.batch
-            cache.update(keys.repeat(times, 1, 1, 1), values.repeat(times, 1, 1, 1), index)
+            cache.update(keys, values, index)
+            layer = cache.layers[index]
+            layer.keys, layer.values = (_versions(part, batch // self.batch) for part in (keys, values))
         return cache
+
+
+def _versions(part: Tensor, times: int) -> Tensor:
+    """So many versions of the same sequences, one after the other; of a single one nothing is copied."""
+    return part[None].expand(times, *part.shape).flatten(0, 1)

@@ -1,5 +1,6 @@
 """Every command does what its help says, and a user's mistake is one line, status 2, and nothing written."""
 
+import importlib
 import inspect
 import json
 import os
@@ -563,6 +564,16 @@ def test_an_interruption_has_its_own_status(run, pair, monkeypatch):
     monkeypatch.setattr(Report, "save", interrupt)
     ran = run("report", "geometry", *pair, "--no-umap")
     assert ran.status == 130 and "interrupted" in ran.err and "Traceback" not in ran.err
+
+
+def test_an_interrupted_analysis_says_that_nothing_was_written(run, pair, monkeypatch, tmp_path):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("analyses.geometry"), "open_dictionaries", interrupt)
+    ran = run("report", "geometry", *pair, "--out", "made")
+    assert ran.status == 130 and ran.err.strip() == "dictlab: interrupted; nothing was written to made."
+    assert not (tmp_path / "made").exists()
 
 
 # Somebody else's analyses

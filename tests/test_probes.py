@@ -1,5 +1,6 @@
 """The probes analysis: labels that align with tokens, planted latents that are found, tables of the user's own."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -163,12 +164,53 @@ def test_labels_of_tokens_are_lists_or_spans_of_characters(model, tmp_path):
         ({"text": ["", *texts()[1:]], "label": [0, 1] * 40}, "has no text"),
         ({"text": texts(), "label": [f"c{i}" for i in range(80)]}, "80 different labels"),
         ({"text": ["only one"], "label": [1]}, "2 are needed of each"),
+        ({"text": texts(), "label": [0, 1] * 36 + [0.5] + [1, 0] * 3 + [1]}, "row 73: 'label' is 0.5"),
     ],
 )
 def test_a_bad_table_is_answered_in_a_sentence(model, tmp_path, columns, said):
     path = table(tmp_path, pd.DataFrame(columns))
     with pytest.raises(DictlabError, match=said.replace("[", r"\[")):
         probes([random_dictionary(d=16)], model=model, table=path, examples=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "said"),
+    [
+        ("missing.csv", ("label",), "no such file"),
+        ("notes.txt", ("label",), "expected a file that ends in .parquet"),
+        ("whole.csv", (), "no column of labels was named"),
+    ],
+)
+def test_a_table_that_is_none_is_answered_in_a_sentence(model, tmp_path, name, labels, said):
+    (tmp_path / "notes.txt").write_text("text,label")
+    with pytest.raises(DictlabError, match=said):
+        probes([random_dictionary(d=16)], model=model, table=str(tmp_path / name), labels=labels)
+
+
+def test_a_dictionary_of_another_width_than_its_site_is_refused_before_anything_is_run(model):
+    with pytest.raises(DictlabError, match=r"reads activations of width 8, and blocks.1.hook_resid_pre .* is 16 wide"):
+        probes([random_dictionary(d=8)], model=model)
+
+
+def test_an_interruption_leaves_the_dictionaries_that_are_complete(model, tmp_path, monkeypatch):
+    module = importlib.import_module("analyses.probes")  # the package offers the function under this name
+    path, whole = table(tmp_path, pd.DataFrame({"text": texts(), "label": [0, 1] * 40})), module.of_dictionary
+    given = [random_dictionary(d=16, seed=i, name=f"d{i}") for i in range(3)]
+
+    def stopped_at(name):
+        def one(dictionary, *args, **kwargs):
+            if dictionary.name == name:
+                raise KeyboardInterrupt
+            return whole(dictionary, *args, **kwargs)
+
+        monkeypatch.setattr(module, "of_dictionary", one)
+        return probes(given, model=model, table=path, examples=2)
+
+    report = stopped_at("d2")
+    assert "PARTIAL: interrupted after 2 of 3 dictionaries." in report.warnings
+    assert report.tables["overview"].frame["features"].tolist()[:2] == ["d0", "d1"]
+    with pytest.raises(KeyboardInterrupt):
+        stopped_at("d0")
 
 
 def test_text_that_is_no_python_is_refused(model, tmp_path):

@@ -1,5 +1,6 @@
 """Refinement and other numbers of active latents: planted shrinkage is measured and undone."""
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -117,3 +118,28 @@ def test_tokens_without_any_active_latent_are_left_as_they_are():
     x = normalize(torch.randn(5, 8), dim=1)
     codes = dictionary.encode(x)
     assert len(refined(dictionary, codes, x).values) == 0
+
+
+def test_levels_that_no_dictionary_has_are_refused(tmp_path):
+    with pytest.raises(DictlabError, match=r"levels are 64; random has 40 latents"):
+        shrinkage([random_dictionary(40, 16)], model=tiny_model(), text=many_documents(tmp_path), levels=(64,))
+
+
+def test_an_interruption_leaves_what_was_measured_marked_as_partial(tmp_path, monkeypatch):
+    module = importlib.import_module("analyses.shrinkage")  # the package offers the function under this name
+    whole, left = module._batch, [2]
+
+    def interrupted(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(module, "BATCH_TOKENS", 64)  # two sequences of 32 tokens
+    monkeypatch.setattr(module, "_batch", interrupted)
+    given = {"model": tiny_model(), "text": many_documents(tmp_path), "contexts": 6, "levels": (2,)}
+    report = shrinkage([random_dictionary(40, 16)], **given)
+    assert report.warnings == ("PARTIAL: interrupted after 4 of 6 sequences.",)
+    assert report.settings["contexts"] == 4
+    with pytest.raises(KeyboardInterrupt):
+        shrinkage([random_dictionary(40, 16)], **given)

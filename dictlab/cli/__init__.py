@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(_message(error), error)
         return 2
     except KeyboardInterrupt as error:
-        say("interrupted.", error)
+        say(f"interrupted{error}.", error)
         return 130
     return 1 if failed else 0
 

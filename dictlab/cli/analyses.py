@@ -55,7 +55,10 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
         folder = folder or default_folder(analysis.__name__, _names_given(signature, bound.arguments))
         check_folder(folder, force=overwrite)
         positional = inspect.BoundArguments(signature, bound.arguments)
-        report = analysis(*positional.args, **positional.kwargs)
+        try:
+            report = analysis(*positional.args, **positional.kwargs)
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt(f"; nothing was written to {folder}") from stopped
         if not isinstance(report, Report):
             raise DictlabError(f"analysis {analysis.__name__!r} returned {type(report).__name__}, not a Report.")
         if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one writes
