@@ -78,12 +78,19 @@ SHOWN: dict[str, tuple[Callable[[], Report], str, tuple[str, ...], tuple[str, ..
 }
 
 
+def _estimate(row: pd.Series, name: str) -> str:
+    """With its interval, as far as they are known."""
+    low, high = row[f"{name} low"], row[f"{name} high"]
+    known = f" [{low:.4g}, {high:.4g}]" if pd.notna(low) else ""
+    return f"{row[name]:.4g}{known}" if pd.notna(row[name]) else ""
+
+
 def printed(frame: pd.DataFrame, plain: tuple[str, ...], estimated: tuple[str, ...]) -> None:
     """A table in Markdown, each estimate with its interval."""
     print("| " + " | ".join([*plain, *estimated]) + " |\n|" + "---|" * (len(plain) + len(estimated)))
     for _, row in frame.iterrows():
         cells = [f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]) for c in plain]
-        cells += [f"{row[c]:.4g} [{row[f'{c} low']:.4g}, {row[f'{c} high']:.4g}]" for c in estimated]
+        cells += [_estimate(row, c) for c in estimated]
         print("| " + " | ".join(cells) + " |")
     print()
 
