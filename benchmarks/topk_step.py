@@ -13,6 +13,7 @@ python benchmarks/topk_step.py --kind KIND
     trained      L1, as training ends: dictlab's biases are set so that 64 are active; others' steps cost what they cost
     batchtopk    BatchTopK
     inference    TopK, encode and decode without gradients
+python benchmarks/topk_step.py --precision bfloat16     dictlab's latents chosen by a product in half precision
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
@@ -35,6 +36,7 @@ from peers import BATCH, D_IN, K, synthetic
 
 from dictlab.activations import statistics as moments
 from dictlab.train import TrainConfig
+from dictlab.train.config import Precision
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.objectives import Batch
 
@@ -81,13 +83,15 @@ class Peer:
         raise SystemExit(f"{' '.join(self.process.args)} ended: run it by hand to see why")  # type: ignore[arg-type]
 
 
-def learner(width: int, kind: str, x: torch.Tensor) -> Learner:
+def learner(width: int, kind: str, precision: Precision, x: torch.Tensor) -> Learner:
     """A dictionary in training."""
     l1 = kind in ("relu", "trained")
     rule: dict[str, Any] = {"activation": "relu", "l1": (1.0,)} if l1 else {"k": (min(K, width),)}
     if kind == "batchtopk":
         rule["activation"] = kind
-    config = TrainConfig("none", "none", width=(width,), batch=BATCH, tokens=BATCH * 100_000, **rule)
+    config = TrainConfig(
+        "none", "none", width=(width,), batch=BATCH, tokens=BATCH * 100_000, precision=precision, **rule
+    )
     made = Learner(next(config.members()), config, moments([x]), geometric_median(x))
     if kind == "trained":
         with torch.no_grad():
@@ -96,9 +100,9 @@ def learner(width: int, kind: str, x: torch.Tensor) -> Learner:
     return made
 
 
-def own(width: int, kind: str, pool: list[torch.Tensor]) -> Callable[[], float]:
+def own(width: int, kind: str, precision: Precision, pool: list[torch.Tensor]) -> Callable[[], float]:
     """dictlab's step (or reconstruction), timed."""
-    trained, turn = learner(width, kind, pool[0]), iter(range(10**9))
+    trained, turn = learner(width, kind, precision, pool[0]), iter(range(10**9))
 
     def step(x: torch.Tensor) -> None:
         trained.step(Batch(x), None, logged=False)
@@ -117,12 +121,12 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(width: int, kind: str, rounds: int, python: str | None) -> dict[str, Any]:
+def measure(width: int, kind: str, precision: Precision, rounds: int, python: str | None) -> dict[str, Any]:
     """Medians of everything at one width."""
     pool, W = synthetic(), torch.randn(D_IN, width)
     runs: dict[str, Callable[[], float]] = {
         "floor": lambda: timed(lambda: pool[0] @ W),
-        "dictlab": own(width, kind, pool),
+        "dictlab": own(width, kind, precision, pool),
     }
     peers = (
         {name: Peer(python, name, "relu" if kind == "trained" else kind, width) for name in PEERS[kind]}
@@ -145,13 +149,13 @@ def measure(width: int, kind: str, rounds: int, python: str | None) -> dict[str,
         "ratio_to": {name: median[name] / median["dictlab"] for name in peers},
         "seconds": median,
         "least": {name: min(own) for name, own in seconds.items()},
-        "memory": memory(width, kind),
+        "memory": memory(width, kind, precision),
     }
 
 
-def memory(width: int, kind: str) -> dict[str, float]:
+def memory(width: int, kind: str, precision: Precision) -> dict[str, float]:
     """Peak of a process of its own above what it held before, in MiB, beside inputs and four times the parameters."""
-    command = [sys.executable, __file__, "--memory-of", kind, "--widths", str(width)]
+    command = [sys.executable, __file__, "--memory-of", kind, "--widths", str(width), "--precision", precision]
     peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     return {
         "peak": peak,
@@ -160,13 +164,13 @@ def memory(width: int, kind: str) -> dict[str, float]:
     }
 
 
-def peak_of(width: int, kind: str) -> None:
+def peak_of(width: int, kind: str, precision: Precision) -> None:
     """Print the peak of three steps above the process with its data, once a narrow dictionary has loaded all code."""
     pool = synthetic(1)
     for own_width in (2 * K, width):
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        step = own(own_width, kind, pool)
+        step = own(own_width, kind, precision, pool)
         for _ in range(3):
             step()
     print(status("VmHWM") - before)
@@ -178,8 +182,9 @@ def status(field: str) -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def show(kind: str, rows: list[dict[str, Any]], rounds: int) -> None:
+def show(kind: str, precision: Precision, rows: list[dict[str, Any]], rounds: int) -> None:
     print(f"{kind}: {BATCH} vectors of width {D_IN} a step, k {K}, float32, {torch.get_num_threads()} threads")
+    print(f"dictlab's latents chosen in {precision}")
     print(f"medians of {rounds} rounds, all taking turns\n")
     print("| width | who | seconds | least | vectors/s | times the floor | dictlab is faster by |")
     print("|---|---|---|---|---|---|---|")
@@ -202,19 +207,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[4096, 16384])
     parser.add_argument("--kind", choices=PEERS, default="topk")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", metavar="PYTHON", help="a Python that has the other libraries")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--memory-of", choices=PEERS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory_of:
-        peak_of(given.widths[0], given.memory_of)
+        peak_of(given.widths[0], given.memory_of, given.precision)
         return
-    rows = [measure(width, given.kind, given.rounds, given.peers) for width in given.widths]
+    rows = [measure(width, given.kind, given.precision, given.rounds, given.peers) for width in given.widths]
     if given.json:
-        print(json.dumps({"kind": given.kind, "rows": rows}))
+        print(json.dumps({"kind": given.kind, "precision": given.precision, "rows": rows}))
     else:
-        show(given.kind, rows, given.rounds)
+        show(given.kind, given.precision, rows, given.rounds)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ class Activation(Protocol):
         """Sparse codes of the pre-activations `z`."""
         ...
 
+    def emitted(self, z: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        """What latents that are chosen emit at these pre-activations of theirs."""
+        ...
+
     def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"] | float:
         """The derivative of an active latent's value with respect to its pre-activation."""
         ...
@@ -77,6 +81,9 @@ class _Plain:
     @property
     def batchwise(self) -> bool:
         return False
+
+    def emitted(self, z: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        return z.relu()
 
     def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"] | float:
         return 1.0
@@ -144,6 +151,9 @@ class AbsTopK(PerToken):
         indices = z.abs().topk(min(self.k, z.shape[1]), dim=1, sorted=False).indices
         return _rectangle(z.gather(1, indices), indices, z.shape[1])
 
+    def emitted(self, z: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        return z
+
 
 @dataclass(frozen=True)
 class GroupMax(PerToken):
@@ -174,8 +184,8 @@ class BatchTopK(PerToken):
 
     def __call__(self, z: Float[Tensor, "tokens n_latents"]) -> Codes:
         chosen = largest_of_all(z, min(self.k * len(z), z.numel())).sort().values
-        values = z.flatten()[chosen]
-        return at_entries(chosen[values > 0], z)
+        codes = at_entries(chosen, z)
+        return codes._replace(values=codes.values.relu())
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +207,9 @@ class JumpReLU:
     def matrix(self, z: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, "tokens n_latents"]:
         """The same codes as a full matrix."""
         return z * (z > self.threshold.to(z).clamp(min=0))
+
+    def emitted(self, z: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        return z.relu()
 
     def slope(self, indices: Int[Tensor, " nnz"]) -> float:
         return 1.0
@@ -239,6 +252,9 @@ class Gated:
         """The same codes as a full matrix."""
         magnitude = (z * self.r_mag.to(z).exp() + self.b_mag.to(z)).relu()
         return magnitude * (z + self.b_gate.to(z) > 0)
+
+    def emitted(self, z: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        return (z * self.r_mag.to(z)[indices].exp() + self.b_mag.to(z)[indices]).relu()
 
     def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
         r_mag = self.r_mag.to(indices.device)[indices]
@@ -294,6 +310,14 @@ class Union:
         order = torch.argsort(all_rows[keep], stable=True)
         counts = torch.bincount(all_rows[keep], minlength=len(z))
         return Codes(all_values[keep][order], all_indices[keep][order], offsets_of(counts), z.shape[1])
+
+    def emitted(self, z: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
+        values, start = torch.empty_like(z), 0
+        for width, activation in self.parts:
+            own = (indices >= start) & (indices < start + width)
+            values[own] = activation.emitted(z[own], indices[own] - start)
+            start += width
+        return values
 
     def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
         slopes, start = torch.ones(len(indices), device=indices.device, dtype=torch.float64), 0
@@ -356,8 +380,8 @@ def _where(active: Bool[Tensor, "tokens n_latents"], values: Float[Tensor, "toke
 def at_entries(entries: Int[Tensor, " nnz"], values: Float[Tensor, "tokens n_latents"]) -> Codes:
     """Codes of entries at these places of the flat matrix, in ascending order."""
     rows = entries // values.shape[1]
-    counts = torch.bincount(rows, minlength=len(values))
-    return Codes(values.flatten()[entries], entries - rows * values.shape[1], offsets_of(counts), values.shape[1])
+    offsets = torch.searchsorted(rows, torch.arange(len(values) + 1, device=rows.device))
+    return Codes(values.flatten()[entries], entries - rows * values.shape[1], offsets, values.shape[1])
 
 
 def _rectangle(values: Float[Tensor, "tokens k"], indices: Int[Tensor, "tokens k"], n_latents: int) -> Codes:

@@ -110,6 +110,35 @@ def test_half_a_unions_slope_is_not_rounded_to_less_than_its_parts():
     assert torch.equal(union.slope(torch.tensor([0, 3, 5, 1])), torch.cat([torch.ones(1), precise.r_mag[[1, 3]].exp(), torch.ones(1)]).double())  # fmt: skip
 
 
+@given(st.integers(1, 7), st.integers(1, 30), st.integers(1, 9), st.integers(0, 10_000), st.data())
+def test_half_precision_chooses_latents_and_has_no_part_in_values_and_gradients(tokens, n, d, seed, data):
+    """At whatever was chosen they are those of dense autograd in float32, tolerances as there."""
+    activation = data.draw(st.sampled_from([*ACTIVATIONS, *every(n, 3, seed)]))
+    inputs = problem(tokens, n, d, seed)
+    h, W_enc, b_enc, W_dec = inputs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse, "DENSE", data.draw(st.sampled_from(SHARES)))
+        codes = sparse.encode(h, W_enc, b_enc, activation, dtype=torch.bfloat16)
+        out = sparse.decode(codes, W_dec)
+        found = torch.autograd.grad(out.square().sum(), inputs)
+    z = (h @ W_enc + b_enc)[codes.rows, codes.indices]
+    dense = torch.zeros(tokens, n).index_put((codes.rows, codes.indices), activation.emitted(z, codes.indices))
+    expected = dense @ W_dec
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    for one, other in zip(found, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+
+
+@given(st.integers(1, 7), st.integers(4, 60), st.integers(1, 9), st.integers(0, 10_000))
+def test_half_precision_mistakes_only_latents_that_are_nearly_equal(tokens, n, d, seed):
+    """Inputs and the result are rounded by 2^-9 of their size each, so a sum by 2^-7 of its terms' at most."""
+    h, W_enc, b_enc, _ = problem(tokens, n, d, seed)
+    codes = sparse.encode(h, W_enc, b_enc, TopK(3), dtype=torch.bfloat16)
+    z, size = h @ W_enc + b_enc, h.abs() @ W_enc.abs() + b_enc.abs()
+    bound = z.topk(3, dim=1).values[:, -1] - 2 * 2**-7 * size.amax(dim=1)
+    assert (z[codes.rows, codes.indices] >= bound[codes.rows]).all()
+
+
 @given(st.integers(1, 7), st.integers(1, 30), st.integers(1, 9), st.integers(0, 10_000))
 def test_what_is_subtracted_from_the_input_has_its_own_gradient(tokens, n, d, seed):
     """The same as subtracting it outside, values and gradients."""

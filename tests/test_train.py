@@ -89,7 +89,7 @@ def test_aux_k_is_its_formula_and_teaches_only_dead_latents(monkeypatch, share):
     weights = {name: t.clone().requires_grad_() for name, t in dictionary._weights()}
     dictionary = replace(dictionary, **weights)
     x = torch.randn(30, 8)
-    dead = torch.arange(20) >= 15
+    dead = torch.arange(15, 20)
     x_hat = dictionary.reconstruct(x)
     found = penalties.aux_k(dictionary, x, x_hat, dead, k=3)
     z = ((x - dictionary.b_pre) @ dictionary.W_enc + dictionary.b_enc)[:, 15:]
@@ -110,9 +110,9 @@ def test_aux_k_is_its_formula_and_teaches_only_dead_latents(monkeypatch, share):
 def test_aux_k_without_dead_latents_or_with_fewer_than_k():
     dictionary, x = random_dictionary(20, 8), torch.randn(30, 8)
     x_hat = dictionary.reconstruct(x)
-    assert penalties.aux_k(dictionary, x, x_hat, torch.zeros(20).bool(), 4) == 0
-    assert penalties.aux_k(dictionary, x, x_hat, torch.arange(20) == 3, 4) > 0
-    assert penalties.aux_k(dictionary, x, x, torch.arange(20) == 3, 4) == 0  # nothing is left to explain
+    assert penalties.aux_k(dictionary, x, x_hat, torch.empty(0).long(), 4) == 0
+    assert penalties.aux_k(dictionary, x, x_hat, torch.tensor([3]), 4) > 0
+    assert penalties.aux_k(dictionary, x, x, torch.tensor([3]), 4) == 0  # nothing is left to explain
 
 
 # The learner

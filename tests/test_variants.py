@@ -16,7 +16,7 @@ from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.objectives import Batch, Splice
 from dictlab.train.penalties import l1
 from dictlab.train.variants import BY_NAME, selection
-from dictlab.train.variants.matryoshka import between
+from dictlab.train.variants.matryoshka import by_prefix
 from tests.planted import SITE, planted_model, sparse_data
 
 NAMES = list(BY_NAME)
@@ -195,11 +195,15 @@ def test_a_sparsity_coefficient_rises_over_its_share_of_the_run():
     assert weights == pytest.approx([0.0, 0.4, 0.8, 1.2, 1.6, 2, 2, 2, 2, 2])
 
 
-def test_latents_of_a_part_of_the_width_are_a_part_of_the_codes():
+@pytest.mark.parametrize("sizes", [[1, 4], [4], [-2, 0, 3], [2, 9]], ids=str)
+def test_codes_by_prefix_are_the_columns_of_each_prefix(sizes):
+    """Of a shard in the middle of the latents, prefixes may end before it begins, or go on behind it."""
     codes = Codes(torch.arange(1.0, 6.0), torch.tensor([0, 3, 2, 5, 1]), torch.tensor([0, 2, 2, 5]), 6)
-    dense = torch.zeros(3, 6)
-    dense[:, 1:4] = codes.dense()[:, 1:4]
-    assert torch.equal(between(codes, 1, 4).dense(), dense)
+    found, ends = by_prefix(codes, sizes).dense().view(len(sizes), 3, 6), [max(0, size) for size in sizes]
+    for part, begin, end in zip(found, [0, *ends], ends, strict=False):
+        wanted = torch.zeros(3, 6)
+        wanted[:, begin:end] = codes.dense()[:, begin:end]
+        assert torch.equal(part, wanted)
 
 
 # What is left in a file
@@ -257,13 +261,19 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("relu", "topk")])
-def test_planted_directions_are_recovered(name):
+HALF = [("topk", "bfloat16"), ("batchtopk", "bfloat16"), ("jumprelu", "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [(name, "float32") for name in NAMES if name not in ("relu", "topk")] + HALF
+)
+def test_planted_directions_are_recovered(name, precision):
     """32 directions in 16 dimensions, two active: mean max cosine above 0.95 after 1,000 steps of 256."""
     x, directions = sparse_data(40_000)
     learner = learner_for(
         x,
         name,
+        precision=precision,
         **{"k": 2, "width": 32, "lr": 1e-2, "tokens": 1000 * 256, "batch": 256, "prefixes": (0.5,)}
         | PLANTED.get(name, {}),
     )

@@ -54,14 +54,24 @@ def encode(
     centre: Float[Tensor, " d_in"] | None = None,
     factor: float = 1.0,
     settle: Callable[[Codes], Codes] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Codes:
     """Codes of x: `activation((factor * x - centre) @ W_enc + b_enc)`, differentiable in all of its tensors.
 
     Args:
+        x: Activations.
+        W_enc: Encoder.
+        b_enc: Its bias.
+        activation: Which latents are active, and how strongly.
+        centre: What is subtracted from the activations.
+        factor: What they are multiplied by before.
         settle: Which of these entries are kept, seen those of all tokens; the others have no gradient either.
+        dtype: Of the dense product, from which it is chosen which latents are active; a smaller one than x has makes it
+            faster. What the chosen ones emit is computed in x's own whatever it is.
     """
     by_latent = ByLatent()
-    values, indices, offsets = _Encode.apply(x, centre, W_enc, b_enc, activation, by_latent, factor, settle)
+    dtype = None if dtype == x.dtype else dtype
+    values, indices, offsets = _Encode.apply(x, centre, W_enc, b_enc, activation, by_latent, factor, settle, dtype)
     return Codes(values, indices, offsets, W_enc.shape[1], by_latent)
 
 
@@ -205,10 +215,12 @@ class _Encode(torch.autograd.Function):
         by_latent: ByLatent,
         factor: float,
         settle: Callable[[Codes], Codes] | None,
+        dtype: torch.dtype | None,
     ) -> tuple[Tensor, ...]:
         blocks = x.split(falling(len(x), _tokens(activation, x, W_enc.shape[1])))
         h = torch.empty_like(blocks[0])  # one for all blocks: what lies between them would scatter their memory
-        codes = concatenate([activation(affine(shifted(own, centre, factor, h), W_enc, b_enc)) for own in blocks])
+        encoded = _exactly(W_enc, b_enc, activation) if dtype is None else _choosing_in(dtype, W_enc, b_enc, activation)
+        codes = concatenate([encoded(shifted(own, centre, factor, h)) for own in blocks])
         codes = codes if settle is None else settle(codes)
         ctx.save_for_backward(x, centre, W_enc, codes.values, codes.indices, codes.offsets)
         ctx.activation, ctx.by_latent, ctx.factor = activation, by_latent, factor
@@ -226,7 +238,24 @@ class _Encode(torch.autograd.Function):
         grad_W = transposed(codes, x, centre, ctx.factor).T if for_W else None
         grad_b = x.new_zeros(codes.n_latents).index_add_(0, indices, codes.values) if for_centre or for_b else None
         grad_centre = -(W_enc @ grad_b) if for_centre else None
-        return grad_x, grad_centre, grad_W, grad_b, None, None, None, None
+        return grad_x, grad_centre, grad_W, grad_b, None, None, None, None, None
+
+
+def _exactly(W_enc: Tensor, b_enc: Tensor, activation: Activation) -> Callable[[Tensor], Codes]:
+    """From the encoder's input to codes."""
+    return lambda h: activation(affine(h, W_enc, b_enc))
+
+
+def _choosing_in(dtype: torch.dtype, W_enc: Tensor, b_enc: Tensor, activation: Activation) -> Callable[[Tensor], Codes]:
+    """The same, with latents chosen by a product in `dtype`, and their values by one in the input's, at them alone."""
+    W, b = W_enc.to(dtype), b_enc.to(dtype)
+
+    def encoded(h: Tensor) -> Codes:
+        codes = activation(affine(h.to(dtype), W, b))
+        z = products_at(codes, h, W_enc.T) + b_enc[codes.indices]
+        return codes._replace(values=activation.emitted(z, codes.indices))
+
+    return encoded
 
 
 class _Decode(torch.autograd.Function):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
@@ -16,6 +16,7 @@ from dictlab.train.start import going_on
 from dictlab.train.variants import BY_NAME, ActivationName, Variant
 
 LoggerName = Literal["wandb", "tensorboard"]
+Precision = Literal["float32", "bfloat16"]
 DEFAULTS: dict[str, tuple[Any, ...]] = {"width": (1024,), "activation": ("topk",), "k": (16,)}  # without --start
 SEVERAL = ("width", "activation", "k", "l1", "l0", "objective", "later", "start", "seed", "prefixes")
 WEIGHTS = ("reconstruction", "kl", "ce", "downstream")  # of the objective weighted
@@ -118,6 +119,9 @@ class TrainConfig:
             of the typical norm of an activation about its mean.
         prefixes: Shares of the latents that must reconstruct by themselves (matryoshka).
         device: cpu, cuda, ...
+        precision: Of the product that chooses which latents are active: float32, or bfloat16, which is faster where the
+            processor knows it. What they emit, and every gradient, is computed in float32 in any case. bfloat16 by
+            default on a GPU that knows it, else float32.
         shards: Parts that the latents of each dictionary are cut into, one for each of so many processes of torchrun;
             where there are more processes, groups of so many share out the tokens.
         save_minutes: Minutes between saves of the state that `--resume` goes on from.
@@ -166,6 +170,7 @@ class TrainConfig:
     bandwidth: float = 0.1
     prefixes: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5)
     device: str = "cpu"
+    precision: Precision | None = None
     shards: int = 1
     save_minutes: float = 10.0
     log: tuple[LoggerName, ...] = ()
@@ -189,6 +194,8 @@ class TrainConfig:
             values = getattr(self, name)
             if len(set(values)) < len(values) or not (values or (self.start and name in DEFAULTS)):
                 raise DictlabError(f"{name} is {list(values)}; expected one or more different values.")
+        if self.precision not in (None, *get_args(Precision)):
+            raise DictlabError(f"precision is {self.precision!r}; expected {' or '.join(get_args(Precision))}.")
         self._check_numbers()
         self._check_weights()
         for width, variant in product(self.width, self._variants()):

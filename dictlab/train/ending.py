@@ -115,7 +115,7 @@ def _path(folder: Path, name: str) -> Path:
 def _described(learner: Learner, session: Session, stopped: str | None) -> Dictionary:
     """The finished dictionary with its metadata."""
     member, config, about = learner.member, session.config, session.source.described()
-    kept = ("batch", "warmup", "final_lr", "clip", "ema")
+    kept = ("batch", "warmup", "final_lr", "clip", "ema", "precision")
     training = about.pop("training") | {key: getattr(config, key) for key in kept}
     training |= {"lr": learner.lr, "dead_after": config.dead_tokens, "interrupted": stopped is not None}
     training |= member.variant.record() | goals_record(member, config)

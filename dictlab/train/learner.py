@@ -21,6 +21,7 @@ from dictlab.train import initial, objectives, resampling, update
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.objectives import Batch, Splice
 from dictlab.train.ranks import ALONE, Ranks
+from dictlab.train.told import Told
 from dictlab.train.variants import Pass, Term
 
 ADAM_EPS = 6.25e-10  # Gao et al. 2024, their code
@@ -70,6 +71,7 @@ class Learner:
         lengths = self.decoder.detach().norm(dim=1, keepdim=True)
         self.lengths = None if member.start is None or member.start.activation.elementwise else lengths
         self.emits = emitting(self.variant.choose(self.weights), len(self.decoder)).to(device)
+        self.dtype = torch.bfloat16 if config.precision == "bfloat16" else None
         self.revivals = frozenset() if self.variant.revived else resampling.steps(config)
         self.since_fired = torch.zeros(len(self.decoder), dtype=torch.long, device=device)  # tokens
         self.average = [p.detach().clone().zero_() for p in self.parameters] if config.ema else None
@@ -166,7 +168,8 @@ class Learner:
         return not self.ranks.some(not all(bool(p.isfinite().all()) for p in self.parameters))
 
     def _forward(self, batch: Batch) -> Pass:
-        x = batch.x.flatten(0, -2)
+        x, dead = batch.x.flatten(0, -2), self.dead & self.emits
+        n_dead = Told(dead.sum())  # before the forward, which then keeps the device busy
         dictionary = replace(self.dictionary, b_out=self.ranks.portion(self.bias))
         entries, codes, x_hat = self._reconstruct(x, dictionary)
         return Pass(
@@ -176,10 +179,12 @@ class Learner:
             x_hat=x_hat,
             entries=entries,
             codes=codes,
-            dead=self.dead & self.emits,
+            dead=dead,
+            n_dead=n_dead,
             variance=self.variance,
             unit=self.unit,
             progress=self.steps / self.config.steps,
+            dtype=self.dtype,
             ranks=self.ranks,
             width=self.member.width,
         )
@@ -195,7 +200,7 @@ class Learner:
             if full.pays(*encoder):
                 matrix, y = full.reconstruct(*encoder, self.decoder)
                 return matrix, matrix, undo(self.ranks.summed(y) + dictionary.b_out)
-        entries = self.ranks.encode(h, W_enc, self.b_enc, activation, self.bias, factor)
+        entries = self.ranks.encode(h, W_enc, self.b_enc, activation, self.bias, factor, self.dtype)
         codes = self.variant.emit(entries, self.weights)
         return entries, codes, self.ranks.reconstruct(codes, self.decoder, dictionary.b_out, undo)
 

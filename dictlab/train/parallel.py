@@ -105,8 +105,9 @@ class Several(Ranks):
         activation: Activation,
         centre: Tensor | None = None,
         factor: float = 1.0,
+        dtype: torch.dtype | None = None,
     ) -> Codes:
-        return sparse.encode(x, W_enc, b_enc, self._rule(activation, b_enc), centre, factor)
+        return sparse.encode(x, W_enc, b_enc, self._rule(activation, b_enc), centre, factor, dtype=dtype)
 
     def alike(self, own: Sequence[Tensor], common: Sequence[bool]) -> None:
         with connected():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictlab.codes import Codes, Full
@@ -34,35 +34,49 @@ def l1(codes: Codes | Full, d_in: int, p: float = 1.0, ranks: Ranks = ALONE) -> 
     """
     if p == 1.0:
         return ranks.summed(codes.values.sum()) / (codes.n_tokens * d_in)
-    active = codes.values > 0
-    sums = ranks.summed(codes.totals(torch.where(active, torch.where(active, codes.values, 1) ** p, 0)))
-    return (sums[sums > 0] ** (1 / p)).sum() / (codes.n_tokens * d_in)
+    sums = ranks.summed(codes.totals(_power(codes.values, p)))
+    return _power(sums, 1 / p).sum() / (codes.n_tokens * d_in)
 
 
 def aux_k(
     dictionary: Dictionary,
     x: Float[Tensor, "tokens d_in"],
     x_hat: Float[Tensor, "tokens d_in"],
-    dead: Bool[Tensor, " n_latents"],
+    dead: Int[Tensor, " dead"],
     k: int,
     ranks: Ranks = ALONE,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, ""]:
     """How badly the k strongest dead latents explain the error, as a share of the error's variance; 0 if none is dead.
 
     The error is detached, the decode has no bias, and only dead latents compete. (OpenAI's code multiplies
-    pre-activations by the mask instead, so that a dead latent with a negative one loses to zeros and learns nothing.)
+    pre-activations by a mask instead, so that a dead latent with a negative one loses to zeros and learns nothing.)
+
+    Args:
+        dictionary: The weights.
+        x: The activations, in the model's units.
+        x_hat: Their reconstructions.
+        dead: Which latents are.
+        k: How many of them a token.
+        ranks: The processes that share the tokens and the latents.
+        dtype: Of the product that chooses among them; see `sparse.encode`.
     """
-    latents = dead.nonzero().squeeze(1)
-    if not ranks.some(len(latents) > 0):
+    if not ranks.some(len(dead) > 0):
         return x.new_zeros(())
     h, factor, undo = unscaled(dictionary.normalisation, x)
     error = (x - x_hat.detach()) / undo.scale
-    encoder, b_enc = dictionary.W_enc.T[latents], dictionary.b_enc[latents]  # rows: whole stretches of memory
-    entries = ranks.encode(h, encoder.T, b_enc, TopK(k), dictionary.b_pre, factor)
-    e_hat = ranks.decode(entries, dictionary.W_dec[latents])
+    encoder, b_enc = dictionary.W_enc.T[dead], dictionary.b_enc[dead]  # rows: whole stretches of memory
+    entries = ranks.encode(h, encoder.T, b_enc, TopK(k), dictionary.b_pre, factor, dtype)
+    e_hat = ranks.decode(entries, dictionary.W_dec[dead])
     varied = ranks.average((error - ranks.average(error.mean(dim=0))).square().mean())
     share = squared_error(e_hat, error) / varied
     return torch.nan_to_num(share, posinf=0.0)  # where nothing is left to explain
+
+
+def _power(values: Tensor, exponent: float) -> Tensor:
+    """values^exponent where they are positive, elsewhere 0, and no gradient there."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1) ** exponent, 0)
 
 
 def nearest_power_of_two(x: float) -> int:

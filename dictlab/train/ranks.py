@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -91,13 +92,14 @@ class Ranks:
         activation: Activation,
         centre: Float[Tensor, " d_in"] | None = None,
         factor: float = 1.0,
+        dtype: torch.dtype | None = None,
     ) -> Codes:
         """Codes of this process's latents, chosen among the latents of all for all tokens of the batch.
 
         Raises:
             DictlabError: The activation function chooses in a way that is not known here.
         """
-        return sparse.encode(x, W_enc, b_enc, activation, centre, factor)
+        return sparse.encode(x, W_enc, b_enc, activation, centre, factor, dtype=dtype)
 
     def decode(self, codes: Codes, W_dec: Float[Tensor, "own d_in"]) -> Float[Tensor, "tokens d_in"]:
         """What the codes of all latents decode to, without a bias."""

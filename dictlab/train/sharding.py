@@ -86,13 +86,14 @@ class Sharded(Several):
         activation: Activation,
         centre: Tensor | None = None,
         factor: float = 1.0,
+        dtype: torch.dtype | None = None,
     ) -> Codes:
         if isinstance(activation, TopK):
             choose = partial(
                 among_all, k=activation.k, shard=self.shard, shards=self.shards, gather=self._of_all_latents
             )
-            return sparse.encode(x, W_enc, b_enc, activation, centre, factor, choose)
-        return sparse.encode(x, W_enc, b_enc, self._rule(activation, b_enc), centre, factor)
+            return sparse.encode(x, W_enc, b_enc, activation, centre, factor, choose, dtype)
+        return sparse.encode(x, W_enc, b_enc, self._rule(activation, b_enc), centre, factor, dtype=dtype)
 
     def reconstruct(self, codes: Codes, W_dec: Tensor, bias: Tensor, undo: Undo) -> Tensor:
         return undo(self.decode(codes, W_dec) + bias)

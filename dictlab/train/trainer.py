@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -60,7 +61,7 @@ def train(
         DictlabError: The model, site, text, data or device is not there, the folder is taken, every member diverged, or
             the disk is full.
     """
-    check_device(config.device)
+    config = _settled(config)
     check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
     with together(config.device, config.shards) as ranks:
@@ -99,7 +100,7 @@ def resume(
     check_loggers(config)
     if known.finished:
         return _finished(known, config)
-    check_device(config.device)
+    config = _settled(config)
     with together(config.device, config.shards) as ranks:
         source = ranks.each(lambda: _opened(config, model, text, data, ranks))
         path = known.path / runs.STATE
@@ -107,6 +108,19 @@ def resume(
         saved = state.read(path, ranks) if ranks.agreed(path.exists) else None
         keep = _kept(folder, source, saved) if saved else ranks.agreed(lambda: _beginning(source))
         return ending.run(_session(known.path, source, known.about["id"], keep, saved, ranks))
+
+
+def _settled(config: TrainConfig) -> TrainConfig:
+    """The settings with what the device decides.
+
+    Raises:
+        DictlabError: It is not there.
+    """
+    check_device(config.device)
+    if config.precision is not None:
+        return config
+    fast = torch.device(config.device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return replace(config, precision="bfloat16" if fast else "float32")
 
 
 def _opened(

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dictlab.codes import Codes, Full
@@ -27,6 +28,7 @@ from dictlab.kernels.error import squared_error
 from dictlab.normalisation import unscaled
 from dictlab.sparsity import Activation
 from dictlab.train.ranks import Ranks
+from dictlab.train.told import Told
 
 Weights = Mapping[str, Tensor]
 
@@ -49,9 +51,11 @@ class Pass(NamedTuple):
         entries: Latents that were chosen, with their pre-activations.
         codes: Their activations.
         dead: Latents that have not fired for long.
+        n_dead: How many.
         variance: Of a coordinate of the activations, on average, in the model's units.
         unit: One of the dictionary's units in the model's.
         progress: Share of the run that is over.
+        dtype: Of products that choose latents; None for the activations' own.
         ranks: The processes that share the batch and the latents: x and the rest are of this one's tokens, and codes,
             dead and the weights but for the bias of its latents.
         width: Latents of all processes.
@@ -64,11 +68,19 @@ class Pass(NamedTuple):
     entries: Codes | Full
     codes: Codes | Full
     dead: Bool[Tensor, " n_latents"]
+    n_dead: Told
     variance: float
     unit: float
     progress: float
+    dtype: torch.dtype | None
     ranks: Ranks
     width: int
+
+    def dead_latents(self) -> Int[Tensor, " dead"]:
+        """Which these are, in order, without asking the device how many."""
+        count = int(self.n_dead)
+        order = self.dead.sort(descending=True, stable=True).indices if count else self.dead.new_empty(0).long()
+        return order[:count]
 
     def error(self, codes: Codes | Full, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
         """Squared error at the site of what other codes (or another decoder) reconstruct, in the model's units."""

@@ -8,16 +8,16 @@ reconstruct. Which latents are active is decided among all. The whole dictionary
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dictlab import sparsity
-from dictlab.codes import Codes, offsets_of
+from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.kernels.error import squared_error
@@ -72,7 +72,7 @@ class Matryoshka:
         return self.base.emit(entries, weights)
 
     def terms(self, now: Pass) -> dict[str, Term]:
-        errors = [squared_error(x_hat, now.x) for x_hat in nested(now, self.sizes(now.width))]
+        errors = [squared_error(x_hat, now.x) for x_hat in nested(now, self.sizes(now.width)).unbind()]
         return {"nested": Term(torch.stack(errors).sum(), 1 / now.variance), **self.base.terms(now)}
 
     def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
@@ -98,18 +98,26 @@ class Matryoshka:
         return [round(share * width) for share in self.prefixes]
 
 
-def nested(now: Pass, sizes: list[int]) -> Iterator[Tensor]:
+def nested(now: Pass, sizes: Sequence[int]) -> Float[Tensor, "prefixes tokens d_in"]:
     """What the first latents reconstruct, for rising numbers of them, each out of the last by the latents between."""
     dictionary = now.dictionary
     undo = dictionary.normalisation(now.x)[1]
-    y, first = dictionary.b_out, now.ranks.latents(now.width).start
-    for start, end in pairwise([0, *sizes]):
-        y = y + now.ranks.decode(between(now.codes.listed(), start - first, end - first), dictionary.W_dec)
-        yield y * undo.scale + undo.shift
+    first = now.ranks.latents(now.width).start
+    parts = by_prefix(now.codes.listed(), [size - first for size in sizes])
+    between = now.ranks.decode(parts, dictionary.W_dec).unflatten(0, (len(sizes), -1))
+    y: Tensor = dictionary.b_out + between.cumsum(dim=0)
+    return y * undo.scale + undo.shift
 
 
-def between(codes: Codes, start: int, end: int) -> Codes:
-    """The entries of latents from `start` to before `end`."""
-    kept = (codes.indices >= start) & (codes.indices < end)
-    counts = torch.bincount(codes.rows[kept], minlength=codes.n_tokens)
-    return Codes(codes.values[kept], codes.indices[kept], offsets_of(counts), codes.n_latents)
+def by_prefix(codes: Codes, sizes: Sequence[int]) -> Codes:
+    """The entries by the first prefix that they belong to: tokens once for each prefix, one prefix after the other.
+
+    Entries of no prefix come with the last, and emit nothing: how many they are is nothing that the host would know.
+    """
+    last, n = len(sizes) - 1, codes.n_tokens
+    prefix = torch.stack([codes.indices >= size for size in sizes]).sum(dim=0)
+    order = prefix.clamp_max(last).sort(stable=True).indices
+    rows = (prefix.clamp_max(last) * n + codes.rows)[order]
+    values = torch.where(prefix <= last, codes.values, 0)[order]
+    offsets = torch.searchsorted(rows, torch.arange(len(sizes) * n + 1, device=rows.device))
+    return Codes(values, codes.indices[order], offsets, codes.n_latents)

@@ -48,7 +48,8 @@ class Reviving(Plain):
 
     def terms(self, now: Pass) -> dict[str, Term]:
         k = self.aux_k or nearest_power_of_two(now.x.shape[1] / 2)
-        return {"aux": Term(aux_k(now.dictionary, now.x, now.x_hat, now.dead, k, now.ranks), AUX_WEIGHT)}
+        share = aux_k(now.dictionary, now.x, now.x_hat, now.dead_latents(), k, now.ranks, now.dtype)
+        return {"aux": Term(share, AUX_WEIGHT)}
 
     def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
         return dictionary
