@@ -206,7 +206,8 @@ class Layout:
     def logits(self, tokens: Tensor, cache: Any = None) -> Tensor:
         """The model's own forward; what earlier tokens left behind may be given as a cache of `transformers`."""
         given = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
-        logits: Tensor = self.model(input_ids=tokens.to(self.device), **given).logits
+        there = tokens.to(self.device, non_blocking=True)  # the host does not wait for what a GPU has to do before
+        logits: Tensor = self.model(input_ids=there, **given).logits
         return logits
 
     @cached_property

@@ -28,6 +28,7 @@ from dictlab.product import FrozenProducts
 
 LOGITS = 1 << 22  # logits of a block, clean or altered: 16 MiB in float32
 LOSS_LOGITS = 15 << 19  # the same for losses: 30 MiB, for larger tensors are given back to the system each time
+GPU_LOGITS = 1 << 27  # either, on a GPU: 512 MiB, for it wants large products, and transformers waits for it in each
 STEEP = 60.0  # a difference of logits above its mean by more than this is taken the long way: exp would overflow
 
 
@@ -66,7 +67,7 @@ def compare(
     kl, ce = (torch.empty(versions, tokens, device=clean.device) for _ in range(2))
     ce_clean, entropy = (torch.empty(tokens, device=clean.device) for _ in range(2))
     following = following.to(clean.device)
-    size = max(1, LOGITS // model.vocabulary)
+    size = max(1, (LOGITS if clean.device.type == "cpu" else GPU_LOGITS) // model.vocabulary)
     for block in _slices(tokens, size):
         here = following[block]
         p = model.unembed(clean[block]).float()
@@ -124,13 +125,15 @@ class _Losses(torch.autograd.Function):
         ctx: Any, altered: Tensor, clean: Tensor | None, following: Tensor | None, model: LanguageModel
     ) -> tuple[Tensor | None, Tensor | None]:
         with_grad = ctx.needs_input_grad[0]
-        blocks = list(_slices(len(altered), max(1, LOSS_LOGITS // model.vocabulary)))
+        following = following if following is None else following.to(altered.device, non_blocking=True)
+        logits = LOSS_LOGITS if altered.device.type == "cpu" else GPU_LOGITS
+        blocks = list(_slices(len(altered), max(1, logits // model.vocabulary)))
         found = [
             _block_losses(
                 model,
                 altered[block].detach(),
                 None if clean is None else clean[block],
-                None if following is None else following[block].to(altered.device),
+                None if following is None else following[block],
                 with_grad,
             )
             for block in blocks
@@ -139,7 +142,7 @@ class _Losses(torch.autograd.Function):
             None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)
         )  # each of a block's four, for all tokens
         n = len(altered)
-        n_known = n if following is None else (following >= 0).sum().to(altered.device)
+        n_known = n if following is None else (following >= 0).sum()
         ctx.save_for_backward(
             by_kl if by_kl is None else by_kl.div_(n), by_ce if by_ce is None else by_ce.div_(n_known)
         )

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dictlab import outputs
 from dictlab.activations import statistics
 from dictlab.codes import Codes
 from dictlab.kernels import sparse
@@ -83,6 +84,16 @@ def test_a_penalty_with_another_norm_never_waits():
     values = torch.empty(6, device="meta")
     codes = Codes(values, values.long(), torch.tensor([0, 2, 6]).to("meta"), 8)
     assert l1(codes, 4, p=0.5).is_meta
+
+
+def test_losses_of_the_models_output_never_wait():
+    """What transformers' own forward, around the unembedding, waits for is not ours: here it is a product."""
+    clean, W = torch.empty(12, 16, device="meta"), torch.empty(16, 40, device="meta")
+    model = SimpleNamespace(vocabulary=40, unembed=lambda streams: streams @ W)
+    altered = clean.clone().requires_grad_()
+    found = outputs.losses(model, altered, clean=clean, following=torch.arange(-1, 11).to("meta"))
+    (found.kl + found.ce).backward()
+    assert altered.grad.shape == altered.shape
 
 
 @pytest.mark.cuda
