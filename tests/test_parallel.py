@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from dictlab import DictlabError, Text, load
 from dictlab.runs import records
-from dictlab.train import TrainConfig, resume, source, train
+from dictlab.train import TrainConfig, model_source, resume, train
 from dictlab.train.learner import Learner
 from tests.planted import SITE, sparse_data, tiny_model
 from tests.processes import spread
@@ -98,7 +98,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def small_window(monkeypatch):
-    monkeypatch.setattr(source, "BUFFER", 1024)
+    monkeypatch.setattr(model_source, "BUFFER", 1024)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def together(tmp_path_factory, text) -> Path:
     """Every task, in two processes."""
     out = tmp_path_factory.mktemp("together")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(source, "BUFFER", 1024)
+        patched.setattr(model_source, "BUFFER", 1024)
         ended = spread(2, lambda rank: everything(rank, out, text), out)
     assert ended == [0, 0], (out / "said.0").read_text()[-3000:]
     return out

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from dictlab import DictlabError, Text, load, stream
 from dictlab.formats import native
 from dictlab.runs import open_run, records
-from dictlab.train import TrainConfig, configfile, ending, resume, session, source, state, train
+from dictlab.train import TrainConfig, configfile, ending, measure, model_source, resume, session, state, train
 from dictlab.train.learner import Learner
 from dictlab.train.session import LOG_EVERY
 from tests.planted import SITE, sparse_data, tiny_model
@@ -28,7 +28,7 @@ CLOCK = ("seconds", "tokens_per_second")  # differ between two runs of the same
 def small_window(monkeypatch):
     """The window moves on many times in a short run; and no waiting for the disk, which a kill does not touch."""
     monkeypatch.setattr(stream, "FORWARD_TOKENS", 256)
-    monkeypatch.setattr(source, "BUFFER", 1024)
+    monkeypatch.setattr(model_source, "BUFFER", 1024)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -141,7 +141,7 @@ def test_a_kill_in_the_middle_of_any_write_costs_nothing(tmp_path, text, moment,
         "saving": (state.os, "replace"),
         "logging": (session.JsonLines, "write"),
         "writing": (native, "save"),
-        "measuring": (source.measure, "measure"),
+        "measuring": (measure, "measure"),
         "cleaning": (ending, "tell"),
     }
     owner, name = where[moment]

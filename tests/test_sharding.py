@@ -17,7 +17,7 @@ from dictlab.flops import exchanged_bytes
 from dictlab.formats import native, streamed
 from dictlab.runs import open_run, records
 from dictlab.sparsity import Gated, TopK
-from dictlab.train import TrainConfig, resume, source, train
+from dictlab.train import TrainConfig, array_source, model_source, resume, train
 from dictlab.train.choosing import winning
 from dictlab.train.initial import ROWS, normal_rows
 from dictlab.train.learner import Learner
@@ -50,7 +50,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(source, "BUFFER", 1024)
+    monkeypatch.setattr(model_source, "BUFFER", 1024)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -210,7 +210,7 @@ def test_a_dictionary_that_no_device_can_hold_is_written_and_not_measured(tmp_pa
         def full(self, dictionaries):
             raise torch.OutOfMemoryError("full")
 
-        source.ArraySource.measured = full
+        array_source.ArraySource.measured = full
         trained(ARRAY, tmp_path / "run", 2)
 
     assert spread(2, tried, tmp_path) == [0, 0], (tmp_path / "said.0").read_text()[-2000:]

@@ -20,14 +20,16 @@ from dictlab.lm import LanguageModel, check_device
 from dictlab.runs import RunFolder
 from dictlab.text import Text
 from dictlab.train import configfile, ending, state
+from dictlab.train.array_source import ArraySource
 from dictlab.train.config import Member, TrainConfig
 from dictlab.train.launch import together
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.logs import check_loggers
+from dictlab.train.model_source import ModelSource
 from dictlab.train.ranks import ALONE, Ranks, check_width
 from dictlab.train.run import Run, check_free, replace_text, tell
 from dictlab.train.session import Session
-from dictlab.train.source import Source, open_source
+from dictlab.train.source import Source
 from dictlab.train.state import State
 
 
@@ -130,8 +132,20 @@ def _opened(
     data: ArrayLike | ArrayActivations | None,
     ranks: Ranks,
 ) -> Source:
-    """What a run trains on, by all of its processes."""
-    source = open_source(config, model=model, text=text, data=data, ranks=ranks)
+    """What a run trains on, by all of its processes: what a configuration names, or what is open already.
+
+    Raises:
+        DictlabError: Something of it is not there, or does not fit the rest.
+    """
+    source: Source
+    if config.model is not None:
+        if data is not None:
+            raise DictlabError(f"train: model {config.model} and plain activations; give one of the two.")
+        source = ModelSource(config, model, text, ranks)
+    elif model is not None or text is not None:
+        raise DictlabError("train: a model or text, and plain activations; give one of the two.")
+    else:
+        source = ArraySource(config, data, ranks)
     _check_shared(source.members, ranks)
     return source
 
