@@ -3,7 +3,7 @@
 Runs in an environment that holds the libraries. A line on the standard input asks for a step; the answer is how many
 seconds it took.
 
-PYTHON benchmarks/peers.py LIBRARY KIND WIDTH
+PYTHON benchmarks/peers.py LIBRARY KIND WIDTH [D_IN DEVICE]
 
 LIBRARY: sparsify, saelens, dictionary_learning. KIND: topk, relu, batchtopk, or inference (encode and decode, TopK).
 Each is driven through the library's own training step:
@@ -32,7 +32,9 @@ FOREVER = 100_000  # steps: nothing is scheduled to end within the benchmark
 Step = Callable[[int], object]
 
 
-def synthetic(batches: int = BATCHES, d_in: int = D_IN, batch: int = BATCH, seed: int = 0) -> list[torch.Tensor]:
+def synthetic(
+    batches: int = BATCHES, d_in: int = D_IN, batch: int = BATCH, seed: int = 0, device: str = "cpu"
+) -> list[torch.Tensor]:
     """Batches of activations: 16 of 2,048 random directions each, a constant offset, a little noise."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(2048, d_in, generator=generator), dim=1)
@@ -42,7 +44,7 @@ def synthetic(batches: int = BATCHES, d_in: int = D_IN, batch: int = BATCH, seed
         chosen = torch.randint(2048, (batch, 16), generator=generator)
         strength = 1 + 4 * torch.rand(batch, 16, generator=generator)
         x = torch.nn.functional.embedding_bag(chosen, directions, per_sample_weights=strength, mode="sum")
-        made.append(x + offset + 0.05 * torch.randn(batch, d_in, generator=generator))
+        made.append((x + offset + 0.05 * torch.randn(batch, d_in, generator=generator)).to(device))
     return made
 
 
@@ -51,7 +53,8 @@ def saelens(kind: str, width: int, pool: list[torch.Tensor]) -> Step:
     import sae_lens
     from sae_lens.config import LoggingConfig, SAETrainerConfig
 
-    shape = {"d_in": D_IN, "d_sae": width, "dtype": "float32", "device": "cpu"}
+    device = str(pool[0].device)
+    shape = {"d_in": pool[0].shape[1], "d_sae": width, "dtype": "float32", "device": device}
     if kind == "inference":
         return _inference(sae_lens.TopKSAE(sae_lens.TopKSAEConfig(k=K, **shape)), pool)
     own, settings, extra = {
@@ -67,7 +70,7 @@ def saelens(kind: str, width: int, pool: list[torch.Tensor]) -> Step:
             train_batch_size_samples=BATCH,
             lr=3e-4,
             lr_end=3e-5,
-            device="cpu",
+            device=device,
             logger=LoggingConfig(log_to_wandb=False),
         ),
         sae=sae,
@@ -91,15 +94,16 @@ def dictionary_learning(kind: str, width: int, pool: list[torch.Tensor]) -> Step
     from dictionary_learning.trainers.standard import StandardTrainer
     from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 
+    d_in, device = pool[0].shape[1], str(pool[0].device)
     if kind == "inference":
-        return _inference(AutoEncoderTopK(D_IN, width, K), pool)
+        return _inference(AutoEncoderTopK(d_in, width, K).to(device), pool)
     make, extra = {
         "topk": (TopKTrainer, {"k": K}),
         "batchtopk": (BatchTopKTrainer, {"k": K}),
         "relu": (StandardTrainer, {"lr": 3e-4, "l1_penalty": 1.0}),
     }[kind]
     trainer = make(
-        steps=FOREVER, activation_dim=D_IN, dict_size=width, layer=0, lm_name="none", device="cpu", seed=0, **extra
+        steps=FOREVER, activation_dim=d_in, dict_size=width, layer=0, lm_name="none", device=device, seed=0, **extra
     )
     return lambda number: trainer.update(number, pool[number % len(pool)])
 
@@ -110,7 +114,7 @@ def sparsify(kind: str, width: int, pool: list[torch.Tensor]) -> Step | None:
 
     settings = SparseCoderConfig(activation="topk", num_latents=width, k=K)
     if kind == "inference":
-        coder = SparseCoder(D_IN, settings)
+        coder = SparseCoder(pool[0].shape[1], settings, device=pool[0].device)
 
         @torch.no_grad()
         def run(number: int) -> object:
@@ -134,7 +138,7 @@ def _fit_sparsify(settings: Any, table: torch.Tensor) -> None:
         model_type = "table"
 
         def __init__(self, **given: Any) -> None:
-            self.num_hidden_layers, self.hidden_size = 1, D_IN
+            self.num_hidden_layers, self.hidden_size = 1, table.shape[1]
             super().__init__(**given)
 
     class Passing(torch.nn.Module):
@@ -160,7 +164,7 @@ def _fit_sparsify(settings: Any, table: torch.Tensor) -> None:
                 self.asked = _answered(self.asked)
             return self.layers[0](self.table[input_ids])
 
-    context, model = 128, Table(Config())
+    context, model = 128, Table(Config()).to(table.device)
     ids = torch.arange(FOREVER // 100 * BATCH) % len(table)
     data = Dataset.from_dict({"input_ids": ids.reshape(-1, context).tolist()}).with_format("torch")
     with tempfile.TemporaryDirectory() as folder:
@@ -182,16 +186,18 @@ def _inference(coder: Any, pool: list[torch.Tensor]) -> Step:
 
 def _answered(asked: float) -> float:
     """Answer the last request with its seconds, wait for the next, and return when it came."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     print("SECONDS", time.perf_counter() - asked if asked else 0.0, flush=True)
     if not sys.stdin.readline():
         raise SystemExit
     return time.perf_counter()
 
 
-def main(library: str, kind: str, width: str) -> None:
+def main(library: str, kind: str, width: str, d_in: str = str(D_IN), device: str = "cpu") -> None:
     torch.manual_seed(0)
     make = {"sparsify": sparsify, "saelens": saelens, "dictionary_learning": dictionary_learning}[library]
-    step = make(kind, int(width), synthetic())
+    step = make(kind, int(width), synthetic(d_in=int(d_in), device=device))
     if step is None:
         return
     asked, number = _answered(0.0), 0

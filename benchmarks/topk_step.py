@@ -4,7 +4,7 @@
     step     forward, loss, backward, clipping, Adam, decoder rows back to unit length
 
 All of them take turns in one run; medians over the rounds. Activations are synthetic: 16 of 2,048 random directions
-each, 4,096 vectors of width 512 a batch, k = 32.
+each, 4,096 vectors a batch, k = 32.
 
 python benchmarks/topk_step.py
 python benchmarks/topk_step.py --peers PYTHON     also the libraries that this Python has (see peers.py)
@@ -14,6 +14,8 @@ python benchmarks/topk_step.py --kind KIND
     batchtopk    BatchTopK
     inference    TopK, encode and decode without gradients
 python benchmarks/topk_step.py --precision bfloat16     dictlab's latents chosen by a product in half precision
+python benchmarks/topk_step.py --device cuda --d-in 768 --widths 24576 98304 --precision bfloat16 --tflops PEAK
+    on a GPU; the floor is the product in that precision, PEAK what its maker says of it
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
@@ -35,6 +37,8 @@ import torch
 from peers import BATCH, D_IN, K, synthetic
 
 from dictlab.activations import statistics as moments
+from dictlab.errors import DictlabError
+from dictlab.lm import check_device
 from dictlab.train import TrainConfig
 from dictlab.train.config import Precision
 from dictlab.train.learner import Learner, geometric_median
@@ -50,12 +54,29 @@ PEERS = {
 HERE = Path(__file__).parent
 
 
+class Work(NamedTuple):
+    """What is timed, at each width.
+
+    Attributes:
+        kind: One of PEERS.
+        precision: In which dictlab's latents are chosen, and of the floor.
+        d_in: Width of the activations.
+        device: cpu or cuda.
+    """
+
+    kind: str
+    precision: Precision
+    d_in: int
+    device: str
+
+
 class Peer:
     """Another library's step, in a process of its own."""
 
-    def __init__(self, python: str, library: str, kind: str, width: int) -> None:
+    def __init__(self, python: str, library: str, work: Work, width: int) -> None:
+        kind = "relu" if work.kind == "trained" else work.kind
         self.process = subprocess.Popen(
-            [python, str(HERE / "peers.py"), library, kind, str(width)],
+            [python, str(HERE / "peers.py"), library, kind, str(width), str(work.d_in), work.device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -83,15 +104,15 @@ class Peer:
         raise SystemExit(f"{' '.join(self.process.args)} ended: run it by hand to see why")  # type: ignore[arg-type]
 
 
-def learner(width: int, kind: str, precision: Precision, x: torch.Tensor) -> Learner:
+def learner(width: int, work: Work, x: torch.Tensor) -> Learner:
     """A dictionary in training."""
+    kind = work.kind
     l1 = kind in ("relu", "trained")
     rule: dict[str, Any] = {"activation": "relu", "l1": (1.0,)} if l1 else {"k": (min(K, width),)}
     if kind == "batchtopk":
         rule["activation"] = kind
-    config = TrainConfig(
-        "none", "none", width=(width,), batch=BATCH, tokens=BATCH * 100_000, precision=precision, **rule
-    )
+    rule |= {"precision": work.precision, "device": work.device}
+    config = TrainConfig("none", "none", width=(width,), batch=BATCH, tokens=BATCH * 100_000, **rule)
     made = Learner(next(config.members()), config, moments([x]), geometric_median(x))
     if kind == "trained":
         with torch.no_grad():
@@ -100,9 +121,9 @@ def learner(width: int, kind: str, precision: Precision, x: torch.Tensor) -> Lea
     return made
 
 
-def own(width: int, kind: str, precision: Precision, pool: list[torch.Tensor]) -> Callable[[], float]:
+def own(width: int, work: Work, pool: list[torch.Tensor]) -> Callable[[], float]:
     """dictlab's step (or reconstruction), timed."""
-    trained, turn = learner(width, kind, precision, pool[0]), iter(range(10**9))
+    trained, turn = learner(width, work, pool[0]), iter(range(10**9))
 
     def step(x: torch.Tensor) -> None:
         trained.step(Batch(x), None, logged=False)
@@ -111,28 +132,30 @@ def own(width: int, kind: str, precision: Precision, pool: list[torch.Tensor]) -
     def reconstruct(x: torch.Tensor) -> None:
         trained.dictionary.reconstruct(x)
 
-    run = reconstruct if kind == "inference" else step
+    run = reconstruct if work.kind == "inference" else step
     return lambda: timed(lambda: run(pool[next(turn) % len(pool)]))
 
 
 def timed(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
-def measure(width: int, kind: str, precision: Precision, rounds: int, python: str | None) -> dict[str, Any]:
+def floor(width: int, work: Work, x: torch.Tensor) -> Callable[[], float]:
+    """The encoder's product alone: on a GPU in the precision asked for, on a CPU in float32 whatever that is."""
+    dtype = torch.float32 if work.device == "cpu" else getattr(torch, work.precision)
+    h, W = x.to(dtype), torch.randn(work.d_in, width, device=work.device, dtype=dtype)
+    return lambda: timed(lambda: h @ W)
+
+
+def measure(width: int, work: Work, rounds: int, python: str | None) -> dict[str, Any]:
     """Medians of everything at one width."""
-    pool, W = synthetic(), torch.randn(D_IN, width)
-    runs: dict[str, Callable[[], float]] = {
-        "floor": lambda: timed(lambda: pool[0] @ W),
-        "dictlab": own(width, kind, precision, pool),
-    }
-    peers = (
-        {name: Peer(python, name, "relu" if kind == "trained" else kind, width) for name in PEERS[kind]}
-        if python
-        else {}
-    )
+    pool = synthetic(d_in=work.d_in, device=work.device)
+    runs: dict[str, Callable[[], float]] = {"floor": floor(width, work, pool[0]), "dictlab": own(width, work, pool)}
+    peers = {name: Peer(python, name, work, width) for name in PEERS[work.kind]} if python else {}
     runs |= peers
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 2):  # two to warm up
@@ -149,31 +172,48 @@ def measure(width: int, kind: str, precision: Precision, rounds: int, python: st
         "ratio_to": {name: median[name] / median["dictlab"] for name in peers},
         "seconds": median,
         "least": {name: min(own) for name, own in seconds.items()},
-        "memory": memory(width, kind, precision),
+        "flops": 2 * BATCH * work.d_in * width,
+        "memory": memory(width, work),
     }
 
 
-def memory(width: int, kind: str, precision: Precision) -> dict[str, float]:
+def memory(width: int, work: Work) -> dict[str, float]:
     """Peak of a process of its own above what it held before, in MiB, beside inputs and four times the parameters."""
-    command = [sys.executable, __file__, "--memory-of", kind, "--widths", str(width), "--precision", precision]
+    given = {"widths": width, "kind": work.kind, "precision": work.precision, "d-in": work.d_in, "device": work.device}
+    command = [
+        sys.executable,
+        __file__,
+        "--memory",
+        *(word for name, v in given.items() for word in (f"--{name}", str(v))),
+    ]
     peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     return {
         "peak": peak,
-        "inputs": BATCH * D_IN * 4 / 2**20,
-        "parameters": (2 * width * D_IN + width + D_IN) * 4 / 2**20,
+        "inputs": BATCH * work.d_in * 4 / 2**20,
+        "parameters": (2 * width * work.d_in + width + work.d_in) * 4 / 2**20,
     }
 
 
-def peak_of(width: int, kind: str, precision: Precision) -> None:
+def peak_of(width: int, work: Work) -> None:
     """Print the peak of three steps above the process with its data, once a narrow dictionary has loaded all code."""
-    pool = synthetic(1)
+    pool = synthetic(1, d_in=work.d_in, device=work.device)
     for own_width in (2 * K, width):
-        before = status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        step = own(own_width, kind, precision, pool)
+        before = held(work.device, forget=True)
+        step = own(own_width, work, pool)
         for _ in range(3):
             step()
-    print(status("VmHWM") - before)
+    print(held(work.device, peak=True) - before)
+
+
+def held(device: str, *, peak: bool = False, forget: bool = False) -> float:
+    """MiB that this process holds, of the device's memory; or the most that it held since the peak was forgotten."""
+    if device != "cpu":
+        if forget:
+            torch.cuda.reset_peak_memory_stats()
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    return status("VmHWM" if peak else "VmRSS")
 
 
 def status(field: str) -> float:
@@ -182,10 +222,10 @@ def status(field: str) -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def show(kind: str, precision: Precision, rows: list[dict[str, Any]], rounds: int) -> None:
-    print(f"{kind}: {BATCH} vectors of width {D_IN} a step, k {K}, float32, {torch.get_num_threads()} threads")
-    print(f"dictlab's latents chosen in {precision}")
-    print(f"medians of {rounds} rounds, all taking turns\n")
+def show(work: Work, rows: list[dict[str, Any]], rounds: int, tflops: float | None) -> None:
+    where = f"{torch.get_num_threads()} threads" if work.device == "cpu" else torch.cuda.get_device_name()
+    print(f"{work.kind}: {BATCH} vectors of width {work.d_in} a step, k {K}, float32, {where}")
+    print(f"dictlab's latents chosen in {work.precision}; medians of {rounds} rounds, all taking turns\n")
     print("| width | who | seconds | least | vectors/s | times the floor | dictlab is faster by |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
@@ -196,6 +236,10 @@ def show(kind: str, precision: Precision, rows: list[dict[str, Any]], rounds: in
             print(f"| {row['width']} | {name} | {shown} |")
     print()
     for row in rows:
+        if tflops:
+            shares = {name: row["flops"] / took / (tflops * 1e12) for name, took in row["seconds"].items()}
+            shown = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+            print(f"width {row['width']}: share of {tflops:g} TFLOP/s, counting the encoder's product alone: {shown}.")
         m = row["memory"]
         print(
             f"width {row['width']}: a step takes {m['peak']:.0f} MiB; its inputs are {m['inputs']:.0f} MiB, "
@@ -208,19 +252,27 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[4096, 16384])
     parser.add_argument("--kind", choices=PEERS, default="topk")
     parser.add_argument("--precision", choices=get_args(Precision), default="float32")
+    parser.add_argument("--d-in", type=int, default=D_IN)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tflops", type=float, help="what the device is said to reach, to print the share of it")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", metavar="PYTHON", help="a Python that has the other libraries")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--memory-of", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.memory_of:
-        peak_of(given.widths[0], given.memory_of, given.precision)
+    try:
+        check_device(given.device)
+    except DictlabError as error:
+        parser.error(str(error))
+    work = Work(given.kind, given.precision, given.d_in, given.device)
+    if given.memory:
+        peak_of(given.widths[0], work)
         return
-    rows = [measure(width, given.kind, given.precision, given.rounds, given.peers) for width in given.widths]
+    rows = [measure(width, work, given.rounds, given.peers) for width in given.widths]
     if given.json:
-        print(json.dumps({"kind": given.kind, "precision": given.precision, "rows": rows}))
+        print(json.dumps({**work._asdict(), "rows": rows}))
     else:
-        show(given.kind, given.precision, rows, given.rounds)
+        show(work, rows, given.rounds, given.tflops)
 
 
 if __name__ == "__main__":
