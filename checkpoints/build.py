@@ -26,17 +26,19 @@ SITE = "blocks.3.hook_resid_pre"
 CONTEXTS = 128  # held-out sequences that the README's figures are measured on
 
 TOPK = {"k": (16,), "tokens": 3_000_000, "batch": 1024}
-RELU = {"activation": "relu", "width": (1024,), "tokens": 1_000_000, "batch": 1024, "lr": 4e-3}
-DS = {"objective": ("e2e+ds",), "downstream": 0.5}
+RELU = {"activation": "relu", "width": (1024,), "tokens": 3_000_000, "batch": 1024}
+LOCAL = {"lr": 1.6e-2}  # of each objective the best rate that was tried, at matched L0
+E2E = {"objective": ("e2e",), "lr": 8e-3}
+DS = {"objective": ("e2e+ds",), "downstream": 0.5, "lr": 1.6e-2}
 RUNS = {
     "topk": TrainConfig(MODEL, SITE, width=(256, 512, 1024, 2048, 4096), seed=(0, 1), lr=4e-3, **TOPK),
     "topk-k": TrainConfig(MODEL, SITE, width=(256, 512, 1024, 2048), lr=4e-3, **TOPK | {"k": (4, 8, 32, 64)}),
-    "local": TrainConfig(MODEL, SITE, l1=(5, 10, 20, 35), **RELU),
-    "local-seed1": TrainConfig(MODEL, SITE, l1=(10,), seed=(1,), **RELU),
-    "e2e": TrainConfig(MODEL, SITE, l1=(0.1, 0.25, 0.6, 1.5), objective=("e2e",), **RELU),
-    "e2e-seed1": TrainConfig(MODEL, SITE, l1=(0.25,), seed=(1,), objective=("e2e",), **RELU),
-    "e2e+ds": TrainConfig(MODEL, SITE, l1=(2, 4, 8, 16), **DS, **RELU),
-    "e2e+ds-seed1": TrainConfig(MODEL, SITE, l1=(4,), seed=(1,), **DS, **RELU),
+    "local": TrainConfig(MODEL, SITE, l1=(2.5, 5, 10, 20), **LOCAL, **RELU),
+    "local-seed1": TrainConfig(MODEL, SITE, l1=(5,), seed=(1,), **LOCAL, **RELU),
+    "e2e": TrainConfig(MODEL, SITE, l1=(0.08, 0.2, 0.5, 1.25), **E2E, **RELU),
+    "e2e-seed1": TrainConfig(MODEL, SITE, l1=(0.2,), seed=(1,), **E2E, **RELU),
+    "e2e+ds": TrainConfig(MODEL, SITE, l1=(0.6, 1.2, 2.4, 5), **DS, **RELU),
+    "e2e+ds-seed1": TrainConfig(MODEL, SITE, l1=(1.2,), seed=(1,), **DS, **RELU),
 }
 
 
