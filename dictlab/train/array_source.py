@@ -17,8 +17,9 @@ from dictlab.errors import DictlabError
 from dictlab.formats.loading import load
 from dictlab.train import measure, source
 from dictlab.train.batches import Batches, Part
-from dictlab.train.config import Member, TrainConfig
+from dictlab.train.config import TrainConfig
 from dictlab.train.costs import counted
+from dictlab.train.member import Member
 from dictlab.train.objectives import Batch
 from dictlab.train.ranks import ALONE, Ranks
 from dictlab.train.source import FINETUNE_SEED, SAMPLE, goals_of

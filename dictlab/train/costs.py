@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from dictlab.dictionary import Dictionary
 from dictlab.flops import training_flops
-from dictlab.train.config import Member, TrainConfig
+from dictlab.train.config import TrainConfig
+from dictlab.train.member import Member
 from dictlab.train.objectives import Objective
 
 

@@ -18,7 +18,7 @@ from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.normalisation import Normalisation
-from dictlab.train.config import Member
+from dictlab.train.member import Member
 from dictlab.train.ranks import Ranks
 from dictlab.train.start import in_training_units
 

@@ -18,7 +18,8 @@ from dictlab.kernels.error import squared_error
 from dictlab.normalisation import Normalisation, Scale, unscaled
 from dictlab.sparsity import Elementwise, emitting
 from dictlab.train import initial, objectives, resampling, update
-from dictlab.train.config import Member, TrainConfig
+from dictlab.train.config import TrainConfig
+from dictlab.train.member import Member
 from dictlab.train.objectives import Batch, Splice
 from dictlab.train.ranks import ALONE, Ranks
 from dictlab.train.told import Told

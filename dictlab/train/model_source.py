@@ -22,8 +22,9 @@ from dictlab.stream import BUFFER, Consecutive, Shuffled
 from dictlab.text import Text
 from dictlab.train import measure, source
 from dictlab.train.batches import Batches, Part
-from dictlab.train.config import Member, TrainConfig
+from dictlab.train.config import TrainConfig
 from dictlab.train.costs import counted
+from dictlab.train.member import Member
 from dictlab.train.objectives import Batch, Objective, Splice
 from dictlab.train.ranks import ALONE, Ranks
 from dictlab.train.source import FINETUNE_SEED, SAMPLE, goals_of

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.train.batches import Batches
-from dictlab.train.config import Member, TrainConfig
+from dictlab.train.config import TrainConfig
+from dictlab.train.member import Member
 from dictlab.train.objectives import Objective
 
 SAMPLE = 32_768  # activations that the scale and the initial bias are taken from

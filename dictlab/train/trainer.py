@@ -21,10 +21,11 @@ from dictlab.runs import RunFolder
 from dictlab.text import Text
 from dictlab.train import configfile, ending, state
 from dictlab.train.array_source import ArraySource
-from dictlab.train.config import Member, TrainConfig
+from dictlab.train.config import TrainConfig
 from dictlab.train.launch import together
 from dictlab.train.learner import Learner, geometric_median
 from dictlab.train.logs import check_loggers
+from dictlab.train.member import Member
 from dictlab.train.model_source import ModelSource
 from dictlab.train.ranks import ALONE, Ranks, check_width
 from dictlab.train.run import Run, check_free, replace_text, tell
