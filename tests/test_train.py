@@ -12,7 +12,7 @@ from analyses.matching import nearest
 from dictlab import DictlabError, Metadata, ReLU, TopK, load
 from dictlab.activations import statistics
 from dictlab.kernels import sparse
-from dictlab.train import OBJECTIVES, Objective, TrainConfig, penalties, train
+from dictlab.train import OBJECTIVES, Objective, TrainConfig, penalties, train, trainer
 from dictlab.train import objectives as terms
 from dictlab.train.learner import Learner, geometric_median, schedule
 from dictlab.train.objectives import Batch, Splice
@@ -323,6 +323,7 @@ def test_a_dictionary_that_no_run_of_this_folder_made_is_not_overwritten(tmp_pat
         ({"tokens": 5}, "less than one batch"),
         ({"ema": 1.5}, "ema"),
         ({"warmup": 2.0}, "warmup"),
+        ({"precision": "half"}, "precision is 'half'; expected float32 or bfloat16"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message):
@@ -345,6 +346,29 @@ def test_what_is_missing_is_said_before_any_training(tmp_path, text, changes, me
     with pytest.raises(DictlabError, match=message):
         train(config(**changes), out=tmp_path / "run", model=tiny_model(), text=text)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "given", "found"),
+    [
+        ("cuda", True, None, "bfloat16"),
+        ("cuda:1", False, None, "float32"),
+        ("cpu", True, None, "float32"),
+        ("cuda", True, "float32", "float32"),
+        ("cpu", True, "bfloat16", "bfloat16"),
+    ],
+)
+def test_the_device_decides_the_precision_where_nobody_does(monkeypatch, device, there, given, found):
+    monkeypatch.setattr(trainer, "check_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: there)
+    assert trainer._settled(config(device=device, precision=given)).precision == found
+
+
+def test_the_precision_of_a_run_is_in_its_folder_and_its_files(tmp_path, text):
+    run = train(config(precision="bfloat16"), out=tmp_path / "half", model=tiny_model(), text=text)
+    assert run.dictionaries[0].metadata.training["precision"] == "bfloat16"
+    run = train(config(), out=tmp_path / "run", model=tiny_model(), text=text)
+    assert 'precision = "float32"' in (tmp_path / "run" / "config.toml").read_text()
 
 
 def test_downstream_training_needs_a_block_after_the_site(tmp_path, text):

@@ -1,0 +1,87 @@
+"""Does a brief KL give a local ReLU dictionary what end-to-end training from the start gives, and at what cost?
+
+Goes on from shipped local ReLU + L1 dictionaries for a tenth of their tokens, under KL, under KL and the downstream
+error, and under their own loss, and compares CE increase at matched L0 with the shipped families.
+
+python benchmarks/relu_finetune.py [--out FOLDER]     (half an hour on one core; each run is a folder, and is done once)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from relu_rates import made
+
+from analyses.curves import estimate, mean_ratio
+from analyses.pareto_points import Point
+from dictlab import Dictionary, LanguageModel, Text, TrainConfig, load
+from dictlab.evaluate import evaluate
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
+TOKENS, CONTEXTS = 300_000, 64
+STARTS = ("local-relu2.5-1024-s0", "local-relu5-1024-s0", "local-relu10-1024-s0")
+GOALS: dict[str, dict[str, Any]] = {
+    "local": {"l1": (5.0, 10.0)},
+    "e2e": {"objective": ("e2e",), "l1": (0.1, 0.3)},
+    "e2e+ds": {"objective": ("e2e+ds",), "downstream": 0.5, "l1": (0.6, 2.0)},
+}
+RATES = (4e-4, 2e-3)
+Line = tuple[np.ndarray, np.ndarray]
+
+
+def measured(dictionaries: Iterable[Dictionary], model: LanguageModel) -> list[Point]:
+    own = list(dictionaries)
+    found = evaluate(own, model, Text.builtin().as_split("heldout"), contexts=CONTEXTS)
+    return [Point(d, e) for d, e in zip(own, found, strict=True)]
+
+
+def line(points: Sequence[Point]) -> Line:
+    """L0 and CE increase of each point, in the sample and in each resample."""
+    l0, increase = (np.stack([p.series(key) for p in points], axis=-1) for key in ("l0", "ce_increase"))
+    return l0, increase
+
+
+def ratio(local: Line, other: Line) -> str:
+    """CE increase over local's at matched L0."""
+    series, low, high = mean_ratio(*local, *other)
+    found = estimate(series)
+    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}] | {low[0]:.0f} to {high[0]:.0f}"
+
+
+def shipped(goal: str) -> list[Dictionary]:
+    return [load(path) for path in sorted(CHECKPOINTS.glob(f"{goal}-relu*-1024-s0.safetensors"))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/relu-finetune"))
+    out, model = parser.parse_args().out, LanguageModel.load(MODEL, beside=CHECKPOINTS)
+    files = tuple(str(CHECKPOINTS / f"{name}.safetensors") for name in STARTS)
+    lines = {goal: line(measured(shipped(goal), model)) for goal in GOALS}
+    rows = [f"| {goal} | from the start | | {ratio(lines['local'], own)} |" for goal, own in lines.items()]
+    print("| from | then | lr | l1 | L0 | CE increase (nats/token) | explained variance |")
+    print("|---|---|---|---|---|---|---|")
+    for goal, settings in GOALS.items():
+        for rate in RATES:
+            config = TrainConfig(MODEL, SITE, start=files, tokens=TOKENS, batch=1024, lr=rate, **settings)
+            points = measured(made(out / f"{goal}-lr{rate:g}", config, model), model)
+            for p in points:
+                m = p.dictionary.metadata
+                print(
+                    f"| {m.training['start']['dictionary']} | {goal} | {rate:g} | {m.training['l1']:g} "
+                    f"| {p.value('l0'):.1f} | {p.value('ce_increase'):.3f} | {p.value('explained_variance'):.3f} |"
+                )
+            for l1 in settings["l1"]:
+                own = [p for p in points if p.dictionary.metadata.training["l1"] == l1]
+                rows.append(f"| local, then {goal} | {rate:g} | {l1:g} | {ratio(lines['local'], line(own))} |")
+    print("\n| objective | lr | l1 | CE increase over local's, at matched L0 | L0 |\n|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
