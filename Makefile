@@ -18,8 +18,8 @@ demo: setup
 	$(BIN)/dictlab stitch $(CHECKPOINTS)/local-topk16-256-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s0.safetensors \
 	    --tokens 65536 --contexts 48 --out out/stitch --force
 	$(BIN)/dictlab report geometry $(CHECKPOINTS)/local-topk16-512-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s1.safetensors \
-	    $(CHECKPOINTS)/local-relu10-1024-s0.safetensors $(CHECKPOINTS)/local-relu10-1024-s1.safetensors \
-	    $(CHECKPOINTS)/e2e-relu0.25-1024-s0.safetensors $(CHECKPOINTS)/e2e+ds-relu4-1024-s0.safetensors --out out/geometry --force
+	    $(CHECKPOINTS)/local-relu5-1024-s0.safetensors $(CHECKPOINTS)/local-relu5-1024-s1.safetensors \
+	    $(CHECKPOINTS)/e2e-relu0.2-1024-s0.safetensors $(CHECKPOINTS)/e2e+ds-relu2-1024-s0.safetensors --out out/geometry --force
 
 # A process a core, and whole files to each: tests use one thread, and what a file sets up is made once.
 test: setup

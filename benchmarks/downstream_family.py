@@ -13,7 +13,7 @@ import pandas as pd
 from analyses import downstream
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
-NAMES = ("local-relu5-1024-s0", "e2e-relu0.25-1024-s0", "e2e+ds-relu4-1024-s0", "local-topk16-1024-s0")
+NAMES = ("local-relu5-1024-s0", "e2e-relu0.2-1024-s0", "e2e+ds-relu2-1024-s0", "local-topk16-1024-s0")
 METRICS = ("MSE", "explained variance", "cosine", "norm ratio")
 GROUPED = ("not reconstructed", "KL, only this group wrong", "KL removed by the repair")
 

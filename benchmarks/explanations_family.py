@@ -19,22 +19,22 @@ from analyses import explanations
 from analyses.explanations_tables import MEASURES
 from analyses.inputs import open_dictionary
 
-OF_1024 = ["e2e-relu1.5-1024-s0", "e2e-relu0.25-1024-s0", "e2e+ds-relu4-1024-s0"]
-OF_1024 += [f"local-relu{penalty}-1024-s0" for penalty in (5, 10, 20)] + [
+OF_1024 = ["e2e-relu0.5-1024-s0", "e2e-relu0.08-1024-s0", "e2e+ds-relu2-1024-s0"]
+OF_1024 += [f"local-relu{penalty}-1024-s0" for penalty in (2.5, 5, 10)] + [
     f"local-topk{k}-1024-s0" for k in (4, 8, 16, 32, 64)
 ]
 TOPK = [f"local-topk{k}-{width}-s0" for width in (256, 2048) for k in (4, 16, 64)]
 TOPK += ["local-topk16-512-s0", "local-topk16-4096-s0"]
-WHOLE = ["local-relu20-1024-s0", "local-topk16-256-s0", "local-topk16-1024-s0"]
+WHOLE = ["local-relu10-1024-s0", "local-topk16-256-s0", "local-topk16-1024-s0"]
 NAMES = {"sparsity": OF_1024, "width": TOPK, "reconstruction": WHOLE}
 MATCHED = (  # about equal L0, the first against the second, which comes before it in the call
-    ("local-topk16-1024-s0", "local-relu20-1024-s0"),
-    ("local-topk32-1024-s0", "local-relu10-1024-s0"),
-    ("local-topk64-1024-s0", "local-relu5-1024-s0"),
-    ("local-topk64-1024-s0", "local-relu10-1024-s0"),  # at a larger L0, if anything to the disadvantage of TopK
-    ("local-topk16-1024-s0", "e2e-relu1.5-1024-s0"),
-    ("local-topk64-1024-s0", "e2e+ds-relu4-1024-s0"),
-    ("local-relu5-1024-s0", "e2e-relu0.25-1024-s0"),
+    ("local-topk16-1024-s0", "local-relu10-1024-s0"),
+    ("local-topk32-1024-s0", "local-relu5-1024-s0"),
+    ("local-topk64-1024-s0", "local-relu2.5-1024-s0"),
+    ("local-topk64-1024-s0", "local-relu5-1024-s0"),  # at a larger L0, if anything to the disadvantage of TopK
+    ("local-topk16-1024-s0", "e2e-relu0.5-1024-s0"),
+    ("local-topk32-1024-s0", "e2e+ds-relu2-1024-s0"),
+    ("local-relu5-1024-s0", "e2e-relu0.08-1024-s0"),
 )
 PLAIN = ("dictionary", "L0", "latents", "chance", "patterns a latent", "tokens a pattern", "at start", "unreached")
 

@@ -23,8 +23,8 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SAMPLE = {"tokens": 32_768, "contexts": 24}
 TOPK = [f"local-topk16-{width}-s0" for width in (256, 512, 1024, 2048, 4096)]
 SEEDS = [f"local-topk16-{width}-s{seed}" for width in (256, 512) for seed in (0, 1)]
-RELU = ["local-relu10-1024-s0", "local-relu10-1024-s1"]
-RELU_BESIDE = [f"local-relu{weight}-1024-s0" for weight in (5, 20, 35)]
+RELU = ["local-relu5-1024-s0", "local-relu5-1024-s1"]
+RELU_BESIDE = [f"local-relu{weight}-1024-s0" for weight in (2.5, 10, 20)]
 
 
 def files(names: list[str]) -> list[Path]:

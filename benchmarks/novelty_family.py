@@ -27,12 +27,12 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 WIDTHS, SEEDS, THRESHOLD, SEED = (256, 512, 1024, 2048, 4096), (0, 1), 0.7, 0
 ARCHITECTURES = (
     ("local-topk16-512-s0", "local-topk16-1024-s0"),
-    ("local-relu10-1024-s0", "local-topk16-2048-s0"),
-    ("local-topk16-512-s0", "local-relu10-1024-s0"),
-    ("local-topk16-1024-s0", "local-relu10-1024-s0"),
-    ("local-relu10-1024-s0", "local-relu10-1024-s1"),
-    ("local-relu10-1024-s0", "e2e-relu0.25-1024-s0"),
-    ("e2e-relu0.25-1024-s0", "local-relu10-1024-s0"),
+    ("local-relu5-1024-s0", "local-topk16-2048-s0"),
+    ("local-topk16-512-s0", "local-relu5-1024-s0"),
+    ("local-topk16-1024-s0", "local-relu5-1024-s0"),
+    ("local-relu5-1024-s0", "local-relu5-1024-s1"),
+    ("local-relu5-1024-s0", "e2e-relu0.2-1024-s0"),
+    ("e2e-relu0.2-1024-s0", "local-relu5-1024-s0"),
 )
 PAPER = {"doubling": 0.35, "another seed": 0.06}  # GPT-2 small, cosine below 0.7 (Bussmann et al. 2024)
 

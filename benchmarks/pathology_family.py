@@ -19,11 +19,11 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 NAMES = (
     "local-topk16-512-s0",
     "local-topk16-1024-s0",
-    "local-relu20-1024-s0",
     "local-relu10-1024-s0",
     "local-relu5-1024-s0",
-    "e2e-relu0.25-1024-s0",
-    "e2e+ds-relu4-1024-s0",
+    "local-relu2.5-1024-s0",
+    "e2e-relu0.2-1024-s0",
+    "e2e+ds-relu2-1024-s0",
 )
 
 
@@ -77,7 +77,7 @@ def main() -> None:
     printed(correlations.pivot(index="with", columns="dictionary", values="rho").reset_index())
     every = frames["interventions"]
     some = every[
-        every["dictionary"].isin(["local-relu10-1024-s0", "e2e-relu0.25-1024-s0"]) & (every["tokens"] == "all")
+        every["dictionary"].isin(["local-relu5-1024-s0", "e2e-relu0.2-1024-s0"]) & (every["tokens"] == "all")
     ]
     printed(some[["dictionary", "intervention", "KL", "KL median", "KL 99.9 %", "CE increase"]].round(4))
     alone = frames["single_token"]

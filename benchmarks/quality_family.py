@@ -20,16 +20,16 @@ from dictlab.report import Report
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 BY_K = [f"local-topk{k}-{width}-s0" for width in (256, 512, 1024, 2048) for k in (4, 8, 16, 32, 64)]
 TOPK = [f"local-topk16-{width}-s0" for width in (256, 512, 1024, 2048, 4096)]
-RELU = [f"local-relu{penalty}-1024-s0" for penalty in (5, 10, 20)]
+RELU = [f"local-relu{penalty}-1024-s0" for penalty in (2.5, 5, 10)]
 BY_PENALTY = [
     f"{name}-1024-s0"
     for name in (
-        *(f"local-relu{p}" for p in (5, 10, 20, 35)),
-        *(f"e2e-relu{p}" for p in (0.1, 0.25, 0.6, 1.5)),
-        *(f"e2e+ds-relu{p}" for p in (2, 4, 8, 16)),
+        *(f"local-relu{p}" for p in (2.5, 5, 10, 20)),
+        *(f"e2e-relu{p}" for p in (0.08, 0.2, 0.5, 1.25)),
+        *(f"e2e+ds-relu{p}" for p in (0.6, 2, 5, 12)),
     )
 ]
-OTHERS = ["e2e-relu0.25-1024-s0", "e2e+ds-relu4-1024-s0"]
+OTHERS = ["e2e-relu0.2-1024-s0", "e2e+ds-relu2-1024-s0"]
 
 
 def files(names: list[str]) -> list[Path]:

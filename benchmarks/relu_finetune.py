@@ -1,9 +1,9 @@
 """Does a brief KL give a local ReLU dictionary what end-to-end training from the start gives, and at what cost?
 
-Goes on from shipped local ReLU + L1 dictionaries for a tenth of their tokens, under KL, under KL and the downstream
+Goes on from shipped local ReLU + L1 dictionaries for a twentieth of their tokens, under KL, under KL and the downstream
 error, and under their own loss, and compares CE increase at matched L0 with the shipped families.
 
-python benchmarks/relu_finetune.py [--out FOLDER]     (half an hour on one core; each run is a folder, and is done once)
+python benchmarks/relu_finetune.py [--out FOLDER]     (a quarter of an hour on one core; each run is a folder, and is done once)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dictlab.evaluate import evaluate
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
-TOKENS, CONTEXTS = 300_000, 64
+TOKENS, CONTEXTS = 150_000, 64
 STARTS = ("local-relu2.5-1024-s0", "local-relu5-1024-s0", "local-relu10-1024-s0")
 GOALS: dict[str, dict[str, Any]] = {
     "local": {"l1": (5.0, 10.0)},

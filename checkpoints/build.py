@@ -36,9 +36,9 @@ RUNS = {
     "local": TrainConfig(MODEL, SITE, l1=(2.5, 5, 10, 20), **LOCAL, **RELU),
     "local-seed1": TrainConfig(MODEL, SITE, l1=(5,), seed=(1,), **LOCAL, **RELU),
     "e2e": TrainConfig(MODEL, SITE, l1=(0.08, 0.2, 0.5, 1.25), **E2E, **RELU),
-    "e2e-seed1": TrainConfig(MODEL, SITE, l1=(0.08,), seed=(1,), **E2E, **RELU),
-    "e2e+ds": TrainConfig(MODEL, SITE, l1=(0.06, 0.2, 0.6, 2), **DS, **RELU),
-    "e2e+ds-seed1": TrainConfig(MODEL, SITE, l1=(0.2,), seed=(1,), **DS, **RELU),
+    "e2e-seed1": TrainConfig(MODEL, SITE, l1=(0.2,), seed=(1,), **E2E, **RELU),
+    "e2e+ds": TrainConfig(MODEL, SITE, l1=(0.6, 2, 5, 12), **DS, **RELU),
+    "e2e+ds-seed1": TrainConfig(MODEL, SITE, l1=(2,), seed=(1,), **DS, **RELU),
 }
 
 

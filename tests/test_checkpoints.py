@@ -63,7 +63,7 @@ def test_every_dictionary_names_the_shipped_model(model):
 
 def test_measuring_again_gives_the_figures_in_the_files(model):
     """On fewer sequences, so within a few times the stated interval."""
-    dictionaries = [load(FOLDER / f"{name}.safetensors") for name in ("local-topk16-512-s0", "e2e-relu0.25-1024-s0")]
+    dictionaries = [load(FOLDER / f"{name}.safetensors") for name in ("local-topk16-512-s0", "e2e-relu0.2-1024-s0")]
     for dictionary, found in zip(
         dictionaries, evaluate(dictionaries, model, Text.builtin("heldout"), contexts=16), strict=True
     ):
