@@ -76,9 +76,7 @@ def main() -> None:
     correlations = correlations.assign(rho=[between(row, "Spearman") for _, row in correlations.iterrows()])
     printed(correlations.pivot(index="with", columns="dictionary", values="rho").reset_index())
     every = frames["interventions"]
-    some = every[
-        every["dictionary"].isin(["local-relu5-1024-s0", "e2e-relu0.2-1024-s0"]) & (every["tokens"] == "all")
-    ]
+    some = every[every["dictionary"].isin(["local-relu5-1024-s0", "e2e-relu0.2-1024-s0"]) & (every["tokens"] == "all")]
     printed(some[["dictionary", "intervention", "KL", "KL median", "KL 99.9 %", "CE increase"]].round(4))
     alone = frames["single_token"]
     alone = alone[(alone["intervention"] == "ε-random") & alone["positions after"].isin([0, 1, 4, 16])]

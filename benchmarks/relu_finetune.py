@@ -1,9 +1,10 @@
 """Does a brief KL give a local ReLU dictionary what end-to-end training from the start gives, and at what cost?
 
-Goes on from shipped local ReLU + L1 dictionaries for a twentieth of their tokens, under KL, under KL and the downstream
-error, and under their own loss, and compares CE increase at matched L0 with the shipped families.
+Goes on from shipped local ReLU + L1 dictionaries for a twentieth of their tokens (or so many), under KL, under KL and
+the downstream error, and under their own loss, and compares CE increase at matched L0 with the shipped families.
 
-python benchmarks/relu_finetune.py [--out FOLDER]     (a quarter of an hour on one core; each run is a folder, and is done once)
+python benchmarks/relu_finetune.py [--tokens 225000] [--rates 2e-3] [--out FOLDER]
+    (a quarter of an hour on one core; each run is a folder, and is done once)
 """
 
 from __future__ import annotations
@@ -23,14 +24,13 @@ from dictlab.evaluate import evaluate
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
-TOKENS, CONTEXTS = 150_000, 64
+CONTEXTS = 64
 STARTS = ("local-relu2.5-1024-s0", "local-relu5-1024-s0", "local-relu10-1024-s0")
 GOALS: dict[str, dict[str, Any]] = {
     "local": {"l1": (5.0, 10.0)},
     "e2e": {"objective": ("e2e",), "l1": (0.1, 0.3)},
     "e2e+ds": {"objective": ("e2e+ds",), "downstream": 0.5, "l1": (0.6, 2.0)},
 }
-RATES = (4e-4, 2e-3)
 Line = tuple[np.ndarray, np.ndarray]
 
 
@@ -60,16 +60,18 @@ def shipped(goal: str) -> list[Dictionary]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/relu-finetune"))
-    out, model = parser.parse_args().out, LanguageModel.load(MODEL, beside=CHECKPOINTS)
+    parser.add_argument("--tokens", type=int, default=150_000)
+    parser.add_argument("--rates", type=float, nargs="+", default=[4e-4, 2e-3])
+    asked, model = parser.parse_args(), LanguageModel.load(MODEL, beside=CHECKPOINTS)
     files = tuple(str(CHECKPOINTS / f"{name}.safetensors") for name in STARTS)
     lines = {goal: line(measured(shipped(goal), model)) for goal in GOALS}
     rows = [f"| {goal} | from the start | | {ratio(lines['local'], own)} |" for goal, own in lines.items()]
     print("| from | then | lr | l1 | L0 | CE increase (nats/token) | explained variance |")
     print("|---|---|---|---|---|---|---|")
     for goal, settings in GOALS.items():
-        for rate in RATES:
-            config = TrainConfig(MODEL, SITE, start=files, tokens=TOKENS, batch=1024, lr=rate, **settings)
-            points = measured(made(out / f"{goal}-lr{rate:g}", config, model), model)
+        for rate in asked.rates:
+            config = TrainConfig(MODEL, SITE, start=files, tokens=asked.tokens, batch=1024, lr=rate, **settings)
+            points = measured(made(asked.out / f"{goal}-lr{rate:g}", config, model), model)
             for p in points:
                 m = p.dictionary.metadata
                 print(
