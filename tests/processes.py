@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
+from tqdm import tqdm
+
+
+def with_a_lock_of_its_own() -> None:
+    """For a process just forked. Progress bars of all share a lock: killed while it holds that, it would never give it
+    back, and the process that tests would wait for ever."""
+    tqdm.set_lock(threading.RLock())
 
 
 def spread(count: int, work: Callable[[int], object], folder: Path) -> list[int]:
@@ -26,6 +34,7 @@ def _forked(rank: int, count: int, work: Callable[[int], object], folder: Path, 
     child = os.fork()
     if child:
         return child
+    with_a_lock_of_its_own()
     try:
         sys.stdout = sys.stderr = (folder / f"said.{rank}").open("w", buffering=1)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)

@@ -20,6 +20,7 @@ from dictlab.train import TrainConfig, configfile, ending, measure, model_source
 from dictlab.train.learner import Learner
 from dictlab.train.session import LOG_EVERY
 from tests.planted import SITE, sparse_data, tiny_model
+from tests.processes import with_a_lock_of_its_own
 
 CLOCK = ("seconds", "tokens_per_second")  # differ between two runs of the same
 
@@ -56,6 +57,7 @@ def apart(work) -> int:
     child = os.fork()
     if child:
         return child
+    with_a_lock_of_its_own()
     try:
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
