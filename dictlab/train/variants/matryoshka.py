@@ -8,7 +8,7 @@ reconstruct. Which latents are active is decided among all. The whole dictionary
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ class Matryoshka:
         return self.base.emit(entries, weights)
 
     def terms(self, now: Pass) -> dict[str, Term]:
-        errors = [squared_error(x_hat, now.x) for x_hat in nested(now, self.sizes(now.width)).unbind()]
+        errors = [squared_error(x_hat, now.x) for x_hat in nested(now, self.sizes(now.width))]
         return {"nested": Term(torch.stack(errors).sum(), 1 / now.variance), **self.base.terms(now)}
 
     def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
@@ -98,25 +98,29 @@ class Matryoshka:
         return [round(share * width) for share in self.prefixes]
 
 
-def nested(now: Pass, sizes: Sequence[int]) -> Float[Tensor, "prefixes tokens d_in"]:
+def nested(now: Pass, sizes: Sequence[int]) -> Iterator[Float[Tensor, "tokens d_in"]]:
     """What the first latents reconstruct, for rising numbers of them, each out of the last by the latents between."""
     dictionary = now.dictionary
     undo = dictionary.normalisation(now.x)[1]
     first = now.ranks.latents(now.width).start
     parts = by_prefix(now.codes.listed(), [size - first for size in sizes])
-    between = now.ranks.decode(parts, dictionary.W_dec).unflatten(0, (len(sizes), -1))
-    y: Tensor = dictionary.b_out + between.cumsum(dim=0)
-    return y * undo.scale + undo.shift
+    y = dictionary.b_out
+    for between in now.ranks.decode(parts, dictionary.W_dec).chunk(len(sizes)):
+        y = y + between
+        yield y * undo.scale + undo.shift
 
 
 def by_prefix(codes: Codes, sizes: Sequence[int]) -> Codes:
     """The entries by the first prefix that they belong to: tokens once for each prefix, one prefix after the other.
 
-    Entries of no prefix come with the last, and emit nothing: how many they are is nothing that the host would know.
+    Entries of no prefix are left out; on a GPU, where the host does not know how many they are, they come with the last
+    prefix and emit nothing.
     """
     last, n = len(sizes) - 1, codes.n_tokens
     prefix = torch.stack([codes.indices >= size for size in sizes]).sum(dim=0)
     order = prefix.clamp_max(last).sort(stable=True).indices
+    if prefix.device.type == "cpu":
+        order = order[prefix[order] <= last]
     rows = (prefix.clamp_max(last) * n + codes.rows)[order]
     values = torch.where(prefix <= last, codes.values, 0)[order]
     offsets = torch.searchsorted(rows, torch.arange(len(sizes) * n + 1, device=rows.device))
