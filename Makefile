@@ -51,6 +51,10 @@ benchmarks: setup
 	$(BIN)/python benchmarks/fuzz_formats.py --files 10000
 	$(BIN)/python benchmarks/training_length.py
 	$(BIN)/python benchmarks/training_quality.py
+	$(BIN)/python benchmarks/relu_rates.py
+	$(BIN)/python benchmarks/relu_finetune.py
+	$(BIN)/python benchmarks/relu_finetune.py --tokens 225000 --rates 2e-3 --out runs/relu-finetune-225000
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/topk_step.py
 	$(BIN)/python benchmarks/e2e_overhead.py
 	$(BIN)/python benchmarks/family_cost.py
