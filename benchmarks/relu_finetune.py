@@ -11,16 +11,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from relu_rates import made
+from training_quality_measures import step_seconds
 
 from analyses.curves import estimate, mean_ratio
 from analyses.pareto_points import Point
 from dictlab import Dictionary, LanguageModel, Text, TrainConfig, load
+from dictlab.activations import statistics as moments
 from dictlab.evaluate import evaluate
+from dictlab.train.learner import Learner, geometric_median
+from dictlab.train.start import opened
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
@@ -46,11 +52,31 @@ def line(points: Sequence[Point]) -> Line:
     return l0, increase
 
 
-def ratio(local: Line, other: Line) -> str:
-    """CE increase over local's at matched L0."""
-    series, low, high = mean_ratio(*local, *other)
+def ratio(reference: Line, other: Line) -> str:
+    """CE increase over another's at matched L0, and where."""
+    series, low, high = mean_ratio(*reference, *other)
     found = estimate(series)
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}] | {low[0]:.0f} to {high[0]:.0f}"
+
+
+def told(lines: dict[str, Line], own: Line) -> str:
+    return f"{ratio(lines['local'], own)} | {ratio(lines['e2e'], own)}"
+
+
+def costs(model: LanguageModel) -> None:
+    """CPU seconds of a step of the second start under each objective, on one thread, beside the local one's."""
+    base = TrainConfig(MODEL, SITE, start=(str(CHECKPOINTS / f"{STARTS[1]}.safetensors"),), batch=1024, tokens=1 << 30)
+
+    def learner(goal: str, sample: torch.Tensor) -> Learner:
+        config = replace(base, **GOALS[goal] | {"l1": GOALS[goal]["l1"][:1]})
+        member = next(iter(config.members(opened(config.start, model, SITE))))
+        return Learner(member, config, moments([sample]), geometric_median(sample))
+
+    torch.set_num_threads(1)
+    seconds = step_seconds(base, model, learner)
+    print("\n| objective | CPU µs/token | over local's |\n|---|---|---|")
+    for goal, own in seconds.items():
+        print(f"| {goal} | {1e6 * own / base.batch:.0f} | {own / seconds['local']:.2f} |")
 
 
 def shipped(goal: str) -> list[Dictionary]:
@@ -65,7 +91,7 @@ def main() -> None:
     asked, model = parser.parse_args(), LanguageModel.load(MODEL, beside=CHECKPOINTS)
     files = tuple(str(CHECKPOINTS / f"{name}.safetensors") for name in STARTS)
     lines = {goal: line(measured(shipped(goal), model)) for goal in GOALS}
-    rows = [f"| {goal} | from the start | | {ratio(lines['local'], own)} |" for goal, own in lines.items()]
+    rows = [f"| {goal} | from the start | | {told(lines, own)} |" for goal, own in lines.items()]
     print("| from | then | lr | l1 | L0 | CE increase (nats/token) | explained variance |")
     print("|---|---|---|---|---|---|---|")
     for goal, settings in GOALS.items():
@@ -80,9 +106,11 @@ def main() -> None:
                 )
             for l1 in settings["l1"]:
                 own = [p for p in points if p.dictionary.metadata.training["l1"] == l1]
-                rows.append(f"| local, then {goal} | {rate:g} | {l1:g} | {ratio(lines['local'], line(own))} |")
-    print("\n| objective | lr | l1 | CE increase over local's, at matched L0 | L0 |\n|---|---|---|---|---|")
+                rows.append(f"| local, then {goal} | {rate:g} | {l1:g} | {told(lines, line(own))} |")
+    print("\n| objective | lr | l1 | CE increase over local's, at matched L0 | L0 | over e2e's from the start | L0 |")
+    print("|---|---|---|---|---|---|---|")
     print("\n".join(rows))
+    costs(model)
 
 
 if __name__ == "__main__":

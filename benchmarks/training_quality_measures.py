@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ def costs(base: TrainConfig, model: LanguageModel, k: int) -> dict[str, Cost]:
     """What each objective costs a token, at one k."""
     before, behind = parameters(model, base)
     d_in = model.model.config.hidden_size
-    seconds, found = _seconds(base, model, k), {}
+    seconds, found = step_seconds(base, model, lambda goal, sample: _learner(base, goal, k, sample)), {}
     for goal in GOALS:
         spliced = goal != "local"
         own = training_flops(base.width[0], d_in, 1, k, batch=base.batch, parameters_behind=behind if spliced else 0)
@@ -93,15 +93,23 @@ def parameters(model: LanguageModel, base: TrainConfig) -> tuple[int, int]:
     return sum(counts[:block]), sum(counts[block:]) + model.model.lm_head.weight.numel()
 
 
-def _seconds(base: TrainConfig, model: LanguageModel, k: int) -> dict[str, float]:
-    """Median CPU seconds of a step of each objective; they take turns."""
+def step_seconds(
+    base: TrainConfig, model: LanguageModel, made: Callable[[str, torch.Tensor], Learner]
+) -> dict[str, float]:
+    """Median CPU seconds of a step of each objective, the model's own forward in it; they take turns.
+
+    Args:
+        base: Site and batch.
+        model: The language model.
+        made: From an objective and a sample of activations to a dictionary in training.
+    """
     batches = (
         Text.builtin().as_split("train").batches(model.tokenizer, model.context, base.batch // model.context, seed=0)
     )
     site = str(base.site)
     sample = torch.cat([model.capture(next(batches), site)[site].flatten(0, 1) for _ in range(8)])
     splices = {goal: _splice(model, site, goal) for goal in GOALS}
-    learners = {goal: _learner(base, goal, k, sample) for goal in GOALS}
+    learners = {goal: made(goal, sample) for goal in GOALS}
     spent: dict[str, list[float]] = {goal: [] for goal in GOALS}
     for _ in range(ROUNDS):
         tokens = next(batches)

@@ -195,15 +195,32 @@ def test_a_sparsity_coefficient_rises_over_its_share_of_the_run():
     assert weights == pytest.approx([0.0, 0.4, 0.8, 1.2, 1.6, 2, 2, 2, 2, 2])
 
 
+@pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize("sizes", [[1, 4], [4], [-2, 0, 3], [2, 9]], ids=str)
-def test_codes_by_prefix_are_the_columns_of_each_prefix(sizes):
+def test_codes_by_prefix_are_the_columns_of_each_prefix(sizes, counted):
     """Of a shard in the middle of the latents, prefixes may end before it begins, or go on behind it."""
     codes = Codes(torch.arange(1.0, 6.0), torch.tensor([0, 3, 2, 5, 1]), torch.tensor([0, 2, 2, 5]), 6)
-    found, ends = by_prefix(codes, sizes).dense().view(len(sizes), 3, 6), [max(0, size) for size in sizes]
+    found, ends = (
+        by_prefix(codes, sizes, counted=counted).dense().view(len(sizes), 3, 6),
+        [max(0, size) for size in sizes],
+    )
     for part, begin, end in zip(found, [0, *ends], ends, strict=False):
         wanted = torch.zeros(3, 6)
         wanted[:, begin:end] = codes.dense()[:, begin:end]
         assert torch.equal(part, wanted)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_is_that_of_the_products_that_choose_and_of_no_other(monkeypatch, precision):
+    """Of the encoder, and of AuxK among the dead; with gradients in float32."""
+    x, _ = sparse_data(128)
+    learner = learner_for(x, "topk", width=64, precision=precision)
+    learner.since_fired[:8] = 10**9
+    seen, product = [], sparse.affine
+    monkeypatch.setattr(sparse, "affine", lambda h, W, b: seen.append((h.dtype, W.shape[1])) or product(h, W, b))
+    learner.step(Batch(x), None)
+    assert seen == [(getattr(torch, precision), 64), (getattr(torch, precision), 8)]
+    assert all(p.grad.dtype == torch.float32 for p in learner.parameters)
 
 
 # What is left in a file

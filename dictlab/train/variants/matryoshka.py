@@ -103,23 +103,26 @@ def nested(now: Pass, sizes: Sequence[int]) -> Iterator[Float[Tensor, "tokens d_
     dictionary = now.dictionary
     undo = dictionary.normalisation(now.x)[1]
     first = now.ranks.latents(now.width).start
-    parts = by_prefix(now.codes.listed(), [size - first for size in sizes])
+    ends, on_cpu = [size - first for size in sizes], now.x.device.type == "cpu"
+    parts = by_prefix(now.codes.listed(), ends, counted=on_cpu)  # a GPU would make the host wait for the count
     y = dictionary.b_out
     for between in now.ranks.decode(parts, dictionary.W_dec).chunk(len(sizes)):
         y = y + between
         yield y * undo.scale + undo.shift
 
 
-def by_prefix(codes: Codes, sizes: Sequence[int]) -> Codes:
+def by_prefix(codes: Codes, sizes: Sequence[int], *, counted: bool) -> Codes:
     """The entries by the first prefix that they belong to: tokens once for each prefix, one prefix after the other.
 
-    Entries of no prefix are left out; on a GPU, where the host does not know how many they are, they come with the last
-    prefix and emit nothing.
+    Args:
+        codes: Codes of all latents.
+        sizes: Where each prefix ends.
+        counted: Whether entries of no prefix are counted, and left out; else they come with the last, and emit nothing.
     """
     last, n = len(sizes) - 1, codes.n_tokens
     prefix = torch.stack([codes.indices >= size for size in sizes]).sum(dim=0)
     order = prefix.clamp_max(last).sort(stable=True).indices
-    if prefix.device.type == "cpu":
+    if counted:
         order = order[prefix[order] <= last]
     rows = (prefix.clamp_max(last) * n + codes.rows)[order]
     values = torch.where(prefix <= last, codes.values, 0)[order]
