@@ -1,9 +1,9 @@
 """From which share of active latents on are dense products faster than sparse ones?
 
     a step       a whole ReLU + L1 training step with its codes as a full matrix, and as entries; biases are set so that
-                 such a share is active. `SHARE` in dictlab/kernels/full.py is what this says.
+                 such a share is active. `SHARE` in dictlab/dictionary/kernels/full.py is what this says.
     products     the four products behind an encoder (decode, gradient at the entries, both weight gradients) by either
-                 way, on entries at random. `DENSE` in dictlab/kernels/sparse.py is what this says.
+                 way, on entries at random. `DENSE` in dictlab/dictionary/kernels/sparse.py is what this says.
 
 python benchmarks/density.py
 python benchmarks/density.py --of products
@@ -23,9 +23,9 @@ import torch
 from peers import D_IN, synthetic
 from topk_step import learner
 
-from dictlab.codes import ByLatent, Codes, offsets_of
-from dictlab.kernels import full, sparse
-from dictlab.train.objectives import Batch
+from dictlab.dictionary.codes import ByLatent, Codes, offsets_of
+from dictlab.dictionary.kernels import full, sparse
+from dictlab.training.objectives import Batch
 
 TOKENS, ROUNDS = 4096, 4
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)

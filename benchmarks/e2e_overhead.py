@@ -32,10 +32,10 @@ from torch.nn.functional import kl_div
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dictlab import LanguageModel
-from dictlab.activations import statistics as moments
-from dictlab.train import TrainConfig
-from dictlab.train.learner import Learner, geometric_median
-from dictlab.train.objectives import Batch, Splice
+from dictlab.data.activations import statistics as moments
+from dictlab.training import TrainConfig
+from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.objectives import Batch, Splice
 
 CONTEXT, BLOCKS, D, WIDTH, K = 128, 8, 384, 4096, 32
 SITE = f"blocks.{BLOCKS // 2}.hook_resid_pre"

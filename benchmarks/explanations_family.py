@@ -16,8 +16,8 @@ import pandas as pd
 from quality_family import CHECKPOINTS, files, printed
 
 from analyses import explanations
-from analyses.explanations_tables import MEASURES
-from analyses.inputs import open_dictionary
+from analyses.common.inputs import open_dictionary
+from analyses.features.explanations_tables import MEASURES
 
 OF_1024 = ["e2e-relu0.5-1024-s0", "e2e-relu0.08-1024-s0", "e2e+ds-relu2-1024-s0"]
 OF_1024 += [f"local-relu{penalty}-1024-s0" for penalty in (2.5, 5, 10)] + [

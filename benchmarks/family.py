@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from analyses import pareto, stitching
-from analyses.matching import alive_directions, chance, mean_interval, nearest
+from analyses.similarity.matching import alive_directions, chance, mean_interval, nearest
 from dictlab import Dictionary, LanguageModel, load
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

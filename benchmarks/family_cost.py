@@ -23,10 +23,11 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 import torch
 
-from dictlab import LanguageModel, Text, activations
-from dictlab.train import TrainConfig
-from dictlab.train.learner import Learner, geometric_median
-from dictlab.train.objectives import Batch
+from dictlab import LanguageModel, Text
+from dictlab.data import activations
+from dictlab.training import TrainConfig
+from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.objectives import Batch
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"

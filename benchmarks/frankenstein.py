@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.frankenstein import frankenstein
-from dictlab.report import Report
+from analyses.composition.frankenstein import frankenstein
+from dictlab.reports.report import Report
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 SAMPLE = {"tokens": 32_768, "contexts": 24}

@@ -20,11 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 import torch
 from matplotlib.figure import Figure
 
-from analyses import style
-from dictlab.activations import statistics as moments
-from dictlab.train import TrainConfig
-from dictlab.train.learner import Learner, geometric_median
-from dictlab.train.objectives import Batch
+from analyses.common import plotting
+from dictlab.data.activations import statistics as moments
+from dictlab.training import TrainConfig
+from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.objectives import Batch
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "speed-growth.png"
 ROUNDS = 5
@@ -67,7 +67,7 @@ def measure(s: Setting) -> tuple[float, float]:
     return statistics.median(steps), statistics.median(products)
 
 
-@style.applied
+@plotting.applied
 def draw(points: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     axes = list(figure.subplots(1, len(points), sharey=True))
@@ -75,7 +75,7 @@ def draw(points: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
         at = [row[0] for row in rows]
         for index, label in enumerate(("training step", "encoder's product alone")):
             took = [1e3 * row[1 + index] for row in rows]
-            axis.plot(at, took, color=style.colour(index), marker=style.marker(index), label=label)
+            axis.plot(at, took, color=plotting.colour(index), marker=plotting.marker(index), label=label)
         axis.set(xscale="log", yscale="log", xlabel=AXES[name], ylim=(1, 2000))
         axis.set_xticks(at, [f"{value:,}" for value in at], minor=False, fontsize=8)
         axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)

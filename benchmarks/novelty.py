@@ -21,9 +21,10 @@ from typing import NamedTuple
 import torch
 from path_gain import path_gain, tell  # beside this script
 
-from analyses.novelty import insertion_effects
-from dictlab import Dictionary, LanguageModel, Text, TopK, activations, load
-from dictlab.evaluate import site_of
+from analyses.composition.novelty import insertion_effects
+from dictlab import Dictionary, LanguageModel, Text, TopK, load
+from dictlab.data import activations
+from dictlab.evaluation.evaluate import site_of
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 WIDTHS, RANDOM = (256, 512, 1024, 2048, 4096), (8192,)

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analyses import style
-from analyses.insertion import insertion_effects, latent_table, nearest_alive
-from analyses.prediction import groups, kinds_of, prediction_table, threshold_table
-from analyses.seed_control import Inserted
-from dictlab import Dictionary, LanguageModel, Text, activations, load
-from dictlab.evaluate import bounds, site_of
+from analyses.common import plotting
+from analyses.composition.cosine_predictor import groups, kinds_of, prediction_table, threshold_table
+from analyses.composition.insertion import insertion_effects, latent_table, nearest_alive
+from analyses.composition.seed_control import Inserted
+from dictlab import Dictionary, LanguageModel, Text, load
+from dictlab.data import activations
+from dictlab.evaluation.evaluate import bounds, site_of
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 WIDTHS, SEEDS, THRESHOLD, SEED = (256, 512, 1024, 2048, 4096), (0, 1), 0.7, 0
@@ -149,19 +150,19 @@ def print_prediction(found: Pairs, pairs: list[tuple[str, str]]) -> None:
         print(f"| {pair.name} | {' | '.join(cells)} |")
 
 
-@style.applied
+@plotting.applied
 def draw(result: dict[str, dict[int, tuple[float, np.ndarray]]], tokens: int, path: Path) -> None:
     """Shares against the width, with the paper's as marks at 768."""
-    figure, axes = style.axes(2, width=5.2, height=4.2)
+    figure, axes = plotting.axes(2, width=5.2, height=4.2)
     for ax, label in zip(axes, ("by effect", "by cosine"), strict=True):
         for number, what in enumerate(("doubling", "another seed")):
             own = result[f"{what}, {label}"]
             ends = np.array([bounds(draws) for _, draws in own.values()]).T
             value = np.array([value for value, _ in own.values()])
-            look = {"color": style.colour(number), "marker": style.marker(number), "ls": style.line(number)}
+            look = {"color": plotting.colour(number), "marker": plotting.marker(number), "ls": plotting.line(number)}
             ax.errorbar(list(own), 100 * value, yerr=100 * np.abs(ends - value), ms=5, capsize=2, label=what, **look)
             if label == "by cosine":
-                ax.axhline(100 * PAPER[what], color=style.colour(number), ls=":", label=f"{what}, GPT-2 (paper)")
+                ax.axhline(100 * PAPER[what], color=plotting.colour(number), ls=":", label=f"{what}, GPT-2 (paper)")
         ax.set_xscale("log", base=2)
         ax.set_xticks(WIDTHS, [f"{w:,}" for w in WIDTHS])
         ax.set(xlabel="latents of the smaller one", ylabel="novel latents (% of active)", ylim=(0, 105))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 from family import show  # beside this script
 
-from analyses.components import KINDS
-from analyses.path import path
+from analyses.composition.latent_graph import KINDS
+from analyses.composition.path import path
 from dictlab import LanguageModel
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

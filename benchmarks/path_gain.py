@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analyses.chain import Chain, followed, kinships, observed, ordered
-from analyses.route import Route
-from dictlab import Dictionary, LanguageModel, Text, activations, load
-from dictlab.evaluate import site_of
+from analyses.composition.path_steps import Route
+from analyses.composition.size_chain import Chain, followed, kinships, observed, ordered
+from dictlab import Dictionary, LanguageModel, Text, load
+from dictlab.data import activations
+from dictlab.evaluation.evaluate import site_of
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 WIDTHS = (1024, 2048)

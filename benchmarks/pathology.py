@@ -24,7 +24,7 @@ import torch
 from torch.nn.functional import log_softmax, nll_loss
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from analyses.damage import Scene, scenes
+from analyses.common.patching import Scene, scenes
 from dictlab import LanguageModel
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from analyses import pathology, stitching
-from analyses.perturbations import BASELINES
+from analyses.model_effects.replacements import BASELINES
 from dictlab import load
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from analyses.matching import nearest
+from analyses.similarity.matching import nearest
 from dictlab import Dictionary, LanguageModel, TrainConfig, train
-from dictlab.train.config import Precision
+from dictlab.training.config import Precision
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"

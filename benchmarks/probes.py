@@ -20,12 +20,12 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from analyses import logistic
-from analyses.feature_columns import Sparse
-from analyses.labels import python_tokens
-from analyses.probing import captured
+from analyses.features import newton_logistic
+from analyses.features.single_latent_probes import captured
+from analyses.features.sparse_columns import Sparse
+from analyses.features.token_labels import python_tokens
 from dictlab import LanguageModel, Text, load
-from dictlab.evaluate import site_of
+from dictlab.evaluation.evaluate import site_of
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 TASKS, LATENTS, CONTEXTS = ("string", "comma", "inside a loop"), 24, 128
@@ -55,7 +55,7 @@ def main() -> None:
     for task in TASKS:
         y = labelled.labels[:, labelled.tasks.index(task)]
         began = time.perf_counter()
-        fit = logistic.fit(Sparse.of(codes), y)
+        fit = newton_logistic.fit(Sparse.of(codes), y)
         together.append(time.perf_counter() - began)
         for sparse, seconds in one_by_one.items():
             began = time.perf_counter()

@@ -15,7 +15,7 @@ import pandas as pd
 
 from analyses import ablation, probes, scaling, shrinkage, stitching
 from dictlab import load
-from dictlab.report import Report
+from dictlab.reports.report import Report
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 BY_K = [f"local-topk{k}-{width}-s0" for width in (256, 512, 1024, 2048) for k in (4, 8, 16, 32, 64)]

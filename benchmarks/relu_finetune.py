@@ -20,13 +20,13 @@ import torch
 from relu_rates import made
 from training_quality_measures import step_seconds
 
-from analyses.curves import estimate, mean_ratio
-from analyses.pareto_points import Point
+from analyses.quality.curve_comparison import estimate, mean_ratio
+from analyses.quality.measured_points import Point
 from dictlab import Dictionary, LanguageModel, Text, TrainConfig, load
-from dictlab.activations import statistics as moments
-from dictlab.evaluate import evaluate
-from dictlab.train.learner import Learner, geometric_median
-from dictlab.train.start import opened
+from dictlab.data.activations import statistics as moments
+from dictlab.evaluation.evaluate import evaluate
+from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.start import opened
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"

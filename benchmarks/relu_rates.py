@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analyses.curves import mean_ratio
+from analyses.quality.curve_comparison import mean_ratio
 from dictlab import Dictionary, LanguageModel, TrainConfig, load, runs, train
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

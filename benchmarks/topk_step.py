@@ -36,13 +36,13 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 import torch
 from peers import BATCH, D_IN, K, synthetic
 
-from dictlab.activations import statistics as moments
+from dictlab.data.activations import statistics as moments
 from dictlab.errors import DictlabError
-from dictlab.lm import check_device
-from dictlab.train import TrainConfig
-from dictlab.train.config import Precision
-from dictlab.train.learner import Learner, geometric_median
-from dictlab.train.objectives import Batch
+from dictlab.model.language_model import check_device
+from dictlab.training import TrainConfig
+from dictlab.training.config import Precision
+from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.objectives import Batch
 
 PEERS = {
     "topk": ("sparsify", "dictionary_learning", "saelens"),

@@ -24,7 +24,8 @@ import training_quality_measures as measures
 import training_quality_tables as tables
 
 from dictlab import Dictionary, LanguageModel, TrainConfig, load, runs, train
-from dictlab.train import resume, source
+from dictlab.training import resume
+from dictlab.training.sources import base
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
@@ -105,7 +106,7 @@ class Bench:
         for what, settings in TRIED.items():
             for setting in settings if what != "then-e2e" or self.tuned("local") else ():
                 name = f"tuning/{what}-" + "-".join(f"{key}{value:g}" for key, value in setting.items())
-                with patch.object(source, "FIRING_TOKENS", TUNING_FIRING):
+                with patch.object(base, "FIRING_TOKENS", TUNING_FIRING):
                     made = self.run(name, self.trial(short, what, setting))
                 if made:
                     self.tried[what].append((setting, made))

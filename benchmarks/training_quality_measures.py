@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analyses.pareto_points import Point
+from analyses.quality.measured_points import Point
 from dictlab import Dictionary, LanguageModel, Text, TrainConfig
-from dictlab.activations import statistics as moments
-from dictlab.evaluate import Evaluation, evaluate
+from dictlab.data.activations import statistics as moments
+from dictlab.evaluation.evaluate import Evaluation, evaluate
 from dictlab.flops import training_flops
-from dictlab.train.learner import Learner, geometric_median
-from dictlab.train.objectives import Batch, Splice
+from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.objectives import Batch, Splice
 
 CONTEXTS = 64
 GOALS = ("local", "e2e", "e2e+ds")

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from training_quality_measures import Cost
 
-from analyses import style
-from analyses.curves import estimate, mean_ratio
-from analyses.pareto_points import Point, curves
-from analyses.pareto_tables import matched
+from analyses.common import plotting
+from analyses.quality.curve_comparison import estimate, mean_ratio
+from analyses.quality.measured_points import Point, curves
+from analyses.quality.pareto_tables import matched
 from dictlab import Dictionary
-from dictlab.evaluate import bounds
+from dictlab.evaluation.evaluate import bounds
 
 Array = NDArray[np.float64]
 Runs = Mapping[str, Sequence[Point]]
@@ -270,11 +270,11 @@ def _line(points: Sequence[Point], key: str) -> tuple[Array, Array]:
     return np.stack([p.series("l0") for p in own], axis=1), np.stack([p.series(key) for p in own], axis=1)
 
 
-@style.applied
+@plotting.applied
 def draw(runs: Runs, costs: Mapping[str, Cost], ks: Sequence[int], tokens: int, path: Path) -> None:
     """CE increase against cost, both as shares of local's."""
     found = {k: own for k in ks if named(own := groups(runs, k), "local", 0)}
-    figure, panels = style.axes(len(found), width=6.0, height=4.0)
+    figure, panels = plotting.axes(len(found), width=6.0, height=4.0)
     for ax, (k, own) in zip(panels, found.items(), strict=True):
         panel(ax, k, own, costs)
     figure.suptitle(f"{tokens:,} tokens each; bars: 95 % over sequences; dotted: 1.3 × local's cost", fontsize=9)
@@ -292,7 +292,7 @@ def panel(ax: Axes, k: int, found: Sequence[Group], costs: Mapping[str, Cost]) -
         ends = np.array([(s[0], *bounds(s[1:])) for s in series])
         bars = np.stack([ends[:, 0] - ends[:, 1], ends[:, 2] - ends[:, 0]])
         x = [relative(costs, g, "seconds") for g in own]
-        look: Any = {"color": style.colour(number), "marker": style.marker(number), "ls": style.line(number)}
+        look: Any = {"color": plotting.colour(number), "marker": plotting.marker(number), "ls": plotting.line(number)}
         ax.errorbar(x, ends[:, 0], yerr=bars, **look, label=f"local, shares of {goal}, {goal} from the start")
     ax.axvline(1.3, color="black", lw=0.8, ls=":")
     title = f"Is KL worth its cost? TopK, k = {k}"

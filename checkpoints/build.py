@@ -15,9 +15,9 @@ import language_model as lm
 import torch
 
 from dictlab import Dictionary, LanguageModel, Text, load, save
-from dictlab.train import TrainConfig, train
-from dictlab.train.measure import measure
-from dictlab.train.source import FIRING_TOKENS
+from dictlab.training import TrainConfig, train
+from dictlab.training.measure import measure
+from dictlab.training.sources.base import FIRING_TOKENS
 
 HERE = Path(__file__).parent
 STATE = HERE / ".state"

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from dictlab.text import Text
+from dictlab.data.text import Text
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

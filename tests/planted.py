@@ -10,8 +10,8 @@ from torch.nn.functional import normalize
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from dictlab import Dictionary, LanguageModel, Metadata, ReLU, Text, TopK
-from dictlab.normalisation import NoNormalisation, Normalisation
-from dictlab.sparsity import Activation
+from dictlab.dictionary.activation_functions import Activation
+from dictlab.dictionary.normalisation import NoNormalisation, Normalisation
 
 SITE = "blocks.1.hook_resid_pre"
 

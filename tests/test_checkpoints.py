@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictlab import LanguageModel, Text, load
-from dictlab.evaluate import evaluate
+from dictlab.evaluation.evaluate import evaluate
 
 FOLDER = Path(__file__).parent.parent / "checkpoints"
 MODEL = "gpt2-python-2m"

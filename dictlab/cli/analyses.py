@@ -17,14 +17,14 @@ import numpy as np
 from cyclopts import Parameter
 from torch import Tensor
 
-from dictlab.arrays import ArrayActivations
 from dictlab.cli.printing import examples, print_report
+from dictlab.data.arrays import ArrayActivations
+from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats.loading import name_of
-from dictlab.lm import LanguageModel
-from dictlab.report import Report, check_folder
-from dictlab.text import Text
+from dictlab.model.language_model import LanguageModel
+from dictlab.reports.report import Report, check_folder
 
 NOT_TYPED = (Dictionary, LanguageModel, Text, ArrayActivations, Tensor, np.ndarray)  # given by name on a command line
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table as Grid
 
 from dictlab.cli.printing import console
-from dictlab.describe import describe
+from dictlab.dictionary.describe import describe
 from dictlab.errors import DictlabError
 from dictlab.formats import conversion
 from dictlab.formats.loading import load, mapped

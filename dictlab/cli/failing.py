@@ -12,7 +12,7 @@ import os
 import time
 
 from dictlab.cli.printing import console
-from dictlab.train.parallel import Gone, Said
+from dictlab.training.distributed.data_parallel import Gone, Said
 
 PATIENCE = 10.0  # seconds
 

@@ -10,8 +10,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table as Grid
 
-from dictlab.report import Report, Table
-from dictlab.train.run import Run
+from dictlab.reports.report import Report, Table
+from dictlab.training.run import Run
 
 WRAPPED = 24  # characters that a column of text needs to be worth wrapping
 SHOWN = 12  # rows of a table in the terminal

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from dictlab.cli.printing import print_run
 from dictlab.errors import DictlabError
-from dictlab.train import TrainConfig, configfile, resume, train
+from dictlab.training import TrainConfig, configfile, resume, train
 
 
 def train_command() -> Callable[..., None]:

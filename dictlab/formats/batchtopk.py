@@ -19,6 +19,9 @@ from typing import Any
 import torch
 
 from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary.activation_functions import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from dictlab.dictionary.activation_records import whole
+from dictlab.dictionary.normalisation import LayerNorm, NoNormalisation
 from dictlab.errors import DictlabError
 from dictlab.formats.fields import (
     flag,
@@ -31,10 +34,7 @@ from dictlab.formats.fields import (
     without_none,
 )
 from dictlab.formats.source import Source
-from dictlab.names import hub_model, site_in_blocks
-from dictlab.normalisation import LayerNorm, NoNormalisation
-from dictlab.records import whole
-from dictlab.sparsity import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from dictlab.site_names import hub_model, site_in_blocks
 
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 THRESHOLD = "jumprelu.log_threshold"

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dictlab import seeds
-from dictlab.codes import Codes
 from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.formats.loading import format_of, formats, load
-from dictlab.names import canonical_site
+from dictlab.site_names import canonical_site
 
 PROBES = 32  # random activations of each size that both are tried on
 # In lengths of a decoder direction: biases show in small activations, high thresholds in large ones.

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary.activation_functions import ReLU
 from dictlab.errors import DictlabError
 from dictlab.formats.fields import (
     number,
@@ -33,8 +34,7 @@ from dictlab.formats.fields import (
     without_none,
 )
 from dictlab.formats.source import Source
-from dictlab.names import hub_model, site_in_blocks
-from dictlab.sparsity import ReLU
+from dictlab.site_names import hub_model, site_in_blocks
 
 EPS = 1e-12  # of the decoder's normalisation
 CHECKPOINT = ("encoder.0.weight", "encoder.0.bias", "decoder.weight", "decoder.bias")

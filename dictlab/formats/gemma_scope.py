@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary.activation_functions import JumpReLU
 from dictlab.errors import DictlabError
 from dictlab.formats.fields import (
     flag,
@@ -36,8 +37,7 @@ from dictlab.formats.fields import (
     without_none,
 )
 from dictlab.formats.source import Source
-from dictlab.names import hub_model, site_in_blocks
-from dictlab.sparsity import JumpReLU
+from dictlab.site_names import hub_model, site_in_blocks
 
 TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 SKIP = "affine_skip_connection"

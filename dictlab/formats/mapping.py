@@ -27,14 +27,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary.activation_functions import Activation
+from dictlab.dictionary.activation_records import from_record
+from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
 from dictlab.errors import DictlabError
 from dictlab.formats.checks import PRECISIONS
 from dictlab.formats.fields import listed, short
 from dictlab.formats.source import Source
-from dictlab.names import hub_model, site_in_blocks
-from dictlab.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
-from dictlab.records import from_record
-from dictlab.sparsity import Activation
+from dictlab.site_names import hub_model, site_in_blocks
 
 ZERO = "zero"
 DEPTH = 3  # of nested dictionaries

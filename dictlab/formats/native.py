@@ -18,8 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dictlab import normalisation, records
-from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary import Dictionary, Metadata, activation_records, normalisation
 from dictlab.errors import DictlabError
 from dictlab.formats.checks import check, check_shapes
 from dictlab.formats.configs import line, plain
@@ -173,7 +172,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Dictionary:
         W_dec=tensors["W_dec"],
         b_pre=tensors["b_pre"],
         b_out=tensors["b_out"],
-        activation=records.from_record(_entry(header, "activation"), own, len(tensors["W_dec"])),
+        activation=activation_records.from_record(_entry(header, "activation"), own, len(tensors["W_dec"])),
         normalisation=normalisation.from_record(_entry(header, "normalisation")),
         firing_rate=None if rate is None else rate.float(),
         metadata=_metadata(_entry(header, "metadata")),

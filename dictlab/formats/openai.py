@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary.activation_functions import Activation, ReLU, TopK
+from dictlab.dictionary.activation_records import whole
+from dictlab.dictionary.normalisation import LayerNorm, NoNormalisation, Normalisation
 from dictlab.errors import DictlabError
 from dictlab.formats.fields import refuse_extras, refuse_unknown, shaped, short
 from dictlab.formats.source import Source
-from dictlab.names import hub_model
-from dictlab.normalisation import LayerNorm, NoNormalisation, Normalisation
-from dictlab.records import whole
-from dictlab.sparsity import Activation, ReLU, TopK
+from dictlab.site_names import hub_model
 
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 TIED = "decoder.linear.weight"  # the encoder's weight, under the name that a tied decoder gives it

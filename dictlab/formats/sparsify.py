@@ -30,16 +30,16 @@ from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 
-from dictlab import names
+from dictlab import site_names
 from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary.activation_functions import AbsTopK, Activation, GroupMax, TopK
+from dictlab.dictionary.activation_records import whole
 from dictlab.errors import DictlabError
 from dictlab.formats import writing
 from dictlab.formats.checks import check
 from dictlab.formats.configs import read_config
 from dictlab.formats.fields import flag, refuse_part, refuse_scale, refuse_unknown, shaped, short
 from dictlab.formats.source import Source
-from dictlab.records import whole
-from dictlab.sparsity import AbsTopK, Activation, GroupMax, TopK
 
 TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 FIELDS = {
@@ -185,7 +185,7 @@ def _metadata(config: Mapping[str, Any], source: Source) -> Metadata:
     settings = {name: config[name] for name in ("multi_topk", "normalize_decoder") if type(config.get(name)) is bool}
     model, loss = about.get("model"), about.get("loss_fn")
     return Metadata(
-        model=names.hub_model(model) if isinstance(model, str) and model else None,
+        model=site_names.hub_model(model) if isinstance(model, str) and model else None,
         site=_site(run),
         objective=OBJECTIVES.get(loss) if isinstance(loss, str) else None,
         seed=_seed(run),
@@ -220,7 +220,7 @@ def _site(run: _Run) -> str | None:
     points = run.config.get("hookpoints", [])
     inner = [part for part in run.inner if not SEED.fullmatch(part)][-1:]
     found = [part for part in inner if part in points or HOOK_POINT.fullmatch(part)]
-    return names.site_in_blocks(found[0]) if found else None
+    return site_names.site_in_blocks(found[0]) if found else None
 
 
 def _seed(run: _Run) -> int | None:

@@ -23,9 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary.normalisation import NoNormalisation, Scale
 from dictlab.errors import DictlabError
 from dictlab.formats.native import _metadata
-from dictlab.normalisation import NoNormalisation, Scale
 
 OWN = "dictlab"  # the field of a configuration that holds what the other library has no place for
 COLUMNS = 1 << 14  # of the encoder, held in float64 at once

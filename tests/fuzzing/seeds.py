@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dictlab import Metadata, save
-from dictlab.normalisation import Centred, LayerNorm, Scale
-from dictlab.sparsity import BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK
+from dictlab.dictionary.activation_functions import BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK
+from dictlab.dictionary.normalisation import Centred, LayerNorm, Scale
 from tests.planted import SITE, random_dictionary
 
 D, N, K = 6, 18, 3

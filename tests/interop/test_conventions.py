@@ -9,8 +9,8 @@ from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights,
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from dictlab import LanguageModel, Metadata
-from dictlab.conventions import adapted
-from dictlab.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.evaluation.transformer_lens import adapted
 from tests.planted import random_dictionary
 
 pytestmark = pytest.mark.interop

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from dictlab import load
+from dictlab.dictionary.activation_functions import BatchTopK, Gated, JumpReLU, ReLU, TopK
+from dictlab.dictionary.normalisation import NoNormalisation, Scale
 from dictlab.formats.dictionary_learning import write
 from dictlab.formats.loading import mapped
-from dictlab.normalisation import NoNormalisation, Scale
-from dictlab.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from tests.planted import random_dictionary, sparse_data
 
 pytestmark = pytest.mark.interop

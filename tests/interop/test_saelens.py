@@ -29,9 +29,9 @@ from sae_lens.training.sae_trainer import SAETrainer, _log_feature_sparsity
 from safetensors.torch import load_file, save_file
 
 from dictlab import DictlabError, Metadata, ReLU, TopK, load
+from dictlab.dictionary.activation_functions import AbsTopK, Gated, JumpReLU
+from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.formats import saelens
-from dictlab.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Scale
-from dictlab.sparsity import AbsTopK, Gated, JumpReLU
 from tests.planted import random_dictionary, sparse_data
 
 pytestmark = pytest.mark.interop

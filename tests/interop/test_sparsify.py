@@ -9,10 +9,10 @@ from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from dictlab import DictlabError, LanguageModel, TopK, load
+from dictlab.dictionary.activation_functions import GroupMax
+from dictlab.dictionary.normalisation import NoNormalisation, Scale
 from dictlab.formats.loading import mapped
 from dictlab.formats.sparsify import write
-from dictlab.normalisation import NoNormalisation, Scale
-from dictlab.sparsity import GroupMax
 from tests.planted import random_dictionary, sparse_data, tiny_tokenizer
 
 pytestmark = pytest.mark.interop

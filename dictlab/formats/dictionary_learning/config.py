@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from dictlab import names
+from dictlab import site_names
 from dictlab.dictionary import Dictionary, Metadata
+from dictlab.dictionary.activation_functions import BatchTopK, TopK
 from dictlab.errors import DictlabError
 from dictlab.formats import writing
 from dictlab.formats.fields import refuse_unknown, short
 from dictlab.formats.source import Source
-from dictlab.sparsity import BatchTopK, TopK
 
 LINEAR = {"encoder.weight": "md", "decoder.weight": "dm"}
 PLAIN = {"W_enc": "dm", "b_enc": "m", "W_dec": "md", "b_dec": "d"}
@@ -164,7 +164,7 @@ def metadata(
     batch = _count(buffer.get("out_batch_size"))
     model = run.get("lm_name")
     return Metadata(
-        model=names.hub_model(model) if isinstance(model, str) and model else None,
+        model=site_names.hub_model(model) if isinstance(model, str) and model else None,
         site=site,
         objective="local",
         seed=run["seed"] if type(run.get("seed")) is int else None,
@@ -263,7 +263,7 @@ def _site(run: Mapping[str, Any], buffer: Mapping[str, Any]) -> tuple[str | None
             return f"blocks.{int(match[1])}.{hook}", ()
     if label.startswith("blocks."):
         return label, ()
-    site = names.site_in_blocks(f"{label}:in" if io == "in" else label)
+    site = site_names.site_in_blocks(f"{label}:in" if io == "in" else label)
     return site, ()
 
 

@@ -36,14 +36,14 @@ import torch
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary
+from dictlab.dictionary.activation_functions import Activation, BatchTopK, Gated, JumpReLU, ReLU, TopK
+from dictlab.dictionary.activation_records import whole
+from dictlab.dictionary.normalisation import NoNormalisation, Scale
 from dictlab.errors import DictlabError
 from dictlab.formats.dictionary_learning import config as configuration
 from dictlab.formats.dictionary_learning.config import ALSO, CLASSES, NO_PRE_BIAS, bias_of, trainer
 from dictlab.formats.fields import listed, refuse_part, refuse_scale, refuse_unknown, shaped, short
 from dictlab.formats.source import Source
-from dictlab.normalisation import NoNormalisation, Scale
-from dictlab.records import whole
-from dictlab.sparsity import Activation, BatchTopK, Gated, JumpReLU, ReLU, TopK
 
 BACKUP = ("step", "ae", "optimizer", "config", "norm_factor")
 TELLING = {"bias", "decoder_bias", "k", "group_sizes"}  # names of tensors that no other library uses

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary
+from dictlab.dictionary.activation_functions import BatchTopK, Gated, JumpReLU, ReLU, TopK
+from dictlab.dictionary.normalisation import Scale
 from dictlab.errors import DictlabError
 from dictlab.formats import writing
 from dictlab.formats.checks import check
 from dictlab.formats.dictionary_learning import config as configuration
 from dictlab.formats.dictionary_learning.config import ALSO, CLASSES, NO_PRE_BIAS, bias_of
-from dictlab.normalisation import Scale
-from dictlab.sparsity import BatchTopK, Gated, JumpReLU, ReLU, TopK
 
 BATCH, MATRYOSHKA = "BatchTopKSAE", "MatryoshkaBatchTopKSAE"
 

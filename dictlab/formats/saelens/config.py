@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from dictlab.dictionary.activation_records import whole
 from dictlab.errors import DictlabError
 from dictlab.formats.fields import refuse_unknown, short
-from dictlab.records import whole
 
 RENAMED = {
     "hook_point": "hook_name",

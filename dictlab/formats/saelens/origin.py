@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from dictlab import names
+from dictlab import site_names
 from dictlab.dictionary import Metadata
 from dictlab.formats import writing
 from dictlab.formats.saelens.config import field_of, origin_in, renamed
@@ -44,7 +44,7 @@ def read_metadata(raw: dict[str, Any], source: Source, notes: tuple[str, ...] = 
     # In a checkpoint, the settings of the run say what was still to come.
     run = {} if "activation_scaler.json" in source.configs else source.configs.get("runner_cfg.json", {})
     return Metadata(
-        model=names.hub_model(model) if model else None,
+        model=site_names.hub_model(model) if model else None,
         site=_site(origin),
         objective="local" if version else None,
         seed=_first_int(config.get("seed"), run.get("seed")),
@@ -65,7 +65,7 @@ def write_metadata(metadata: Metadata) -> dict[str, Any]:
     before = renamed(metadata.foreign) if "d_sae" in metadata.foreign else {}
     old = origin_in(before)
     origin = {name: value for name, value in old.items() if "metadata" in before or name in KEPT}
-    if names.hub_model(str(old.get("model_name"))) != metadata.model:
+    if site_names.hub_model(str(old.get("model_name"))) != metadata.model:
         origin["model_name"] = metadata.model
     if _site(origin) != metadata.site:
         origin["hook_name"] = metadata.site and metadata.site.removesuffix(":out")
@@ -108,7 +108,7 @@ def _site(origin: dict[str, Any]) -> str | None:
     if hook is None:
         return None
     hook = hook.replace("{layer}", str(origin.get("hook_layer", "{layer}")))  # versions 0 and 1
-    site = names.site_in_blocks(hook)
+    site = site_names.site_in_blocks(hook)
     if site == hook and ":" not in hook and origin.get("model_class_name") == "AutoModelForCausalLM":
         return f"{hook}:out"  # a module: what it returns
     return site

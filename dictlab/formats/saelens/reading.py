@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary
+from dictlab.dictionary.activation_functions import AbsTopK, Activation, Gated, JumpReLU, ReLU, TopK
+from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
 from dictlab.errors import DictlabError
 from dictlab.formats.fields import refuse_part, shaped, short
 from dictlab.formats.saelens.config import BATCHTOPK, BY_K, Meaning, meaning
 from dictlab.formats.saelens.origin import read_metadata
 from dictlab.formats.saelens.writing import CONFIG, EPS, NEVER, SPARSITY
 from dictlab.formats.source import Source
-from dictlab.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
-from dictlab.sparsity import AbsTopK, Activation, Gated, JumpReLU, ReLU, TopK
 
 FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
 SHORTEST = 1e-8  # decoder rows are divided by no less, as SAELens does

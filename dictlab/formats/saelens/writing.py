@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary
+from dictlab.dictionary.activation_functions import AbsTopK, Gated, JumpReLU, ReLU, TopK
+from dictlab.dictionary.normalisation import Centred, LayerNorm, Normalisation, Scale
 from dictlab.errors import DictlabError
 from dictlab.formats import writing
 from dictlab.formats.checks import check
 from dictlab.formats.saelens.origin import write_metadata
-from dictlab.normalisation import Centred, LayerNorm, Normalisation, Scale
-from dictlab.sparsity import AbsTopK, Gated, JumpReLU, ReLU, TopK
 
 WEIGHTS, CONFIG, SPARSITY = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
 NEVER = 1e-10  # added to firing rates before their logarithm is taken

@@ -1,0 +1,246 @@
+"""What are these latents? For each of some latents of LARGE: where it is active, what it writes, what is near it.
+
+* where: the sequences of the sample with its largest activations, each token shaded by the latent's activation there;
+* what it writes: the tokens that its decoder direction promotes and suppresses (`logits`);
+* what is near: the alive latents of SMALL with the largest cosine, and where the nearest of them is most active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analyses.common.max_activating import AFTER, BEFORE, SHOWN_AS, peaks
+from analyses.common.neighbours import Neighbours
+from analyses.composition.direct_logits import extremes, leaving, logit_effects, writes_to_stream
+from analyses.composition.insertion import Effects, nearest_alive
+from dictlab.dictionary import Dictionary
+from dictlab.evaluation.evaluate import site_of
+from dictlab.model.language_model import LanguageModel
+from dictlab.reports.cards import Card, Cards, Passage, Piece
+
+CONTEXTS, PARENT_CONTEXTS = 4, 2  # shown of a latent, and of the latent of SMALL that is nearest
+NEAREST = 3
+TOKENS = 8  # promoted, and suppressed
+INCOMPLETE = "\ufffd"  # the end of a text that stops within a letter
+
+
+class Scenery(NamedTuple):
+    """What latents are looked at with, and where."""
+
+    model: LanguageModel
+    sequences: Int[Tensor, "sequences context"]
+    seed: int
+
+
+class Portrait(NamedTuple):
+    """One latent.
+
+    Attributes:
+        latent: Its number in LARGE.
+        contexts: Where it is most active.
+        parent_contexts: Where the nearest latent of SMALL is.
+        near: Numbers and cosines of the nearest latents of SMALL.
+        promoted: Tokens and their logits; None where directions at the site are none of the residual stream.
+        suppressed: Likewise.
+    """
+
+    latent: int
+    contexts: tuple[Passage, ...]
+    parent_contexts: tuple[Passage, ...]
+    near: tuple[tuple[int, float], ...]
+    promoted: tuple[tuple[str, float], ...] | None
+    suppressed: tuple[tuple[str, float], ...] | None
+
+
+def portraits(
+    small: Dictionary, large: Dictionary, latents: Sequence[int], effects: Effects, scenery: Scenery
+) -> list[Portrait]:
+    """Portraits of some latents of LARGE.
+
+    Args:
+        small: The dictionary that they are new to; on the model's device, and reading its activations.
+        large: The dictionary that they are of, likewise.
+        latents: Which.
+        effects: Of inserting each latent, for the strength at which directions are added.
+        scenery: The model, and the tokens to find them active in.
+    """
+    found = nearest_alive(large, small, NEAREST)
+    near = Neighbours(found.cosine[list(latents)].cpu(), found.rows[list(latents)].cpu())
+    parents = near.rows[:, 0].tolist()
+    of_small, of_large = peaks([small, large], scenery.model, scenery.sequences, top=CONTEXTS)
+    shown = passages(large, latents, of_large.sequence, of_large.position, of_large.activation, scenery)
+    beside = passages(small, parents, of_small.sequence, of_small.position, of_small.activation, scenery)
+    written = _written(large, latents, effects, scenery)
+    return [
+        Portrait(
+            latent,
+            shown[latent],
+            beside[parents[i]][:PARENT_CONTEXTS],
+            tuple(zip(near.rows[i].tolist(), near.cosine[i].tolist(), strict=True)),
+            *written[i],
+        )
+        for i, latent in enumerate(latents)
+    ]
+
+
+@torch.no_grad()
+def passages(
+    dictionary: Dictionary,
+    latents: Sequence[int],
+    sequence: Int[Tensor, "n_latents top"],
+    position: Int[Tensor, "n_latents top"],
+    activation: Float[Tensor, "n_latents top"],
+    scenery: Scenery,
+) -> dict[int, tuple[Passage, ...]]:
+    """Text around the peaks of some latents, best first; pieces are weighted by activation beside the strongest."""
+    made: dict[int, tuple[Passage, ...]] = {}
+    for latent in dict.fromkeys(latents):
+        there = [k for k in range(sequence.shape[1]) if activation[latent, k] > 0]
+        if not there:
+            made[latent] = ()
+            continue
+        tokens = scenery.sequences[sequence[latent, there]]
+        site = site_of(dictionary)
+        codes = dictionary.encode(scenery.model.capture(tokens, site)[site])
+        strength = torch.zeros(codes.n_tokens, device=codes.values.device)
+        own = codes.indices == latent
+        strength[codes.rows[own]] = codes.values[own].abs().float()
+        weights = (strength / activation[latent, 0].to(strength)).clamp(max=1).view(tokens.shape).cpu()
+        made[latent] = tuple(
+            _passage(scenery.model.tokenizer, tokens[i], weights[i], int(position[latent, k]))
+            for i, k in enumerate(there)
+        )
+    return made
+
+
+def portrait_table(latents: pd.DataFrame, found: Sequence[Portrait]) -> pd.DataFrame:
+    """One row a portrait: what is measured of the latent, and what its card says."""
+    rows = latents.set_index("latent").loc[[one.latent for one in found]].reset_index()
+    return rows[["latent", "class", "change in MSE", "standard error", "firing rate"]].assign(
+        promoted=[_listed(one.promoted) for one in found],
+        suppressed=[_listed(one.suppressed) for one in found],
+        nearest=[_near(one) for one in found],
+        **{
+            f"context {k + 1}": [str(one.contexts[k]) if k < len(one.contexts) else None for one in found]
+            for k in range(CONTEXTS)
+        },
+        **{"context of the nearest": [str(one.parent_contexts[0]) if one.parent_contexts else None for one in found]},
+    )
+
+
+def portrait_cards(
+    latents: pd.DataFrame,
+    found: Sequence[Portrait],
+    effects: Effects,
+    small: Dictionary,
+    large: Dictionary,
+    behaviour: pd.DataFrame | None,
+) -> Cards:
+    """The portraits as cards."""
+    rows = latents.set_index("latent")
+    cards = []
+    for one in found:
+        row = rows.loc[one.latent]
+        fields = {
+            "class": f"{row['class']}; by cosine {row['class by cosine']}",
+            "change in MSE": f"{row['change in MSE']:+.4g} ± {row['standard error']:.2g} "
+            f"({effects.of_mse(row['change in MSE']):+.2%} of SMALL's)",
+            "best scale": f"{row['best scale']:.2f}",
+            "active on": f"{row['firing rate']:.2%} of tokens, at {effects.strength[one.latent]:.3g} on average",
+            **_behaviour_fields(one.latent, behaviour),
+            "nearest in SMALL": _near(one),
+        }
+        if one.promoted is not None:
+            fields |= {"promotes": _listed(one.promoted) or "", "suppresses": _listed(one.suppressed) or ""}
+        parent = one.near[0][0] if one.near else None
+        headings = {
+            "Most active at": one.contexts,
+            f"Latent {parent} of {small.name} is most active at": one.parent_contexts,
+        }
+        cards.append(Card(f"Latent {one.latent} of {large.name}", fields, {k: v for k, v in headings.items() if v}))
+    return Cards(tuple(cards), cards_caption(effects, small, large, all(one.promoted is not None for one in found)))
+
+
+def cards_caption(effects: Effects, small: Dictionary, large: Dictionary, with_tokens: bool) -> str:
+    """How cards are to be read."""
+    tokens = (
+        "Promoted and suppressed tokens: logits, less their mean over the vocabulary, with the direction at its mean "
+        "activation added to streams that leave the last block, through the model's own final norm."
+        if with_tokens
+        else "No tokens are listed: directions at this site are not directions of the residual stream."
+    )
+    return (
+        f"Latents of {large.name} inserted alone into {small.name} (SMALL); contexts out of {effects.sequences} "
+        f"sequences ({effects.tokens} tokens), shaded by activation. ± is a standard error over sequences. {tokens}"
+    )
+
+
+def _behaviour_fields(latent: int, behaviour: pd.DataFrame | None) -> dict[str, str]:
+    if behaviour is None or latent not in set(behaviour["latent"]):
+        return {}
+    row = behaviour.set_index("latent").loc[latent]
+    return {
+        f"change in {what}": f"{row[f'change in {what}']:+.2g} "
+        f"[{row[f'change in {what} low']:+.2g}, {row[f'change in {what} high']:+.2g}] nats/token"
+        for what in ("CE", "KL")
+    }
+
+
+def _written(large: Dictionary, latents: Sequence[int], effects: Effects, scenery: Scenery) -> list[tuple[Any, Any]]:
+    """Tokens promoted and suppressed by each latent, or nothing where the site is not in the residual stream."""
+    model, chosen = scenery.model, list(latents)
+    if not writes_to_stream(model, site_of(large)):
+        return [(None, None)] * len(chosen)
+    strength = effects.strength[chosen].nan_to_num(0.0).float()
+    streams = leaving(model, scenery.sequences, seed=scenery.seed)
+    known = min(model.vocabulary, len(model.tokenizer))
+    found = []
+    for effect in logit_effects(model, large.W_dec[chosen], strength, streams):
+        named = [
+            tuple((_token(model.tokenizer, i), float(effect[i])) for i in ids)
+            for ids in extremes(effect, known, TOKENS)
+        ]
+        found.append((named[0], named[1]))
+    return found
+
+
+def _passage(tokenizer: Any, tokens: Tensor, weights: Tensor, position: int) -> Passage:
+    start = max(0, position - BEFORE)
+    end = position + 1 + AFTER
+    texts = token_texts(tokenizer, tokens[start:end].tolist(), position - start)
+    pieces = (
+        Piece(text.translate(SHOWN_AS), round(float(w), 3)) for text, w in zip(texts, weights[start:end], strict=True)
+    )
+    return Passage(tuple(pieces), position - start)
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int], peak: int | None = None) -> list[str]:
+    """What each token adds to the text. A letter of several tokens stands at its last one, unless the peak is in it."""
+    texts: list[str] = []
+    known = ""
+    for i in range(len(ids)):
+        text = str(tokenizer.decode(list(ids[: i + 1]), clean_up_tokenization_spaces=False))
+        whole = not text.endswith(INCOMPLETE) and text.startswith(known)
+        texts.append(text[len(known) :] if whole else "")
+        known = text if whole else known
+    if peak is not None and not texts[peak]:
+        texts[peak] = str(tokenizer.decode([ids[peak]], clean_up_tokenization_spaces=False))
+    return texts
+
+
+def _token(tokenizer: Any, token: int) -> str:
+    return str(tokenizer.decode([token], clean_up_tokenization_spaces=False)).translate(SHOWN_AS)
+
+
+def _listed(tokens: Sequence[tuple[str, float]] | None) -> str | None:
+    return None if tokens is None else "  ".join(f"“{text}” {value:+.2f}" for text, value in tokens)
+
+
+def _near(one: Portrait) -> str:
+    return ", ".join(f"{latent} (cosine {cosine:.2f})" for latent, cosine in one.near)

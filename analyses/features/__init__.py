@@ -1,0 +1,1 @@
+"""Which known features latents stand for: probes, and explanations by strings of tokens."""

@@ -1,0 +1,236 @@
+"""Do explanations say where latents are active, and does the model still work on what they say?
+
+For a latent j with activations a and simulated activations s, over all tokens of a held-out sample:
+
+    precision   share of the tokens with s != 0 at which a != 0
+    recall      share of the tokens with a != 0 at which s != 0
+    F1          2 both / (tokens with s != 0 + tokens with a != 0)
+
+Explanation reconstruction: the activations of the chosen latents are replaced by c_j s, with c_j = E[s a] / E[s^2] on
+training text (least squares), and the reconstruction is spliced into the model.
+
+Source: Gao et al. 2024, explanation metrics; there recall is over 16 active tokens a latent, here over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+from analyses.features.bigram_baseline import Bigrams
+from analyses.features.n2g import Example
+from analyses.features.n2g_trie import Simulated, Trie
+from dictlab import seeds
+from dictlab.data.activations import captured
+from dictlab.dictionary import Dictionary
+from dictlab.dictionary.codes import Codes, offsets_of
+from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
+from dictlab.model.language_model import LanguageModel
+from dictlab.model.output_divergence import LOGITS, following
+
+Sums = dict[str, NDArray[np.float64]]
+
+
+class Firings(NamedTuple):
+    """Where some latents are active in some contexts, latent by latent.
+
+    Attributes:
+        place: Of the n-th latent: the tokens, counted through all contexts, in their order.
+        value: Its activations there.
+        share: Share of the active latents of all tokens that are among these.
+    """
+
+    place: list[Int[ndarray, " active"]]
+    value: list[Float[ndarray, " active"]]
+    share: float
+
+
+class Score(NamedTuple):
+    """How one explanation did, as counts by sequence."""
+
+    fired: Float[ndarray, " sequences"]
+    active: Float[ndarray, " sequences"]
+    both: Float[ndarray, " sequences"]
+
+
+@torch.no_grad()
+def firings(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    sequences: Int[Tensor, "sequences context"],
+    latents: Sequence[int],
+    first: int = 0,
+) -> Firings:
+    """Where some latents are active, in one pass. Memory: their firings.
+
+    Args:
+        dictionary: On the model's device, and reading its activations.
+        model: The language model.
+        sequences: Token ids.
+        latents: Which, sorted.
+        first: Tokens that lead each context; what is active there is left out.
+    """
+    wanted = torch.zeros(dictionary.n_latents, dtype=torch.bool, device=model.device)
+    wanted[list(latents)] = True
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    done = total = 0
+    for x in tqdm(captured(model, site_of(dictionary), sequences), desc="activations", unit="batch", leave=False):
+        codes = dictionary.encode(x.float())
+        check_finite(dictionary, codes.values[:, None])
+        rows = codes.rows
+        on = (codes.values != 0) & (rows % sequences.shape[1] >= first)
+        total += int(on.sum())
+        on &= wanted[codes.indices]
+        parts.append((rows[on].cpu() + done, codes.indices[on].cpu(), codes.values[on].double().cpu()))
+        done += codes.n_tokens
+    place, index, value = (torch.cat(part) for part in zip(*parts, strict=True))
+    order = torch.argsort(index, stable=True)
+    ends = torch.searchsorted(index[order], torch.tensor(list(latents)), right=True)
+    cut = ends[:-1].tolist()
+    by_latent = [np.split(part[order].numpy(), cut) for part in (place, value)]
+    return Firings(by_latent[0], by_latent[1], len(place) / max(1, total))
+
+
+def drawn_examples(
+    latents: Sequence[int],
+    found: Firings,
+    sequences: Int[Tensor, "sequences context"],
+    count: int,
+    *,
+    longest: int,
+    seed: int,
+    first: int = 0,
+) -> list[Example]:
+    """Up to `count` random active tokens of each latent, with up to `longest` tokens of what leads to them."""
+    generator, length = seeds.generator(seed, "activations to explain"), sequences.shape[1]
+    made = []
+    for latent, places, values in zip(latents, found.place, found.value, strict=True):
+        for i in torch.randperm(len(places), generator=generator)[:count].tolist():
+            row, position = divmod(int(places[i]), length)
+            start = max(first, position + 1 - longest)
+            made.append(Example(latent, tuple(sequences[row, start : position + 1].tolist()), float(values[i])))
+    return made
+
+
+def simulated(tries: Sequence[Trie], sequences: Int[Tensor, "sequences context"], first: int = 0) -> list[Simulated]:
+    """What each trie says of each token."""
+    tokens = sequences.numpy()
+    return [trie.simulate(tokens, first) for trie in tqdm(tries, desc="simulation", unit="latent", leave=False)]
+
+
+def factor(found: Simulated, place: Int[ndarray, " active"], value: Float[ndarray, " active"]) -> float:
+    """E[s a] / E[s^2]; 0 where nothing is simulated."""
+    _, here, there = np.intersect1d(found.place, place, assume_unique=True, return_indices=True)
+    below = float(np.square(found.value).sum())
+    return float((found.value[here] * value[there]).sum()) / below if below else 0.0
+
+
+def score(found: Simulated, place: Int[ndarray, " active"], shape: tuple[int, int]) -> Score:
+    """Counts by sequence, for contexts of `shape` (sequences, tokens of each)."""
+    both = np.intersect1d(found.place, place, assume_unique=True)
+    counts = (np.bincount(p // shape[1], minlength=shape[0]).astype(float) for p in (found.place, place, both))
+    return Score(*counts)
+
+
+def with_simulation(
+    codes: Codes, latents: Int[Tensor, " chosen"], places: Tensor, indices: Tensor, values: Tensor
+) -> Codes:
+    """Codes whose entries of some latents are replaced by others.
+
+    Args:
+        codes: What the encoder says.
+        latents: Whose entries are taken out.
+        places: Tokens of the entries that are put in.
+        indices: Their latents.
+        values: Their activations.
+    """
+    out = torch.zeros(codes.n_latents, dtype=torch.bool, device=codes.indices.device)
+    out[latents] = True
+    kept = ~out[codes.indices]
+    rows = torch.cat([codes.rows[kept], places])
+    order = torch.argsort(rows, stable=True)
+    return Codes(
+        torch.cat([codes.values[kept], values.to(codes.values)])[order],
+        torch.cat([codes.indices[kept], indices])[order],
+        offsets_of(torch.bincount(rows, minlength=codes.n_tokens)),
+        codes.n_latents,
+    )
+
+
+@torch.no_grad()
+def spliced(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    sequences: Int[Tensor, "sequences context"],
+    latents: Sequence[int],
+    said: Sequence[Simulated],
+    factors: Sequence[float],
+    bigrams: Bigrams,
+) -> Sums:
+    """Cross-entropies, in nats, summed over the tokens of each sequence.
+
+    Args:
+        dictionary: On the model's device, and reading its activations.
+        model: The language model.
+        sequences: Held-out token ids.
+        latents: Which are replaced.
+        said: What is simulated of each, on these sequences.
+        factors: What each simulation is multiplied by.
+        bigrams: The baseline.
+
+    Returns:
+        `clean`, `reconstruction`, `simulated`, `zeroed`, `bigram` and `predicted` (tokens), `[sequences]` each.
+    """
+    chosen = torch.tensor(list(latents), device=model.device)
+    place = torch.cat([torch.from_numpy(s.place) for s in said])
+    index = torch.repeat_interleave(torch.tensor(list(latents)), torch.tensor([len(s.place) for s in said]))
+    value = torch.cat([torch.from_numpy(s.value * c) for s, c in zip(said, factors, strict=True)])
+    size, length = max(1, BATCH_TOKENS // sequences.shape[1]), sequences.shape[1]
+    site, start_of = site_of(dictionary), model.start_of(site_of(dictionary))
+    parts: list[Tensor] = []
+    for number, some in enumerate(tqdm(sequences.split(size), desc="splice", unit="batch", leave=False)):
+        clean = model.capture(some, list(dict.fromkeys([site, start_of, model.last_site])))
+        start = number * size * length
+        here = (place >= start) & (place < start + some.numel())
+        entries = tuple(t.to(model.device) for t in (place[here] - start, index[here], value[here]))
+        none = tuple(t[:0] for t in entries)
+
+        versions = _versions(dictionary, clean[site].float(), chosen, (entries, none))
+        altered = (model.carry(x.to(clean[site].dtype), site, residual=clean[start_of]) for x in versions)
+        leaving, after = (clean[model.last_site], *altered), following(some.to(model.device))
+        parts.append(torch.stack([_losses(model, streams, after) for streams in leaving]).cpu())
+    sums = dict(zip(("clean", "reconstruction", "simulated", "zeroed"), torch.cat(parts, dim=1).numpy(), strict=True))
+    sums["bigram"] = bigrams.losses(sequences.numpy()).sum(axis=1)
+    sums["predicted"] = np.full(len(sequences), length - 1.0)
+    return sums
+
+
+def _losses(
+    model: LanguageModel, leaving: Float[Tensor, "batch context d_model"], after: Int[Tensor, "batch context"]
+) -> Float[Tensor, " batch"]:
+    """Cross-entropies summed over each sequence, a block of logits at a time."""
+    size = max(1, LOGITS // model.vocabulary)
+    blocks = zip(leaving.flatten(0, 1).split(size), after.flatten().split(size), strict=True)
+    ce = [cross_entropy(model.unembed(x).float(), own, ignore_index=-1, reduction="none") for x, own in blocks]
+    return torch.cat(ce).view(after.shape).double().sum(dim=1)
+
+
+def _versions(
+    dictionary: Dictionary, x: Tensor, chosen: Tensor, replaced: Sequence[tuple[Tensor, ...]]
+) -> Iterator[Float[Tensor, "batch context d_in"]]:
+    """The reconstruction as it is, and with each replacement of the chosen latents."""
+    flat = x.flatten(0, 1)
+    codes = dictionary.encode(flat)
+    for own in (codes, *(with_simulation(codes, chosen, *put) for put in replaced)):
+        x_hat = dictionary.decode(own, flat)
+        check_finite(dictionary, x_hat)
+        yield x_hat.view(x.shape)

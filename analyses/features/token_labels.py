@@ -1,0 +1,145 @@
+"""Which tokens of a language model does a labelled span of text touch?
+
+A token has a label where its characters overlap a span that has it, by the offsets of the tokenizer:
+
+    token [s, e) overlaps span [a, b)   where   max(s, a) < min(e, b)
+
+so a token that covers a space and the word after it has the labels of the word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from analyses.features.python_labels import TASKS, spans
+from analyses.features.python_positions import Span
+from dictlab import seeds
+from dictlab.data.packing import leading_tokens
+from dictlab.data.text import SPREAD, Text
+from dictlab.errors import DictlabError
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Sequences of tokens, some of which are labelled.
+
+    Attributes:
+        tasks: Names of the binary tasks.
+        tokens: Token ids; what fills a short sequence up is not known.
+        known: Where there are labels: not at end-of-text tokens, and in a table of whole texts at the last token only.
+        labels: What is true of each known token, in the order of `known.nonzero()`.
+        pooled: Whether a label is of a whole sequence, whose latents are averaged over `known`; then a row of
+            `labels` is a sequence.
+    """
+
+    tasks: tuple[str, ...]
+    tokens: Int[Tensor, "sequences context"]
+    known: Bool[Tensor, "sequences context"]
+    labels: Bool[Tensor, "rows tasks"]
+    pooled: bool = False
+
+    @property
+    def sequence(self) -> Int[Tensor, " rows"]:
+        """The sequence of each row of labels."""
+        return torch.arange(len(self.tokens)) if self.pooled else self.known.nonzero()[:, 0]
+
+    def some(self, tasks: Bool[Tensor, " tasks"]) -> Labelled:
+        """The same with fewer tasks."""
+        names = tuple(name for name, kept in zip(self.tasks, tasks.tolist(), strict=True) if kept)
+        return Labelled(names, self.tokens, self.known, self.labels[:, tasks], self.pooled)
+
+
+def touched(offsets: Int[NDArray[np.int64], "tokens 2"], marked: Iterable[Span]) -> NDArray[np.bool_]:
+    """Which tokens overlap one of the spans, `[tokens]`; tokens are in the order of the text."""
+    out = np.zeros(len(offsets) + 1, dtype=np.int64)
+    begins = np.maximum.accumulate(offsets[:, 0])
+    ends = np.maximum.accumulate(offsets[:, 1])
+    some = np.array([span for span in marked if span[0] < span[1]], dtype=np.int64).reshape(-1, 2)
+    first = np.searchsorted(ends, some[:, 0], side="right")  # the first token that ends after the span's beginning
+    last = np.searchsorted(begins, some[:, 1], side="left")  # the first that begins at its end or after
+    kept = first < last
+    np.add.at(out, first[kept], 1)
+    np.add.at(out, last[kept], -1)
+    found: NDArray[np.bool_] = (out.cumsum()[:-1] > 0) & (offsets[:, 0] < offsets[:, 1])
+    return found
+
+
+def encoded(tokenizer: Any, text: str) -> tuple[list[int], NDArray[np.int64]]:
+    """Token ids of a text, and the characters of each, `[tokens, 2]`.
+
+    Raises:
+        DictlabError: The tokenizer cannot tell.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DictlabError(
+            f"tokenizer {type(tokenizer).__name__} does not say which characters a token covers, so labels cannot be "
+            "aligned with tokens. Use a model with a fast tokenizer (tokenizer.json)."
+        )
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return found["input_ids"], np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+
+
+def python_tokens(text: Text, tokenizer: Any, length: int, contexts: int, *, seed: int = 0) -> Labelled:
+    """Contexts drawn from all over a text of Python sources, packed as `Text.contexts` packs them, with exact labels.
+
+    Args:
+        text: Python sources; documents that are none are passed over.
+        tokenizer: Of the language model.
+        length: Tokens a context.
+        contexts: How many; fewer where the text ends before.
+        seed: Of the order of documents and the draw.
+
+    Raises:
+        DictlabError: Not one context of Python is in the text, or the tokenizer is not a fast one.
+    """
+    start = leading_tokens(tokenizer)
+    body = length - len(start)
+    ids: list[NDArray[np.int64]] = []
+    flags: list[NDArray[np.bool_]] = []
+    held = 0
+    bar = tqdm(total=SPREAD * contexts, desc=f"label {text.split}", unit="context", leave=False)
+    for one, labels in _documents(text, tokenizer, seed):
+        ids.append(one)
+        flags.append(labels)
+        held += len(one)
+        bar.update(min(held // body, SPREAD * contexts) - bar.n)
+        if held >= SPREAD * contexts * body:
+            break
+    bar.close()
+    pool = min(held // body, SPREAD * contexts)
+    if pool == 0:
+        raise DictlabError(
+            f"text {text.name}: its {text.split} split holds less than one context of {length} tokens of Python, which "
+            "the built-in tasks are about. Give Python sources with --text, or tasks of your own with --table."
+        )
+    drawn = torch.randperm(pool, generator=seeds.generator(seed, "sample of contexts"))[:contexts].numpy()
+    every, truth = np.concatenate(ids), np.concatenate(flags)
+    at = drawn[:, None] * body + np.arange(body)
+    front = torch.tensor(start, dtype=torch.long).expand(len(drawn), -1)
+    known = np.concatenate([np.zeros((len(drawn), len(start)), bool), truth[at, -1]], axis=1)
+    tokens = torch.cat([front, torch.from_numpy(every[at])], dim=1)
+    made = torch.from_numpy(truth[at][truth[at, -1]][:, :-1])
+    return Labelled(TASKS, tokens, torch.from_numpy(known), made)
+
+
+def _documents(text: Text, tokenizer: Any, seed: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """Each document's token ids, with an end-of-text token; its labels, and in a last column whether they are known."""
+    for document in text.documents(seed):
+        marked = spans(document)
+        if marked is None:
+            continue
+        ids, offsets = encoded(tokenizer, document)
+        labels = np.stack([*(touched(offsets, marked[task]) for task in TASKS), np.ones(len(ids), bool)], axis=1)
+        if tokenizer.eos_token_id is not None:
+            ids = [*ids, tokenizer.eos_token_id]
+            labels = np.concatenate([labels, np.zeros((1, labels.shape[1]), bool)])
+        yield np.array(ids, dtype=np.int64), labels

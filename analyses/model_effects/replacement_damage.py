@@ -1,0 +1,223 @@
+"""What does each intervention of `perturbations` cost the model, for each dictionary, sequence by sequence?
+
+One clean forward of a batch serves all interventions of all dictionaries. x_hat is always that of the clean
+activations. Everything is kept by token or by sequence, so that intervals can be had of anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from tqdm import tqdm
+
+from analyses.common.patching import Scene, scenes
+from analyses.model_effects.replacements import (
+    COVARIANCE,
+    INTERVENTIONS,
+    ISOTROPIC,
+    Given,
+    Surroundings,
+    length,
+    surroundings,
+)
+from analyses.model_effects.step_curves import reach, references, sensitivity
+from dictlab import seeds
+from dictlab.data.activations import statistics
+from dictlab.dictionary import Dictionary
+from dictlab.dictionary.codes import Codes
+from dictlab.errors import DictlabError
+from dictlab.evaluation.evaluate import check_finite, site_of
+from dictlab.model.language_model import LanguageModel
+
+BATCH_TOKENS = 2048
+POOL_TOKENS = 4096  # the pool of activations from elsewhere holds about so many, eight sequences at least
+POINTS = 60  # tokens of the strip plot, as many as the published one shows
+CLOUDS = (ISOTROPIC, COVARIANCE)  # the points among which the reconstruction is placed
+NAMES = tuple(INTERVENTIONS)
+
+Arrays = dict[str, NDArray[np.float64]]
+
+
+class Plan(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+        draws: Of each random intervention, at every token.
+        position: The token that is replaced alone.
+        follow: How many positions after it are followed; 0 for no single-token interventions.
+        far: Random points beside the reconstruction of that token; 0 for none.
+        sweep: Sequences on which steps of many lengths are taken; 0 for none.
+        seed: Of all random numbers.
+    """
+
+    draws: int
+    position: int
+    follow: int
+    far: int
+    sweep: int
+    seed: int
+
+
+@torch.no_grad()
+def surroundings_of(
+    model: LanguageModel, tokens: Int[Tensor, "contexts context"], sites: Iterable[str]
+) -> dict[str, Surroundings]:
+    """Moments (in float64, first positions left out) and a pool of activations at each site."""
+    batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
+    pooled = max(8, POOL_TOKENS // tokens.shape[1])
+    found = {}
+    for site in sites:
+        pool: list[Tensor] = []
+
+        def activations(site: str = site, pool: list[Tensor] = pool) -> Iterator[Tensor]:
+            for batch in tqdm(batches, desc=f"covariance at {site}", leave=False):
+                x = model.capture(batch, site)[site].float()
+                if not x.isfinite().all():
+                    raise DictlabError(f"{model.name}: its activations at {site} are not finite on this text.")
+                if sum(map(len, pool)) < pooled:
+                    pool.append(x)
+                yield x[:, 1:]
+
+        moments = statistics(activations(), covariance=True)
+        found[site] = surroundings(moments, torch.cat(pool)[:pooled])
+    return found
+
+
+def measured(
+    dictionaries: Sequence[Dictionary],
+    model: LanguageModel,
+    tokens: Int[Tensor, "contexts context"],
+    around: Mapping[str, Surroundings],
+    plan: Plan,
+) -> list[Arrays]:
+    """Everything that is measured, for each dictionary; the first dimension of each array is the sequence.
+
+    Interrupted by Ctrl-C, it returns what is complete, if that is two sequences or more.
+
+    Raises:
+        DictlabError: A reconstruction is not finite.
+        KeyboardInterrupt: Fewer than two sequences were complete.
+    """
+    errors = {d.name: d.reconstruct(pool) - pool for d in dictionaries for pool in [around[site_of(d)].pool]}
+    rows: list[list[dict[str, Tensor]]] = []
+    done, batches = 0, tokens.split(max(2, BATCH_TOKENS // tokens.shape[1]))
+    try:
+        with tqdm(total=len(batches) * len(dictionaries), desc="pathology", unit="dictionary-batch") as progress:
+            for number, batch in enumerate(batches):
+                swept = min(len(batch), max(0, plan.sweep - done))
+                points = min(len(batch), max(0, POINTS - done))
+                rows.append(_batch(dictionaries, model, batch, around, errors, plan, (number, swept, points), progress))
+                done += len(batch)
+    except KeyboardInterrupt:
+        if done < 2:
+            raise
+    return [
+        {key: torch.cat([row[i][key].double().cpu() for row in rows if key in row[i]]).numpy() for key in rows[0][i]}
+        for i in range(len(dictionaries))
+    ]
+
+
+@torch.no_grad()
+def _batch(
+    dictionaries: Sequence[Dictionary],
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch context"],
+    around: Mapping[str, Surroundings],
+    errors: Mapping[str, Tensor],
+    plan: Plan,
+    share: tuple[int, int, int],
+    progress: tqdm,
+) -> list[dict[str, Tensor]]:
+    """All dictionaries on one batch. The same normal numbers serve each dictionary: their differences are paired."""
+    number, swept, points = share
+    seen = scenes(model, tokens, list(around))
+    found = []
+    beside: dict[str, Tensor] = {}
+    for dictionary in dictionaries:
+        site = site_of(dictionary)
+        scene = seen[site]
+        codes, x_hat = dictionary(scene.x.float())
+        check_finite(dictionary, x_hat)
+        generator = seeds.generator(plan.seed, f"perturbations {number}")
+        given = Given(scene.x.float(), x_hat, around[site], errors[dictionary.name], generator, plan.draws)
+        row = _described(given, codes) | _everywhere(scene, given, plan) | {"tokens": tokens}
+        if points and plan.far:
+            row |= _cloud(scene.first(points), given.first(points), plan)
+        if swept:
+            part, few, here = scene.first(swept), given.first(swept), _leading(codes, swept * tokens.shape[1])
+            if site not in beside:
+                beside[site] = references(part, few)
+            row |= {"references": beside[site], "reach": reach(part, few)}
+            row |= {"sensitivity": sensitivity(part, few, dictionary, here)}
+        found.append(row)
+        progress.update()
+    return found
+
+
+def _described(given: Given, codes: Codes) -> dict[str, Tensor]:
+    """What is known of each token that has a next one, before any damage."""
+    x, x_hat = given.x[:, :-1], given.x_hat[:, :-1]
+    return {
+        "epsilon": length(x_hat - x)[..., 0],
+        "norm": length(x)[..., 0],
+        "norm_hat": length(x_hat)[..., 0],
+        "cosine": cosine_similarity(x, x_hat, dim=-1),
+        "l0": codes.l0().view(given.x.shape[:-1])[:, :-1],
+    }
+
+
+def _everywhere(scene: Scene, given: Given, plan: Plan) -> dict[str, Tensor]:
+    """Every intervention at all tokens at once, and at one token alone; `[batch, interventions, positions]`."""
+    at_position: list[Tensor] = []
+
+    def replacements() -> Iterator[Tensor]:
+        for intervention in INTERVENTIONS.values():
+            made = intervention.make(given)
+            at_position.append(made[:, :, plan.position].clone())
+            yield made
+
+    out = scene.outputs(replacements())
+    kl, ce = (t[..., :-1].split([len(made) for made in at_position]) for t in (out.kl, out.ce))
+    clean = out.ce_clean[:, :-1]
+    row = {
+        "ce_clean": clean,
+        "entropy": out.entropy[:, :-1],
+        "kl": torch.stack([some.mean(dim=0) for some in kl], dim=1),
+        "kl_once": torch.stack([some[0] for some in kl], dim=1),
+        "ce": torch.stack([some.mean(dim=0) - clean for some in ce], dim=1),
+    }
+    if plan.follow:
+        row["alone"] = _alone(scene.tail(plan.position, plan.follow + 1), at_position)
+    return row
+
+
+def _alone(tail: Scene, made: list[Tensor]) -> Float[Tensor, "batch interventions positions"]:
+    """KL where only the first token of `tail` is replaced, and at the tokens after it."""
+    new = torch.cat(made)
+    versions = tail.x.float().expand(len(new), *tail.x.shape).clone()
+    versions[:, :, 0] = new
+    kl = tail.outputs([versions]).kl.split([len(m) for m in made])
+    return torch.stack([some.mean(dim=0) for some in kl], dim=1)
+
+
+def _cloud(scene: Scene, given: Given, plan: Plan) -> dict[str, Tensor]:
+    """One token's KL under its reconstruction, and under many random points at the same distance."""
+    here = slice(plan.position, plan.position + 1)
+    one = given._replace(x=given.x[:, here], x_hat=given.x_hat[:, here], draws=plan.far)
+    points = (INTERVENTIONS[name].make(one) for name in CLOUDS)
+    kl = scene.tail(plan.position, 1).outputs(chain([one.x_hat[None]], points)).kl[..., 0]
+    return {"point": kl[0], "cloud": kl[1:].unflatten(0, (len(CLOUDS), plan.far)).permute(2, 0, 1)}
+
+
+def _leading(codes: Codes, tokens: int) -> Codes:
+    """The codes of the first tokens."""
+    end = int(codes.offsets[tokens])
+    return Codes(codes.values[:end], codes.indices[:end], codes.offsets[: tokens + 1], codes.n_latents)

@@ -1,0 +1,222 @@
+"""What may stand in place of an activation, so that its reconstruction can be compared with something?
+
+With x the activation, x~ its reconstruction, e = x~ - x, epsilon = |e|, u = x/|x|, c = cos(x, x~), and z ~ N(0, I)
+drawn for each token:
+
+    reconstruction          x~
+    norm-corrected          x~ |x| / |x~|
+    norm only               x |x~| / |x|
+    ε-random                x + epsilon z/|z|
+    θ-random, SAE norm      |x~| (c u + sqrt(1 - c²) o),    o = unit(z - (z.u) u)
+    θ-random, true norm     |x| (c u + sqrt(1 - c²) o)
+    zero, batch mean, data mean
+    covariance mixture      x + epsilon unit(Σ^½ z)          unit(a - b) of a, b ~ N(μ, Σ)
+    real mixture            x + epsilon unit(x_i - x_j)      two activations from elsewhere
+    shuffled error          x + epsilon unit(e_j)            the error made at another token
+    ... same position       the same, of a token at the same position of another sequence
+    parallel kept           x + (e.u) u + |e - (e.u) u| unit(w - (w.u) u),    w = Σ^½ z
+
+The first nine are Gurnee's (2024), the mixtures Lee and Heimersheim's (2024): they never contain x, so that a step
+along them does not erase it. θ-random at SAE norm has the reconstruction's norm, angle and distance; it is also what
+"parallel kept" is with isotropic w. All functions act on the last dimension and broadcast over leading ones; draws
+come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dictlab.data.activations import Statistics
+
+SHRINKAGE = 1e-4  # of the mean variance, added to every direction of the covariance
+
+X = Float[Tensor, "*tokens d_in"]
+Draws = Float[Tensor, "draws *tokens d_in"]
+
+
+class Surroundings(NamedTuple):
+    """What is known of the activations at a site beside the tokens at hand.
+
+    Attributes:
+        mean: Mean activation.
+        root: Square root of the covariance, symmetric.
+        pool: Activations of whole sequences from elsewhere in the text.
+    """
+
+    mean: Float[Tensor, " d_in"]
+    root: Float[Tensor, "d_in d_in"]
+    pool: Float[Tensor, "sequences context d_in"]
+
+    @property
+    def spread(self) -> float:
+        """Root mean square distance of an activation from the mean."""
+        return float(self.root.double().square().sum().sqrt())
+
+
+def surroundings(moments: Statistics, pool: Float[Tensor, "sequences context d_in"]) -> Surroundings:
+    """Mean, root of the shrunk covariance, and the pool.
+
+    Args:
+        moments: With covariance; of activations without those of first positions, whose norm would dominate it.
+        pool: Activations of whole sequences.
+    """
+    assert moments.covariance is not None
+    sigma = moments.covariance.double()
+    sigma = sigma + SHRINKAGE * sigma.trace() / len(sigma) * torch.eye(len(sigma), dtype=sigma.dtype).to(sigma)
+    values, vectors = torch.linalg.eigh(sigma)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return Surroundings(moments.mean.to(pool), root.to(pool), pool)
+
+
+class Given(NamedTuple):
+    """What an intervention is made of.
+
+    Attributes:
+        x: Activations of a batch.
+        x_hat: Their reconstructions.
+        around: The site's surroundings.
+        pool_errors: Errors of the same dictionary on the pool.
+        generator: Of the random interventions.
+        draws: Of each of them.
+    """
+
+    x: Float[Tensor, "batch context d_in"]
+    x_hat: Float[Tensor, "batch context d_in"]
+    around: Surroundings
+    pool_errors: Float[Tensor, "sequences context d_in"]
+    generator: torch.Generator
+    draws: int
+
+    @property
+    def error(self) -> Float[Tensor, "batch context d_in"]:
+        """x~ - x."""
+        return self.x_hat - self.x
+
+    def first(self, sequences: int) -> Given:
+        """The same with fewer sequences."""
+        return self._replace(x=self.x[:sequences], x_hat=self.x_hat[:sequences])
+
+    def normal(self) -> Float[Tensor, "draws batch context d_in"]:
+        """z: fresh normal numbers for each token and draw."""
+        drawn = torch.randn(self.draws, *self.x.shape, generator=self.generator)
+        return drawn.to(self.x)
+
+    def integers(self, low: int, high: int) -> Int[Tensor, "draws batch context"]:
+        """Fresh integers from `low` to below `high` for each token and draw."""
+        drawn = torch.randint(low, high, (self.draws, *self.x.shape[:-1]), generator=self.generator)
+        return drawn.to(self.x.device)
+
+
+def length(x: X) -> Float[Tensor, "*tokens 1"]:
+    """|x|, with a last dimension of 1."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm
+
+
+def across(x: X, direction: X) -> X:
+    """The part of `direction` that is orthogonal to x."""
+    u = normalize(x, dim=-1)
+    # twice: what rounding leaves along x after the first time matters where |direction| is mostly along x
+    for _ in range(2):
+        direction = direction - (direction * u).sum(dim=-1, keepdim=True) * u
+    return direction
+
+
+def norm_corrected(x: X, x_hat: X) -> X:
+    """The reconstruction at the activation's norm."""
+    return normalize(x_hat, dim=-1) * length(x)
+
+
+def norm_only(x: X, x_hat: X) -> X:
+    """The activation at the reconstruction's norm."""
+    return normalize(x, dim=-1) * length(x_hat)
+
+
+def at_distance(x: X, x_hat: X, direction: Draws) -> Draws:
+    """As far from x as the reconstruction is, in other directions."""
+    return x + length(x_hat - x) * normalize(direction, dim=-1)
+
+
+def at_angle(x: X, x_hat: X, direction: Draws) -> Draws:
+    """With the reconstruction's norm, angle and distance from x, turned to another side."""
+    u = normalize(x, dim=-1)
+    along = (x_hat * u).sum(dim=-1, keepdim=True)
+    return along * u + length(across(x, x_hat)) * normalize(across(x, direction), dim=-1)
+
+
+def at_angle_and_norm(x: X, x_hat: X, direction: Draws) -> Draws:
+    """With the reconstruction's angle and the activation's norm, turned to another side."""
+    return norm_corrected(x, at_angle(x, x_hat, direction))
+
+
+def coloured(given: Given) -> Draws:
+    """Directions with the covariance of the activations."""
+    return given.normal() @ given.around.root
+
+
+def mixture(given: Given) -> Draws:
+    """Differences of two activations of the pool, neither from a first position."""
+    pool = given.around.pool[:, 1:].flatten(0, 1)
+    first = given.integers(0, len(pool))
+    other = (first + given.integers(1, len(pool))) % len(pool)
+    return pool[first] - pool[other]
+
+
+def shuffled(given: Given) -> Draws:
+    """Errors made at tokens of the pool, none from a first position."""
+    errors = given.pool_errors[:, 1:].flatten(0, 1)
+    return errors[given.integers(0, len(errors))]
+
+
+def shuffled_in_place(given: Given) -> Draws:
+    """Errors made at the same position of sequences of the pool."""
+    positions = torch.arange(given.x.shape[-2], device=given.x.device)
+    return given.pool_errors[given.integers(0, len(given.pool_errors)), positions]
+
+
+class Intervention(NamedTuple):
+    """A replacement of the activation.
+
+    Attributes:
+        make: From what is given to replacements, draws first.
+        random: Whether it differs from draw to draw; the others have one.
+        distance: Whether it lies as far from x as the reconstruction, and so is a baseline for it.
+    """
+
+    make: Callable[[Given], Draws]
+    random: bool = False
+    distance: bool = False
+
+
+RECONSTRUCTION, ISOTROPIC, COVARIANCE = "reconstruction", "ε-random", "covariance mixture"
+REAL, SHUFFLED, PARALLEL = "real mixture", "shuffled error", "parallel kept, covariance"
+INTERVENTIONS = {
+    RECONSTRUCTION: Intervention(lambda g: g.x_hat[None]),
+    "norm-corrected": Intervention(lambda g: norm_corrected(g.x, g.x_hat)[None]),
+    "norm only": Intervention(lambda g: norm_only(g.x, g.x_hat)[None]),
+    ISOTROPIC: Intervention(lambda g: at_distance(g.x, g.x_hat, g.normal()), True, True),
+    "θ-random, SAE norm": Intervention(lambda g: at_angle(g.x, g.x_hat, g.normal()), True, True),
+    "θ-random, true norm": Intervention(lambda g: at_angle_and_norm(g.x, g.x_hat, g.normal()), True),
+    COVARIANCE: Intervention(lambda g: at_distance(g.x, g.x_hat, coloured(g)), True, True),
+    REAL: Intervention(lambda g: at_distance(g.x, g.x_hat, mixture(g)), True, True),
+    SHUFFLED: Intervention(lambda g: at_distance(g.x, g.x_hat, shuffled(g)), True, True),
+    f"{SHUFFLED}, same position": Intervention(lambda g: at_distance(g.x, g.x_hat, shuffled_in_place(g)), True, True),
+    PARALLEL: Intervention(lambda g: at_angle(g.x, g.x_hat, coloured(g)), True, True),
+    "data mean": Intervention(lambda g: g.around.mean.expand_as(g.x)[None]),
+    "batch mean": Intervention(lambda g: g.x.mean(dim=(-3, -2)).expand_as(g.x)[None]),
+    "zero": Intervention(lambda g: torch.zeros_like(g.x)[None]),
+}
+BASELINES = tuple(name for name, one in INTERVENTIONS.items() if one.distance)
+# Steps of any length are taken along these, to see at which length each does the reconstruction's damage.
+STEPS: dict[str, Callable[[Given], Draws]] = {
+    ISOTROPIC: Given.normal,
+    COVARIANCE: coloured,
+    REAL: mixture,
+    SHUFFLED: shuffled,
+}

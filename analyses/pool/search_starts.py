@@ -1,0 +1,66 @@
+"""Where should a search begin? From several places at once, and the best is followed.
+
+A search from nothing adds one latent after another, and ends where no single move helps. A trained dictionary's latents
+were fitted to each other: the set as a whole is good, and the way there from nothing leads uphill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from analyses.pool.quadratic_error import Form
+from analyses.pool.ridge_refit import NormalEquations
+from analyses.pool.subset_search import TRIALS, Search, budget_of, search, searched
+from analyses.pool.subset_updates import Mask, Refitted, pull_of
+
+SEARCHED_REFITTED = 2048  # latents of a pool up to which every choice is refitted in a search, unless asked otherwise
+
+
+def best_of_starts(
+    form: Form,
+    starts: Sequence[Bool[Mask, " n_latents"]],
+    *,
+    latents: int | None = None,
+    l0: float | None = None,
+    equations: NormalEquations | None = None,
+    ridge: float = 0.01,
+    trials: int = TRIALS,
+) -> Search:
+    """A search from the best of several starts: what removing and adding alone make of nothing, and of each start.
+
+    A trained dictionary is a good start: its latents fit each other, and no way leads there from nothing along which
+    every step helps.
+
+    Args:
+        form: The pool.
+        starts: Where to begin beside nothing; what is over budget goes first.
+        latents: As in `search`.
+        l0: As in `search`.
+        equations: With these, starts are compared refitted, and the search is one with a refit.
+        ridge: Of these decoders.
+        trials: As in `search`; a tenth of them with a refit, where each takes longer.
+    """
+    nothing = np.zeros(form.n_latents, dtype=bool)
+    first = [search(form, start, latents=latents, l0=l0, trials=0) for start in (nothing, *starts)]
+    if equations is None:
+        best = min(first, key=lambda one: one.error)
+        return search(form, best.chosen, latents=latents, l0=l0, trials=trials)
+    pull = pull_of(ridge, form.observations)
+    kept = [torch.from_numpy(np.flatnonzero(one.chosen)) for one in first]
+    errors = [_refitted_error(equations.of(some), form.directions[some], pull) for some in kept]
+    state = Refitted(form, first[int(np.argmin(errors))].chosen, pull, equations)
+    return searched(state, budget_of(form, latents, l0), -(-trials // 10), form.constant)
+
+
+def _refitted_error(equations: NormalEquations, directions: Tensor, pull: float) -> float:
+    """MSE of some latents with their decoder refitted."""
+    before = torch.cat([directions.double(), equations.moment.new_zeros(1, directions.shape[1])])
+    penalty = torch.full((len(before),), pull, dtype=torch.double)
+    penalty[-1] = 1e-9 * equations.gram[-1, -1]
+    factor = torch.linalg.cholesky(equations.gram + penalty.diag())
+    return equations.error(before + torch.cholesky_solve(equations.moment - equations.gram @ before, factor))

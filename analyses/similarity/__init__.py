@@ -1,0 +1,1 @@
+"""How alike are dictionaries: by decoder direction, by activations on the same tokens, as whole spaces."""

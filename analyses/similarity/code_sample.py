@@ -1,0 +1,201 @@
+"""The codes of several dictionaries on the same tokens, held sparsely, and what of them counts for a comparison.
+
+The first token of each context is left out: models keep something of their own there. Of activations that are an array
+every row counts, since nobody says where it is from. Codes are multiplied by the
+length of their decoder direction, so that a dictionary that keeps its norms elsewhere is the same dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+from tqdm import tqdm
+
+from analyses.common.inputs import (
+    DataLike,
+    ModelLike,
+    TextLike,
+    check_used,
+    context_of,
+    open_activations,
+    open_text,
+    within_reach,
+)
+from dictlab.data.activations import FORWARD_TOKENS
+from dictlab.dictionary import Dictionary
+from dictlab.dictionary.codes import Codes
+from dictlab.errors import DictlabError, check_at_least
+from dictlab.evaluation.evaluate import site_of
+from dictlab.model.language_model import LanguageModel
+
+Matrix: TypeAlias = sparse.csr_array  # tokens x latents
+HELD = 1 << 14  # tokens whose activations are kept, for the codes of random latents
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What dictionaries make of the same tokens.
+
+    Attributes:
+        codes: By dictionary, tokens x latents.
+        sequence: Which sequence each token is of.
+        x: The model's activations at the first `HELD` tokens.
+        about: Model, text and context, or data; tokens: for the report.
+    """
+
+    codes: dict[str, Matrix]
+    sequence: Int[np.ndarray, " tokens"]
+    x: Float[np.ndarray, "some d_in"]
+    about: dict[str, object]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens, first ones of contexts left out."""
+        return len(self.sequence)
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences they are of."""
+        return int(self.sequence[-1]) + 1
+
+    def rates(self) -> dict[str, Tensor]:
+        """Share of tokens at which each latent is active."""
+        return {name: torch.from_numpy(firings(codes) / self.n_tokens) for name, codes in self.codes.items()}
+
+
+def sampled(
+    given: Sequence[Dictionary],
+    model: ModelLike | None,
+    text: TextLike,
+    tokens: int,
+    seed: int,
+    device: str,
+    data: DataLike | None = None,
+) -> tuple[Sample | None, tuple[str, ...]]:
+    """Codes on a sample of a text or of an array, and what a report must say of them; or none, and why.
+
+    Args:
+        given: The dictionaries, at one site.
+        model: The model, or None for the one that they name, which may be out of reach.
+        text: Where tokens come from; its training split is used.
+        tokens: How many, about; 0 for none, and no model is opened.
+        seed: Of the sample.
+        device: Where to run.
+        data: Activations in place of model and text.
+
+    Raises:
+        DictlabError: The model or the data that were given do not fit, the text cannot be opened or is too short, codes
+            are not finite, or `tokens` are fewer than two contexts.
+    """
+    if tokens == 0:
+        check_used(data, tokens)
+        return None, ()
+    loaded = [dictionary.to(dtype=torch.float32) for dictionary in given]
+    if data is not None:
+        return _of_array(loaded, model, data, tokens, seed, device)
+    reached = within_reach(model, loaded, device)
+    if isinstance(reached, DictlabError):
+        said = "Only directions are compared: no activations, no firing sets, no spaces of codes."
+        return None, (
+            f"{said} {reached} Give the model with --model, activations with --data, or --tokens 0 to do without.",
+        )
+    opened, placed = reached
+    source, length = open_text(text).as_split("train"), context_of(given, opened)
+    check_at_least(2 * length, tokens=tokens)
+    sequences = source.sample(opened.tokenizer, length, tokens // length, seed=seed)
+    about = {"model": opened.name, "text": source.name, "context": length}
+    return _encoded(placed, _captured(placed, opened, sequences), about), ()
+
+
+def _of_array(
+    given: Sequence[Dictionary], model: ModelLike | None, data: DataLike, tokens: int, seed: int, device: str
+) -> tuple[Sample, tuple[str, ...]]:
+    reading = open_activations(given, model=model, data=data, device=device)
+    source = reading.part("train")
+    check_at_least(2 * source.context, tokens=tokens)
+    batches = ([x] * len(given) for x in source.sample(tokens, seed=seed))
+    sample = _encoded(reading.dictionaries, batches, source.record())
+    if sample.n_sequences < 2:
+        raise DictlabError(
+            f"data {source.name}: 1 of its {source.unit} is no sample to compare on; expected 2 or more."
+        )
+    return sample, reading.cautions
+
+
+def _captured(
+    dictionaries: Sequence[Dictionary], model: LanguageModel, sequences: Int[Tensor, "sequences context"]
+) -> Iterator[list[Float[Tensor, "batch positions d_in"]]]:
+    """What each dictionary reads of some sequences at a time, without their first tokens."""
+    sites = [site_of(dictionary) for dictionary in dictionaries]
+    for tokens in tqdm(sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])), desc="codes", leave=False):
+        captured = model.capture(tokens, list(dict.fromkeys(sites)))
+        yield [captured[site][:, 1:].float() for site in sites]
+
+
+@torch.no_grad()
+def _encoded(
+    dictionaries: Sequence[Dictionary],
+    batches: Iterable[Sequence[Float[Tensor, "batch positions d_in"]]],
+    about: dict[str, object],
+) -> Sample:
+    """The codes of each dictionary on what it reads."""
+    parts: list[list[Matrix]] = [[] for _ in dictionaries]
+    kept: list[NDArray[np.float32]] = []
+    lengths: list[int] = []  # of the sequences
+    for inputs in batches:
+        for own, dictionary, x in zip(parts, dictionaries, inputs, strict=True):
+            own.append(_matrix(dictionary, x))
+        room = max(0, HELD - sum(map(len, kept)))
+        kept.append(inputs[0].flatten(0, 1)[:room].cpu().numpy())
+        lengths += [inputs[0].shape[1]] * len(inputs[0])
+    codes = {d.name: sparse.vstack(own, format="csr") for d, own in zip(dictionaries, parts, strict=True)}
+    sequence = np.repeat(np.arange(len(lengths)), lengths)
+    return Sample(codes, sequence, np.concatenate(kept), about | {"tokens": len(sequence)})
+
+
+def _matrix(dictionary: Dictionary, x: Float[Tensor, "batch context d_in"]) -> Matrix:
+    codes = dictionary.encode(x)
+    if not bool(torch.isfinite(codes.values).all()):
+        raise DictlabError(f"{dictionary.name}: its codes are not all finite on the sample; are its weights damaged?")
+    norm = dictionary.W_dec.norm(dim=1)
+    return as_matrix(codes, torch.where(norm > 0, norm, 1.0))
+
+
+def as_matrix(codes: Codes, norm: Float[Tensor, " n_latents"]) -> Matrix:
+    """Codes times the lengths of decoder directions as a sparse matrix, without entries that are 0."""
+    values = (codes.values * norm[codes.indices]).cpu().numpy()
+    entries = (values, codes.indices.int().cpu().numpy(), codes.offsets.int().cpu().numpy())
+    matrix = sparse.csr_array(entries, shape=(codes.n_tokens, codes.n_latents))
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    return matrix
+
+
+def firings(codes: Matrix) -> NDArray[np.int64]:
+    """Tokens at which each latent is active."""
+    return np.bincount(codes.indices, minlength=codes.shape[1])
+
+
+def randomly_fired(
+    x: Float[np.ndarray, "tokens d"], directions: Float[Tensor, "n d"], rates: Float[Tensor, " n"]
+) -> Matrix:
+    """Codes of random latents: max(0, x . u - threshold), each threshold such that it fires at its rate.
+
+    Args:
+        x: Activations.
+        directions: Of the latents; taken at unit length.
+        rates: Share of the tokens at which each is to fire; one token at least.
+    """
+    z = x @ torch.nn.functional.normalize(directions.float(), dim=1).numpy().T
+    for column, rate in zip(z.T, rates.tolist(), strict=True):
+        count = min(max(1, round(rate * len(x))), len(x) - 1)
+        column -= np.partition(column, -count - 1)[-count - 1]
+    return sparse.csr_array(np.maximum(z, 0))

@@ -1,0 +1,158 @@
+"""How do dictionaries lie to each other in the space they share?
+
+For every ordered pair (A, B) the distribution, over alive latents i of A, of max_j cos(a_i, b_j); within one
+dictionary, over its other latents j != i (Braun et al. 2024, section 4.2). Pairs are named by what differs:
+
+    within            A = B: how much a dictionary's directions crowd (feature splitting)
+    cross-seed        only the seed differs: the floor; no difference below it means anything
+    cross-objective   trained for something else (local, e2e, e2e+downstream)
+    cross-width, cross-activation, or several of these
+
+Beside each stands the mean max cosine of random directions, uniform on the sphere and shaped like B's own. For every
+two dictionaries, the regions that one fills and the other leaves empty (`regions`). A map shows the directions of all
+dictionaries together, and what each latent responds to in a text or an array (`contexts`); cosines are to be trusted,
+distances on the map are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
+from analyses.common.max_activating import find_contexts, with_contexts
+from analyses.common.seed_floor import relation, without_floor
+from analyses.similarity.max_cosine import (
+    chance_levels,
+    crowding_table,
+    distribution_plot,
+    heatmap,
+    pair_table,
+    relation_table,
+    resampled,
+)
+from analyses.similarity.pairwise import compare, membership, near
+from analyses.similarity.projection import map_plot, map_points
+from dictlab.dictionary import Dictionary
+from dictlab.errors import check_at_least
+from dictlab.reports.report import Report, Table
+
+__all__ = ["geometry", "max_cosines", "relation"]
+
+
+def max_cosines(a: Dictionary, b: Dictionary) -> Float[Tensor, " alive"]:
+    """For each alive latent of a, its largest cosine with an alive latent of b (another one, if b is a)."""
+    return near(a, b, 1).cosine[:, 0]
+
+
+def geometry(
+    dictionaries: Sequence[DictionaryLike],
+    *,
+    umap: bool = True,
+    points: int = 2000,
+    model: ModelLike | None = None,
+    text: TextLike = "builtin",
+    data: DataLike | None = None,
+    tokens: int = 16_384,
+    permutations: int = 500,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Report:
+    """How do the decoder directions of dictionaries lie to each other, within and between them?
+
+    Args:
+        dictionaries: One or more at the same site.
+        umap: Draw a map of all directions together.
+        points: Directions on the map; of more, a sample, with all that are in a region.
+        model: The language model, for contexts; by default the one that the dictionaries name.
+        text: Where tokens for contexts come from; its training split is used.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. Rows for contexts.
+        tokens: Tokens in which to look for contexts; 0 for none, and no model is opened.
+        permutations: Shuffles behind the p-values of regions; more where many pairs ask for it.
+        seed: Of chance levels, intervals, shuffles, the sample of text and the map.
+        device: Where to run the model: cpu, cuda, ...
+
+    Example:
+        dictlab report geometry a.safetensors b.safetensors c.safetensors --out out/geometry
+        dictlab report geometry a.safetensors b.safetensors --data activations.npy
+    """
+    check_at_least(0, seed=seed, tokens=tokens)
+    check_at_least(1, permutations=permutations)
+    check_at_least(3, points=points)
+    given = open_dictionaries(dictionaries)
+    check_same_place(given)
+    contexts, warnings = find_contexts(given, model, text, tokens, seed, device, data)
+    opened = [dictionary.to("cpu") for dictionary in given]
+    compared = compare(opened, permutations, seed)
+    values, means = compared.values, resampled(compared.values, [d.name for d in opened], seed)
+    levels = {d.name: chance_levels(d, seed) for d in opened}
+    pairs = pair_table(opened, values, means, levels)
+    relations = relation_table(pairs, means)
+    tables = {
+        "relations": Table(relations, _RELATIONS),
+        "pairs": Table(pairs, _PAIRS),
+    }
+    if len(opened) > 1:
+        tables["crowding"] = Table(crowding_table(opened, values, means), _CROWDING)
+        tables |= compared.tables(contexts)
+    plots = {"distributions": distribution_plot(opened, values, levels), "heatmap": heatmap(opened, values)}
+    if umap:
+        placed = map_points(opened, points, membership(compared.found), seed)
+        plots["map"] = map_plot(opened, with_contexts(placed, contexts))
+    settings: dict[str, Any] = {"umap": umap, "points": points, "permutations": compared.permutations, "tokens": 0}
+    settings |= {} if contexts is None else contexts.record
+    return Report(
+        title=f"Geometry of {len(opened)} dictionaries" if len(opened) > 1 else f"Geometry of {opened[0].name}",
+        summary=_summary(relations, compared.contrasts),
+        tables=tables,
+        plots=plots,
+        settings=settings | {"seed": seed},
+        inputs=tuple(opened),
+        warnings=(*warnings, *without_floor(list(relations["relation"]))),
+    )
+
+
+_RELATIONS = (
+    "Averages over the ordered pairs of each relation, those of one seed apart: they may have begun with the same "
+    "directions, and are alike for that. 95 % bootstrap interval over latents (not over seeds). Below "
+    "seed floor: how much lower than the mean max cosine of the same latents with another seed, where there is one."
+)
+_PAIRS = (
+    "For every alive latent of one dictionary its largest cosine with another: mean, 95 % bootstrap interval over "
+    "latents, quartiles, and the mean for random directions, uniform (isotropic) or shaped like the other's own. Below "
+    "seed floor: how much lower than with the same dictionary in other seeds, with its interval."
+)
+_CROWDING = (
+    "Difference of the mean max cosine within a dictionary, with its 95 % bootstrap interval over latents: above 0, "
+    "the directions of the first crowd more."
+)
+
+
+def _label(row: pd.Series) -> str:
+    plain = row["relation"] in ("within", "cross-seed") or row["seeds"] == "unknown"
+    return (
+        row["relation"]
+        if plain
+        else f"{row['relation']}, {row['seeds']} seed{'s' if row['seeds'] == 'different' else ''},"
+    )
+
+
+def _summary(relations: pd.DataFrame, contrasts: pd.DataFrame) -> str:
+    apart = set(relations[relations["seeds"] == "different"]["relation"])  # the fairer comparison, where there is one
+    parts = [
+        f"{_label(row)} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] (chance {row['chance (shaped)']:.3f})"
+        for _, row in relations.iterrows()
+        if row["seeds"] != "same" or row["relation"] not in apart
+    ]
+    said = "Mean max cosine of decoder directions, averaged over pairs: " + "; ".join(parts) + "."
+    if len(contrasts):
+        count = contrasts["regions"] + contrasts["regions of other"]
+        between = contrasts["relation"] == "cross-seed"
+        said += f" Regions that one of two dictionaries fills and the other leaves empty: {int(count[~between].sum())}"
+        said += f" in {int((~between).sum())} pairs" if between.any() else f" in {len(contrasts)} pairs"
+        said += f", and {int(count[between].sum())} in {int(between.sum())} pairs of seeds." if between.any() else "."
+    return said

@@ -1,0 +1,281 @@
+"""Which latent of one dictionary is which latent of another?
+
+By direction, without a model. Max cosine similarity between decoder directions (Braun et al. 2024, section 4.2; MMCS in
+Sharkey et al. 2022):
+
+    nearest_A(i) = argmax_j cos(a_i, b_j)          MMCS(A -> B) = mean_i max_j cos(a_i, b_j)
+
+signed, many to one, and not symmetric: MMCS(A -> B) asks how much of A is in B. One-to-one assignment of latents, whose
+mean cosine does not grow with duplicates (Paulo and Belrose 2025; Song et al. 2025, signed here), of the decoder's
+directions and apart from that of the encoder's, and by deciles of the firing rate.
+
+By activation, on the same tokens: correlation, Jaccard index and conditionals of the pairs (`firing`), and where
+direction and firing part ways. As whole spaces: `spaces`.
+
+Every similarity stands beside the values that chance gives, and beside the seed floor: the same between dictionaries
+that differ in seed alone. Dead latents are left out first, and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any, TypeVar
+
+import pandas as pd
+from tqdm import tqdm
+
+from analyses.common.chance import alive_directions, chance, mean_interval
+from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
+from analyses.common.neighbours import Neighbours, nearest, neighbours
+from analyses.common.seed_floor import without_floor
+from analyses.common.shared_search import ranks
+from analyses.common.similarity_table import relation_means, similarity_table
+from analyses.similarity.coactivation_tables import Fired, fired, firing_columns
+from analyses.similarity.code_sample import Sample, sampled
+from analyses.similarity.latent_pairs import Pair, max_cosine_levels, paired
+from analyses.similarity.matching_plots import histogram, matrix, quadrant_plots, strata_plot, threshold_curves
+from analyses.similarity.matching_tables import (
+    assignment_table,
+    direction_similarities,
+    neighbour_table,
+    overview_table,
+    pair_table,
+    strata_similarities,
+    strata_table,
+    threshold_table,
+)
+from analyses.similarity.representation_tables import compared_spaces, space_plot
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError, check_at_least
+from dictlab.reports.report import Plot, Report, Table
+
+__all__ = ["Neighbours", "alive_directions", "chance", "matching", "mean_interval", "nearest", "neighbours"]
+
+T = TypeVar("T")
+DETAILED = 6  # pairs of dictionaries whose latents are listed: all of four dictionaries'
+
+
+def matching(
+    dictionaries: Sequence[DictionaryLike],
+    *,
+    top: int = 3,
+    threshold: float = 0.7,
+    correlation: float = 0.5,
+    fewest: int = 50,
+    ridge: float = 0.01,
+    model: ModelLike | None = None,
+    text: TextLike = "builtin",
+    data: DataLike | None = None,
+    tokens: int = 65_536,
+    permutations: int = 100,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Report:
+    """Which latent of one dictionary is which latent of another, by direction and by what it fires on?
+
+    Args:
+        dictionaries: Two or more at the same site.
+        top: Neighbours listed for each latent.
+        threshold: Cosine from which two latents count as the same.
+        correlation: Correlation of activations from which two latents have the same trigger.
+        fewest: Tokens at which a latent must be active for its activations to be compared.
+        ridge: Of the prediction of codes from codes, as a share of the mean variance of a latent.
+        model: The language model; by default the one that the dictionaries name, if it is within reach.
+        text: Where tokens come from; its training split is used.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file.
+        tokens: Tokens to compare activations on; 0 for none, and no model is opened.
+        permutations: Shuffles behind each p-value.
+        seed: Of chance levels, intervals, shuffles and the sample of text.
+        device: Where to run the model: cpu, cuda, ...
+
+    Example:
+        dictlab report matching a.safetensors b.safetensors c.safetensors --top 5
+        dictlab report matching a.safetensors b.safetensors --data activations.npy
+    """
+    check_at_least(1, top=top, permutations=permutations)
+    check_at_least(2, fewest=fewest)
+    check_at_least(0, seed=seed, tokens=tokens)
+    _check_levels(threshold=threshold, correlation=correlation)
+    if not 0 < ridge < math.inf:
+        raise DictlabError(f"ridge is {ridge:g}; expected more than 0.")
+    given = open_dictionaries(dictionaries, least=2, in_place=True)
+    check_same_place(given)
+    sample, warnings = sampled(given, model, text, tokens, seed, device, data)
+    opened = [dictionary.to("cpu") for dictionary in given]
+    with ranks():
+        pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]
+    levels = {d.name: max_cosine_levels(d, seed) for d in opened}
+    found = [s for pair in pairs for s in direction_similarities(pair, levels, threshold, seed)]
+    firing: list[Fired] = []
+    if sample is not None:
+        how: Any = {"fewest": fewest, "permutations": permutations, "seed": seed}
+        marks: Any = {"cosine": threshold, "correlation": correlation}
+        firing = [fired(pair, sample, **marks, **how) for pair in _progress(pairs, "activations")]
+        found += [s for one in firing for s in one.similarities]
+    spaces = [
+        compared_spaces(pair, sample, ridge=ridge, fewest=fewest, permutations=permutations, seed=seed)
+        for pair in _progress(pairs, "spaces")
+    ]
+    similarities = similarity_table([*found, *(s for one in spaces for s in one.similarities)], opened)
+    overview, shares = overview_table(similarities, pairs, threshold), threshold_table(pairs)
+    strata, rates = _strata(pairs, opened, sample, seed)
+    tables = {
+        "overview": Table(overview, _OVERVIEW),
+        "similarities": Table(similarities, _SIMILARITIES),
+        "relations": Table(relation_means(similarities), _RELATIONS),
+        "assignment": Table(assignment_table(pairs), _ASSIGNMENT),
+        "thresholds": Table(shares, _THRESHOLDS),
+    }
+    plots: dict[str, Plot] = {"matrix": matrix(opened, overview)} if len(opened) > 2 else {}
+    plots |= {"cosines": histogram(pairs, overview), "thresholds": threshold_curves(shares)}
+    plots["spaces"] = space_plot(similarities)
+    if strata is not None:
+        tables["strata"] = Table(strata, f"{_STRATA} Firing rates {rates}.")
+        plots["strata"] = strata_plot(strata, rates)
+    if sample is not None:
+        n = f"{sample.n_tokens} tokens, latents active at {fewest} or more"
+        plots |= quadrant_plots([one.points for one in firing], threshold, correlation, n)
+    settings: dict[str, Any] = {"top": top, "threshold": threshold, "correlation": correlation, "fewest": fewest}
+    settings["ridge"] = ridge
+    settings |= {"tokens": 0} if sample is None else sample.about
+    return Report(
+        title=_title(opened),
+        summary=_summary(opened, overview, similarities, threshold),
+        tables=tables | _details(pairs, firing, [one.latents for one in spaces], correlation),
+        plots=plots,
+        settings=settings | {"permutations": permutations, "seed": seed},
+        inputs=tuple(opened),
+        warnings=(*warnings, *without_floor(list(overview["relation"])), *_left_out(pairs, strata)),
+    )
+
+
+_OVERVIEW = (
+    "One row an ordered pair. Mean max cosine similarity of the latents of the first with the second, 95 % bootstrap "
+    "interval over latents, and what random directions reach; seed floor: the same with the first in its other seeds. "
+    "One to one: mean cosine of the assignment; its chance level and floor are among the similarities."
+)
+_SIMILARITIES = (
+    "Every similarity with its 95 % interval, the values that random latents reach (directions uniform, or shaped like "
+    "the other dictionary's own; firing as often), the mean over shuffles of who belongs to whom and the one-sided "
+    "p-value against them, and the seed floor: the mean over pairs that differ in seed alone and share a dictionary "
+    "with this one."
+)
+_RELATIONS = "Means of the similarities over the pairs of each relation; those of one seed apart."
+_ASSIGNMENT = "One-to-one assignment by cosine, of decoders and of encoders. No assignment's mean exceeds the bound."
+_THRESHOLDS = (
+    "Share of the smaller dictionary's latents (of each, for max cosines) by the cosine from which two are the same. "
+    "Aligned: decoder and encoder assignments agree, and both cosines reach it."
+)
+_STRATA = (
+    "PW-MCC (signed mean cosine of one-to-one pairs) by decile of the firing rate of the smaller dictionary's latent; "
+    "95 % bootstrap intervals over latents."
+)
+_PAIRS = (
+    "The one-to-one pairs by decoder. Correlation of activations, Jaccard index and conditionals of firing sets with "
+    "95 % bootstrap intervals over sequences, where both latents fire often enough."
+)
+_TOLD = (
+    "Cross-reconstruction: share of the variance of each latent of the first, on sequences that were not fitted, that "
+    "the second's codes tell by ridge regression; worst told first, 95 % bootstrap interval over sequences."
+)
+
+
+def _check_levels(**levels: float) -> None:
+    for name, level in levels.items():
+        if not -1 <= level <= 1:
+            raise DictlabError(f"{name} is {level:g}; expected -1 to 1.")
+
+
+def _progress(pairs: list[T], what: str) -> Iterator[T]:
+    yield from tqdm(pairs, desc=what, leave=False, disable=len(pairs) < 2)
+
+
+def _strata(
+    pairs: Sequence[Pair], opened: Sequence[Dictionary], sample: Sample | None, seed: int
+) -> tuple[pd.DataFrame | None, str]:
+    """MCC by decile of the firing rate, and where the rates are from: measured if there is a sample, else the files."""
+    if sample is not None:
+        rates, source = sample.rates(), f"measured on {sample.n_tokens} tokens"
+    else:
+        rates, source = {d.name: d.firing_rate for d in opened if d.firing_rate is not None}, "from the files"
+    known = [pair for pair in pairs if pair.small.name in rates]
+    if not known:
+        return None, source
+    found = [strata_similarities(pair, rates, seed) for pair in known]
+    similarities = similarity_table([s for own, _ in found for s in own], opened)
+    return strata_table(similarities, [span for _, spans in found for span in spans]), source
+
+
+def _details(
+    pairs: Sequence[Pair], firing: Sequence[Fired], told: Sequence[pd.DataFrame | None], correlation: float
+) -> dict[str, Table]:
+    """Tables of latents, of the first `DETAILED` pairs of dictionaries."""
+    shown, fired_too = pairs[:DETAILED], firing[:DETAILED]
+    listed = [pair_table(pair) for pair in shown]
+    if fired_too:
+        listed = [
+            pd.concat([one, firing_columns(own.matched)], axis=1) for one, own in zip(listed, fired_too, strict=True)
+        ]
+    tables = {"pairs": Table(pd.concat(listed, ignore_index=True), _PAIRS)}
+    if fired_too:
+        caption = (
+            f"Latents whose direction and trigger part ways, those furthest from a correlation of {correlation:g} "
+            "first; each latent with its nearest by direction and by correlation. Clear: the 95 % bootstrap interval "
+            "over sequences lies on the same side."
+        )
+        off = pd.concat([own.listed for own in fired_too], ignore_index=True)
+        tables["off_diagonal"] = Table(off, caption)
+    known = [one for one in told[:DETAILED] if one is not None]
+    if known:
+        tables["reconstruction"] = Table(pd.concat(known, ignore_index=True), _TOLD)
+    near = pd.concat([neighbour_table(pair) for pair in shown], ignore_index=True)
+    tables["latents"] = Table(near, "The nearest latents of the other dictionary, for each alive one.")
+    return tables
+
+
+def _left_out(pairs: Sequence[Pair], strata: pd.DataFrame | None) -> list[str]:
+    said = []
+    if strata is None:
+        said.append("No firing rates are known, so the one-to-one pairs are not told apart by them.")
+    if len(pairs) > DETAILED:
+        said.append(
+            f"Latents are listed for the first {DETAILED} of {len(pairs)} pairs of dictionaries; "
+            "give fewer dictionaries for the others."
+        )
+    return said
+
+
+def _title(opened: Sequence[Dictionary]) -> str:
+    if len(opened) == 2:
+        return f"Which latents do {opened[0].name} and {opened[1].name} share?"
+    return f"Which latents do {len(opened)} dictionaries share?"
+
+
+def _summary(opened: Sequence[Dictionary], overview: pd.DataFrame, similarities: pd.DataFrame, threshold: float) -> str:
+    if len(opened) == 2:
+        first, second = overview.iloc[0], overview.iloc[1]
+        said = (
+            f"A latent of {first['from']} has a mean max cosine of {first['MMCS']:.3f} with {first['to']} "
+            f"(chance: {first['chance (isotropic)']:.3f}, shaped {first['chance (shaped)']:.3f}), the other way "
+            f"{second['MMCS']:.3f}; {first['share above threshold']:.0%} lie above {threshold:g}, and "
+            f"{first['mutual nearest']} pairs are each other's nearest. "
+        )
+    else:
+        means = overview.groupby(["relation", "seeds"], sort=False)["MMCS"].agg(["mean", "size"])
+        said = "Mean max cosine: "
+        said += "; ".join(f"{name} ({seeds} seeds) {m:.3f} in {n:g}" for (name, seeds), (m, n) in means.iterrows())
+        said += " ordered pairs. "
+    for measure, name in _NAMED.items():
+        rows = similarities[similarities["measure"] == measure]
+        if len(rows):
+            what = f"{name} {rows['value'].mean():.3f}" + (" on average" if len(rows) > 1 else "")
+            said += f"{what[0].upper()}{what[1:]} (chance, shaped: {rows['chance (shaped)'].mean():.3f}). "
+    return said.strip()
+
+
+_NAMED = {
+    "MCC, decoder": "one to one, the mean cosine of pairs is",
+    "correlation, matched pairs": "the mean correlation of their activations is",
+}

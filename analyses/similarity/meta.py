@@ -1,0 +1,243 @@
+"""Are the latents of a large dictionary made of a smaller number of directions, and are these a small dictionary's?
+
+A meta-dictionary is trained on the decoder directions of LARGE (Leask et al. 2025): each unit row d_i is one "token".
+How much of them it explains, centred on their mean,
+
+    1 - sum_i |d_i - d_hat_i|^2 / sum_i |d_i - mean(d)|^2
+
+and without the mean in the denominator, since the paper does not say which it used. And whether its latents are those
+that ordinary dictionaries of several widths have: max decoder cosine of each meta-latent with each of them, beside the
+chance level and beside what LARGE itself, of which they are made, gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.common import plotting
+from analyses.common.chance import alive_directions, chance, mean_interval
+from analyses.common.inputs import DictionaryLike, open_dictionaries
+from analyses.common.neighbours import nearest
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError, check_at_least
+from dictlab.reports.report import Plot, Report, Table
+
+BLOCK = 4096  # rows that are encoded at once
+
+
+class Explained(NamedTuple):
+    """How well a dictionary reconstructs directions.
+
+    Attributes:
+        centred: Share of their variance about their mean.
+        plain: Share of their sum of squares.
+        l0: Meta-latents active a direction.
+        errors: |d_i - d_hat_i|^2 of each.
+        fired: Whether each meta-latent was active for any.
+    """
+
+    centred: float
+    plain: float
+    l0: float
+    errors: Float[Tensor, " n"]
+    fired: Float[Tensor, " n_meta"]
+
+
+@torch.no_grad()
+def explained(meta: Dictionary, directions: Float[Tensor, "n d"]) -> Explained:
+    """How much of unit directions a dictionary of them explains.
+
+    Args:
+        meta: The dictionary.
+        directions: Rows of unit length.
+
+    Raises:
+        DictlabError: The width of the two differs.
+    """
+    errors, active, fired = [], 0.0, torch.zeros(meta.n_latents)
+    for rows in directions.split(BLOCK):
+        codes, x_hat = meta(rows)
+        errors.append((rows - x_hat).double().square().sum(dim=1))
+        active += float(codes.l0().sum())
+        fired += codes.firings().float()
+    error, total = torch.cat(errors), directions.double()
+    spread = float((total - total.mean(dim=0)).square().sum())
+    return Explained(
+        1 - float(error.sum()) / spread if spread > 0 else float("nan"),
+        1 - float(error.sum()) / float(total.square().sum()),
+        active / len(directions),
+        error,
+        fired,
+    )
+
+
+def meta(
+    meta: DictionaryLike,
+    large: DictionaryLike,
+    small: Sequence[DictionaryLike],
+    *,
+    threshold: float = 0.7,
+    seed: int = 0,
+) -> Report:
+    """How much of LARGE's decoder directions does a meta-dictionary explain, and are its latents those of smaller ones?
+
+    Args:
+        meta: A dictionary trained on LARGE's decoder directions.
+        large: The dictionary whose directions they are.
+        small: Ordinary dictionaries at LARGE's site, of any widths.
+        threshold: Cosine from which two latents count as the same.
+        seed: Of chance levels and intervals.
+
+    Example:
+        dictlab report meta meta.safetensors large.safetensors small.safetensors smaller.safetensors
+    """
+    check_at_least(0, seed=seed)
+    opened = [d.to("cpu") for d in open_dictionaries([meta, large, *_several(small)], least=2)]
+    over, base, ordinary = opened[0], opened[1], opened[2:]
+    for other in opened[1:]:
+        if other.d_in != over.d_in:
+            raise DictlabError(
+                f"{over.name} reads directions of width {over.d_in}; those of {other.name} have {other.d_in}."
+            )
+    directions, _ = alive_directions(base)
+    found = explained(over, directions)
+    own = over.directions[(found.fired > 0) & (over.W_dec != 0).any(dim=1)]
+    if len(own) < 2:
+        raise DictlabError(f"{over.name}: {len(own)} of its latents are active on the directions of {base.name}.")
+    rows, cosines = [], {}
+    for other in (*ordinary, base):
+        row, cosines[other.name] = _beside(own, other, threshold, seed)
+        rows.append(row | {"is": "base" if other is base else "ordinary"})
+    shares = pd.DataFrame([_row(over, base, found, len(own), seed)])
+    nearest_table = pd.DataFrame(rows)
+    return Report(
+        title=f"Is {base.name} made of {over.name}?",
+        summary=_summary(over, base, found, len(own), nearest_table),
+        tables={
+            "explained": Table(
+                shares,
+                f"Of {len(directions)} unit decoder directions of {base.name}'s alive latents; centred: share of the "
+                "variance about their mean; plain: of the sum of squares. 95 % bootstrap intervals over directions.",
+            ),
+            "cosines": Table(
+                nearest_table,
+                "Max decoder cosine of each active meta-latent with the alive latents of each dictionary, signed; 95 % "
+                "bootstrap intervals over meta-latents. Chance: random directions in place of the meta-latents.",
+            ),
+        },
+        plots={"cosines": _histogram(cosines, nearest_table, over)},
+        settings={"threshold": threshold, "seed": seed},
+        inputs=tuple(opened),
+        warnings=_warnings(over, base, found, len(directions)),
+    )
+
+
+def _several(given: Sequence[DictionaryLike] | DictionaryLike) -> list[DictionaryLike]:
+    return [given] if isinstance(given, DictionaryLike) else list(given)
+
+
+def _row(over: Dictionary, base: Dictionary, found: Explained, active: int, seed: int) -> dict[str, Any]:
+    directions, _ = alive_directions(base)
+    spread = (directions.double() - directions.double().mean(dim=0)).square().sum(dim=1)
+    low, high = _ratio_interval(found.errors, spread, seed)
+    return {
+        "meta": over.name,
+        "of": base.name,
+        "directions": len(directions),
+        "meta-latents": over.n_latents,
+        "active": active,
+        "L0": found.l0,
+        "explained (centred)": found.centred,
+        "low": low,
+        "high": high,
+        "explained (plain)": found.plain,
+    }
+
+
+def _ratio_interval(errors: Tensor, spread: Tensor, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval over directions of 1 - sum of errors / sum of squares."""
+    generator = np.random.default_rng(seed)
+    drawn = [generator.integers(0, len(errors), len(errors)) for _ in range(1000)]
+    shares = [1 - float(errors[i].sum()) / total for i in drawn if (total := float(spread[i].sum())) > 0]
+    if not shares:
+        return float("nan"), float("nan")
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _beside(
+    own: Float[Tensor, "active d"], other: Dictionary, threshold: float, seed: int
+) -> tuple[dict[str, Any], Float[Tensor, " active"]]:
+    directions, latents = alive_directions(other)
+    best = nearest(own, directions).cosine[:, 0]
+    low, high = mean_interval(best, seed)
+    row = {
+        "dictionary": other.name,
+        "alive latents": len(latents),
+        "mean max cosine": float(best.mean()),
+        "low": low,
+        "high": high,
+        "chance (isotropic)": chance(directions, shaped=False, seed=seed),
+        "chance (shaped)": chance(directions, shaped=True, seed=seed),
+        "share above threshold": float((best >= threshold).float().mean()),
+    }
+    return row, best
+
+
+def _summary(over: Dictionary, base: Dictionary, found: Explained, active: int, table: pd.DataFrame) -> str:
+    said = (
+        f"{over.name} explains {found.centred:.1%} of the variance of {base.name}'s decoder directions about their "
+        f"mean ({found.plain:.1%} of their sum of squares) with {found.l0:.1f} of {over.n_latents} latents a direction."
+    )
+    ordinary = table[table["is"] == "ordinary"]
+    if ordinary.empty:
+        return said
+    best = ordinary.loc[ordinary["mean max cosine"].idxmax()]
+    return (
+        f"{said} Of the ordinary dictionaries, its {active} active latents are most like those of "
+        f"{best['dictionary']}: mean max cosine {best['mean max cosine']:.3f} [{best['low']:.3f}, {best['high']:.3f}] "
+        f"(chance: {best['chance (isotropic)']:.3f}, shaped {best['chance (shaped)']:.3f})."
+    )
+
+
+def _warnings(over: Dictionary, base: Dictionary, found: Explained, directions: int) -> tuple[str, ...]:
+    said = []
+    if over.metadata.sources and base.name not in over.metadata.sources:
+        said.append(f"{over.name} says that it was made from {', '.join(over.metadata.sources)}, not {base.name}.")
+    if found.centred < 0:
+        said.append(f"{over.name} explains less than the mean direction does: was it trained on other directions?")
+    if over.n_latents >= directions:
+        said.append(f"{over.name} has {over.n_latents} latents for {directions} directions: it can hold each of them.")
+    return tuple(said)
+
+
+@plotting.applied
+def _histogram(cosines: dict[str, Tensor], table: pd.DataFrame, over: Dictionary) -> Plot:
+    figure, (ax,) = plotting.axes(width=6.5)
+    bins = plotting.bins(list(cosines.values()))
+    levels = table.set_index("dictionary")["chance (shaped)"]
+    for number, (name, best) in enumerate(cosines.items()):
+        colour = plotting.colour(number)
+        ax.hist(
+            best.numpy(),
+            bins=bins,
+            histtype="step",
+            density=True,
+            lw=1.8,
+            color=colour,
+            ls=plotting.line(number),
+            label=name,
+        )
+        ax.axvline(levels[name], color=colour, ls=":", lw=1)
+    ax.set(xlabel="max cosine with a latent of the dictionary", ylabel="density of meta-latents")
+    ax.set_title("Are meta-latents latents of smaller dictionaries?")
+    ax.legend(fontsize=8)
+    n = len(next(iter(cosines.values())))
+    return Plot(figure, f"{n} active latents of {over.name}; dotted: mean max cosine of random directions (shaped).")

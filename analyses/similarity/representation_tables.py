@@ -1,0 +1,204 @@
+"""Two dictionaries as whole spaces: their paired decoders, their codes, and each's codes told by the other's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from analyses.common import plotting
+from analyses.common.chance import alive_latents, random_directions
+from analyses.common.seed_floor import SEEDS
+from analyses.common.similarity_table import NONE, Similarity
+from analyses.similarity.coactivation_tables import RANDOM, drawn_rates, random_codes
+from analyses.similarity.code_regression import CrossFit, cross_fit
+from analyses.similarity.code_sample import Matrix, Sample, randomly_fired
+from analyses.similarity.code_similarity import code_cka, code_cka_value, seldom
+from analyses.similarity.latent_pairs import KINDS, Pair
+from analyses.similarity.representation import (
+    ROWS,
+    Measure,
+    Rows,
+    Tested,
+    cka,
+    procrustes,
+    rsa,
+    svcca,
+    value_of,
+    with_null,
+)
+from dictlab.dictionary import Dictionary
+from dictlab.reports.report import Plot
+
+DENSE = 0.1  # share of tokens above which a latent is dense
+OF_DECODERS: dict[str, tuple[Measure, bool]] = {
+    "CKA, paired decoders": (cka, False),
+    "SVCCA, paired decoders": (svcca, False),
+    "RSA, paired decoders": (rsa, False),
+    "Procrustes residual, paired decoders": (procrustes, True),
+}
+OF_CODES: dict[str, Callable[[Matrix], Matrix]] = {
+    "CKA, codes": lambda codes: codes,
+    f"CKA, codes active at up to {DENSE:.0%}": lambda codes: seldom(codes, DENSE),
+}
+CROSS = "cross-reconstruction R²"
+DRAWS = 16  # pairs of dictionaries that a plot shows
+
+
+class Compared(NamedTuple):
+    """A pair of dictionaries as spaces: similarities, and the R2 of each latent (None without codes)."""
+
+    similarities: list[Similarity]
+    latents: pd.DataFrame | None
+
+
+def compared_spaces(
+    pair: Pair, sample: Sample | None, *, ridge: float, fewest: int, permutations: int, seed: int
+) -> Compared:
+    """Everything that compares two dictionaries as wholes.
+
+    Args:
+        pair: Their comparison by direction.
+        sample: Their codes; without them only paired decoders are compared.
+        ridge: Of the prediction of one's codes from the other's.
+        fewest: Tokens at which a latent must be active to be predicted.
+        permutations: Shuffles of each null.
+        seed: Of shuffles, intervals and random latents.
+    """
+    found = _of_decoders(pair, permutations, seed)
+    if sample is None:
+        return Compared(found, None)
+    found += _of_codes(pair, sample, permutations, seed)
+    tables = []
+    for of, to in ((pair.a, pair.b), (pair.b, pair.a)):
+        codes = (sample.codes[of.name], sample.codes[to.name])
+        how = {"ridge": ridge, "fewest": fewest, "seed": seed}
+        fit = cross_fit(*codes, sample.sequence, permutations=permutations, **how)  # type: ignore[arg-type]
+        if fit is None:
+            continue
+        chance = _chance_of_fit(of, to, sample, ridge, fewest, seed)
+        found += _of_fit(of.name, to.name, fit, chance)
+        tables.append(_latents(of.name, to.name, fit))
+    return Compared(found, pd.concat(tables, ignore_index=True) if tables else None)
+
+
+@plotting.applied
+def space_plot(similarities: pd.DataFrame) -> Plot:
+    """Every whole-space similarity with its interval, chance and shuffled mean."""
+    names = [*OF_DECODERS, *OF_CODES, f"{CROSS}, median", f"{CROSS}, total"]
+    shown = [name for name in names if (similarities["measure"] == name).any()]
+    pairs = list(dict.fromkeys(zip(similarities["from"], similarities["to"], strict=True)))[:DRAWS]
+    most = max(similarities["measure"].eq(name).sum() for name in shown)
+    figure, axes = plotting.axes(len(shown), width=3.9, height=1.1 + 0.3 * min(most, DRAWS))
+    written: list[tuple[str, str]] = []
+    for panel, (ax, name) in enumerate(zip(axes, shown, strict=True)):
+        rows = similarities[(similarities["measure"] == name)].set_index(["from", "to"])
+        rows = rows.loc[[pair for pair in pairs if pair in rows.index]]
+        y = np.arange(len(rows))[::-1]
+        ax.errorbar(
+            rows["value"], y, xerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]], fmt="none", color="#444"
+        )
+        seeds = (rows["relation"] == SEEDS).to_numpy()
+        for number, (label, mask) in enumerate((("measured", ~seeds), ("measured, two seeds", seeds))):
+            if mask.any():
+                at = (rows["value"][mask], y[mask])
+                ax.scatter(
+                    *at, s=26, zorder=3, label=label, color=plotting.colour(number), marker=plotting.marker(number)
+                )
+        ax.scatter(rows["shuffled, mean"], y, color="#666666", marker="|", s=60, label="shuffled")
+        ax.scatter(rows["chance (shaped)"], y, facecolors="none", edgecolors="#666666", s=22, label="chance (shaped)")
+        alone = panel % 3 == 0 or list(rows.index) != written  # panels in a row share their pairs
+        written = list(rows.index)
+        ax.set_yticks(y, ["\n".join(plotting.short(names)) for names in written] if alone else [], fontsize=7)
+        ax.set(title=name, xlabel="share of Y left" if name.startswith("Procr") else "similarity (0 none, 1 equal)")
+        ax.set_ylim(-0.6, len(rows) - 0.4)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=4, fontsize=8)
+    return Plot(
+        figure,
+        "Whole-space similarities with 95 % intervals. Strokes: mean over shuffles of who belongs to whom; rings: "
+        "random latents, matched in the same way. Of the Procrustes residual, less is more alike.",
+    )
+
+
+def _of_decoders(pair: Pair, permutations: int, seed: int) -> list[Similarity]:
+    x, y = _rows(pair.a.W_dec, pair.a_latents, seed), _rows(pair.b.W_dec, pair.b_latents, seed)
+    drawn = {kind: _chance_rows(pair, kind, seed) for kind in KINDS}
+    found = []
+    for name, (measure, smaller) in OF_DECODERS.items():
+        one = with_null(measure, x, y, permutations=permutations, seed=seed, smaller_is_alike=smaller)
+        chance = {kind: value_of(measure, *rows, seed=seed) for kind, rows in drawn.items()}
+        found.append(_similarity(name, pair, one, chance, "pairs"))
+    return found
+
+
+def _of_codes(pair: Pair, sample: Sample, permutations: int, seed: int) -> list[Similarity]:
+    a, b = sample.codes[pair.a.name], sample.codes[pair.b.name]
+    drawn = {kind: random_codes(pair, sample, kind, seed)[:2] for kind in KINDS}
+    found = []
+    for name, some in OF_CODES.items():
+        if min(some(a).shape[1], some(b).shape[1]) == 0:
+            continue
+        one = code_cka(some(a), some(b), sample.sequence, permutations=permutations, seed=seed)
+        chance = {
+            kind: code_cka_value(some(x), some(y)) if some(x).shape[1] else NONE for kind, (x, y) in drawn.items()
+        }
+        found.append(_similarity(name, pair, one, chance, "tokens"))
+    return found
+
+
+def _similarity(name: str, pair: Pair, one: Tested, chance: dict[str, float], unit: str) -> Similarity:
+    n = f"{one.n} {unit}"
+    found = Similarity(name, pair.a.name, pair.b.name, one.value, one.low, one.high, n=n)
+    return found._replace(isotropic=chance["isotropic"], shaped=chance["shaped"], shuffled=one.shuffled, p=one.p)
+
+
+def _rows(weights: Tensor, latents: Tensor, seed: int) -> Rows:
+    """Unit directions of some latents; of very many, the same sample of rows for both sides."""
+    if len(latents) > ROWS:
+        latents = latents[np.random.default_rng([seed, ROWS]).permutation(len(latents))[:ROWS]]
+    found: Rows = normalize(weights[latents].double(), dim=1).numpy()
+    return found
+
+
+def _chance_rows(pair: Pair, kind: str, seed: int) -> tuple[Rows, Rows]:
+    chance = pair.chance[kind]
+    partners = pair.of_large[chance.matched.decoder.partners]
+    x = _rows(chance.directions, chance.matched.decoder.rows, seed)
+    return x, _rows(pair.large.W_dec, partners, seed)
+
+
+def _chance_of_fit(
+    of: Dictionary, to: Dictionary, sample: Sample, ridge: float, fewest: int, seed: int
+) -> dict[str, CrossFit | None]:
+    """How much the codes of `to` tell of random latents that fire as often as those of `of`."""
+    found = {}
+    for kind, shaped in KINDS.items():
+        drawn = random_directions(to.W_dec, RANDOM, shaped=shaped, seed=seed, of_b=alive_latents(to))
+        codes = randomly_fired(sample.x, drawn, drawn_rates(sample.rates()[of.name], RANDOM, seed))
+        tokens = codes.shape[0]
+        least, sequence = max(2, fewest * tokens // sample.n_tokens), sample.sequence[:tokens]
+        told_by = sample.codes[to.name][:tokens]
+        found[kind] = cross_fit(codes, told_by, sequence, ridge=ridge, fewest=least, permutations=0, seed=seed)
+    return found
+
+
+def _of_fit(of: str, to: str, fit: CrossFit, chance: dict[str, CrossFit | None]) -> list[Similarity]:
+    n = f"{fit.sequences} sequences, {len(fit.latents)} latents"
+    rows = []
+    for k, (name, (value, low, high)) in enumerate((("median", fit.median), ("total", fit.total))):
+        levels = {kind: getattr(one, name)[0] for kind, one in chance.items() if one is not None}
+        one = Similarity(f"{CROSS}, {name}", of, to, value, low, high, n=n, directed=True)
+        one = one._replace(isotropic=levels.get("isotropic", NONE), shaped=levels.get("shaped", NONE))
+        rows.append(one._replace(shuffled=fit.shuffled[k], p=fit.p[k]))
+    return rows
+
+
+def _latents(of: str, to: str, fit: CrossFit) -> pd.DataFrame:
+    columns = {"latent": fit.latents, "R²": fit.r2, "low": fit.low, "high": fit.high}
+    frame = pd.DataFrame({"from": of, "to": to} | columns)
+    return frame.sort_values("R²", kind="stable", ignore_index=True)

@@ -1,0 +1,223 @@
+"""The activations of a model at a site: a shuffled stream of them, and what they are like on average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dictlab.data.shuffle_buffer import BUFFER, Shuffled
+from dictlab.data.shuffle_buffer import FORWARD_TOKENS as FORWARD_TOKENS  # also for those who capture by themselves
+from dictlab.data.text import Split, Text
+from dictlab.errors import check_at_least
+from dictlab.model.language_model import LanguageModel
+
+
+def shuffled(
+    model: LanguageModel,
+    text: Text,
+    site: str,
+    *,
+    context: int,
+    batch: int,
+    buffer: int = BUFFER,
+    seed: int = 0,
+    repeat: bool | int = True,
+) -> Iterator[Float[Tensor, "batch d_in"]]:
+    """Activation vectors of one site in random order (`stream.Shuffled` is the same for several, and can be resumed).
+
+    Args:
+        model: The language model.
+        text: Where its tokens come from.
+        site: Where in the model.
+        context: Tokens a context.
+        batch: Vectors a batch; at the end of the text, what does not fill one is dropped.
+        buffer: Vectors held; memory is bounded by three times `buffer * d_in` numbers, and one forward.
+        seed: Decides the order of documents and vectors.
+        repeat: Go round the text for ever, or so many times, in another order each time.
+    """
+    stream = Shuffled(
+        lambda tokens: model.capture(tokens, site),
+        lambda start: text.contexts(model.tokenizer, context, seed=seed, repeat=repeat, start=start),
+        context=context,
+        batch=batch,
+        buffer=buffer,
+        seed=seed,
+    )
+    for vectors in stream:
+        yield vectors[site]
+
+
+def sample(
+    model: LanguageModel, text: Text, site: str, *, context: int, tokens: int, seed: int = 0
+) -> Iterator[Float[Tensor, "batch context d_in"]]:
+    """Activations, sequence by sequence, of contexts drawn from all over a text: about `tokens` tokens of them."""
+    for batch in samples(model, text, [site], context=context, tokens=tokens, seed=seed):
+        yield batch[site]
+
+
+def samples(
+    model: LanguageModel, text: Text, sites: Sequence[str], *, context: int, tokens: int, seed: int = 0
+) -> Iterator[dict[str, Float[Tensor, "batch context d_in"]]]:
+    """The same at several sites, by site; the model is run once for all."""
+    check_at_least(context, tokens=tokens)
+    contexts = text.sample(model.tokenizer, context, tokens // context, seed=seed)
+    for batch in contexts.split(max(1, FORWARD_TOKENS // context)):
+        yield model.capture(batch, sites)
+
+
+def captured(
+    model: LanguageModel, site: str, sequences: Int[Tensor, "n context"]
+) -> Iterator[Float[Tensor, "batch context d_in"]]:
+    """Activations of some sequences of tokens, a few sequences at a time."""
+    for batch in sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])):
+        yield model.capture(batch, site)[site]
+
+
+class Activations(Protocol):
+    """Activations of one place, whatever they come from: a model at a site (`ModelActivations`), or an array.
+
+    Attributes:
+        name: What reports call the source.
+        d_in: Width.
+        context: Tokens of a sequence.
+        split: Which part of the source: "train", "heldout"; or "all" of an array.
+        unit: What intervals are resampled over.
+        counted: What `context` and samples count: tokens, or rows of an array.
+    """
+
+    counted: ClassVar[str]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def d_in(self) -> int: ...
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    def as_split(self, split: Split) -> Activations:
+        """The part that training is on, or the part that it never sees."""
+        ...
+
+    def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
+        """Activations, sequence by sequence, drawn from all over the source: about `tokens` tokens of them."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What a report's settings say of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelActivations:
+    """The activations of a model at one site.
+
+    Attributes:
+        model: The language model.
+        text: Where its tokens come from.
+        site: Where in the model.
+        context: Tokens a sequence.
+    """
+
+    model: LanguageModel
+    text: Text
+    site: str
+    context: int
+    counted: ClassVar[str] = "tokens"
+    _drawn: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.text.name
+
+    @property
+    def d_in(self) -> int:
+        tokens = next(self.text.contexts(self.model.tokenizer, self.context))
+        return int(self.model.capture(tokens[None], self.site)[self.site].shape[-1])
+
+    @property
+    def split(self) -> str:
+        return self.text.split
+
+    @property
+    def unit(self) -> str:
+        return "sequences"
+
+    def as_split(self, split: Split) -> ModelActivations:
+        return replace(self, text=self.text.as_split(split), _drawn={})  # what was drawn is of the other split
+
+    def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
+        yield from captured(self.model, self.site, self.sequences(tokens, seed))
+
+    def sequences(self, tokens: int, seed: int = 0) -> Int[Tensor, "n context"]:
+        """The tokens that `sample` gives the activations of; they are drawn once."""
+        check_at_least(self.context, tokens=tokens)
+        if (tokens, seed) not in self._drawn:
+            count = tokens // self.context
+            self._drawn[tokens, seed] = self.text.sample(self.model.tokenizer, self.context, count, seed=seed)
+        return self._drawn[tokens, seed]
+
+    def record(self) -> dict[str, Any]:
+        return {"text": self.text.name, "model": self.model.name, "context": self.context}
+
+
+def unit_of(activations: Activations) -> str:
+    """What its sequences are called; held-out ones are named so."""
+    return f"held-out {activations.unit}" if activations.split == "heldout" else activations.unit
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of activations.
+
+    Attributes:
+        n: Tokens seen.
+        mean: E[x].
+        variance: E |x - E[x]|^2, summed over coordinates.
+        covariance: E[(x - E[x]) (x - E[x])^T], where it was asked for.
+    """
+
+    n: int
+    mean: Float[Tensor, " d_in"]
+    variance: float
+    covariance: Float[Tensor, "d_in d_in"] | None
+
+
+def statistics(batches: Iterable[Float[Tensor, "*tokens d_in"]], *, covariance: bool = False) -> Statistics:
+    """Mean, total variance and, on demand, covariance, in one pass in float64.
+
+    Sums are taken about the mean of the first batch, so that a large mean costs no precision.
+
+    Raises:
+        ValueError: There was not a single token.
+    """
+    n, about = 0, None
+    for batch in batches:
+        x = batch.reshape(-1, batch.shape[-1]).double()
+        if about is None:
+            about = x.mean(dim=0)
+            first = torch.zeros_like(about)
+            second = about.new_zeros(len(about), len(about)) if covariance else torch.zeros_like(about)
+        x = x - about
+        n += len(x)
+        first += x.sum(dim=0)
+        second += x.T @ x if covariance else x.square().sum(dim=0)
+    if about is None or n == 0:
+        raise ValueError("statistics of no activations at all")
+    shift = first / n
+    if covariance:
+        matrix = second / n - torch.outer(shift, shift)
+        return Statistics(n, (about + shift).float(), float(matrix.trace()), matrix.float())
+    return Statistics(n, (about + shift).float(), float((second / n - shift.square()).sum()), None)

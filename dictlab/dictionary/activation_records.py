@@ -1,0 +1,127 @@
+"""Activation functions out of files: a tagged record and the tensors beside it.
+
+`Activation.record` and `Activation.tensors` write them; a new activation function is one line in `READERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from dictlab.dictionary.activation_functions import (
+    AbsTopK,
+    Activation,
+    BatchTopK,
+    Gated,
+    GroupMax,
+    JumpReLU,
+    PerToken,
+    ReLU,
+    TopK,
+    Union,
+)
+from dictlab.errors import DictlabError
+
+
+def from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> Activation:
+    """The activation function that a file describes.
+
+    Args:
+        record: What `Activation.record` gave.
+        tensors: What `Activation.tensors` gave.
+        n_latents: Of the dictionary that it belongs to.
+
+    Raises:
+        DictlabError: Its kind is unknown, what it needs is missing or of another shape, or there is more than it needs.
+    """
+    kind = record.get("kind")
+    if not isinstance(kind, str) or kind not in READERS:
+        raise DictlabError(f"activation function {kind!r} is unknown; known are {', '.join(READERS)}.")
+    made = READERS[kind](record, tensors, n_latents)
+    unknown = sorted({*record, *tensors} - {*made.record(), *made.tensors()})
+    if unknown:
+        raise DictlabError(
+            f"activation function {kind}: {str(unknown[0])[:40]!r} is unknown here and may change the function."
+        )
+    return made
+
+
+def whole(value: Any, name: str) -> int:
+    """A number of latents, out of a file.
+
+    Raises:
+        DictlabError: It is no whole number above 0 (a bool is an int, and means nothing here).
+    """
+    if type(value) is not int or value < 1:
+        raise DictlabError(f"{name} is {repr(value)[:40]}; expected a whole number above 0.")
+    return value
+
+
+def _read_k(cls: type[PerToken]) -> Callable[..., Activation]:
+    def read(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> Activation:
+        activation: Activation = cls(whole(record.get("k"), f"activation function {cls.kind}: k"))  # type: ignore[assignment]
+        return activation
+
+    return read
+
+
+def _read_groupmax(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> GroupMax:
+    k = whole(record.get("k"), "activation function groupmax: k")
+    if n_latents % k:
+        raise DictlabError(f"activation function groupmax: {n_latents} latents do not divide into {k} groups.")
+    return GroupMax(k)
+
+
+def _read_vectors(cls: type[JumpReLU] | type[Gated], *names: str) -> Callable[..., Activation]:
+    def read(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> Activation:
+        return cls(*(_vector(tensors, name, n_latents, cls.kind) for name in names))
+
+    return read
+
+
+def _vector(tensors: Mapping[str, Tensor], name: str, n_latents: int, kind: str) -> Tensor:
+    if name not in tensors:
+        raise DictlabError(f"activation function {kind}: the tensor {name!r} is missing.")
+    if list(tensors[name].shape) != [n_latents]:
+        raise DictlabError(
+            f"activation function {kind}: {name} has shape {list(tensors[name].shape)}; expected {[n_latents]}."
+        )
+    return tensors[name]
+
+
+def _read_union(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> Union:
+    emits = _vector(tensors, "emits", n_latents, "union")
+    pairs = record.get("parts") if isinstance(record.get("parts"), list) else []
+    if not pairs or not all(
+        isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int and pair[0] > 0 and isinstance(pair[1], dict)
+        for pair in pairs
+    ):
+        raise DictlabError(
+            f"activation function union: parts is {str(record.get('parts'))[:60]}; "
+            "expected [[latents, activation], ...]."
+        )
+    if sum(width for width, _ in pairs) != n_latents:
+        raise DictlabError(
+            f"activation function union: its parts have {sum(width for width, _ in pairs)} latents, not {n_latents}."
+        )
+    if any(part.get("kind") == Union.kind for _, part in pairs):
+        raise DictlabError("activation function union: one of its parts is a union itself.")
+    parts = []
+    for index, (width, part) in enumerate(pairs):
+        own = {name.removeprefix(f"{index}."): t for name, t in tensors.items() if name.startswith(f"{index}.")}
+        parts.append((width, from_record(part, own, width)))
+    return Union(tuple(parts), emits.bool())
+
+
+READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor], int], Activation]] = {
+    ReLU.kind: lambda record, tensors, n_latents: ReLU(),
+    JumpReLU.kind: _read_vectors(JumpReLU, "threshold"),
+    Gated.kind: _read_vectors(Gated, "b_gate", "r_mag", "b_mag"),
+    TopK.kind: _read_k(TopK),
+    AbsTopK.kind: _read_k(AbsTopK),
+    GroupMax.kind: _read_groupmax,
+    BatchTopK.kind: _read_k(BatchTopK),
+    Union.kind: _read_union,
+}

@@ -1,0 +1,99 @@
+"""What a researcher wants to know of a dictionary at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dictlab.dictionary import Dictionary
+from dictlab.dictionary.normalisation import to_record
+
+WORLDS = {
+    "huggingface": "the model as Hugging Face runs it",
+    "transformer_lens": "the model as TransformerLens processes it",
+}
+
+
+def describe(dictionary: Dictionary) -> list[tuple[str, str]]:
+    """A dictionary's shape, origin and quality, as (name, text). Its weights are not read."""
+    about, metrics = dictionary.metadata, dictionary.metadata.metrics
+    unknown = "not recorded"
+    competing = dictionary.n_latents - dictionary.n_emitting
+    rows = [
+        ("dictionary", dictionary.name),
+        (
+            "shape",
+            f"{dictionary.n_latents} latents x {dictionary.d_in}"
+            + (f" ({competing} only compete)" if competing else ""),
+        ),
+        (
+            "activation function",
+            _activation(dictionary.activation.record()),
+        ),
+        ("input normalisation", _record(to_record(dictionary.normalisation))),
+        ("model", f"{about.model} (fingerprint {about.model_fingerprint})" if about.model else unknown),
+        ("site", about.site or unknown),
+        ("objective", about.objective or unknown),
+        ("made from", ", ".join(about.sources)),
+        ("trained as", _trained_as(dictionary)),
+        ("sparsity coefficient", next((_number(about.training[c]) for c in ("l1", "l0") if about.training.get(c)), "")),
+        ("seed", unknown if about.seed is None else str(about.seed)),
+        ("tokens trained on", unknown if about.tokens is None else f"{about.tokens:,}"),
+        ("dead latents", _dead(dictionary, metrics)),
+        ("L0", _metric(metrics, "l0")),
+        ("explained variance", _metric(metrics, "explained_variance")),
+        ("CE increase", _metric(metrics, "ce_increase", " nats/token")),
+        (
+            "measured on",
+            f"{_count(metrics['evaluation_tokens'])} held-out tokens" if "evaluation_tokens" in metrics else "",
+        ),
+        ("reads activations of", WORLDS.get(about.convention or "", about.convention or unknown)),
+        ("kept in", str(dictionary.W_dec.dtype).removeprefix("torch.")),
+        ("written by", about.library or unknown),
+        *(("note", note) for note in about.notes),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _trained_as(dictionary: Dictionary) -> str:
+    """The activation function in training, where it left another one in the file."""
+    training = dictionary.metadata.training
+    name, k = training.get("activation"), training.get("k")
+    if not isinstance(name, str) or name == dictionary.activation.kind:
+        return ""
+    return f"{name} with k {k}" if k is not None else name
+
+
+def _dead(dictionary: Dictionary, metrics: Mapping[str, Any]) -> str:
+    if not isinstance(metrics.get("dead"), int):
+        return "not recorded"
+    seen = f" in {_count(metrics['firing_tokens'])} tokens" if "firing_tokens" in metrics else ""
+    return f"{metrics['dead']} ({metrics['dead'] / max(1, dictionary.n_emitting):.1%}){seen}"
+
+
+def _metric(metrics: Mapping[str, Any], name: str, unit: str = "") -> str:
+    if name not in metrics:
+        return "not recorded"
+    interval = metrics.get(f"{name}_interval")  # other programs may write a value without one
+    between = f" [{', '.join(map(_number, interval))}]" if isinstance(interval, list) else ""
+    return f"{_number(metrics[name])}{between}{unit}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _activation(record: Mapping[str, Any]) -> str:
+    if "parts" not in record:
+        return _record(record)
+    return "union: " + ", ".join(f"{width} latents {_record(part)}" for width, part in record["parts"])
+
+
+def _record(record: Mapping[str, Any]) -> str:
+    """A tagged record in words: its kind, then what belongs to it."""
+    own = [f"{k} {_record(v) if isinstance(v, dict) else _number(v)}" for k, v in record.items() if k != "kind"]
+    return ", ".join([str(record["kind"]), *own])

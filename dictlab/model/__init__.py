@@ -1,0 +1,1 @@
+"""A Hugging Face causal language model: its sites, reading and replacing activations, altered forwards."""

@@ -1,0 +1,367 @@
+"""What does a language model do, and what does it do when one of its activations is replaced?
+
+`LanguageModel` wraps any Hugging Face causal language model. No model is re-implemented: activations are read and
+written by hooks, and a forward from the middle is the model's own forward with its earlier blocks made to pass their
+input on untouched. That is why `resume(capture(tokens, site), site)` gives the logits of the full forward, bit for bit.
+
+Sites are written as the field writes them, and any module path works too:
+
+    blocks.3.hook_resid_pre     the residual stream entering block 3
+    blocks.3.hook_resid_mid     between attention and MLP (not where both read the same stream, as in Pythia)
+    blocks.3.hook_resid_post    leaving block 3
+    blocks.3.hook_attn_out      what attention adds            blocks.3.hook_mlp_out    what the MLP adds
+    blocks.3.attn.hook_z        the heads' outputs side by side, before the output projection
+    blocks.3.mlp.hook_post      the MLP's neurons, likewise
+    transformer.h.3.mlp:in      a module's input               transformer.h.3.mlp      (or :out) its output
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dictlab.errors import DictlabError
+from dictlab.model.hooks import Place, adding_nothing, giving, passing_on, standing_in, visiting, visiting_sum
+from dictlab.model.kv_cache import Past
+from dictlab.model.module_layout import ATTENTION, Layout, child
+
+Replacement = Tensor | Callable[[Tensor], Tensor]
+
+
+class Forward(NamedTuple):
+    """What a forward gave: logits `[batch, context, vocabulary]`, and the activations that were asked for, by site."""
+
+    logits: Float[Tensor, "batch context vocabulary"]
+    activations: dict[str, Float[Tensor, "batch context d_in"]]
+
+
+class LanguageModel(Layout):
+    """A Hugging Face causal language model with three verbs: `capture`, `splice`, `resume`.
+
+    Its weights are frozen and it is put in evaluation mode; gradients flow through to activations.
+
+    Args:
+        model: Any causal language model of `transformers`.
+        tokenizer: Its tokenizer.
+        name: What reports call it, and how it can be found again.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
+        super().__init__(model.eval().requires_grad_(False), name)
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, beside: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> LanguageModel:
+        """Open a model from a folder or the Hugging Face Hub.
+
+        Args:
+            name: A folder, or a name on the Hub.
+            beside: Where to look for the folder first: next to the dictionary that names it.
+            device: "cpu", "cuda", ...
+            dtype: Precision of the weights.
+
+        Raises:
+            DictlabError: It is in none of these places; the message says which were tried.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        check_device(device)
+        folders = [Path(name)] if beside is None else [beside / name, Path(name)]
+        found = next((folder for folder in folders if (folder / "config.json").exists()), None)
+        source, tried = str(found or name), [f"the folder {folder}" for folder in folders]
+        if found is None and not _may_be_on_hub(source):
+            raise DictlabError(f"model {source!r} was not found. Tried: {'; '.join(tried)}.")
+        try:
+            with _quiet():
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError, SafetensorError) as error:
+            where = "; ".join(tried if found else [*tried, f"{source!r} on the Hugging Face Hub"])
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DictlabError(f"model {str(name)!r} could not be opened. Tried: {where} ({first}).") from error
+        return cls(model.to(device), tokenizer, str(name))
+
+    @property
+    def context(self) -> int:
+        """The longest context it was built for, in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 1024))
+
+    def context_length(self, wanted: int | None = None) -> int:
+        """Tokens a context: as many as are wanted, or as the model was built for, 1,024 at most.
+
+        Raises:
+            DictlabError: More are wanted than the model was built for, or fewer than two.
+        """
+        if wanted is None:
+            return min(self.context, 1024)
+        if not 2 <= wanted <= self.context:
+            raise DictlabError(f"context is {wanted}; {self.name} takes 2 to {self.context} tokens.")
+        return wanted
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries of its output distribution."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal weights: SHA-256 over each parameter's name, shape and up to 1,024 of its values."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            flat = weight.detach().flatten()
+            sample = flat[:: max(1, len(flat) // 1024)][:1024].float().cpu()
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def capture(
+        self, tokens: Int[Tensor, "batch context"], sites: str | Sequence[str]
+    ) -> dict[str, Float[Tensor, "batch context d_in"]]:
+        """Activations at some sites. The forward is left as soon as the last of them is reached.
+
+        Raises:
+            DictlabError: A site is not one of this model's.
+        """
+        sites = [sites] if isinstance(sites, str) else list(sites)
+        caught: dict[str, Tensor] = {}
+        with self._catching(sites, caught, leave=True), suppress(_Reached):
+            self.logits(tokens)
+        return caught
+
+    def forward(self, tokens: Int[Tensor, "batch context"], sites: Sequence[str] = ()) -> Forward:
+        """The whole forward: logits, and activations at some sites."""
+        caught: dict[str, Tensor] = {}
+        with self._catching(sites, caught):
+            return Forward(self.logits(tokens), caught)
+
+    def splice(
+        self, tokens: Int[Tensor, "batch context"], site: str, replacement: Replacement, sites: Sequence[str] = ()
+    ) -> Forward:
+        """The forward of `tokens` with the activation at `site` replaced.
+
+        Args:
+            tokens: Token ids.
+            site: Where.
+            replacement: A tensor, or a function of the clean activation.
+            sites: Where to catch activations of the altered forward.
+
+        Raises:
+            DictlabError: The site is not one of this model's, or the replacement has another shape.
+        """
+        place = self.locate(site)
+        if place.block is not None:
+            start, after = self.start_of(site), [other for other in sites if self.follows(other, place)]
+            clean = self.capture(tokens, [start, site, *(other for other in sites if other not in after)])
+            new = _applied(replacement, clean[site], site)
+            out = self.resume(new, site, after, residual=clean[start])
+            known = clean | {site: new} | out.activations
+            return Forward(out.logits, {other: known[other] for other in sites})
+        caught: dict[str, Tensor] = {}
+        with self._catching(sites, caught), visiting(place, lambda x: _applied(replacement, x, site)):
+            return Forward(self.logits(tokens), caught)
+
+    def resume(
+        self,
+        activation: Float[Tensor, "batch context d_in"],
+        site: str,
+        sites: Sequence[str] = (),
+        *,
+        residual: Float[Tensor, "batch context d_model"] | None = None,
+    ) -> Forward:
+        """The rest of the forward, from an activation at `site`: only the blocks from there on are computed.
+
+        Args:
+            activation: What stands at `site`. Gradients flow back to it.
+            site: Where it stands.
+            sites: Where to catch activations on the way.
+            residual: The residual stream entering the block of `site`. Needed where the site is not the residual
+                stream itself but something inside a block, such as `hook_mlp_out`.
+
+        Raises:
+            DictlabError: The site lies outside the blocks, or `residual` is needed and missing.
+        """
+        caught: dict[str, Tensor] = {}
+        with self._resuming(activation, site, sites, residual) as tokens, self._catching(sites, caught):
+            return Forward(self.logits(tokens), caught)
+
+    def carry(
+        self,
+        activation: Float[Tensor, "batch context d_in"],
+        site: str,
+        *,
+        residual: Float[Tensor, "batch context d_model"] | None = None,
+        past: Past | None = None,
+    ) -> Float[Tensor, "batch context d_model"]:
+        """The residual stream leaving the last block, resumed from an activation at `site`: `resume` without logits.
+
+        Args:
+            activation: What stands at `site`.
+            site: Where it stands.
+            residual: As for `resume`.
+            past: What the tokens before these left behind. The batch must be a multiple of theirs: it is taken for so
+                many versions of it, one after the other.
+
+        Raises:
+            DictlabError: As for `resume`.
+        """
+        return self.carried(activation, site, [self.last_site], residual=residual, past=past)[self.last_site]
+
+    def carried(
+        self,
+        activation: Float[Tensor, "batch context d_in"],
+        site: str,
+        sites: Sequence[str],
+        *,
+        residual: Float[Tensor, "batch context d_model"] | None = None,
+        past: Past | None = None,
+    ) -> dict[str, Float[Tensor, "batch context d"]]:
+        """Activations at later sites, resumed from one at `site`. The forward is left as soon as the last is reached.
+
+        Arguments and errors as for `carry`.
+        """
+        place = self.locate(site)
+        caught = {other: activation for other in sites if self.locate(other) == place}
+        later = [other for other in sites if other not in caught]
+        if not later:
+            return caught
+        with (
+            self._resuming(activation, site, later, residual) as tokens,
+            self._catching(later, caught, leave=True),
+            suppress(_Reached),
+        ):
+            self.logits(tokens, None if past is None else past.cache(len(tokens)))
+        return caught
+
+    def past(
+        self,
+        activation: Float[Tensor, "batch past d_in"],
+        site: str,
+        *,
+        residual: Float[Tensor, "batch past d_model"] | None = None,
+    ) -> Past | None:
+        """What these tokens leave to later ones in the blocks from `site` on; None of no tokens.
+
+        With it, `carry` of later tokens costs those tokens only. Arguments as for `resume`.
+        """
+        if activation.shape[1] == 0:
+            return None
+        with self._resuming(activation, site, (), residual) as tokens:
+            return Past.of(lambda cache: self.logits(tokens, cache), self.n_blocks)
+
+    def unembed(self, residual: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens vocabulary"]:
+        """Logits of residual streams leaving the last block: the model's own final norm, unembedding and logit caps.
+
+        All of that acts on each token alone, so each is given as a sequence of its own.
+        """
+        return self.resume(residual[:, None], self.last_site).logits[:, 0]
+
+    @contextmanager
+    def _resuming(
+        self, activation: Tensor, site: str, sites: Sequence[str], residual: Tensor | None
+    ) -> Iterator[Int[Tensor, "batch context"]]:
+        """Let a forward begin at `site`. Gives tokens to run it with; what they are does not matter."""
+        (block, place), lengths = self.in_block(site), self.returns
+        if place.kind == "module" and residual is None:
+            start = self.start_of(site)
+            raise DictlabError(f"site {site} is not the whole residual stream: give resume the residual at {start}.")
+        for other in sites:
+            if not self.follows(other, place):
+                raise DictlabError(f"site {other} is not computed when the forward is resumed from {site}.")
+        activation = activation.contiguous()  # some modules take no other
+        first = block + (place.kind == "resid_post")
+        entering = residual if place.kind == "module" else activation
+        with ExitStack() as stack:
+            for skipped in self.blocks[:first]:
+                stack.enter_context(standing_in(skipped, passing_on(lengths[skipped])))
+            stack.enter_context(self._entering(first, entering))
+            if place.kind == "resid_mid":
+                attention = child(self.blocks[first], ATTENTION)
+                stack.enter_context(standing_in(attention, adding_nothing(lengths[attention], activation)))
+            if place.kind == "module" and place.side == "out" and place.module in lengths:
+                stack.enter_context(standing_in(place.module, giving(lengths[place.module], activation)))
+            elif place.kind == "module":
+                stack.enter_context(visiting(place, lambda _: activation))
+            yield torch.zeros(activation.shape[:2], dtype=torch.long, device=activation.device)
+
+    @contextmanager
+    def _catching(self, sites: Sequence[str], caught: dict[str, Tensor], leave: bool = False) -> Iterator[None]:
+        """Put the activation at each site into `caught`; optionally leave the forward when all are there."""
+        with ExitStack() as stack:
+            for site in sites:
+                place = self.locate(site)
+
+                def catch(x: Tensor, site: str = site) -> None:
+                    caught[site] = x
+                    if leave and len(caught) == len(set(sites)):
+                        raise _Reached
+
+                if place.kind == "resid_mid":
+                    stack.enter_context(visiting_sum(self.blocks[place.block or 0], place.module, catch))
+                else:
+                    stack.enter_context(visiting(place, catch))
+            yield
+
+    @contextmanager
+    def _entering(self, block: int, activation: Tensor | None) -> Iterator[None]:
+        """Replace what enters a block (or, after the last one, what leaves the blocks)."""
+        if block < self.n_blocks:
+            place = Place(block, "resid_pre", self.blocks[block], "in")
+        else:
+            place = Place(block, "resid_post", self.blocks[-1], "out")
+        with visiting(place, lambda _: activation):
+            yield
+
+
+class _Reached(Exception):
+    """The last site of a capture was reached."""
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Whether a name can be one on the Hub (`gpt2`, `owner/name`), not a path. Asking in vain costs half a minute."""
+    return name.count("/") <= 1 and name[0] not in "./~" and not ("/" in name and Path(name).parent.is_dir())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for weights that load in a moment; the caller's setting is put back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, rather than quietly use another.
+
+    Raises:
+        DictlabError: CUDA was asked for and this machine, or this build of torch, has none.
+    """
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise DictlabError(f"device {device!r} is unknown; write cpu, cuda, or cuda:1.") from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DictlabError(f"device {device!r}: no CUDA device is available to torch {torch.__version__}; use cpu.")
+
+
+def _applied(replacement: Replacement, clean: Tensor, site: str) -> Tensor:
+    new = replacement if isinstance(replacement, Tensor) else replacement(clean)
+    if new.shape != clean.shape:
+        raise DictlabError(f"site {site}: the activation is {list(clean.shape)}, its replacement {list(new.shape)}.")
+    return new

@@ -1,0 +1,95 @@
+"""Cards: what single things are, such as latents. A title, fields, and passages of text whose pieces are marked.
+
+On a page and in a notebook a card is a box; what stands in it is text, whatever it looks like. A piece is shaded by its
+weight, and the peak of a passage is printed in bold and underlined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+
+class Piece(NamedTuple):
+    """A piece of a text, such as a token, with a weight between 0 (not shaded) and 1 (the darkest)."""
+
+    text: str
+    weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Text in pieces.
+
+    Attributes:
+        pieces: In their order.
+        peak: The piece that it is about; None for none.
+    """
+
+    pieces: tuple[Piece, ...]
+    peak: int | None = None
+
+    def __str__(self) -> str:
+        """The text, with the peak between « and »."""
+        return "".join(f"«{piece.text}»" if i == self.peak else piece.text for i, piece in enumerate(self.pieces))
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one thing is.
+
+    Attributes:
+        title: Its name.
+        fields: What is known of it, by name.
+        passages: Passages of text, by heading.
+    """
+
+    title: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    passages: Mapping[str, tuple[Passage, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Several cards and what they are about."""
+
+    cards: tuple[Card, ...]
+    caption: str
+
+    def html(self) -> Markup:
+        """The cards as boxes, all of their text escaped."""
+        return Markup(template("cards.html").render(deck=self))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.html()
+
+    def data(self) -> dict[str, Any]:
+        """The same as JSON knows it."""
+        cards = [
+            {
+                "title": card.title,
+                "fields": dict(card.fields),
+                "passages": {
+                    heading: [
+                        {"text": str(p), "pieces": [[piece.text, piece.weight] for piece in p.pieces], "peak": p.peak}
+                        for p in passages
+                    ]
+                    for heading, passages in card.passages.items()
+                },
+            }
+            for card in self.cards
+        ]
+        return {"caption": self.caption, "cards": cards}
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """One of the package's templates. What is put into it is escaped."""
+    loader = jinja2.PackageLoader("dictlab.reports", "templates")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)

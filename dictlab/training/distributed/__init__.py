@@ -1,0 +1,1 @@
+"""Several processes in one run: tokens or latents shared out, weights gathered."""

@@ -1,0 +1,54 @@
+"""What of a learner must be kept so that it can go on alike, and back again.
+
+Tensors are under `weight.W`, `average.W` and `optimizer.W.moment` for each of its weights W, `counter.C` and
+`since_fired`. Most have a row for each latent (`state.has_rows`): of these a process has those of its own latents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dictlab.training.learner import Learner
+from dictlab.training.run_state import State
+
+
+def taken(learner: Learner) -> State:
+    """All that it takes to go on alike: weights, optimizer, schedule, counters, average."""
+    names = list(learner.weights)
+    tensors = {f"weight.{name}": t for name, t in learner.weights.items()}
+    tensors |= {f"counter.{name}": t for name, t in learner.counters.items()}
+    tensors |= {f"average.{name}": t for name, t in zip(names, learner.average or [], strict=False)}
+    tensors["since_fired"] = learner.since_fired
+    optimizer = learner.optimizer.state_dict()
+    for number, entries in optimizer["state"].items():
+        tensors |= {f"optimizer.{names[number]}.{moment}": value for moment, value in entries.items()}
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer["param_groups"]]
+    schedule = {k: v for k, v in learner.schedule.state_dict().items() if k != "lr_lambdas"}
+    record = {"steps": learner.steps, "averaged": learner.averaged, "groups": groups, "schedule": schedule}
+    return State(tensors, record)
+
+
+@torch.no_grad()
+def restore(learner: Learner, state: State) -> None:
+    """Make it the learner whose state was taken; it was made of the same member, settings and statistics."""
+    kept, record, names = state.tensors, state.record, list(learner.weights)
+    if learner.config.finetune and record["steps"] > learner.config.steps - learner.config.finetune_steps:
+        learner.begin(finetune=True)
+    for name, weight in learner.weights.items():
+        weight.copy_(kept[f"weight.{name}"])
+    for name, counter in learner.counters.items():
+        counter.copy_(kept[f"counter.{name}"])
+    for name, average in zip(names, learner.average or [], strict=False):
+        average.copy_(kept[f"average.{name}"])
+    learner.since_fired.copy_(kept["since_fired"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key in kept:
+        if key.startswith("optimizer."):
+            _, name, moment = key.split(".")
+            moments.setdefault(names.index(name), {})[moment] = kept[key]
+    own = learner.optimizer.state_dict()["param_groups"]
+    groups = [a | b | {"betas": tuple(b["betas"])} for a, b in zip(own, record["groups"], strict=True)]
+    learner.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    learner.schedule.load_state_dict(record["schedule"] | {"lr_lambdas": [None] * len(groups)})
+    learner.steps, learner.averaged = record["steps"], record["averaged"]
