@@ -13,11 +13,11 @@ from dictlab.cli.analyses import command_of, loaded, own_examples, own_lines
 from dictlab.cli.dictionaries import convert, info
 from dictlab.cli.failing import say
 from dictlab.cli.printing import examples
+from dictlab.cli.renamed import SHORT, option_renamed
 from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
 
 GROUP = "dictlab.analyses"
-SHORT = {"stitch": "stitching", "verify": "verification"}  # analyses that are commands of their own
 HELP = {
     "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
     "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
@@ -41,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: Exception) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"nothing is known to do with {' '.join(error.unused_tokens or [])!r}; --help shows what is expected."
+    if isinstance(error, UnknownOptionError):
+        renamed = option_renamed((error.command_chain or ("",))[-1], error.token.value or error.token.keyword or "")
+        if renamed is not None:
+            return renamed
     if isinstance(error, UnknownOptionError) and _asks_for_activations_alone(error):
         name = (error.command_chain or ("this",))[-1]
         return f"{name} needs the language model, and not its activations alone: leave out --data."
@@ -51,12 +55,6 @@ def _asks_for_activations_alone(error: UnknownOptionError) -> bool:
     """Whether --data was given to a command that takes a model and no array."""
     takes = {name for argument in error.argument_collection for name in argument.names}
     return error.token.value.partition("=")[0] == "--data" and "--model" in takes
-
-
-def _asks_for_data(error: UnknownOptionError) -> bool:
-    """Whether --data was given to a command that knows --model alone."""
-    known = any("--model" in argument.names for argument in error.argument_collection)
-    return known and error.token.value.partition("=")[0] == "--data"
 
 
 def build(arguments: Sequence[str]) -> App:

@@ -1,0 +1,37 @@
+"""Options and columns that have another name by now: the old name, typed, is answered with the new one.
+
+One line for each, under the name of its analysis (`train`, `info` and `convert` stand beside the analyses). What is
+listed here also stands in CHANGELOG.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Analysis or command -> old option -> new option, as parameters are spelt. An option that is gone for good has, in
+# place of a new name, a sentence that says what to do: it is told apart by its spaces.
+OPTIONS: Mapping[str, Mapping[str, str]] = {}
+
+# Analysis -> old column of its tables -> new column, or a sentence that says where its content is now.
+COLUMNS: Mapping[str, Mapping[str, str]] = {}
+
+SHORT = {"stitch": "stitching", "verify": "verification"}  # analyses that are commands of their own
+
+
+def option_renamed(command: str, typed: str) -> str | None:
+    """What to type in place of an option that has another name by now; None where the option never existed.
+
+    Args:
+        command: An analysis, or a command such as `train` or `stitch`.
+        typed: The option as it was typed: `--far`, `--far=3` or `--no-far`.
+    """
+    flag = typed.partition("=")[0]
+    name = flag.removeprefix("--").replace("-", "_")
+    known = OPTIONS.get(SHORT.get(command, command), {})
+    negated = name.startswith("no_") and name not in known
+    new = known.get(name.removeprefix("no_") if negated else name)
+    if new is None:
+        return None
+    if " " in new:
+        return f"{flag}: {new}"
+    return f"{flag} is now --{'no-' if negated else ''}{new.replace('_', '-')}."
