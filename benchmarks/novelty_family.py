@@ -22,7 +22,8 @@ from analyses.composition.insertion import insertion_effects, latent_table, near
 from analyses.composition.seed_control import Inserted
 from dictlab import Dictionary, LanguageModel, Text, load
 from dictlab.data import activations
-from dictlab.evaluation.evaluate import bounds, site_of
+from dictlab.evaluation.evaluate import site_of
+from dictlab.statistics import interval
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 WIDTHS, SEEDS, THRESHOLD, SEED = (256, 512, 1024, 2048, 4096), (0, 1), 0.7, 0
@@ -77,7 +78,7 @@ def share(pairs: list[Inserted], rule: str) -> tuple[float, np.ndarray]:
 
 
 def shown(value: float, draws: np.ndarray, sign: str = "") -> str:
-    low, high = bounds(draws)
+    low, high = interval(draws)
     return f"{100 * value:{sign}.1f} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
@@ -157,7 +158,7 @@ def draw(result: dict[str, dict[int, tuple[float, np.ndarray]]], tokens: int, pa
     for ax, label in zip(axes, ("by effect", "by cosine"), strict=True):
         for number, what in enumerate(("doubling", "another seed")):
             own = result[f"{what}, {label}"]
-            ends = np.array([bounds(draws) for _, draws in own.values()]).T
+            ends = np.array([interval(draws) for _, draws in own.values()]).T
             value = np.array([value for value, _ in own.values()])
             look = {"color": plotting.colour(number), "marker": plotting.marker(number), "ls": plotting.line(number)}
             ax.errorbar(list(own), 100 * value, yerr=100 * np.abs(ends - value), ms=5, capsize=2, label=what, **look)

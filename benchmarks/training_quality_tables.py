@@ -16,7 +16,7 @@ from analyses.quality.curve_comparison import estimate, mean_ratio
 from analyses.quality.measured_points import Point, curves
 from analyses.quality.pareto_tables import matched
 from dictlab import Dictionary
-from dictlab.evaluation.evaluate import bounds
+from dictlab.statistics import interval
 
 Array = NDArray[np.float64]
 Runs = Mapping[str, Sequence[Point]]
@@ -53,7 +53,7 @@ def head(*names: str) -> str:
 
 def spelt(series: Array, digits: int = 3) -> str:
     """A value and its interval."""
-    low, high = bounds(series[1:])
+    low, high = interval(series[1:])
     return f"{series[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
@@ -94,7 +94,7 @@ def groups(runs: Runs, k: int) -> list[Group]:
 def gain(group: Group, local: Group, whole: Group) -> Array | None:
     """Share of the CE gain of end-to-end training that a group has; None where there is hardly a gain to share."""
     whole_gain = local.series("ce_increase") - whole.series("ce_increase")
-    if bounds(whole_gain[1:])[0] <= 0:
+    if interval(whole_gain[1:])[0] <= 0:
         return None
     share: Array = (local.series("ce_increase") - group.series("ce_increase")) / whole_gain
     return share
@@ -289,7 +289,7 @@ def panel(ax: Axes, k: int, found: Sequence[Group], costs: Mapping[str, Cost]) -
         if len(own) == 1:
             continue
         series = [g.series("ce_increase") / local.series("ce_increase") for g in own]
-        ends = np.array([(s[0], *bounds(s[1:])) for s in series])
+        ends = np.array([(s[0], *interval(s[1:])) for s in series])
         bars = np.stack([ends[:, 0] - ends[:, 1], ends[:, 2] - ends[:, 0]])
         x = [relative(costs, g, "seconds") for g in own]
         look: Any = {"color": plotting.colour(number), "marker": plotting.marker(number), "ls": plotting.line(number)}

@@ -13,10 +13,10 @@ from analyses.autointerp.questions import ATTEMPTS
 from analyses.autointerp.scores import Outcome, said_cost
 from analyses.autointerp.settings import Interpreter
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import COVERAGE
 from dictlab.reports.report import Plot, Report, Table
+from dictlab.statistics import interval_words
 
-INTERVAL = f"{COVERAGE:.0%} bootstrap intervals over latents".replace("%", " %")
+INTERVAL = interval_words("latents")
 COST = (
     "Requests and tokens. Expected ones: each question asked once, less what was answered before; a token for 3 bytes "
     "of UTF-8 and 4 for each message, answers as long as they may be. Sent ones: as the endpoint counted them."

@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from analyses.autointerp.conversation import Cost
 from analyses.autointerp.examples import Window
 from analyses.autointerp.prompts import KINDS, marked
 from analyses.autointerp.scores import Interpreted, Judged, Outcome
 from analyses.autointerp.settings import Interpreter
-from analyses.common.chance import mean_interval
-from analyses.common.differences import difference
-from analyses.common.estimates import Estimate, columns
 from dictlab.reports.cards import Card, Cards, Passage, Piece
+from dictlab.statistics import Estimate, difference_of_means, estimate_columns, mean_interval
 
 CARDS = 8  # latents of a dictionary that get one
 MISTAKES = 3  # of each score, on a card
@@ -32,7 +29,8 @@ def overview(outcome: Outcome, seed: int) -> pd.DataFrame:
         row: dict[str, Any] = {"dictionary": name, "latents": len(found)}
         for kind in KINDS:
             values = scores(found, kind)
-            row |= columns(kind, Estimate(float(values.mean()), *_interval(values, seed)) if len(values) else _NONE)
+            mean = Estimate(float(values.mean()), *mean_interval(values, seed)) if len(values) else _NONE
+            row |= estimate_columns(kind, mean)
             row[f"{kind} latents"] = len(values)
         row["chance"] = CHANCE
         row["unexplained"] = sum(one.explanation is None for one in found)
@@ -49,10 +47,10 @@ def differences(outcome: Outcome, seed: int) -> pd.DataFrame:
     for (first, a), (second, b) in combinations(_by_dictionary(outcome), 2):
         for kind in KINDS:
             x, y = scores(a, kind), scores(b, kind)
-            found = difference(x, y, seed)
+            difference = difference_of_means(x, y, seed)
             row = {"first": first, "second": second, "score": kind, "first latents": len(x), "second latents": len(y)}
-            rows.append(row | columns("difference", Estimate(found.value, found.low, found.high)) | {"p": found.p})
-    names = ["first", "second", "score", "first latents", "second latents", *columns("difference", _NONE), "p"]
+            rows.append(row | estimate_columns("difference", Estimate(*difference[:3])) | {"p": difference.p})
+    names = ["first", "second", "score", "first latents", "second latents", *estimate_columns("difference", _NONE), "p"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -146,10 +144,6 @@ _NONE = Estimate(float("nan"), float("nan"), float("nan"))
 def _by_dictionary(outcome: Outcome) -> list[tuple[str, list[Interpreted]]]:
     pairs = zip(outcome.subjects, outcome.latents or [], strict=True)
     return [(subject.dictionary.name, found) for subject, found in pairs]
-
-
-def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
-    return mean_interval(torch.from_numpy(values), seed)
 
 
 def _worded(one: Interpreted, kind: str) -> str:

@@ -1,11 +1,9 @@
-"""What similarities stand beside: the level of chance, an interval, and which latents take part at all."""
+"""What similarities stand beside: the level of chance, and which latents take part at all."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import stats
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -45,16 +43,6 @@ def random_directions(
         values, vectors = torch.linalg.eigh(moments)
         draw = draw * values.clamp_min(0).sqrt() @ vectors.T
     return draw
-
-
-def mean_interval(values: Float[Tensor, " n"], seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval over latents of a mean (percentile, 1,000 resamples)."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    found = stats.bootstrap(
-        (values.numpy(),), np.mean, n_resamples=1000, method="percentile", batch=50, rng=np.random.default_rng(seed)
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def alive_latents(dictionary: Dictionary) -> Int[Tensor, " alive"]:

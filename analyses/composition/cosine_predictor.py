@@ -27,12 +27,12 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from dictlab import seeds
 from dictlab.dictionary.activation_functions import Activation, Union
-from dictlab.evaluation.evaluate import RESAMPLES, bounds
+from dictlab.statistics import RESAMPLES, interval
 
 CELLS = 1 << 22  # weights of resampled latents held at once
 CERTAIN = 2.0  # standard errors
-LEAST_SHARE = 0.5  # of the resamples must have a value, for an interval
 BOTH, ONCE, BY_EFFECT = ("plain", "by effect"), "plain", "by effect"
 
 Array = NDArray[np.float64]
@@ -251,16 +251,10 @@ def share_novel(given: Labelled) -> float:
 def resampled(given: Labelled, seed: int) -> Iterator[Counts]:
     """Counts in bootstrap resamples of the latents, some at a time; equal seeds draw equal latents."""
     n = len(given.cosine)
-    generator, step = np.random.default_rng(seed), max(1, CELLS // max(1, n))
+    generator, step = seeds.numpy_generator(seed, "latents of a prediction"), max(1, CELLS // max(1, n))
     for start in range(0, RESAMPLES, step):
         drawn = generator.multinomial(n, np.full(n, 1 / n), size=min(step, RESAMPLES - start))
         yield counts(given, drawn.astype(float))
-
-
-def interval(draws: Array) -> tuple[float, float]:
-    """The central 95 % of the draws that have a value; NaN if most have none."""
-    known = draws[np.isfinite(draws)]
-    return bounds(known) if len(known) >= LEAST_SHARE * len(draws) and len(known) else (float("nan"), float("nan"))
 
 
 def _joined(parts: Iterator[Areas]) -> Areas:

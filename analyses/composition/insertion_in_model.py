@@ -22,12 +22,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.common.bootstrap import Array, BySequence, Formula
 from analyses.common.patching import FORWARD_TOKENS, Scene, scenes
 from analyses.composition.insertion import in_units
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
 from dictlab.model.language_model import LanguageModel
+from dictlab.statistics import Array, BySequence, Formula
 
 CHANGES = {"MSE": ("squared error", "coordinates"), "CE": ("CE", "predicted"), "KL": ("KL", "tokens")}
 

@@ -24,9 +24,10 @@ from analyses.composition.size_chain import Chain, followed, kinships, observed,
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
-from dictlab.evaluation.evaluate import METRICS, Evaluation, bounds, resamples
+from dictlab.evaluation.evaluate import METRICS, Evaluation
 from dictlab.evaluation.reconstruction import evaluated
 from dictlab.reports.report import Report, Table
+from dictlab.statistics import interval, intervals, mean_draws
 
 MARKS = 96  # points of a path, beside the ends of its phases, that have intervals
 MEASURED = ("mse", "explained_variance", "ce_increase", "kl")
@@ -183,12 +184,12 @@ def _phases(chain: Sequence[Dictionary], found: Walk, others: Sequence[Walk], bi
     mse, l0, latents, ends = found.mse(bias), found.l0(), found.route.latents(), found.route.ends()
     random = [other.mse(bias) for other in others]
     sums = found.sequences(bias)
-    draws = resamples(len(sums), seed) @ sums / len(sums)
+    draws = mean_draws(sums, seed)
     at = {int(mark): i for i, mark in enumerate(found.marks)}
     rows = []
     for a, b in zip(ends.tolist(), ends[1:].tolist(), strict=False):
         steps = np.diff(mse[a : b + 1])
-        low, high = bounds(draws[:, at[b]] - draws[:, at[a]]) if len(sums) > 1 else (float("nan"),) * 2
+        low, high = interval(draws[:, at[b]] - draws[:, at[a]]) if len(sums) > 1 else (float("nan"),) * 2
         rising = [float((np.diff(other[a : b + 1]) > 0).mean()) for other in random]
         rows.append(
             {
@@ -219,8 +220,7 @@ def _spans(found: Walk, bias: Bias, seed: int) -> NDArray[np.float64]:
     sums = found.sequences(bias)
     if len(sums) < 2:
         return np.full((len(found.marks), 2), np.nan)
-    draws = resamples(len(sums), seed) @ sums / len(sums)
-    return np.array([bounds(draws[:, i]) for i in range(draws.shape[1])])
+    return np.stack(intervals(mean_draws(sums, seed)), axis=1)
 
 
 def _points(found: Walk, bias: Bias, seed: int) -> pd.DataFrame:

@@ -19,9 +19,10 @@ from analyses.common.neighbours import nearest
 from analyses.common.seed_floor import relation
 from analyses.composition.cosine_predictor import CERTAIN
 from analyses.composition.insertion import Effects
+from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import RESAMPLES, bounds
+from dictlab.statistics import RESAMPLES, interval
 
 TWIN = 0.9  # cosine from which two novel latents bring the same
 
@@ -52,9 +53,9 @@ class Inserted(NamedTuple):
 
     def draws(self, novel: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
         """The share of novel latents in resamples of the active ones."""
-        purpose = [seed, *self.name.encode()]
-        n = len(novel)
-        return np.random.default_rng(purpose).binomial(n, novel.mean(), size=RESAMPLES) / n
+        generator = seeds.numpy_generator(seed, f"share of novel latents, {self.name}")
+        shares: NDArray[np.float64] = generator.binomial(len(novel), novel.mean(), size=RESAMPLES) / len(novel)
+        return shares
 
 
 def is_control(small: Dictionary, large: Dictionary) -> bool:
@@ -113,7 +114,7 @@ def share_table(found: Sequence[Inserted], seed: int) -> pd.DataFrame:
             "novel": int(one.novel.sum()),
         }
         for name, novel in (("share novel", one.novel), ("share by cosine", by_cosine)):
-            low, high = bounds(one.draws(novel, seed))
+            low, high = interval(one.draws(novel, seed))
             row |= {name: float(novel.mean()), f"{name} low": low, f"{name} high": high}
         row |= {
             "certainly novel": float((alive["change in MSE"] < -CERTAIN * error).mean()),
@@ -139,8 +140,8 @@ def shares_caption() -> str:
 def excess(pair: Inserted, floor: Inserted, seed: int) -> str:
     """The share of novel latents beside that of the control, in a sentence."""
     share, level = float(pair.novel.mean()), float(floor.novel.mean())
-    low, high = bounds(pair.draws(pair.novel, seed) - floor.draws(floor.novel, seed))
-    own = bounds(floor.draws(floor.novel, seed))
+    low, high = interval(pair.draws(pair.novel, seed) - floor.draws(floor.novel, seed))
+    own = interval(floor.draws(floor.novel, seed))
     return (
         f"Of the control's latents, {level:.0%} [{own[0]:.0%}, {own[1]:.0%}] are novel to {floor.small.name}; "
         f"{pair.large.name} has {100 * (share - level):.0f} [{100 * low:.0f}, {100 * high:.0f}] points more than "

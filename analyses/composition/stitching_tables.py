@@ -10,8 +10,9 @@ import pandas as pd
 
 from analyses.common import plotting
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import METRICS, Evaluation, bounds
+from dictlab.evaluation.evaluate import METRICS, Evaluation
 from dictlab.reports.report import Plot
+from dictlab.statistics import interval
 
 REFITTED = {"decoder": "and the decoder refitted", "bias": "and the bias refitted", "none": "and nothing refitted"}
 PANELS = {  # of the plot: axis and title of each metric
@@ -42,7 +43,7 @@ def against(found: Mapping[str, Evaluation], small: str) -> pd.DataFrame:
         if name == small:
             continue
         for key in evaluation.among(("mse", "ce_increase", "kl", "l0")):
-            low, high = bounds(evaluation.draws(key) - found[small].draws(key))
+            low, high = interval(evaluation.draws(key) - found[small].draws(key))
             difference = evaluation.value(key) - found[small].value(key)
             rows.append((name, METRICS[key].label, difference, low, high, METRICS[key].unit))
     return pd.DataFrame(rows, columns=["dictionary", "metric", "difference", "low", "high", "unit"])
@@ -88,7 +89,7 @@ def warnings(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], rul
     for parent in (parents[0].name, parents[-1].name):
         difference = result.value("mse") - found[parent].value("mse")
         if difference > 0:
-            low, high = bounds(result.draws("mse") - found[parent].draws("mse"))
+            low, high = interval(result.draws("mse") - found[parent].draws("mse"))
             certain = "" if low > 0 else ", within the noise"
             span = f"{difference:+.4g} [{low:+.4g}, {high:+.4g}]"
             said.append(f"The stitched dictionary is WORSE than {parent}: MSE {span}{certain}.")
@@ -104,7 +105,7 @@ def warnings(found: Mapping[str, Evaluation], parents: Sequence[Dictionary], rul
 def _harm(found: Mapping[str, Evaluation], small: str) -> tuple[str, ...]:
     """What the cosine rule does before any refit, where that is harm."""
     inserted = found["inserted by cosine"]
-    low, _ = bounds(inserted.draws("mse") - found[small].draws("mse"))
+    low, _ = interval(inserted.draws("mse") - found[small].draws("mse"))
     if inserted.value("mse") <= found[small].value("mse") or not low > 0:
         return ()
     return (

@@ -44,12 +44,13 @@ from dictlab.data.activations import captured
 from dictlab.data.packing import leading_tokens
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import COVERAGE, firing_rates, site_of
+from dictlab.evaluation.evaluate import firing_rates, site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Plot, Report, Table
+from dictlab.statistics import interval_words
 
 BIGRAM_TOKENS = 1 << 20  # of training text, for the baseline
-INTERVAL = f"{COVERAGE:.0%} bootstrap intervals".replace("%", " %")
+INTERVAL = interval_words()
 DIFFERENCES = (
     f"The dictionary less the one before it (against), and over it. {INTERVAL}: of precision, recall and F1 over "
     "latents, which have nothing to do with each other in two dictionaries; of the rest over sequences, paired."

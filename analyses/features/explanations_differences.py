@@ -17,10 +17,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analyses.common.estimates import draws
 from analyses.features.explanations_tables import MEASURES, Explained, rates
 from dictlab import seeds
-from dictlab.evaluation.evaluate import bounds, resamples
+from dictlab.statistics import interval, mean_draws, ratio_draws
 
 COLUMNS = ("dictionary", "against", "measure", "difference", "low", "high", "ratio", "ratio low", "ratio high", "unit")
 RECOVERED, SIMULATED = "recovered", "CE increase, simulated"
@@ -63,12 +62,12 @@ def _mean(column: NDArray[np.float64], seed: int) -> Drawn:
     known, unit = column[np.isfinite(column)], "share of tokens"
     if len(known) < 2:
         return Drawn(float(known.mean()) if len(known) else float("nan"), np.full(1, np.nan), unit)
-    return Drawn(float(known.mean()), resamples(len(known), seed) @ known / len(known), unit)
+    return Drawn(float(known.mean()), mean_draws(known, seed), unit)
 
 
 def _ratio(over: NDArray[np.float64], under: NDArray[np.float64], seed: int, unit: str) -> Drawn:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return Drawn(float(over.sum() / under.sum()), draws(over, under, seed), unit)
+        return Drawn(float(over.sum() / under.sum()), ratio_draws(over, under, seed), unit)
 
 
 def _compared(one: Drawn, other: Drawn) -> tuple[float, ...]:
@@ -76,9 +75,4 @@ def _compared(one: Drawn, other: Drawn) -> tuple[float, ...]:
     with np.errstate(divide="ignore", invalid="ignore"):
         difference, ratio = one.draws - other.draws, one.draws / other.draws
         quotient = float(np.divide(one.value, other.value))
-    return (one.value - other.value, *_bounds(difference), quotient, *_bounds(ratio))
-
-
-def _bounds(found: NDArray[np.float64]) -> tuple[float, float]:
-    known = found[np.isfinite(found)]
-    return bounds(known) if len(known) else (float("nan"), float("nan"))
+    return (one.value - other.value, *interval(difference), quotient, *interval(ratio))

@@ -13,13 +13,12 @@ from jaxtyping import Int
 from numpy import ndarray
 from torch import Tensor
 
-from analyses.common.chance import mean_interval
-from analyses.common.estimates import Estimate, columns, ratio
 from analyses.common.max_activating import SHOWN_AS, excerpt
 from analyses.features.n2g_trie import Pattern, Simulated
 from analyses.features.simulation import Score, Sums
 from dictlab.dictionary import Dictionary
 from dictlab.reports.cards import Card, Cards, Passage, Piece
+from dictlab.statistics import Estimate, estimate_columns, mean_interval, ratio
 
 ANY, BEGINNING = "∗", "^"
 CARDS = 8  # latents of a dictionary that get one
@@ -67,7 +66,7 @@ def latents(found: Sequence[Explained], tokenizer: Any) -> pd.DataFrame:
         for own in one.latents:
             row: dict[str, Any] = {"dictionary": one.dictionary.name, "latent": own.latent}
             for name, estimate in measures(own.score, one.seed).items():
-                row |= columns(name, estimate)
+                row |= estimate_columns(name, estimate)
             row |= {
                 "active tokens": int(own.score.active.sum()),
                 "simulated tokens": int(own.score.fired.sum()),
@@ -106,7 +105,7 @@ def overview(found: Sequence[Explained]) -> pd.DataFrame:
         row: dict[str, Any] = {"dictionary": one.dictionary.name, "latents": len(one.latents)}
         values = [rates(own.score) for own in one.latents]
         for i, name in enumerate(MEASURES):
-            row |= columns(name, _mean([value[i] for value in values], one.seed))
+            row |= estimate_columns(name, _mean([value[i] for value in values], one.seed))
         tokens = one.sums["predicted"].sum() + len(one.sums["predicted"])
         every = [pattern for own in one.latents for pattern in own.patterns]
         row |= {
@@ -129,12 +128,12 @@ def reconstruction(found: Sequence[Explained]) -> pd.DataFrame:
     for one in found:
         sums = one.sums
         row: dict[str, Any] = {"dictionary": one.dictionary.name, "latents": len(one.latents), "share": one.share}
-        row |= columns("clean", ratio(sums["clean"], sums["predicted"], one.seed))
+        row |= estimate_columns("clean", ratio(sums["clean"], sums["predicted"], one.seed))
         for name in LEVELS:
-            row |= columns(name, ratio(sums[name] - sums["clean"], sums["predicted"], one.seed))
+            row |= estimate_columns(name, ratio(sums[name] - sums["clean"], sums["predicted"], one.seed))
         gained, possible = sums["zeroed"] - sums["simulated"], sums["zeroed"] - sums["reconstruction"]
-        row |= columns("recovered", ratio(gained, possible, one.seed))
-        row |= columns("less bigram", ratio(sums["simulated"] - sums["bigram"], sums["predicted"], one.seed))
+        row |= estimate_columns("recovered", ratio(gained, possible, one.seed))
+        row |= estimate_columns("less bigram", ratio(sums["simulated"] - sums["bigram"], sums["predicted"], one.seed))
         rows.append(row)
     return pd.DataFrame(rows)
 

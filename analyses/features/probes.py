@@ -35,11 +35,12 @@ from analyses.features.user_labels import Pool, table_tokens
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import COVERAGE, site_of
+from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Plot, Report, Table
+from dictlab.statistics import interval_words
 
-INTERVAL = f"{COVERAGE:.0%} bootstrap intervals over sequences".replace("%", " %")
+INTERVAL = interval_words("sequences")
 
 
 class Sample(NamedTuple):

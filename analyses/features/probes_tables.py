@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analyses.common.bootstrap import Formula
 from analyses.features import single_latent_probes
 from analyses.features.single_latent_probes import ALL, Probed
-from dictlab.evaluation.evaluate import bounds
+from dictlab.statistics import Formula, interval
 
 
 def label(one: Probed, measured: Sequence[Probed]) -> str:
@@ -109,7 +108,7 @@ def _mean(name: str, one: Probed, formula: Formula) -> dict[str, float]:
         found: NDArray[np.float64] = formula(sums).mean(axis=-1)
         return found
 
-    low, high = bounds(one.sums.draws(mean)) if one.sums.n_sequences > 1 else (np.nan, np.nan)
+    low, high = interval(one.sums.draws(mean)) if one.sums.n_sequences > 1 else (np.nan, np.nan)
     return {name: float(one.sums.value(mean)), f"{name} low": low, f"{name} high": high}
 
 

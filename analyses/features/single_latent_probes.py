@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.common.bootstrap import BySequence
 from analyses.features import newton_logistic
 from analyses.features.newton_logistic import cross_entropy
 from analyses.features.sparse_columns import Columns, Dense, Sparse
@@ -29,6 +28,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import check_finite
 from dictlab.model.language_model import LanguageModel
+from dictlab.statistics import BySequence
 
 FORWARD_TOKENS = 4096
 COMPONENTS = 512  # that a probe on all coordinates reads at most

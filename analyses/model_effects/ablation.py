@@ -41,11 +41,12 @@ from analyses.model_effects.logit_sparsity import effects
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import COVERAGE, site_of
+from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Plot, Report, Table
+from dictlab.statistics import interval_words
 
-INTERVAL = f"{COVERAGE:.0%} bootstrap intervals over tokens".replace("%", " %")
+INTERVAL = interval_words("tokens")
 
 
 class Ablated(NamedTuple):

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from analyses.common.estimates import Estimate, columns, draws, ratio
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import bounds
+from dictlab.statistics import Estimate, estimate_columns, interval, ratio, ratio_draws
 
 LATENT, RANDOM, CHANNEL = "latent", "random direction", "residual channel"
 OWN = "own position"
@@ -56,7 +55,7 @@ def overview(
     """
 
     def mean(name: str, some: pd.DataFrame, column: str) -> dict[str, Any]:
-        return columns(name, ratio(*_sums(some, column, tokens), seed))
+        return estimate_columns(name, ratio(*_sums(some, column, tokens), seed))
 
     rows: list[dict[str, Any]] = []
     for dictionary in dictionaries:
@@ -66,7 +65,7 @@ def overview(
         row: dict[str, Any] = {"features": dictionary.name, "L0": active, "ablated": len(latent)}
         row |= mean("sparsity", latent, "sparsity") | mean("random", random, "sparsity")
         sums = _sums(latent, "sparsity", tokens), _sums(random, "sparsity", tokens)
-        row |= columns("over random", _over(*sums, seed)) | _size(latent, numbers)
+        row |= estimate_columns("over random", _over(*sums, seed)) | _size(latent, numbers)
         row |= mean("rare", latent[latent["rate"] < RARE], "sparsity")
         row |= mean(OWN, latent, OWN) | mean(f"random {OWN}", random, OWN)
         about = dictionary.metadata.objective or "unknown", dictionary.activation.kind
@@ -105,9 +104,10 @@ def _over(latent: tuple[np.ndarray, np.ndarray], random: tuple[np.ndarray, np.nd
     """Mean sparsity of latents over that of random directions, paired by token."""
     if not latent[1].any() or not random[1].any():
         return Estimate(math.nan, math.nan, math.nan)
-    found = draws(*latent, seed) / draws(*random, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = ratio_draws(*latent, seed) / ratio_draws(*random, seed)
     value = latent[0].sum() / latent[1].sum() / (random[0].sum() / random[1].sum())
-    return Estimate(float(value), *bounds(found[np.isfinite(found)]))
+    return Estimate(float(value), *interval(draws))
 
 
 def _size(some: pd.DataFrame, numbers: int) -> dict[str, float]:

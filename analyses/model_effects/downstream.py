@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, layer_norm
 from tqdm import tqdm
 
-from analyses.common.bootstrap import BySequence
 from analyses.common.inputs import (
     DictionaryLike,
     ModelLike,
@@ -57,6 +56,7 @@ from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import Outputs, following
 from dictlab.model.output_divergence import compare as distributions
 from dictlab.reports.report import Report, Table
+from dictlab.statistics import BySequence
 
 LN_EPSILON = 1e-5
 

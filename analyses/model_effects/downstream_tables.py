@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from analyses.common import plotting
-from analyses.common.bootstrap import Array, BySequence, Formula, interval
 from dictlab.reports.report import Plot
+from dictlab.statistics import Array, BySequence, Formula, intervals
 
 if TYPE_CHECKING:
     from analyses.model_effects.downstream import Measured
@@ -119,7 +119,7 @@ def paired(one: BySequence, other: BySequence, of: Formula) -> tuple[float, floa
     """95 % interval of the difference of a metric between two that were measured on the same sequences."""
     if one.n_sequences < 2:
         return float("nan"), float("nan")
-    low, high = interval(one.draws(of) - other.draws(of))
+    low, high = intervals(one.draws(of) - other.draws(of))
     return float(low), float(high)
 
 

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analyses.common.estimates import Measured
 from analyses.common.inputs import (
     DictionaryLike,
     ModelLike,
@@ -32,6 +31,7 @@ from analyses.common.inputs import (
 )
 from analyses.model_effects import pathology_plots as plots
 from analyses.model_effects import pathology_tables as tables
+from analyses.model_effects.pathology_measurements import Measured
 from analyses.model_effects.replacement_damage import Plan, measured, surroundings_of
 from analyses.model_effects.replacements import COVARIANCE, ISOTROPIC
 from dictlab.data.packing import leading_tokens

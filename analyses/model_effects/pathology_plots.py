@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analyses.common import plotting
-from analyses.common.estimates import Measured
+from analyses.model_effects.pathology_measurements import Measured
 from analyses.model_effects.replacement_damage import NAMES
 from analyses.model_effects.replacements import BASELINES, COVARIANCE, ISOTROPIC, RECONSTRUCTION, STEPS
 from analyses.model_effects.step_curves import CLASSES, REFERENCES

@@ -9,11 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.common.estimates import Estimate, Measured, Values, columns, draws, ratio, spearman, weights
+from analyses.model_effects.pathology_measurements import Measured
 from analyses.model_effects.replacement_damage import CLOUDS, NAMES
 from analyses.model_effects.replacements import BASELINES, COVARIANCE, ISOTROPIC, RECONSTRUCTION, STEPS
 from analyses.model_effects.step_curves import CLASSES, MULTIPLES, REFERENCES, SCALES, effective_length
-from dictlab.evaluation.evaluate import bounds, site_of
+from dictlab.evaluation.evaluate import site_of
+from dictlab.statistics import (
+    ENDS,
+    Array,
+    Estimate,
+    bootstrap_weights,
+    estimate_columns,
+    interval,
+    ratio,
+    ratio_draws,
+    spearman,
+)
 
 FAR = 3.0  # standard deviations beyond which a reconstruction is counted as far out
 
@@ -65,12 +76,12 @@ def interventions(found: Sequence[Measured]) -> pd.DataFrame:
                         "dictionary": one.name,
                         "tokens": "all" if first else "without first positions",
                         "intervention": name,
-                        **columns("KL", one.mean(one.kl(name, first))),
+                        **estimate_columns("KL", one.mean(one.kl(name, first))),
                         "KL median": float(np.median(once)),
                         "KL 99.9 %": float(np.quantile(once, 0.999)),
-                        **columns("CE increase", one.mean(one.ce(name, first))),
-                        **columns("KL ratio", one.over(name, first)),
-                        **columns("CE ratio", one.over(name, first, "ce")),
+                        **estimate_columns("CE increase", one.mean(one.ce(name, first))),
+                        **estimate_columns("KL ratio", one.over(name, first)),
+                        **estimate_columns("CE ratio", one.over(name, first, "ce")),
                     }
                 )
     return pd.DataFrame(rows)
@@ -95,7 +106,7 @@ def positions(found: Sequence[Measured]) -> pd.DataFrame:
                         "intervention": name,
                         "from": start,
                         "to": end - 1,
-                        **columns("KL", one.mean(one.kl(name)[:, start:end])),
+                        **estimate_columns("KL", one.mean(one.kl(name)[:, start:end])),
                     }
                 )
     return pd.DataFrame(rows)
@@ -114,14 +125,14 @@ def alone(found: Sequence[Measured]) -> pd.DataFrame:
                         "dictionary": one.name,
                         "intervention": name,
                         "positions after": after,
-                        **columns("KL", one.mean(damage[:, None])),
-                        **columns("KL ratio", ratio(reconstruction, damage, one.seed)),
+                        **estimate_columns("KL", one.mean(damage[:, None])),
+                        **estimate_columns("KL ratio", ratio(reconstruction, damage, one.seed)),
                     }
                 )
     return pd.DataFrame(rows)
 
 
-def far_out(found: Sequence[Measured], position: int, tokens: Values, words: Mapping[int, str]) -> pd.DataFrame:
+def far_out(found: Sequence[Measured], position: int, tokens: Array, words: Mapping[int, str]) -> pd.DataFrame:
     """One row a token that was replaced alone: where the reconstruction lies among random points."""
     rows = []
     for one in found:
@@ -146,7 +157,7 @@ def far_out(found: Sequence[Measured], position: int, tokens: Values, words: Map
     return pd.DataFrame(rows)
 
 
-def when(found: Sequence[Measured], frequency: Values) -> pd.DataFrame:
+def when(found: Sequence[Measured], frequency: Array) -> pd.DataFrame:
     """Rank correlation of the gap, KL of the reconstruction less that of ε-random, with what is known of a token."""
     rows = []
     for one in found:
@@ -165,7 +176,7 @@ def when(found: Sequence[Measured], frequency: Values) -> pd.DataFrame:
             for against, damage in (("gap", gap), ("KL", one.kl(RECONSTRUCTION))):
                 rows.append(
                     {"dictionary": one.name, "of": against, "with": what}
-                    | columns("Spearman", spearman(damage, values, one.seed))
+                    | estimate_columns("Spearman", spearman(damage, values, one.seed))
                 )
     return pd.DataFrame(rows)
 
@@ -186,7 +197,7 @@ def by_token(found: Sequence[Measured], least: int, words: Mapping[int, str]) ->
                     "token": words[int(token)],
                     "id": int(token),
                     "count": int(here.sum()),
-                    **columns("gap", one.mean(gap)),
+                    **estimate_columns("gap", one.mean(gap)),
                     "KL": float(reconstruction[here].mean()),
                     f"KL {ISOTROPIC}": float(isotropic[here].mean()),
                 }
@@ -211,7 +222,7 @@ def steps(found: Sequence[Measured]) -> pd.DataFrame:
                                 "direction": name,
                                 "length": scale * one.spread,
                                 "length / spread": scale,
-                                **columns("KL", estimate),
+                                **estimate_columns("KL", estimate),
                             }
                         )
     return pd.DataFrame(rows)
@@ -226,7 +237,7 @@ def curves(found: Sequence[Measured]) -> pd.DataFrame:
                 estimate = one.mean(one.arrays["reach"][:, index, at][:, None])
                 rows.append(
                     {"dictionary": one.name, "direction": name, "multiple of error norm": multiple}
-                    | columns("KL", estimate)
+                    | estimate_columns("KL", estimate)
                 )
     return pd.DataFrame(rows)
 
@@ -237,11 +248,11 @@ def equal_damage(found: Sequence[Measured]) -> pd.DataFrame:
     for one in found:
         curve = one.arrays["reach"]
         n = len(curve)
-        target, weight = one.kl(RECONSTRUCTION)[:n].mean(axis=1), weights(n, one.seed)
+        target, weight = one.kl(RECONSTRUCTION)[:n].mean(axis=1), bootstrap_weights(n, one.seed)
         for index, name in enumerate(STEPS):
             value = float(effective_length(curve[:, index].mean(axis=0), target.mean()))
             resampled = effective_length(weight @ curve[:, index] / n, weight @ target / n)
-            low, high = np.quantile(resampled, [0.025, 0.975], method="inverted_cdf")
+            low, high = np.quantile(resampled, ENDS, method="inverted_cdf")  # some are infinite
             rows.append(
                 {
                     "dictionary": one.name,
@@ -271,11 +282,11 @@ def family(found: Sequence[Measured]) -> pd.DataFrame:
             a, b = (m.kl(RECONSTRUCTION).sum(axis=1) for m in (one, parent))
             tokens = np.full(len(a), float(one.kl(RECONSTRUCTION).shape[1]))
             row: dict[str, Any] = {"dictionary": one.name, "made from": parent.name}
-            row |= columns("KL difference", ratio(a - b, tokens, one.seed))
+            row |= estimate_columns("KL difference", ratio(a - b, tokens, one.seed))
             for name in (ISOTROPIC, COVARIANCE):
                 own, other = (m.kl(name).sum(axis=1) for m in (one, parent))
-                both = draws(a, own, one.seed) / draws(b, other, one.seed)
+                both = ratio_draws(a, own, one.seed) / ratio_draws(b, other, one.seed)
                 value = (a.sum() / own.sum()) / (b.sum() / other.sum())
-                row |= columns(f"over {name}, quotient", Estimate(float(value), *bounds(both)))
+                row |= estimate_columns(f"over {name}, quotient", Estimate(float(value), *interval(both)))
             rows.append(row)
     return pd.DataFrame(rows)

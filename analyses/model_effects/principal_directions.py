@@ -27,9 +27,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.common import plotting
-from analyses.common.bootstrap import Array, BySequence, Formula
 from dictlab.data.activations import Statistics
 from dictlab.reports.report import Plot
+from dictlab.statistics import Array, BySequence, Formula
 
 MOST = 10.0  # drawn; along a direction of hardly any variance the share has no bound
 LOST = 0.5  # a direction with more than this share of its variance not reconstructed is called lost

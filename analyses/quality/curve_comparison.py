@@ -11,11 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from dictlab.evaluation.evaluate import bounds
+from dictlab.statistics import interval
 
 PLACES = 20
 LEAST_OVERLAP = 1.1  # largest over smallest abscissa that two curves share; less is a point, not an overlap
-LEAST_SHARE = 0.5  # of the resamples must have a ratio, for these to stand for all of them
 
 Array = NDArray[np.float64]
 
@@ -104,8 +103,10 @@ def estimate(series: Float[Array, " resamples"], *, centred: bool = False) -> Es
         centred: A count of what was seen at all is smaller in every resample than in the sample, and a ratio of such
             counts is shifted. The draws are then moved, in logarithms, so that their median is the value.
     """
-    value, draws = float(series[0]), series[1:]
-    known = draws[np.isfinite(draws) & (draws > 0)]
-    if not np.isfinite(value) or len(known) < max(1, LEAST_SHARE * len(draws)):
-        return Estimate(value, float("nan"), float("nan"), len(known))
-    return Estimate(value, *bounds(value * known / np.median(known) if centred else known), len(known))
+    value, draws = float(series[0]), np.where(series[1:] > 0, series[1:], np.nan)
+    known = np.isfinite(draws)
+    if not np.isfinite(value) or not known.any():
+        return Estimate(value, float("nan"), float("nan"), int(known.sum()))
+    if centred:
+        draws = value * draws / np.median(draws[known])
+    return Estimate(value, *interval(draws), int(known.sum()))

@@ -30,13 +30,14 @@ from analyses.common.inputs import (
 from analyses.quality import pareto_plots, pareto_tables
 from analyses.quality.measured_points import Curve, Point, curves
 from dictlab.errors import check_at_least
-from dictlab.evaluation.evaluate import COVERAGE, METRICS, RESAMPLES, Evaluation
+from dictlab.evaluation.evaluate import METRICS, Evaluation
 from dictlab.evaluation.reconstruction import evaluated
 from dictlab.reports.report import Plot, Report, Table
+from dictlab.statistics import RESAMPLES, interval_words
 
 SAID = 3  # comparisons that fit a summary
 NAMED = 8  # dictionaries that fit a sentence
-INTERVAL = f"{COVERAGE:.0%} bootstrap interval over sequences".replace("%", " %")
+INTERVAL = interval_words("sequences", plural=False)
 LOW_HIGH = f"low and high: {INTERVAL}"
 
 

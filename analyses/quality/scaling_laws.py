@@ -18,7 +18,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from dictlab.evaluation.evaluate import COVERAGE
+from dictlab import seeds
+from dictlab.statistics import ENDS
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]
@@ -184,7 +185,7 @@ def bootstrap(found: Fit, x: Columns, loss: Array, seed: int) -> Float[Array, "r
     """
     if settings(found.law, x) <= found.law.needed:
         return np.empty((0, len(found.values)))
-    generator = np.random.default_rng(seed)
+    generator = seeds.numpy_generator(seed, "runs of a scaling law")
     draws: list[Array] = []
     for _ in range(20 * RESAMPLES):
         if len(draws) == RESAMPLES:
@@ -201,7 +202,7 @@ def interval(draws: Float[Array, "resamples parameters"]) -> tuple[Array, Array]
     if len(draws) < RESAMPLES // 2:
         unknown = np.full(draws.shape[1], np.nan)
         return unknown, unknown
-    low, high = np.quantile(draws, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
+    low, high = np.quantile(draws, ENDS, axis=0)
     return low, high
 
 

@@ -42,10 +42,11 @@ from dictlab.data.activations import statistics, unit_of
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import BATCH_TOKENS, COVERAGE, check_finite, site_of
+from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.reports.report import Plot, Report, Table
+from dictlab.statistics import interval_words
 
-INTERVAL = f"{COVERAGE:.0%} bootstrap intervals over sequences".replace("%", " %")
+INTERVAL = interval_words("sequences")
 LEVELS = tuple(2**i for i in range(9))  # values of k'
 
 

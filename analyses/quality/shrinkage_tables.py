@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analyses.common.bootstrap import BySequence, Formula
 from dictlab.dictionary import Dictionary
+from dictlab.statistics import BySequence, Formula
 
 AS_TRAINED, REFINED, TOPK, THRESHOLD = "as trained", "refined", "largest k", "threshold"
 Sums = Mapping[str, NDArray[np.float64]]

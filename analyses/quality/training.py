@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 
 from analyses.common import plotting
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import bounds, resamples
 from dictlab.reports.report import Plot, Report, Table
 from dictlab.runs import RunFolder, open_run
+from dictlab.statistics import interval, mean_draws
 
 WHERE = ("run", "member", "step", "tokens", "seconds")  # what a record is about
 OVERALL = {  # metrics of every member, their axis, and whether it is logarithmic
@@ -115,7 +115,7 @@ def _ends(curves: pd.DataFrame, folders: Sequence[RunFolder], seed: int) -> pd.D
 def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     if len(values) < 2 or not np.isfinite(values).all():
         return float("nan"), float("nan")
-    return bounds(resamples(len(values), seed) @ values / len(values))
+    return interval(mean_draws(values, seed))
 
 
 @plotting.applied

@@ -18,10 +18,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy import sparse
 
-from analyses.common.bootstrap import Array, BySequence
 from analyses.similarity.code_sample import Matrix, firings
-from analyses.similarity.representation import NORMAL
-from dictlab.evaluation.evaluate import RESAMPLES
+from dictlab import seeds
+from dictlab.statistics import RESAMPLES, STANDARD_ERRORS, Array, BySequence, intervals, permutation_p
 
 CELLS = 1 << 24  # joint sums of a block of latents with all of the other's
 SHUFFLED = 1024  # pairs that take part in a shuffle
@@ -134,12 +133,12 @@ def alike(
         sums = BySequence(_sums(a, b, of_a[block], of_b[block], sequence), seed)
         draws = sums.draws(_measures)
         value[block] = sums.value(_measures)
-        low[block], high[block] = np.nanquantile(draws, [0.025, 0.975], axis=0)
+        low[block], high[block] = intervals(draws)
         total += np.nansum(draws, axis=1)
         counted += np.isfinite(draws).sum(axis=1)
     mean, spread = np.nanmean(value, axis=0), (total / np.maximum(counted, 1)).std(axis=0)
     # The correlation of rare latents is smaller in resamples, so the interval of a mean stands about the mean itself.
-    return Alike(value, low, high, mean, mean - NORMAL * spread, mean + NORMAL * spread)
+    return Alike(value, low, high, mean, mean - STANDARD_ERRORS * spread, mean + STANDARD_ERRORS * spread)
 
 
 def values(
@@ -170,7 +169,7 @@ def shuffled_means(
     as large as the pairs' own) / (1 + shuffles).
     """
     kept = np.flatnonzero((firings(a)[of_a] >= fewest) & (firings(b)[of_b] >= fewest))
-    generator = np.random.default_rng([seed, SHUFFLED])
+    generator = seeds.numpy_generator(seed, "shuffled pairs of latents")
     if len(kept) < 2:
         return np.full(len(NAMES), np.nan), np.full(len(NAMES), np.nan)
     kept = np.sort(generator.permutation(kept)[:SHUFFLED])
@@ -178,7 +177,7 @@ def shuffled_means(
     own = np.diagonal(table, axis1=1, axis2=2).mean(axis=1)
     rows = np.arange(len(kept))
     drawn = np.stack([table[:, rows, generator.permutation(rows)].mean(axis=1) for _ in range(permutations)])
-    return drawn.mean(axis=0), (1 + (drawn >= own - 1e-12).sum(axis=0)) / (1 + permutations)
+    return drawn.mean(axis=0), permutation_p(own, drawn)
 
 
 def _all_measures(a: Matrix, b: Matrix) -> Float[np.ndarray, "4 n m"]:

@@ -22,9 +22,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.common.bootstrap import Array, BySequence, Formula
 from analyses.similarity.code_sample import Matrix, firings
-from analyses.similarity.representation import NORMAL
+from dictlab import seeds
+from dictlab.statistics import STANDARD_ERRORS, Array, BySequence, Formula, permutation_p
 
 LARGEST = 6144  # latents of B that predict; of more, those that fire most often
 TARGETS = 256  # latents of A that are predicted at once
@@ -101,7 +101,7 @@ def cross_fit(
     targets = a[:, latents].tocsc().astype(np.float64)
     fitted, held = targets[np.flatnonzero(fit_on)], targets[np.flatnonzero(~fit_on)]
     by = BySequence(_errors(fit, fitted, held, left), seed)
-    low, high = np.nanquantile(by.draws(_r2), [0.025, 0.975], axis=0)
+    low, high = by.interval(_r2)
     shuffled, p = _shuffled(fit, fitted, held, left, permutations, seed)
     r2 = by.value(_r2)
     return CrossFit(
@@ -171,7 +171,7 @@ def _total(s: Mapping[str, Array]) -> Array:
 def _with_interval(by: BySequence, of: Formula) -> tuple[float, float, float]:
     """R2 is smaller in resamples of few firings, so the interval stands about the value itself."""
     value, error = float(by.value(of)), float(by.draws(of).std())
-    return value, value - NORMAL * error, value + NORMAL * error
+    return value, value - STANDARD_ERRORS * error, value + STANDARD_ERRORS * error
 
 
 def _shuffled(
@@ -181,7 +181,7 @@ def _shuffled(
     unknown = float("nan")
     if not permutations:
         return (unknown, unknown), (unknown, unknown)
-    generator = np.random.default_rng([seed, SHUFFLED])
+    generator = seeds.numpy_generator(seed, "shuffled regression of codes")
     some = np.sort(generator.permutation(fitted.shape[1])[:SHUFFLED])
     fitted, held = fitted[:, some], held[:, some]
 
@@ -194,6 +194,6 @@ def _shuffled(
     tokens, after = fitted.shape[0], np.arange(held.shape[0])
     own = r2(None, after)
     drawn = np.array([r2(generator.permutation(tokens), generator.permutation(after)) for _ in range(permutations)])
-    p = (1 + (drawn >= np.array(own)).sum(axis=0)) / (1 + permutations)
+    p = permutation_p(np.array(own), drawn)
     means = drawn.mean(axis=0)
     return (float(means[0]), float(means[1])), (float(p[0]), float(p[1]))

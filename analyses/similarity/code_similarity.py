@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from analyses.similarity.coactivation import CELLS
 from analyses.similarity.code_sample import Matrix, firings
-from analyses.similarity.representation import GROUPS, Tested, hsic, hsic_parts, jackknifed
+from analyses.similarity.representation import GROUPS, Tested, hsic, hsic_parts
+from dictlab import seeds
+from dictlab.statistics import jackknife_interval, permutation_p
 
 SHUFFLED_TOKENS = 1024
 
@@ -28,19 +30,16 @@ def code_cka(a: Matrix, b: Matrix, sequence: Int[np.ndarray, " tokens"], *, perm
         permutations: Shuffles of tokens.
         seed: Of the shuffles.
     """
-    generator = np.random.default_rng([seed, SHUFFLED_TOKENS])
+    generator = seeds.numpy_generator(seed, "shuffled tokens")
     groups = min(GROUPS, int(sequence[-1]) + 1)
     group = generator.permutation(int(sequence[-1]) + 1)[sequence] % groups
     values = _ckas(a.astype(np.float64), b.astype(np.float64), group, groups)
-    value, bounds = float(values[0]), jackknifed(float(values[0]), values[1:])
+    value, bounds = float(values[0]), jackknife_interval(float(values[0]), values[1:])
     if not permutations:
-        return Tested(
-            float(values[0]), *jackknifed(float(values[0]), values[1:]), float("nan"), float("nan"), a.shape[0]
-        )
+        return Tested(value, *bounds, float("nan"), float("nan"), a.shape[0])
     kept = np.sort(generator.permutation(a.shape[0])[:SHUFFLED_TOKENS])
     own, drawn = _shuffled(a[kept], b[kept], generator, permutations)
-    p = (1 + int((drawn >= own - 1e-12).sum())) / (1 + permutations)
-    return Tested(value, *bounds, float(drawn.mean()), p, a.shape[0])
+    return Tested(value, *bounds, float(drawn.mean()), permutation_p(own, drawn), a.shape[0])
 
 
 def code_cka_value(a: Matrix, b: Matrix) -> float:

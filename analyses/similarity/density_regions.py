@@ -28,6 +28,7 @@ from scipy import sparse, stats
 from torch import Tensor, cat
 
 from analyses.similarity.matching import Neighbours
+from dictlab import seeds
 
 NEIGHBOURS = 15  # k: the resolution; a region of fewer latents has neighbours outside of itself
 FULL = 0.02  # tail from which the surroundings of a latent count as full
@@ -182,7 +183,7 @@ def _regions(pool: Pool, edges: Indices, least: _Least) -> list[tuple[bool, Indi
 
 def _largest_by_chance(pool: Pool, edges: Indices, least: _Least, permutations: int, seed: int) -> Indices:
     """The size of the largest region in each shuffle of the labels."""
-    generator = np.random.default_rng(seed)
+    generator = seeds.numpy_generator(seed, "shuffled labels of regions")
     largest = np.zeros(permutations, dtype=np.int64)
     step = max(1, CELLS // pool.neighbours.size)
     for start in range(0, permutations, step):

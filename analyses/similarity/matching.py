@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from tqdm import tqdm
 
-from analyses.common.chance import alive_directions, chance, mean_interval
+from analyses.common.chance import alive_directions, chance
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
 from analyses.common.neighbours import Neighbours, nearest, neighbours
 from analyses.common.seed_floor import without_floor
@@ -50,6 +50,7 @@ from analyses.similarity.representation_tables import compared_spaces, space_plo
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.reports.report import Plot, Report, Table
+from dictlab.statistics import mean_interval
 
 __all__ = ["Neighbours", "alive_directions", "chance", "matching", "mean_interval", "nearest", "neighbours"]
 

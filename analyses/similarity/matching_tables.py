@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.common.chance import mean_interval
 from analyses.common.neighbours import Neighbours
 from analyses.common.similarity_table import Similarity
 from analyses.similarity.latent_pairs import KINDS, Matched, Pair
 from dictlab.dictionary import Dictionary
+from dictlab.statistics import mean_interval
 
 THRESHOLDS = tuple(t / 100 for t in range(30, 100, 5))
 STRATA = 10

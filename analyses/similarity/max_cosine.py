@@ -18,10 +18,11 @@ from torch import Tensor
 from analyses.common import plotting
 from analyses.common.chance import alive_directions, chance
 from analyses.common.seed_floor import other_seeds, relation, seeds_of
+from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.reports.report import Plot
+from dictlab.statistics import RESAMPLES, interval
 
-RESAMPLES = 1000
 CELLS = 1 << 22  # counts of a resample that are held at once
 
 Pairwise = Mapping[tuple[str, str], Tensor]  # (of, in) -> max cosines
@@ -39,7 +40,7 @@ def resampled(values: Pairwise, names: Sequence[str], seed: int) -> Means:
     found: dict[tuple[str, str], NDArray[np.float64]] = {}
     for number, name in enumerate(names):
         columns = np.stack([values[name, other].double().numpy() for other in names], axis=1)
-        means = _resampled(columns, np.random.default_rng([seed, number]))
+        means = _resampled(columns, seeds.numpy_generator(seed, f"latents of dictionary {number}"))
         found |= {(name, other): means[:, i] for i, other in enumerate(names)}
     return found
 
@@ -60,12 +61,12 @@ def pair_table(
 def relation_table(pairs: pd.DataFrame, means: Means) -> pd.DataFrame:
     """Means over the ordered pairs of each relation, those of one seed apart, with intervals over latents."""
     rows = []
-    for (name, seeds), part in pairs.groupby(["relation", "seeds"], sort=False):
+    for (name, same_seed), part in pairs.groupby(["relation", "seeds"], sort=False):
         draws = np.mean([means[of, into] for of, into in zip(part["from"], part["to"], strict=True)], axis=0)
-        low, high = _bounds(draws)
+        low, high = interval(draws)
         averaged = {c: part[c].mean() for c in ("median", "chance (isotropic)", "chance (shaped)")}
         rows.append(
-            {"relation": name, "seeds": seeds, "mean": part["mean"].mean(), "low": low, "high": high} | averaged
+            {"relation": name, "seeds": same_seed, "mean": part["mean"].mean(), "low": low, "high": high} | averaged
         )
         rows[-1] |= {"pairs": len(part), "below seed floor": part["below seed floor"].mean()}
     return pd.DataFrame(rows)
@@ -77,7 +78,7 @@ def crowding_table(opened: Sequence[Dictionary], values: Pairwise, means: Means)
     for i, a in enumerate(opened):
         for b in opened[i + 1 :]:
             difference = float(values[a.name, a.name].mean() - values[b.name, b.name].mean())
-            low, high = _bounds(means[a.name, a.name] - means[b.name, b.name])
+            low, high = interval(means[a.name, a.name] - means[b.name, b.name])
             rows.append({"dictionary": a.name, "minus": b.name, "difference": difference, "low": low, "high": high})
     return pd.DataFrame(rows, columns=["dictionary", "minus", "difference", "low", "high"])
 
@@ -92,11 +93,6 @@ def _resampled(columns: NDArray[np.float64], generator: np.random.Generator) -> 
     return means
 
 
-def _bounds(draws: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _row(
     a: Dictionary,
     b: Dictionary,
@@ -107,7 +103,7 @@ def _row(
     relation: str,
 ) -> dict[str, object]:
     own = values[a.name, b.name]
-    low, high = _bounds(means[a.name, b.name])
+    low, high = interval(means[a.name, b.name])
     lower, median, upper = torch.quantile(own, torch.tensor([0.25, 0.5, 0.75])).tolist()
     row: dict[str, object] = {"relation": relation, "seeds": seeds_of(a, b), "from": a.name, "to": b.name}
     row["mean"] = float(own.mean())
@@ -124,7 +120,7 @@ def _below_floor(a: str, b: str, values: Pairwise, means: Means, floor: Sequence
         return dict.fromkeys(keys, float("nan"))
     level = float(np.mean([float(values[a, seed].mean()) for seed in floor]))
     draws = np.mean([means[a, seed] for seed in floor], axis=0) - means[a, b]
-    return dict(zip(keys, (level - float(values[a, b].mean()), *_bounds(draws)), strict=True))
+    return dict(zip(keys, (level - float(values[a, b].mean()), *interval(draws)), strict=True))
 
 
 @plotting.applied

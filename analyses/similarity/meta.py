@@ -15,19 +15,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses.common import plotting
-from analyses.common.chance import alive_directions, chance, mean_interval
+from analyses.common.chance import alive_directions, chance
 from analyses.common.inputs import DictionaryLike, open_dictionaries
 from analyses.common.neighbours import nearest
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.reports.report import Plot, Report, Table
+from dictlab.statistics import mean_interval, ratio_of_sums_interval
 
 BLOCK = 4096  # rows that are encoded at once
 
@@ -146,7 +146,7 @@ def _several(given: Sequence[DictionaryLike] | DictionaryLike) -> list[Dictionar
 def _row(over: Dictionary, base: Dictionary, found: Explained, active: int, seed: int) -> dict[str, Any]:
     directions, _ = alive_directions(base)
     spread = (directions.double() - directions.double().mean(dim=0)).square().sum(dim=1)
-    low, high = _ratio_interval(found.errors, spread, seed)
+    high, low = (1 - end for end in ratio_of_sums_interval(found.errors, spread, seed))
     return {
         "meta": over.name,
         "of": base.name,
@@ -159,17 +159,6 @@ def _row(over: Dictionary, base: Dictionary, found: Explained, active: int, seed
         "high": high,
         "explained (plain)": found.plain,
     }
-
-
-def _ratio_interval(errors: Tensor, spread: Tensor, seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval over directions of 1 - sum of errors / sum of squares."""
-    generator = np.random.default_rng(seed)
-    drawn = [generator.integers(0, len(errors), len(errors)) for _ in range(1000)]
-    shares = [1 - float(errors[i].sum()) / total for i in drawn if (total := float(spread[i].sum())) > 0]
-    if not shares:
-        return float("nan"), float("nan")
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _beside(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from analyses.common import plotting
 from analyses.similarity.matching import alive_directions
+from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.reports.report import Scatter
 
@@ -57,7 +58,7 @@ def map_points(opened: Sequence[Dictionary], points: int, regions: Mapping[Laten
     frame["region"] = [regions.get(key) for key in zip(frame["dictionary"], frame["latent"], strict=True)]
     sure = _first_of_each(regions)
     first = np.array([key in sure for key in zip(frame["dictionary"], frame["latent"], strict=True)])
-    chosen = np.sort(np.argsort(np.random.default_rng(seed).random(len(frame)) - first)[:points])
+    chosen = np.sort(np.argsort(seeds.numpy_generator(seed, "points of a map").random(len(frame)) - first)[:points])
     frame = frame.iloc[chosen].reset_index(drop=True)
     placed = embed(torch.cat([directions for directions, _ in found])[torch.from_numpy(chosen)], seed)
     frame.insert(2, "x", placed[:, 0])

@@ -20,6 +20,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from dictlab import seeds
+from dictlab.statistics import jackknife_interval, permutation_p
+
 Rows: TypeAlias = Float[np.ndarray, "n d"]
 Order: TypeAlias = Int[np.ndarray, " n"]
 Ordered: TypeAlias = Callable[[Order], float]  # the similarity with Y's rows in that order
@@ -27,7 +30,6 @@ Measure: TypeAlias = Callable[[Rows, Rows], Ordered]
 
 VARIANCE = 0.99  # share of the variance that SVCCA keeps
 GROUPS = 20  # of the jackknife
-NORMAL = 1.96  # standard errors on either side of 95 %
 ROWS, RSA_ROWS = 8192, 512  # rows that are compared; of more, a sample
 
 
@@ -55,24 +57,24 @@ def with_null(
         seed: Of the shuffles and of the jackknife's groups.
         smaller_is_alike: Whether a small value means likeness.
     """
-    generator = np.random.default_rng([seed, GROUPS])
+    generator = seeds.numpy_generator(seed, "shuffled rows")
     x, y = _at_most(RSA_ROWS if measure is rsa else ROWS, x, y, generator)
     order = np.arange(len(x))
     ordered = measure(x, y)
     value = ordered(order)
     drawn = np.array([ordered(generator.permutation(order)) for _ in range(permutations)])
     sign = -1 if smaller_is_alike else 1
-    p = (1 + int((sign * drawn >= sign * value - 1e-12).sum())) / (1 + permutations)
+    p = permutation_p(sign * value, sign * drawn)
     group = generator.permutation(order) % min(GROUPS, len(x))
     without = [
         measure(x[group != g], y[group != g])(np.arange(int((group != g).sum()))) for g in range(group.max() + 1)
     ]
-    return Tested(value, *jackknifed(value, np.array(without)), float(drawn.mean()), p, len(x))
+    return Tested(value, *jackknife_interval(value, np.array(without)), float(drawn.mean()), p, len(x))
 
 
 def value_of(measure: Measure, x: Rows, y: Rows, *, seed: int) -> float:
     """The similarity alone, of as many rows as `with_null` takes."""
-    x, y = _at_most(RSA_ROWS if measure is rsa else ROWS, x, y, np.random.default_rng([seed, GROUPS]))
+    x, y = _at_most(RSA_ROWS if measure is rsa else ROWS, x, y, seeds.numpy_generator(seed, "shuffled rows"))
     return measure(x, y)(np.arange(len(x)))
 
 
@@ -81,13 +83,6 @@ def _at_most(most: int, x: Rows, y: Rows, generator: np.random.Generator) -> tup
         return x, y
     kept = generator.permutation(len(x))[:most]
     return x[kept], y[kept]
-
-
-def jackknifed(value: float, without: Float[np.ndarray, " groups"]) -> tuple[float, float]:
-    """95 % interval from the values without each group: 1.96 jackknife standard errors."""
-    groups = len(without)
-    error = float(np.sqrt((groups - 1) / groups * np.square(without - without.mean()).sum()))
-    return value - NORMAL * error, value + NORMAL * error
 
 
 def cka(x: Rows, y: Rows) -> Ordered:

@@ -31,6 +31,7 @@ from analyses.similarity.representation import (
     value_of,
     with_null,
 )
+from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.reports.report import Plot
 
@@ -160,7 +161,7 @@ def _similarity(name: str, pair: Pair, one: Tested, chance: dict[str, float], un
 def _rows(weights: Tensor, latents: Tensor, seed: int) -> Rows:
     """Unit directions of some latents; of very many, the same sample of rows for both sides."""
     if len(latents) > ROWS:
-        latents = latents[np.random.default_rng([seed, ROWS]).permutation(len(latents))[:ROWS]]
+        latents = latents[seeds.numpy_generator(seed, "rows of spaces").permutation(len(latents))[:ROWS]]
     found: Rows = normalize(weights[latents].double(), dim=1).numpy()
     return found
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,10 +35,9 @@ from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import compare, following
+from dictlab.statistics import bootstrap_weights, interval
 
 BATCH_TOKENS = 2048  # activations of so many tokens are held for each dictionary; logits of a block of them
-RESAMPLES = 1000
-COVERAGE = 0.95
 
 Sums = Mapping[str, NDArray[np.float64]]
 
@@ -148,17 +146,18 @@ class Evaluation:
 
     def draws(self, metric: str) -> NDArray[np.float64]:
         """The metric in each bootstrap resample of the sequences."""
-        return METRICS[metric].of({name: self._weights @ values for name, values in self.sums.items()})
+        weights = bootstrap_weights(self.n_sequences, self.seed)
+        return METRICS[metric].of({name: weights @ values for name, values in self.sums.items()})
 
     def interval(self, metric: str) -> tuple[float, float]:
         """95 % percentile bootstrap interval over sequences; NaN for a single sequence."""
         if self.n_sequences < 2:
             return float("nan"), float("nan")
-        return bounds(self.draws(metric))
+        return interval(self.draws(metric))
 
     def alive_draws(self) -> NDArray[np.float64]:
         """Latents active at least once in each bootstrap resample: fewer than in the sample, never more."""
-        present = torch.from_numpy((self._weights > 0).astype(np.float32))
+        present = torch.from_numpy((bootstrap_weights(self.n_sequences, self.seed) > 0).astype(np.float32))
         return (present @ self.fired > 0).sum(dim=1).double().numpy()
 
     def alive_interval(self) -> tuple[float, float]:
@@ -167,7 +166,7 @@ class Evaluation:
         Resampling loses latents that fired in one sequence only; the basic bootstrap turns that loss round. What was
         seen is certain, so it is the lower end.
         """
-        high = bounds(2 * self.alive - self.alive_draws())[1]
+        high = interval(2 * self.alive - self.alive_draws())[1]
         return self.alive, min(max(high, self.alive), self.fired.shape[1])
 
     def table(self) -> pd.DataFrame:
@@ -185,22 +184,6 @@ class Evaluation:
             entries[metric] = self.value(metric)
             entries[f"{metric}_interval"] = list(self.interval(metric))
         return entries
-
-    @cached_property
-    def _weights(self) -> NDArray[np.float64]:
-        """How often each sequence is drawn in each resample; one product with the sums gives every metric."""
-        return resamples(self.n_sequences, self.seed)
-
-
-def resamples(n: int, seed: int) -> NDArray[np.float64]:
-    """How often each of n sequences is drawn in each bootstrap resample, `[resamples, n]`."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
-
-
-def bounds(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """The central 95 % of bootstrap draws."""
-    low, high = np.quantile(draws, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return float(low), float(high)
 
 
 @torch.no_grad()

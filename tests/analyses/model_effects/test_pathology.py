@@ -9,13 +9,13 @@ from torch.nn.functional import cosine_similarity, normalize
 
 import analyses.model_effects.replacement_damage as running
 from analyses import pathology
-from analyses.common.estimates import ratio, spearman
 from analyses.common.patching import scenes
 from analyses.composition.stitching import join
 from analyses.model_effects.replacements import BASELINES, INTERVENTIONS, SHRINKAGE, Given, at_angle, surroundings
 from analyses.model_effects.step_curves import MULTIPLES, decoder_directions, effective_length
 from dictlab import Codes, DictlabError, Metadata, Text, TopK
 from dictlab.data.activations import statistics
+from dictlab.statistics import ratio, spearman
 from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_model
 
 B, T, D, DRAWS = 3, 5, 12, 4

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analyses.common.differences import difference
+from dictlab.statistics import difference_of_means
 
 
 def test_p_is_the_share_of_all_resamples_of_the_pool():
     a, b = np.array([1.0, 2.0]), np.array([2.0, 5.0, 6.0])
     observed, pool = abs(a.mean() - b.mean()), [*a, *b]
     draws = [abs(np.mean(x[:2]) - np.mean(x[2:])) for x in product(pool, repeat=5)]
-    assert difference(a, b, seed=0).p == pytest.approx(np.mean(np.array(draws) >= observed - 1e-12), abs=0.01)
+    assert difference_of_means(a, b, seed=0).p == pytest.approx(np.mean(np.array(draws) >= observed - 1e-12), abs=0.01)
 
 
 def test_large_samples_agree_with_normal_theory():
     generator = np.random.default_rng(0)
     a, b = generator.normal(0.3, 1, 150), generator.normal(0, 1, 200)
-    found, error = difference(a, b, seed=1), np.sqrt(a.var() / 150 + b.var() / 200)
+    found, error = difference_of_means(a, b, seed=1), np.sqrt(a.var() / 150 + b.var() / 200)
     assert found.value == pytest.approx(a.mean() - b.mean())
     assert [found.low, found.high] == pytest.approx([found.value - 1.96 * error, found.value + 1.96 * error], abs=0.03)
     assert found.p == pytest.approx(2 * stats.norm.sf(abs(found.value) / error), abs=0.01)
@@ -28,24 +28,24 @@ def test_large_samples_agree_with_normal_theory():
 
 def test_equal_samples_do_not_differ():
     same = np.array([0.5, 0.6, 0.7, 0.9])
-    found = difference(same, same, seed=0, resamples=2000)
+    found = difference_of_means(same, same, seed=0, resamples=2000)
     assert found.value == 0 and found.low < 0 < found.high and found.p == 1
 
 
 def test_samples_without_spread_have_an_interval_without_width():
-    found = difference(np.ones(5), np.full(4, 0.5), seed=0)
+    found = difference_of_means(np.ones(5), np.full(4, 0.5), seed=0)
     assert found[:3] == (0.5, 0.5, 0.5) and found.p < 0.05
 
 
 def test_exchanging_the_samples_changes_the_sign():
     generator = np.random.default_rng(2)
     a, b = generator.random(20), generator.random(30)
-    one, other = difference(a, b, 0, 20_000), difference(b, a, 0, 20_000)
+    one, other = difference_of_means(a, b, 0, 20_000), difference_of_means(b, a, 0, 20_000)
     assert one.value == pytest.approx(-other.value) and one.p == pytest.approx(other.p, abs=0.02)
     assert [one.low, one.high] == pytest.approx([-other.high, -other.low], abs=0.02)
 
 
 def test_one_value_has_no_interval():
-    found = difference(np.array([1.0]), np.array([0.5, 0.7]), seed=0)
+    found = difference_of_means(np.array([1.0]), np.array([0.5, 0.7]), seed=0)
     assert found.value == pytest.approx(0.4) and isnan(found.low) and isnan(found.p)
-    assert isnan(difference(np.array([]), np.array([0.5]), seed=0).value)
+    assert isnan(difference_of_means(np.array([]), np.array([0.5]), seed=0).value)

@@ -1,0 +1,70 @@
+"""What replacing a dictionary's activations does to the model's output, token by token, and means with intervals of it.
+
+Everything is a ratio of sums over tokens, kept by sequence: a mean has the number of tokens below, a ratio of means
+another mean (they are paired). Intervals are bootstrap intervals over sequences, and all share their resamples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from analyses.model_effects.replacement_damage import NAMES, Arrays
+from analyses.model_effects.replacements import RECONSTRUCTION
+from dictlab.dictionary import Dictionary
+from dictlab.statistics import Array, Estimate, ratio
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What was measured of one dictionary.
+
+    Attributes:
+        dictionary: Which.
+        arrays: As `interventions.measured` gives them.
+        spread: Root mean square distance of the site's activations from their mean.
+        seed: Of the resampling.
+    """
+
+    dictionary: Dictionary
+    arrays: Arrays
+    spread: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The dictionary's name."""
+        return self.dictionary.name
+
+    @property
+    def sequences(self) -> int:
+        """Sequences measured."""
+        return len(self.arrays["kl"])
+
+    def kl(self, intervention: str, first: bool = True) -> Array:
+        """KL under an intervention, mean over draws, `[sequences, positions]`; `first`: with the first position."""
+        found: Array = self.arrays["kl"][:, NAMES.index(intervention), 0 if first else 1 :]
+        return found
+
+    def ce(self, intervention: str, first: bool = True) -> Array:
+        """CE increase under an intervention, `[sequences, positions]`."""
+        found: Array = self.arrays["ce"][:, NAMES.index(intervention), 0 if first else 1 :]
+        return found
+
+    def mean(self, values: Array) -> Estimate:
+        """Mean of `[sequences, tokens]`; NaN entries are left out."""
+        return ratio(np.nansum(values, axis=1), np.isfinite(values).sum(axis=1).astype(float), self.seed)
+
+    def over(self, intervention: str, first: bool = True, what: str = "kl") -> Estimate:
+        """Mean damage of the reconstruction over that of an intervention."""
+        read = self.kl if what == "kl" else self.ce
+        return ratio(read(RECONSTRUCTION, first).sum(axis=1), read(intervention, first).sum(axis=1), self.seed)
+
+    @cached_property
+    def z(self) -> Array:
+        """How many standard deviations the reconstruction's KL lies above the cloud's, `[points, clouds]`."""
+        cloud = self.arrays["cloud"]
+        found: Array = (self.arrays["point"][:, None] - cloud.mean(axis=2)) / cloud.std(axis=2)
+        return found

@@ -1,0 +1,282 @@
+"""Resampling and intervals: how sure is a number that was measured on these sequences, or on these latents?
+
+Tokens of one sequence are not independent. What is measured token by token is therefore summed by sequence, and whole
+sequences are resampled (bootstrap, percentile intervals). Everything that is resampled with one seed and one number of
+sequences draws the same ones: differences and ratios of two dictionaries are paired.
+
+Latents, or scores of latents, are resampled one by one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from dictlab import seeds
+
+COVERAGE = 0.95  # share of the distribution that an interval covers
+RESAMPLES = 1000  # of a percentile interval
+ENDS = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)  # quantiles that an interval lies between
+STANDARD_ERRORS = NormalDist().inv_cdf((1 + COVERAGE) / 2)  # on either side of a value: 1.96
+LEAST_SHARE = 0.5  # of the resamples must have a value, for these to stand for all of them
+DIFFERENCE_RESAMPLES = 100_000  # of a difference of means, whose p may be small
+BATCH = 5_000  # resamples of a difference that are held at once
+LATENT_BATCH = 50  # resamples of latents that are held at once
+ROUNDING = 1e-12  # numbers that are equal but for the order of a sum
+NAN = float("nan")
+
+Array = NDArray[np.float64]
+Formula = Callable[[Mapping[str, Array]], Array]
+
+
+class Estimate(NamedTuple):
+    """A number with its interval; NaN is what there is none of."""
+
+    value: float
+    low: float = NAN
+    high: float = NAN
+
+
+class Difference(NamedTuple):
+    """A difference of means with its interval and two-sided p."""
+
+    value: float
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+
+
+def interval_words(over: str = "", *, plural: bool = True) -> str:
+    """How captions call an interval: "95 % bootstrap intervals over sequences"."""
+    return f"{COVERAGE * 100:.0f} % bootstrap interval{'s' if plural else ''}" + (f" over {over}" if over else "")
+
+
+def estimate_columns(name: str, estimate: Estimate) -> dict[str, Any]:
+    """The columns of a table that an estimate fills: name, low and high."""
+    return {name: estimate.value, f"{name} low": estimate.low, f"{name} high": estimate.high}
+
+
+# Intervals of draws
+
+
+def interval(draws: Float[Array, " resamples"]) -> tuple[float, float]:
+    """The central 95 % of bootstrap draws.
+
+    Resamples without a value (NaN or infinite) are left out; (NaN, NaN) where fewer than half of them have one.
+    """
+    low, high = intervals(np.asarray(draws, dtype=np.float64)[:, None])
+    return float(low[0]), float(high[0])
+
+
+def intervals(draws: Float[Array, resamples * shape]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """`interval` of each of several numbers, over the first dimension of their draws."""
+    known = np.isfinite(draws)
+    if known.all() and len(draws):
+        low, high = np.quantile(draws, ENDS, axis=0)
+        return low, high
+    low, high = (np.full(draws.shape[1:], np.nan) for _ in ENDS)
+    enough = known.sum(axis=0) >= max(1.0, LEAST_SHARE * len(draws))
+    if enough.any():
+        kept = np.where(known, draws, np.nan)[:, enough]
+        low[enough], high[enough] = np.nanquantile(kept, ENDS, axis=0)
+    return low, high
+
+
+# Sequences resampled
+
+
+@lru_cache(maxsize=4)
+def bootstrap_weights(n: int, seed: int) -> Float[Array, "resamples n"]:
+    """How often each of n sequences is drawn in each bootstrap resample. Not to be written to."""
+    weights = _generator(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
+    weights.flags.writeable = False
+    return weights
+
+
+def mean_draws(values: Float[Array, sequences * shape], seed: int) -> Float[Array, resamples * shape]:
+    """The mean over sequences in each resample of them."""
+    return np.asarray(np.tensordot(bootstrap_weights(len(values), seed), values, axes=1) / len(values))
+
+
+def ratio_draws(over: Float[Array, " sequences"], under: Float[Array, " sequences"], seed: int) -> Array:
+    """sum(over) / sum(under) in each resample of the sequences."""
+    weights = bootstrap_weights(len(over), seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws: Array = (weights @ over) / (weights @ under)
+    return draws
+
+
+def ratio(over: Float[Array, " sequences"], under: Float[Array, " sequences"], seed: int) -> Estimate:
+    """sum(over) / sum(under) with its interval over sequences; NaN where the denominator is 0."""
+    total = float(under.sum())
+    if total == 0:
+        return Estimate(NAN)
+    value = float(over.sum()) / total
+    return Estimate(value, *interval(ratio_draws(over, under, seed))) if len(over) > 1 else Estimate(value)
+
+
+def spearman(a: Float[Array, "sequences positions"], b: Float[Array, "sequences positions"], seed: int) -> Estimate:
+    """Rank correlation over all tokens. Resamples of sequences keep the ranks of the whole sample."""
+    x, y = (stats.rankdata(v).reshape(a.shape) / a.size - 0.5 for v in (a, b))
+    sums = np.stack([np.full(len(a), float(a.shape[1])), *(s.sum(axis=1) for s in (x, y, x * x, y * y, x * y))])
+
+    def correlation(totals: Array) -> Array:
+        n, sx, sy, sxx, syy, sxy = totals
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r: Array = (sxy - sx * sy / n) / np.sqrt((sxx - sx**2 / n) * (syy - sy**2 / n))
+        return r
+
+    value = float(correlation(sums.sum(axis=1)))
+    if not np.isfinite(value):
+        return Estimate(NAN)
+    return Estimate(value, *interval(correlation(sums @ bootstrap_weights(len(a), seed).T)))
+
+
+@dataclass(frozen=True, eq=False)
+class BySequence:
+    """Sums over the tokens of each sequence, and whatever follows from them.
+
+    Attributes:
+        sums: By name, `[sequences, ...]`.
+        seed: Of the resampling.
+    """
+
+    sums: Mapping[str, Array]
+    seed: int
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences measured."""
+        return len(next(iter(self.sums.values())))
+
+    def value(self, of: Formula) -> Array:
+        """A formula of the sums over all sequences."""
+        return of({name: values.sum(axis=0) for name, values in self.sums.items()})
+
+    def draws(self, of: Formula) -> Array:
+        """The formula in each bootstrap resample of the sequences, `[RESAMPLES, ...]`."""
+        weights = bootstrap_weights(self.n_sequences, self.seed)
+        return of({name: np.tensordot(weights, values, axes=1) for name, values in self.sums.items()})
+
+    def interval(self, of: Formula) -> tuple[Array, Array]:
+        """Percentile bootstrap interval over sequences; NaN for a single sequence."""
+        if self.n_sequences < 2:
+            unknown = np.full_like(self.value(of), np.nan)
+            return unknown, unknown
+        return intervals(self.draws(of))
+
+
+# Latents resampled
+
+
+def mean_interval(values: Float[Tensor, " n"] | Float[Array, " n"], seed: int) -> tuple[float, float]:
+    """Bootstrap interval of a mean over latents (percentile); NaN for fewer than two."""
+    return _row_interval(np.mean, seed, values)
+
+
+def ratio_of_sums_interval(
+    over: Float[Tensor, " n"] | Float[Array, " n"], under: Float[Tensor, " n"] | Float[Array, " n"], seed: int
+) -> tuple[float, float]:
+    """Bootstrap interval of sum(over) / sum(under), rows resampled together; NaN for fewer than two."""
+
+    def quotient(x: Array, y: Array, axis: int) -> Array:
+        total = y.sum(axis=axis)
+        return np.asarray(np.divide(x.sum(axis=axis), total, out=np.full_like(total, np.nan), where=total != 0))
+
+    return _row_interval(quotient, seed, over, under)
+
+
+def _row_interval(statistic: Callable[..., Any], seed: int, *samples: Tensor | Array) -> tuple[float, float]:
+    rows = [np.asarray(values, dtype=np.float64) for values in samples]
+    if len(rows[0]) < 2:
+        return NAN, NAN
+    resampled = stats.bootstrap(
+        rows, statistic, n_resamples=RESAMPLES, method="percentile", batch=LATENT_BATCH,
+        paired=len(rows) > 1, vectorized=True, rng=_generator(seed),
+    )  # fmt: skip
+    return interval(resampled.bootstrap_distribution)
+
+
+# Differences and p values
+
+
+def difference_of_means(
+    a: Float[Array, " n"], b: Float[Array, " m"], seed: int, resamples: int = DIFFERENCE_RESAMPLES
+) -> Difference:
+    """mean(a) - mean(b) of two independent samples.
+
+        interval    bootstrap with both samples resampled, bias-corrected and accelerated (BCa)
+        p           both samples pooled, and both groups drawn from the pool with replacement: share of the draws whose
+                    |difference| is at least the observed one, the observed one counted among them. Two-sided
+
+    Source: Braun et al. 2024, auto-interpretability. There draws above the observed difference are counted; with ties,
+    and scores out of a few contexts have ties, that would make equal samples differ.
+
+    Args:
+        a: The one sample; without interval and p where a sample has fewer than two values.
+        b: The other.
+        seed: Of the resampling.
+        resamples: For the interval and for p.
+    """
+    if min(len(a), len(b)) < 2:
+        return Difference(float(a.mean() - b.mean()) if len(a) and len(b) else NAN)
+    observed = float(a.mean() - b.mean())
+    low, high = _bca(a, b, seeds.numpy_generator(seed, "difference of means"), resamples)
+    p = _pooled_p(a, b, abs(observed), seeds.numpy_generator(seed, "pooled samples"), resamples)
+    return Difference(observed, low, high, p)
+
+
+def permutation_p(observed: float | Array, shuffled: Float[Array, shuffles * shape]) -> Any:
+    """One-sided p of a permutation test: share of shuffles with at least the observed value, itself counted among them.
+
+    NaN where the observed value is.
+    """
+    beyond = (shuffled >= np.asarray(observed) - ROUNDING).sum(axis=0)
+    p = np.where(np.isfinite(observed), (1 + beyond) / (1 + len(shuffled)), np.nan)
+    return float(p) if p.ndim == 0 else p
+
+
+def jackknife_interval(value: float, without: Float[Array, " groups"]) -> tuple[float, float]:
+    """Interval from the values without each group (delete-a-group jackknife): 1.96 standard errors on either side."""
+    groups = len(without)
+    error = float(np.sqrt((groups - 1) / groups * np.square(without - without.mean()).sum()))
+    return value - STANDARD_ERRORS * error, value + STANDARD_ERRORS * error
+
+
+def _bca(a: Array, b: Array, rng: np.random.Generator, resamples: int) -> tuple[float, float]:
+    if np.ptp(a) == 0 and np.ptp(b) == 0:  # every resample is the sample
+        return (float(a[0] - b[0]),) * 2
+
+    def difference(x: Array, y: Array, axis: int) -> Array:
+        return np.asarray(x.mean(axis=axis) - y.mean(axis=axis))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bootstrapped = stats.bootstrap(
+            (a, b), difference, confidence_level=COVERAGE, n_resamples=resamples, batch=BATCH, vectorized=True, rng=rng
+        )
+    return float(bootstrapped.confidence_interval.low), float(bootstrapped.confidence_interval.high)
+
+
+def _pooled_p(a: Array, b: Array, observed: float, rng: np.random.Generator, resamples: int) -> float:
+    pool, beyond = np.concatenate([a, b]), 0
+    for start in range(0, resamples, BATCH):
+        count = min(BATCH, resamples - start)
+        first, second = (pool[rng.integers(len(pool), size=(count, n))].mean(axis=1) for n in (len(a), len(b)))
+        beyond += int((np.abs(first - second) >= observed - ROUNDING).sum())
+    return (1 + beyond) / (1 + resamples)
+
+
+def _generator(seed: int) -> np.random.Generator:
+    """What bootstraps draw from: the bare seed, which nothing else draws from, so published intervals stay as drawn."""
+    return np.random.default_rng(seed)
