@@ -34,7 +34,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from dictlab import LanguageModel
 from dictlab.data.activations import statistics as moments
 from dictlab.training import TrainConfig
-from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch, Splice
 
 CONTEXT, BLOCKS, D, WIDTH, K = 128, 8, 384, 4096, 32

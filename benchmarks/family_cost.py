@@ -26,7 +26,8 @@ import torch
 from dictlab import LanguageModel, Text
 from dictlab.data import activations
 from dictlab.training import TrainConfig
-from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"

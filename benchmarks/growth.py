@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from analyses.common import plotting
 from dictlab.data.activations import statistics as moments
 from dictlab.training import TrainConfig
-from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "speed-growth.png"

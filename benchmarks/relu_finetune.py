@@ -25,8 +25,9 @@ from analyses.quality.measured_points import Point
 from dictlab import Dictionary, LanguageModel, Text, TrainConfig, load
 from dictlab.data.activations import statistics as moments
 from dictlab.evaluation.evaluate import evaluate
-from dictlab.training.learner import Learner, geometric_median
-from dictlab.training.start import opened
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
+from dictlab.training.learner.warm_start import load_for_model
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
@@ -69,7 +70,7 @@ def costs(model: LanguageModel) -> None:
 
     def learner(goal: str, sample: torch.Tensor) -> Learner:
         config = replace(base, **GOALS[goal] | {"l1": GOALS[goal]["l1"][:1]})
-        member = next(iter(config.members(opened(config.start, model, SITE))))
+        member = next(iter(config.members(load_for_model(config.start, model, SITE))))
         return Learner(member, config, moments([sample]), geometric_median(sample))
 
     torch.set_num_threads(1)

@@ -41,7 +41,8 @@ from dictlab.errors import DictlabError
 from dictlab.model.language_model import check_device
 from dictlab.training import TrainConfig
 from dictlab.training.config import Precision
-from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch
 
 PEERS = {

@@ -16,7 +16,8 @@ from dictlab import Dictionary, LanguageModel, Text, TrainConfig
 from dictlab.data.activations import statistics as moments
 from dictlab.evaluation.evaluate import Evaluation, evaluate
 from dictlab.flops import training_flops
-from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch, Splice
 
 CONTEXTS = 64

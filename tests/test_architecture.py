@@ -49,8 +49,7 @@ UPWARDS = {
     ("analyses.autointerp.scores", "analyses.features"),
 }
 CIRCLES = [
-    {"dictlab.training.config", "dictlab.training.member", "dictlab.training.start", "dictlab.training.variants"},
-    {"dictlab.training.learner", "dictlab.training.resampling"},
+    {},
     {"analyses.model_effects.downstream", "analyses.model_effects.downstream_tables"},
 ]
 FILES = [p for folder in ("dictlab", "analyses") for p in sorted((ROOT / folder).rglob("*.py"))]

@@ -12,16 +12,16 @@ import os
 import time
 
 from dictlab.cli.printing import console
-from dictlab.training.distributed.data_parallel import Gone, Said
+from dictlab.training.distributed.data_parallel import ProcessLost, ReportedByRankZero
 
 PATIENCE = 10.0  # seconds
 
 
 def say(message: str, error: BaseException) -> None:
     """Print it in red, or leave that to another process."""
-    if isinstance(error, Said):
+    if isinstance(error, ReportedByRankZero):
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        waits = (os.environ.get("LOCAL_RANK") != "0") + 2 * isinstance(error, Gone)
+        waits = (os.environ.get("LOCAL_RANK") != "0") + 2 * isinstance(error, ProcessLost)
         time.sleep(waits * PATIENCE)
     console(stderr=True).print(f"dictlab: {message}", style="red", soft_wrap=True)

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
+from dictlab.training.learner.warm_start import variants_for
 from dictlab.training.member import Member
 from dictlab.training.objectives import OBJECTIVES, Objective, ObjectiveName
-from dictlab.training.start import going_on
 from dictlab.training.variants import BY_NAME, ActivationName, Variant
 
 LoggerName = Literal["wandb", "tensorboard"]
@@ -279,7 +279,7 @@ class TrainConfig:
             yield Member(width, variant, objective, seed, self.finetune, site=site, place=place)
         for objective, start in product(self.objective, starts):
             seed = self.seed[0] if start.metadata.seed is None else start.metadata.seed
-            for variant in going_on(start, self):
+            for variant in variants_for(start, self):
                 yield Member(start.n_latents, variant, objective, seed, self.finetune, start, site=sites[0])
 
     def weights(self, name: ObjectiveName) -> Objective:

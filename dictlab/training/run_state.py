@@ -23,10 +23,10 @@ from torch import Tensor
 
 from dictlab.errors import DictlabError
 from dictlab.training.distributed import latent_rows
-from dictlab.training.distributed.ranks import ALONE, Ranks
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 
 if TYPE_CHECKING:
-    from dictlab.training.distributed.latent_sharding import Sharded
+    from dictlab.training.distributed.latent_sharding import LatentShardedRanks
 
 SCHEMA = 2
 KEY = "dictlab_state"
@@ -48,7 +48,7 @@ def has_rows(name: str) -> bool:
     return rest[0] != COMMON and rest[-1] != "step"
 
 
-def write(path: Path, state: State, widths: Mapping[str, int], ranks: Ranks = ALONE) -> None:
+def write(path: Path, state: State, widths: Mapping[str, int], ranks: Ranks = SINGLE_PROCESS) -> None:
     """Replace the state in a file, and in the folder of rows that belongs to it.
 
     Args:
@@ -63,12 +63,12 @@ def write(path: Path, state: State, widths: Mapping[str, int], ranks: Ranks = AL
     if ranks.shards > 1:
         own = {name: t for name, t in state.tensors.items() if has_rows(name)}
         counts = {name: widths[name.rpartition("/")[0]] for name in own}
-        folder = ranks.agreed(lambda: _new_folder(path))
-        latent_rows.save(path.with_name(folder), own, counts, cast("Sharded", ranks))
+        folder = ranks.broadcast_from_rank_zero(lambda: _new_folder(path))
+        latent_rows.save(path.with_name(folder), own, counts, cast("LatentShardedRanks", ranks))
         apart = {"rows": {"folder": folder, "widths": counts}}
         whole = {name: t for name, t in state.tensors.items() if name not in own}
         state = State(whole, state.record | apart)
-    ranks.once(lambda: _replace(path, state))
+    ranks.on_rank_zero(lambda: _replace(path, state))
 
 
 def remove(path: Path) -> None:
@@ -111,7 +111,7 @@ def _write(path: Path, state: State) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read(path: Path, ranks: Ranks = ALONE) -> State:
+def read(path: Path, ranks: Ranks = SINGLE_PROCESS) -> State:
     """The state in a file, with the rows of this process's latents.
 
     Raises:
@@ -139,7 +139,7 @@ def _own(file: Any, name: str, ranks: Ranks) -> Tensor:
         whole: Tensor = file.get_tensor(name).clone()
         return whole
     part = file.get_slice(name)
-    some: Tensor = part[ranks.latents(part.get_shape()[0])].clone()
+    some: Tensor = part[ranks.latent_slice(part.get_shape()[0])].clone()
     return some
 
 

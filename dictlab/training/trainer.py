@@ -19,19 +19,20 @@ from dictlab.errors import DictlabError
 from dictlab.formats.loading import load
 from dictlab.model.language_model import LanguageModel, check_device
 from dictlab.runs import RunFolder
-from dictlab.training import configfile, finish, run_state
+from dictlab.training import completion, configfile, run_state
 from dictlab.training.config import TrainConfig
 from dictlab.training.distributed.launch import together
-from dictlab.training.distributed.ranks import ALONE, Ranks, check_width
-from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks, check_width
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
 from dictlab.training.logs import check_loggers
 from dictlab.training.member import Member
 from dictlab.training.run import Run, check_free, replace_text, tell
 from dictlab.training.run_state import State
-from dictlab.training.session import Session
 from dictlab.training.sources.array import ArraySource
 from dictlab.training.sources.base import Source
 from dictlab.training.sources.model import ModelSource
+from dictlab.training.training_loop import TrainingLoop
 
 
 def train(
@@ -68,11 +69,13 @@ def train(
     check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
     with together(config.device, config.shards) as ranks:
-        source = ranks.each(lambda: _opened(config, model, text, data, ranks))
+        source = ranks.on_every_rank(lambda: _opened(config, model, text, data, ranks))
         config = source.config
-        ranks.agreed(lambda: check_free(folder, [member.name for member in source.members], force))
-        keep = ranks.agreed(lambda: _beginning(source))
-        return finish.run(_session(folder, source, ranks.agreed(lambda: _begin(folder, config)), keep, ranks=ranks))
+        ranks.broadcast_from_rank_zero(lambda: check_free(folder, [member.name for member in source.members], force))
+        keep = ranks.broadcast_from_rank_zero(lambda: _beginning(source))
+        return completion.run(
+            _loop(folder, source, ranks.broadcast_from_rank_zero(lambda: _begin(folder, config)), keep, ranks=ranks)
+        )
 
 
 def resume(
@@ -105,12 +108,12 @@ def resume(
         return _finished(known, config)
     config = _settled(config)
     with together(config.device, config.shards) as ranks:
-        source = ranks.each(lambda: _opened(config, model, text, data, ranks))
+        source = ranks.on_every_rank(lambda: _opened(config, model, text, data, ranks))
         path = known.path / runs.STATE
         # None: it was killed before the first step.
-        saved = run_state.read(path, ranks) if ranks.agreed(path.exists) else None
-        keep = _kept(folder, source, saved) if saved else ranks.agreed(lambda: _beginning(source))
-        return finish.run(_session(known.path, source, known.about["id"], keep, saved, ranks))
+        saved = run_state.read(path, ranks) if ranks.broadcast_from_rank_zero(path.exists) else None
+        keep = _kept(folder, source, saved) if saved else ranks.broadcast_from_rank_zero(lambda: _beginning(source))
+        return completion.run(_loop(known.path, source, known.about["id"], keep, saved, ranks))
 
 
 def _settled(config: TrainConfig) -> TrainConfig:
@@ -190,16 +193,16 @@ def _beginning(source: Source) -> State:
     return State(tensors, {"identity": source.identity(), "variances": [s.statistics.variance for s in starts]})
 
 
-def _session(
-    folder: Path, source: Source, identity: str, keep: State, saved: State | None = None, ranks: Ranks = ALONE
-) -> Session:
+def _loop(
+    folder: Path, source: Source, identity: str, keep: State, saved: State | None = None, ranks: Ranks = SINGLE_PROCESS
+) -> TrainingLoop:
     """The members, made of what the run began with, and the sitting that trains them."""
     config, starts = source.config, {}
     for i, site in enumerate(config.sites or ("",)):
         tensors = run_state.below(f"start/{i}", keep.tensors)
         starts[site] = Start.again(tensors, keep.record["variances"][i], config.device)
     learners = [Learner(member, config, *starts[member.site], ranks) for member in source.members]
-    return Session(folder, source, learners, identity=identity, keep=keep, saved=saved, ranks=ranks)
+    return TrainingLoop(folder, source, learners, identity=identity, beginning=keep, saved=saved, ranks=ranks)
 
 
 class Start(NamedTuple):

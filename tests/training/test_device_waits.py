@@ -12,10 +12,11 @@ from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
 from dictlab.model import output_divergence
 from dictlab.training import TrainConfig
-from dictlab.training.async_scalar import Told
-from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch
-from dictlab.training.penalties import l1
+from dictlab.training.variants.async_scalar import AsyncScalar
+from dictlab.training.variants.penalties import l1
 from tests.planted import SITE, sparse_data
 
 DEAD = 5
@@ -44,7 +45,7 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(sparse, "by_triton", lambda tensor: tensor.is_meta)
     monkeypatch.setattr(sparse, "_triton", lambda: kernels)
     monkeypatch.setattr(torch.optim, "Adam", Recorded)
-    monkeypatch.setattr(Told, "__int__", lambda self: DEAD)
+    monkeypatch.setattr(AsyncScalar, "__int__", lambda self: DEAD)
 
     def made(name: str, **changes) -> Learner:
         x, _ = sparse_data(512)
@@ -114,4 +115,4 @@ def test_no_step_on_a_gpu_waits(name):
 
 
 def test_what_was_told_is_the_number():
-    assert int(Told(torch.tensor(7))) == 7
+    assert int(AsyncScalar(torch.tensor(7))) == 7

@@ -17,11 +17,11 @@ from dictlab import DictlabError, Text, load
 from dictlab.data import shuffle_buffer
 from dictlab.formats import native
 from dictlab.runs import open_run, records
-from dictlab.training import TrainConfig, configfile, finish, measure, resume, session, train
+from dictlab.training import TrainConfig, completion, configfile, measure, resume, train, training_loop
 from dictlab.training import run_state as state
-from dictlab.training.learner import Learner
-from dictlab.training.session import LOG_EVERY
+from dictlab.training.learner.learner import Learner
 from dictlab.training.sources import model as model_source
+from dictlab.training.training_loop import LOG_EVERY
 from tests.planted import SITE, sparse_data, tiny_model
 from tests.processes import with_a_lock_of_its_own
 
@@ -142,12 +142,12 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_bits_of_one_that_i
 def test_a_kill_in_the_middle_of_any_write_costs_nothing(tmp_path, text, moment, model):
     """The process dies inside the very call."""
     where = {
-        "first": (session.Session, "fit"),
+        "first": (training_loop.TrainingLoop, "fit"),
         "saving": (state.os, "replace"),
-        "logging": (session.JsonLines, "write"),
+        "logging": (training_loop.JsonLines, "write"),
         "writing": (native, "save"),
         "measuring": (measure, "measure"),
-        "cleaning": (finish, "tell"),
+        "cleaning": (completion, "tell"),
     }
     owner, name = where[moment]
     wanted = {"saving": 30, "logging": 2, "cleaning": 2}.get(moment, 1)
@@ -206,14 +206,14 @@ def test_a_disk_that_fills_up_leaves_the_last_good_state(tmp_path, text, model):
     said = tmp_path / "said"
 
     def limited() -> None:
-        original = session.Session._report
+        original = training_loop.TrainingLoop._report
 
         def full(self, *arguments) -> None:
             original(self, *arguments)
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-        session.Session._report = full
+        training_loop.TrainingLoop._report = full
         try:
             train(settings, out=folder, model=model, text=text)
         except DictlabError as error:

@@ -12,11 +12,12 @@ from analyses.similarity.matching import nearest
 from dictlab import DictlabError, Metadata, ReLU, TopK, load
 from dictlab.data.activations import statistics
 from dictlab.dictionary.kernels import sparse
-from dictlab.training import OBJECTIVES, Objective, TrainConfig, penalties, train, trainer
+from dictlab.training import OBJECTIVES, Objective, TrainConfig, train, trainer
 from dictlab.training import objectives as terms
-from dictlab.training.learner import Learner, geometric_median, schedule
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner, schedule
 from dictlab.training.objectives import Batch, Splice
-from dictlab.training.variants import selection
+from dictlab.training.variants import penalties, selection
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
 LATER = ["blocks.2.hook_resid_pre"]

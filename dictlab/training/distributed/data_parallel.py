@@ -1,4 +1,4 @@
-"""Which part of each batch is this process's, and how do the parts make the step that one process would take?
+"""Data-parallel training: each process has a share of every batch, and together they take one process's step.
 
 `torchrun` starts N processes ("ranks"). Each has the whole dictionary, and the tokens of its own share of every batch:
 
@@ -30,42 +30,42 @@ from dictlab.training.distributed.ranks import Capture, Ranks
 T = TypeVar("T")
 
 
-class Gone(DictlabError):
-    """Another process ended; what was wrong is for that one to say."""
+class ProcessLost(DictlabError):
+    """Another process of the run ended or cannot be reached."""
 
 
-class Said(DictlabError):
-    """The first process has the same error, and says it."""
+class ReportedByRankZero(DictlabError):
+    """An error that rank zero has raised and reports."""
 
 
-class Several(Ranks):
+class DataParallelRanks(Ranks):
     """One of several processes of an initialised group that serves tensors of the CPU and of the device.
 
     Args:
         tokens: Those that share a batch; all by default.
 
     Attributes:
-        part: Which part of each batch is this one's.
+        part: Index of this process's part of each batch.
     """
 
     def __init__(self, tokens: dist.ProcessGroup | None = None) -> None:
         self._tokens = tokens
         self.count, self.part = dist.get_world_size(tokens), dist.get_rank(tokens)
-        self.first = dist.get_rank() == 0
+        self.is_rank_zero = dist.get_rank() == 0
 
-    def check(self, number: int, what: str) -> None:
+    def check_divisible(self, number: int, what: str) -> None:
         if number % self.count:
             raise DictlabError(
                 f"a batch has {number} {what}, and {self.count} processes share it in equal parts: "
                 f"expected a multiple of {self.count}; change --batch or --nproc_per_node."
             )
 
-    def share(self, entry: Any) -> Any:
+    def local_share(self, entry: Any) -> Any:
         if isinstance(entry, Mapping):
-            return {site: self.share(x) for site, x in entry.items()}
+            return {site: self.local_share(x) for site, x in entry.items()}
         return entry.chunk(self.count)[self.part]
 
-    def captured(self, capture: Capture) -> Capture:
+    def share_capture(self, capture: Capture) -> Capture:
         processes, own = dist.get_world_size(), dist.get_rank()
 
         def shared(tokens: Tensor) -> dict[str, Tensor]:
@@ -76,25 +76,25 @@ class Several(Ranks):
 
         return shared
 
-    def average(self, own: Tensor) -> Tensor:
+    def all_reduce_mean(self, own: Tensor) -> Tensor:
         return self._reduced(own, dist.ReduceOp.SUM) / self.count
 
-    def averaged(self, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def average_metrics(self, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         stacked = torch.stack([value.float() for value in own.values()])
         means = reduced(stacked, dist.ReduceOp.SUM, None) / dist.get_world_size()
         return dict(zip(own, means.unbind(), strict=True))
 
-    def average_(self, own: Sequence[Tensor | None], common: Sequence[bool]) -> None:
+    def average_gradients_(self, own: Sequence[Tensor | None], common: Sequence[bool]) -> None:
         add_up([g for g in own if g is not None], self._tokens)
         torch._foreach_div_([g for g in own if g is not None], self.count)
 
-    def least(self, own: Tensor) -> Tensor:
+    def all_reduce_min(self, own: Tensor) -> Tensor:
         return reduced(own, dist.ReduceOp.MIN, None)
 
-    def most(self, own: Tensor) -> Tensor:
+    def all_reduce_max(self, own: Tensor) -> Tensor:
         return self._reduced(own, dist.ReduceOp.MAX)
 
-    def whole(self, own: Tensor) -> Tensor:
+    def gather_tokens(self, own: Tensor) -> Tensor:
         return gathered(own, self._tokens)
 
     def encode(
@@ -109,19 +109,19 @@ class Several(Ranks):
     ) -> Codes:
         return sparse.encode(x, W_enc, b_enc, self._rule(activation, b_enc), centre, factor, dtype=dtype)
 
-    def alike(self, own: Sequence[Tensor], common: Sequence[bool]) -> None:
+    def broadcast_weights(self, own: Sequence[Tensor], common: Sequence[bool]) -> None:
         with connected():
             for tensor in own:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def any(self, *flags: bool) -> Sequence[bool]:
+    def any_flags(self, *flags: bool) -> Sequence[bool]:
         raised = reduced(torch.tensor(flags, dtype=torch.uint8), dist.ReduceOp.MAX, None)
         return [bool(flag) for flag in raised]
 
-    def once(self, work: Callable[[], T]) -> T | None:
-        return work() if self.first else None
+    def on_rank_zero(self, work: Callable[[], T]) -> T | None:
+        return work() if self.is_rank_zero else None
 
-    def each(self, work: Callable[[], T]) -> T:
+    def on_every_rank(self, work: Callable[[], T]) -> T:
         wrong = None
         try:
             value = work()
@@ -133,9 +133,9 @@ class Several(Ranks):
         self._raise(next((message for message in found if message is not None), None))
         return value
 
-    def agreed(self, work: Callable[[], T]) -> T:
+    def broadcast_from_rank_zero(self, work: Callable[[], T]) -> T:
         outcome: list[Any] = [None, None]  # what it returned, and what was wrong
-        if self.first:
+        if self.is_rank_zero:
             try:
                 outcome[0] = work()
             except DictlabError as error:
@@ -148,7 +148,7 @@ class Several(Ranks):
 
     def _raise(self, message: str | None) -> None:
         if message is not None:
-            raise DictlabError(message) if self.first else Said(message)
+            raise DictlabError(message) if self.is_rank_zero else ReportedByRankZero(message)
 
     def _rule(self, activation: Activation, b_enc: Tensor) -> Activation:
         """The same activation function, where its codes depend on the whole batch."""
@@ -191,11 +191,11 @@ def gathered(own: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """What a process that is gone means to the others."""
+    """Turn a failure to communicate into an error that says so."""
     try:
         yield
     except RuntimeError as error:
-        raise Gone(
+        raise ProcessLost(
             f"another process of this run is gone, or cannot be reached ({str(error).splitlines()[0]}). "
             "What it said is above; the last state is kept."
         ) from error

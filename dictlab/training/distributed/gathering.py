@@ -16,12 +16,12 @@ from torch import Tensor
 from dictlab.dictionary import Dictionary
 from dictlab.formats import streamed
 from dictlab.training.distributed.data_parallel import connected
-from dictlab.training.distributed.latent_sharding import Sharded
+from dictlab.training.distributed.latent_sharding import LatentShardedRanks
 
 SENT = 1 << 24  # numbers of a matrix sent at once: 64 MiB
 
 
-def write(own: Dictionary, width: int, path: Path, ranks: Sharded) -> None:
+def write(own: Dictionary, width: int, path: Path, ranks: LatentShardedRanks) -> None:
     """Write the dictionary of which each process has some latents.
 
     Args:
@@ -36,7 +36,7 @@ def write(own: Dictionary, width: int, path: Path, ranks: Sharded) -> None:
     """
     if ranks.part:
         return
-    if ranks.first:
+    if ranks.is_rank_zero:
         streamed.save(_all(own, width, ranks), width, path)
         return
     for group in _groups(0, own.n_latents, own.d_in):
@@ -45,12 +45,12 @@ def write(own: Dictionary, width: int, path: Path, ranks: Sharded) -> None:
                 dist.send(tensor, dst=0)
 
 
-def _all(own: Dictionary, width: int, ranks: Sharded) -> Iterator[Dictionary]:
+def _all(own: Dictionary, width: int, ranks: LatentShardedRanks) -> Iterator[Dictionary]:
     """The latents of all processes in their order, as the first one gets them."""
     for group in _groups(0, own.n_latents, own.d_in):
         yield _made(_parts(own, group), own)
     for shard in range(1, ranks.shards):
-        theirs = ranks.latents(width, shard)
+        theirs = ranks.latent_slice(width, shard)
         for group in _groups(theirs.start, theirs.stop, own.d_in):
             parts = [t.new_empty(group.stop - group.start, *t.shape[1:]) for t in _parts(own, slice(0, 1))]
             for tensor in parts:

@@ -25,12 +25,12 @@ from dictlab.training.distributed.ranks import Ranks
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from dictlab.training.distributed.latent_sharding import Sharded
+    from dictlab.training.distributed.latent_sharding import LatentShardedRanks
 
 NEEDED = "--shards keeps its state with torch.distributed.checkpoint in the safetensors format, which torch 2.9 has"
 
 
-def save(folder: Path, own: Mapping[str, Tensor], widths: Mapping[str, int], ranks: Sharded) -> None:
+def save(folder: Path, own: Mapping[str, Tensor], widths: Mapping[str, int], ranks: LatentShardedRanks) -> None:
     """Write each process's rows into a new folder; returns when all are written.
 
     Args:
@@ -81,7 +81,7 @@ def load(folder: Path, widths: Mapping[str, int], ranks: Ranks) -> dict[str, Ten
 
 def _own_rows(entry: Any, ranks: Ranks) -> Tensor:
     """Room for the rows of one tensor that are this process's; `Shard(0)` cuts as `latents` does."""
-    own = ranks.latents(entry.size[0])
+    own = ranks.latent_slice(entry.size[0])
     return torch.empty(own.stop - own.start, *entry.size[1:], dtype=entry.properties.dtype)
 
 

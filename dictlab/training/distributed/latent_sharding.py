@@ -1,10 +1,10 @@
-"""Which latents are this process's, and what do the processes that share a batch of tokens tell each other?
+"""Latent sharding: each process holds some latents of each dictionary, and they exchange what a step needs.
 
 Of R x S processes, those in a row of the mesh have the same tokens and a part of the latents each; those in a column
-have the same latents and a part of each batch (`parallel`). With own latents s, for the tokens of a row:
+have the same latents and a part of each batch (`data_parallel`). With own latents s, for the tokens of a row:
 
     z_s       = (x - b) W_s + b_s                    own latents' pre-activations: nothing is sent
-    f_s       = own ones among the k largest of all  k values of each process are sent (`choosing`)
+    f_s       = own ones among the k largest of all  k values of each process are sent (`distributed_top_k`)
     x_hat     = b + sum_s f_s D_s                    partial reconstructions are summed: d values are sent
     dL/dW_s, dL/db_s, dL/dD_s                        x_hat is the same everywhere, so that nothing is sent
     dL/db     = dL/dx_hat + sum_s ...                one vector is summed: each process counts 1 / S of the first part
@@ -14,7 +14,7 @@ for the bias. Every term of the loss is the whole one in each process: what it l
 the way forward, and its gradient goes back to its own latents alone.
 
 Tensors are plain ones, and what is sent is sent by name: the sparse products are no operations of DTensor's. DTensors
-are made of them where they are saved and loaded (`rows`).
+are made of them where they are saved and loaded (`latent_rows`).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
 from dictlab.dictionary.normalisation import Undo
 from dictlab.errors import DictlabError
-from dictlab.training.distributed.data_parallel import Several, add_up, connected, gathered, reduced
+from dictlab.training.distributed.data_parallel import DataParallelRanks, add_up, connected, gathered, reduced
 from dictlab.training.distributed.distributed_top_k import WholeBatchTopK, among_all
 
 TOKENS, LATENTS = "tokens", "latents"  # dimensions of the mesh
 
 
-class Sharded(Several):
+class LatentShardedRanks(DataParallelRanks):
     """One of R x S processes: one of S that have parts of each dictionary, R times.
 
     Args:
@@ -67,14 +67,14 @@ class Sharded(Several):
             return self.mesh
         return init_device_mesh("cpu", (self.count, self.shards), mesh_dim_names=(TOKENS, LATENTS))
 
-    def average_(self, own: Sequence[Tensor | None], common: Sequence[bool]) -> None:
+    def average_gradients_(self, own: Sequence[Tensor | None], common: Sequence[bool]) -> None:
         pairs = [(g, whole) for g, whole in zip(own, common, strict=True) if g is not None]
         if self.count > 1:
             add_up([g for g, whole in pairs if not whole], self._tokens)
         add_up([g for g, whole in pairs if whole], None)
         torch._foreach_div_([g for g, _ in pairs], self.count)
 
-    def latents(self, width: int, shard: int | None = None) -> slice:
+    def latent_slice(self, width: int, shard: int | None = None) -> slice:
         size, which = -(-width // self.shards), self.shard if shard is None else shard
         return slice(min(which * size, width), min((which + 1) * size, width))  # as torch.chunk and DTensor cut
 
@@ -98,31 +98,31 @@ class Sharded(Several):
     def reconstruct(self, codes: Codes, W_dec: Tensor, bias: Tensor, undo: Undo) -> Tensor:
         return undo(self.decode(codes, W_dec) + bias)
 
-    def summed(self, own: Tensor) -> Tensor:
+    def sum_over_latents(self, own: Tensor) -> Tensor:
         total: Tensor = _Summed.apply(own, self._latents)
         return total
 
-    def portion(self, common: Tensor) -> Tensor:
+    def share_gradient(self, common: Tensor) -> Tensor:
         return common.detach() + (common - common.detach()) / self.shards
 
-    def joined(self, own: Tensor) -> Tensor:
+    def gather_latents(self, own: Tensor) -> Tensor:
         sizes = gathered(torch.tensor([len(own)], device=own.device), self._latents).tolist()
         padded = own.new_zeros(max(sizes), dtype=torch.uint8)
         padded[: len(own)] = own
         parts = self._of_all_latents(padded).split(max(sizes))
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]) > 0
 
-    def some(self, own: bool) -> bool:
-        return self.any(own)[0]
+    def any_rank(self, own: bool) -> bool:
+        return self.any_flags(own)[0]
 
-    def length(self, norms: Tensor, common: Sequence[bool]) -> Tensor:
+    def gradient_norm(self, norms: Tensor, common: Sequence[bool]) -> Tensor:
         parts: tuple[list[Tensor], list[Tensor]] = ([norms.new_zeros(())], [norms.new_zeros(())])
         for square, whole in zip(norms.square().unbind(), common, strict=True):
             parts[whole].append(square)
         own, shared = (torch.stack(part).sum() for part in parts)
         return (reduced(own, dist.ReduceOp.SUM, self._latents) + shared).sqrt()
 
-    def alike(self, own: Sequence[Tensor], common: Sequence[bool]) -> None:
+    def broadcast_weights(self, own: Sequence[Tensor], common: Sequence[bool]) -> None:
         with connected():
             for tensor, whole in zip(own, common, strict=True):
                 if whole:

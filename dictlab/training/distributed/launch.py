@@ -1,4 +1,4 @@
-"""The processes of a run: those of the group that is there, or those that `torchrun` started, or this one alone."""
+"""The processes of a run: those of an initialised process group, those that `torchrun` started, or this one alone."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from dictlab.errors import DictlabError
-from dictlab.training.distributed.data_parallel import Several
-from dictlab.training.distributed.ranks import ALONE, Ranks
+from dictlab.training.distributed.data_parallel import DataParallelRanks
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def together(device: str, shards: int = 1) -> Iterator[Ranks]:
         return
     if "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["WORLD_SIZE"] == "1":
         _check_shards(1, shards)
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     _check_shards(int(os.environ["WORLD_SIZE"]), shards)
     if device.startswith("cuda"):
@@ -47,10 +47,10 @@ def _grouped(device: str, shards: int) -> Ranks:
     processes = dist.get_world_size()
     _check_shards(processes, shards)
     if shards > 1:
-        from dictlab.training.distributed.latent_sharding import Sharded  # DTensor takes a second to import
+        from dictlab.training.distributed.latent_sharding import LatentShardedRanks  # DTensor takes a second to import
 
-        return Sharded(shards, device.partition(":")[0])
-    return Several() if processes > 1 else ALONE
+        return LatentShardedRanks(shards, device.partition(":")[0])
+    return DataParallelRanks() if processes > 1 else SINGLE_PROCESS
 
 
 def _check_shards(processes: int, shards: int) -> None:

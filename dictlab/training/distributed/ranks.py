@@ -1,8 +1,8 @@
-"""What does one of several processes ask of the others? One process has all tokens and all latents, and asks nobody.
+"""Communication between the processes of a run, behind one interface; a single process communicates with nobody.
 
-`Ranks` is that process: every method gives back what it is given. `parallel.Several` shadows those that are about
-tokens, `sharding.Sharded` those that are about latents as well. Learner, variants, source and session call them, and
-never ask which of the three they have.
+`Ranks` is a single process: every method returns its argument. `DataParallelRanks` overrides the methods about tokens,
+`LatentShardedRanks` those about latents as well. The rest of training calls these methods and never asks which of the
+three classes it has.
 """
 
 from __future__ import annotations
@@ -26,62 +26,71 @@ Capture = Callable[[Int[Tensor, "contexts context"]], Mapping[str, Float[Tensor,
 
 
 class Ranks:
-    """One process, which has every batch and every latent to itself.
+    """A single process with all tokens and all latents.
 
     Attributes:
         count: Parts that a batch is cut into.
         shards: Parts that the latents of each dictionary are cut into; there are `count * shards` processes.
-        first: Whether this is the one that reads, writes and shows.
+        is_rank_zero: Whether this is the process that reads, writes and shows progress.
     """
 
     count: int = 1
     shards: int = 1
-    first: bool = True
+    is_rank_zero: bool = True
 
-    def check(self, number: int, what: str) -> None:
+    def check_divisible(self, number: int, what: str) -> None:
         """Refuse a batch that cannot be cut in equal parts.
 
+        Args:
+            number: Size of the batch.
+            what: Its unit, for the message: tokens, contexts or rows.
+
         Raises:
-            DictlabError: It cannot.
+            DictlabError: The processes that share a batch do not divide it.
         """
 
     # Tokens
 
-    def share(self, entry: Any) -> Any:
-        """Of a batch (a tensor, or one a site), the rows that are this process's."""
+    def local_share(self, entry: Any) -> Any:
+        """This process's rows of a batch (a tensor, or one for each site)."""
         return entry
 
-    def captured(self, capture: Capture) -> Capture:
-        """The same activations, each process having run the model on its own contexts alone."""
+    def share_capture(self, capture: Capture) -> Capture:
+        """A capture with the same result, for which each process runs the model on its own contexts alone."""
         return capture
 
-    def average(self, own: Tensor) -> Tensor:
-        """The mean over the parts of a batch, of a mean over the tokens of each."""
+    def all_reduce_mean(self, own: Tensor) -> Tensor:
+        """The mean over all tokens of a batch, from the mean over this process's tokens."""
         return own
 
-    def averaged(self, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The same of several numbers at once, with the same bits in each process."""
+    def average_metrics(self, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`all_reduce_mean` of several scalars at once, bit for bit the same in every process."""
         return own
 
-    def average_(self, own: Sequence[Tensor | None], common: Sequence[bool]) -> None:
-        """The same of gradients, in place; those of weights that are `common` to all latents are summed over these."""
+    def average_gradients_(self, own: Sequence[Tensor | None], common: Sequence[bool]) -> None:
+        """Average gradients over the processes that share tokens, in place.
 
-    def least(self, own: Tensor) -> Tensor:
-        """The smallest over processes, of each entry."""
+        Args:
+            own: Gradients of this process's weights.
+            common: For each, whether the weight is common to all latents: its gradient is summed over shards, too.
+        """
+
+    def all_reduce_min(self, own: Tensor) -> Tensor:
+        """The elementwise minimum over all processes."""
         return own
 
-    def most(self, own: Tensor) -> Tensor:
-        """The largest over the parts of a batch, of each entry."""
+    def all_reduce_max(self, own: Tensor) -> Tensor:
+        """The elementwise maximum over the processes that share a batch's tokens."""
         return own
 
-    def whole(self, own: Float[Tensor, "tokens d"]) -> Float[Tensor, "batch d"]:
-        """The rows of all parts, in the order of the batch."""
+    def gather_tokens(self, own: Float[Tensor, "tokens d"]) -> Float[Tensor, "batch d"]:
+        """The rows of the whole batch, in its order, from this process's rows."""
         return own
 
     # Latents
 
-    def latents(self, width: int) -> slice:
-        """Of so many latents, those that are this process's."""
+    def latent_slice(self, width: int) -> slice:
+        """Which of `width` latents are this process's."""
         return slice(0, width)
 
     def encode(
@@ -94,74 +103,79 @@ class Ranks:
         factor: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> Codes:
-        """Codes of this process's latents, chosen among the latents of all for all tokens of the batch.
+        """Codes of this process's latents, selected among all latents and all tokens of the batch.
 
         Raises:
-            DictlabError: The activation function chooses in a way that is not known here.
+            DictlabError: The activation function cannot be computed over several processes.
         """
         return sparse.encode(x, W_enc, b_enc, activation, centre, factor, dtype=dtype)
 
     def decode(self, codes: Codes, W_dec: Float[Tensor, "own d_in"]) -> Float[Tensor, "tokens d_in"]:
-        """What the codes of all latents decode to, without a bias."""
-        return self.summed(sparse.decode(codes, W_dec))
+        """The decoder's product with the codes of all latents, without a bias."""
+        return self.sum_over_latents(sparse.decode(codes, W_dec))
 
     def reconstruct(
         self, codes: Codes, W_dec: Float[Tensor, "own d_in"], bias: Float[Tensor, " d_in"], undo: Undo
     ) -> Float[Tensor, "tokens d_in"]:
-        """What the codes of all latents and the bias decode to, in the activations' units."""
+        """The reconstruction from the codes of all latents and the bias, in the activations' units."""
         return decoded(codes, W_dec, bias, undo)
 
-    def summed(self, own: Tensor) -> Tensor:
-        """The sum over all latents, of sums over each process's. Its gradient goes on to this process's alone."""
+    def sum_over_latents(self, own: Tensor) -> Tensor:
+        """The sum over all latents, from that over this process's. The gradient passes to this process's part only."""
         return own
 
-    def portion(self, common: Tensor) -> Tensor:
-        """A weight that is common to all latents, where each process would count the whole of its gradient."""
+    def share_gradient(self, common: Tensor) -> Tensor:
+        """The same value of a weight common to all latents, whose gradient is divided by the number of shards."""
         return common
 
-    def joined(self, own: Bool[Tensor, " own"]) -> Bool[Tensor, " n_latents"]:
-        """A mask of all latents, in their order."""
+    def gather_latents(self, own: Bool[Tensor, " own"]) -> Bool[Tensor, " n_latents"]:
+        """The mask over all latents, in their order, from the mask over this process's."""
         return own
 
-    def some(self, own: bool) -> bool:
-        """Whether it holds for latents of any process. The host waits."""
+    def any_rank(self, own: bool) -> bool:
+        """Whether `own` is true in any process. The host waits for the other hosts."""
         return own
 
-    def length(self, norms: Float[Tensor, " weights"], common: Sequence[bool]) -> Float[Tensor, ""]:
-        """The norm of a gradient, by those of its parts; of weights that are `common`, each process has the whole."""
+    def gradient_norm(self, norms: Float[Tensor, " weights"], common: Sequence[bool]) -> Float[Tensor, ""]:
+        """The norm of the whole gradient, from the norms of this process's parts.
+
+        Args:
+            norms: Norm of the gradient of each weight.
+            common: For each, whether the weight is common to all latents, so that each process has its whole gradient.
+        """
         norm: Tensor = norms.norm()
         return norm
 
     # Processes
 
-    def alike(self, own: Sequence[Tensor], common: Sequence[bool]) -> None:
-        """Make weights what they are in the first process that has these latents, in place."""
+    def broadcast_weights(self, own: Sequence[Tensor], common: Sequence[bool]) -> None:
+        """Copy weights from the first process that holds these latents, in place."""
 
-    def any(self, *flags: bool) -> Sequence[bool]:
-        """For each flag, whether a process has raised it. The host waits for the other hosts, never for a device."""
+    def any_flags(self, *flags: bool) -> Sequence[bool]:
+        """For each flag, whether any process has set it. The host waits for the other hosts, never for a device."""
         return flags
 
-    def once(self, work: Callable[[], T]) -> T | None:
-        """Do it in the first process; None in the others, which do not wait."""
+    def on_rank_zero(self, work: Callable[[], T]) -> T | None:
+        """Run `work` in rank zero and return its result; None in the others, which do not wait."""
         return work()
 
-    def each(self, work: Callable[[], T]) -> T:
-        """Do it in each process; if a DictlabError is raised in one, raise it in all."""
+    def on_every_rank(self, work: Callable[[], T]) -> T:
+        """Run `work` in every process; a DictlabError raised in one is raised in all."""
         return work()
 
-    def agreed(self, work: Callable[[], T]) -> T:
-        """Do it in the first process, and have what it returns, or the DictlabError that it raises, in each."""
+    def broadcast_from_rank_zero(self, work: Callable[[], T]) -> T:
+        """Run `work` in rank zero; its result, or the DictlabError that it raises, comes to every process."""
         return work()
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 def check_width(width: int, shards: int) -> None:
-    """Refuse a width of which a shard would have nothing.
+    """Refuse a width that leaves a shard without latents.
 
     Raises:
-        DictlabError: One would.
+        DictlabError: It does.
     """
     if -(-width // shards) * (shards - 1) >= width > 0 and shards > 1:
         raise DictlabError(

@@ -18,13 +18,13 @@ from dictlab.formats.loading import load
 from dictlab.training import measure
 from dictlab.training.config import TrainConfig
 from dictlab.training.costs import counted
-from dictlab.training.distributed.ranks import ALONE, Ranks
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
+from dictlab.training.learner.warm_start import load_for_array
 from dictlab.training.member import Member
 from dictlab.training.objectives import Batch
 from dictlab.training.sources import base
 from dictlab.training.sources.base import FINETUNE_SEED, SAMPLE, goals_of
 from dictlab.training.sources.batches import Batches, Part
-from dictlab.training.start import going_on_from
 
 EVALUATION_ROWS = 1 << 15
 
@@ -32,9 +32,11 @@ EVALUATION_ROWS = 1 << 15
 class ArraySource:
     """Activations in an array, or the decoder of another dictionary."""
 
-    def __init__(self, config: TrainConfig, data: ArrayLike | ArrayActivations | None, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: TrainConfig, data: ArrayLike | ArrayActivations | None, ranks: Ranks = SINGLE_PROCESS
+    ) -> None:
         self._ranks = ranks
-        ranks.check(config.batch, "rows")
+        ranks.check_divisible(config.batch, "rows")
         self._base = load(config.on[1]) if config.on and data is None else None
         if self._base is not None:
             data = decoder_rows(self._base)
@@ -43,7 +45,7 @@ class ArraySource:
         self.train, self.heldout = self.data.as_split("train"), self.data.as_split("heldout")
         tokens = config.tokens if config.epochs is None else config.epochs * self.train.n_rows
         self.config = replace(config, tokens=tokens, epochs=None)
-        starts = going_on_from(config.start, self.data.name, self.data.d_in)
+        starts = load_for_array(config.start, self.data.name, self.data.d_in)
         self.members: Sequence[Member] = list(self.config.members(starts))
 
     def samples(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from dictlab.data.shuffle_buffer import Stream
-from dictlab.training.distributed.ranks import ALONE, Ranks
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from dictlab.training.objectives import Batch, Splice
 
 
@@ -36,7 +36,7 @@ class Batches:
         ranks: The processes that share each batch.
     """
 
-    def __init__(self, parts: Sequence[Part], start: Mapping[str, Any] | None, ranks: Ranks = ALONE) -> None:
+    def __init__(self, parts: Sequence[Part], start: Mapping[str, Any] | None, ranks: Ranks = SINGLE_PROCESS) -> None:
         self._parts, self._ranks = parts, ranks
         at: Mapping[str, Any] = start or {"part": 0, "taken": 0, "stream": None}
         self._part: int = at["part"]
@@ -53,7 +53,7 @@ class Batches:
             part = self._parts[self._part]
             for entry in islice(self._stream, part.steps - self._taken):
                 self._taken += 1
-                yield part.batch_of(self._ranks.share(entry)), part.splices
+                yield part.batch_of(self._ranks.local_share(entry)), part.splices
             if self._taken < part.steps or self._part + 1 == len(self._parts):
                 return
             self._part, self._taken = self._part + 1, 0

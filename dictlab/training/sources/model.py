@@ -23,13 +23,13 @@ from dictlab.model.language_model import LanguageModel
 from dictlab.training import measure
 from dictlab.training.config import TrainConfig
 from dictlab.training.costs import counted
-from dictlab.training.distributed.ranks import ALONE, Ranks
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
+from dictlab.training.learner.warm_start import load_for_model
 from dictlab.training.member import Member
 from dictlab.training.objectives import Batch, Objective, Splice
 from dictlab.training.sources import base
 from dictlab.training.sources.base import FINETUNE_SEED, SAMPLE, goals_of
 from dictlab.training.sources.batches import Batches, Part
-from dictlab.training.start import opened
 
 EVALUATION_CONTEXTS = 64
 CHECKED = 4  # contexts of the stream that tell one text from another
@@ -39,18 +39,20 @@ class ModelSource:
     """Activations of a language model."""
 
     def __init__(
-        self, config: TrainConfig, model: LanguageModel | None, text: Text | None, ranks: Ranks = ALONE
+        self, config: TrainConfig, model: LanguageModel | None, text: Text | None, ranks: Ranks = SINGLE_PROCESS
     ) -> None:
         assert config.model is not None
         self._ranks = ranks
-        ranks.check(config.batch, "tokens")
+        ranks.check_divisible(config.batch, "tokens")
         self.model = model or LanguageModel.load(config.model, device=config.device)
         self.text = text or Text.open(config.text)
         self.context = self.model.context_length(config.context)
         self.config = replace(config, model=self.model.name, text=self.text.name, context=self.context)
         for site in config.sites:
             self.model.locate(site)  # is it there?
-        self.members: Sequence[Member] = list(self.config.members(opened(config.start, self.model, config.sites[0])))
+        self.members: Sequence[Member] = list(
+            self.config.members(load_for_model(config.start, self.model, config.sites[0]))
+        )
         self._splices = [self._splices_for(goals) for goals in goals_of(self.config)]
         if config.cache and any(splice for splices in self._splices for splice in splices.values()):
             raise DictlabError("cache: spliced objectives need the model's whole forward; cache local training alone.")
@@ -110,7 +112,7 @@ class ModelSource:
             return Part(steps, lambda at: Consecutive(contexts, size=size, start=at), partial(_clean, splices), splices)
         shuffled = partial(
             Shuffled,
-            self._ranks.captured(self._capture),
+            self._ranks.share_capture(self._capture),
             contexts,
             context=self.context,
             batch=config.batch,
@@ -130,7 +132,7 @@ class ModelSource:
             return lambda tokens: self.model.capture(tokens, config.sites)
         folder, gigabytes, processes = config.cache, config.cache_gb, self._ranks.count * self._ranks.shards
         made = partial(ActivationCache, folder, self.model, config.sites, context=self.context, gigabytes=gigabytes)
-        self._ranks.agreed(lambda: bool(made()))  # its folders are there before several look for them
+        self._ranks.broadcast_from_rank_zero(lambda: bool(made()))  # its folders are there before several look for them
         return made(writers=processes).capture
 
     def _splices_for(self, goals: Sequence[Objective]) -> dict[str, Splice | None]:
@@ -141,7 +143,7 @@ class ModelSource:
             raise DictlabError(
                 f"batch is {self.config.batch}; spliced training takes whole contexts: a multiple of {self.context}."
             )
-        self._ranks.check(self.config.batch // self.context, "contexts")
+        self._ranks.check_divisible(self.config.batch // self.context, "contexts")
         downstream = any(goal.downstream for goal in goals)
         return {
             site: Splice(self.model, site, self.model.start_of(site), self._later(site) if downstream else [])

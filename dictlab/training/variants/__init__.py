@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from dictlab.dictionary import activation_functions
-from dictlab.training.variants.base import Pass, Term, Variant
+from dictlab.training.variants.base import ForwardPass, Term, Variant
 from dictlab.training.variants.batchtopk import BatchTopK
 from dictlab.training.variants.gated import Gated
 from dictlab.training.variants.jumprelu import JumpReLU
@@ -15,32 +15,54 @@ from dictlab.training.variants.prolu import ProLU
 from dictlab.training.variants.relu import ReLU
 from dictlab.training.variants.selection import MultiTopK, Selection
 
-if TYPE_CHECKING:
-    from dictlab.training.config import TrainConfig
-
 ActivationName = Literal[
     "topk", "relu", "batchtopk", "jumprelu", "gated", "prolu", "multitopk", "matryoshka-topk", "matryoshka-batchtopk"
 ]
 
 
-def _topk(config: TrainConfig, ks: Sequence[int]) -> list[Variant]:
+class VariantSettings(Protocol):
+    """The settings of a run that activation functions are made from; `TrainConfig` documents each."""
+
+    @property
+    def aux_k(self) -> int | None: ...
+
+    @property
+    def l1(self) -> tuple[float, ...]: ...
+
+    @property
+    def l0(self) -> tuple[float, ...]: ...
+
+    @property
+    def p_norm(self) -> float: ...
+
+    @property
+    def bandwidth(self) -> float: ...
+
+    @property
+    def sparsity_warmup(self) -> float: ...
+
+    @property
+    def prefixes(self) -> tuple[float, ...]: ...
+
+
+def _topk(config: VariantSettings, ks: Sequence[int]) -> list[Variant]:
     return [Selection(config.aux_k, activation_functions.TopK(k)) for k in ks]
 
 
-def _batchtopk(config: TrainConfig, ks: Sequence[int]) -> list[Variant]:
+def _batchtopk(config: VariantSettings, ks: Sequence[int]) -> list[Variant]:
     return [BatchTopK(config.aux_k, k) for k in ks]
 
 
-def _penalised(cls: type[ReLU] | type[Gated] | type[ProLU]) -> Maker:
+def _penalised(cls: type[ReLU] | type[Gated] | type[ProLU]) -> VariantFactory:
     return lambda config, _: [cls(l1, config.p_norm, config.sparsity_warmup) for l1 in config.l1]
 
 
-def _nested(base: Maker) -> Maker:
+def _nested(base: VariantFactory) -> VariantFactory:
     return lambda config, ks: [Matryoshka(variant, config.prefixes) for variant in base(config, ks)]
 
 
-Maker = Callable[["TrainConfig", Sequence[int]], list[Variant]]
-BY_NAME: dict[str, Maker] = {
+VariantFactory = Callable[[VariantSettings, Sequence[int]], list[Variant]]
+BY_NAME: dict[str, VariantFactory] = {
     "topk": _topk,
     "relu": _penalised(ReLU),
     "batchtopk": _batchtopk,
@@ -53,4 +75,4 @@ BY_NAME: dict[str, Maker] = {
 }
 assert set(BY_NAME) == set(get_args(ActivationName))
 
-__all__ = ["BY_NAME", "ActivationName", "Pass", "Selection", "Term", "Variant"]
+__all__ = ["BY_NAME", "ActivationName", "ForwardPass", "Selection", "Term", "Variant", "VariantSettings"]

@@ -1,7 +1,7 @@
-"""What an activation function is while it is learnt: a value with a few methods.
+"""Variants: activation functions while they are learnt, as values with a few methods.
 
-A variant has no state of its own. What it trains beside the four weights every dictionary has, and what it keeps count
-of, are tensors that the learner holds, averages and saves with its own.
+A variant has no state. The weights it trains beside the four that every dictionary has, and its counters, are tensors
+that the learner holds, averages and saves with its own.
 
     entries  = choose(weights)(z)           which latents may be active; the encoder's sparse product ends here
     codes    = emit(entries, weights)       their activations, by plain autograd on the entries
@@ -27,37 +27,37 @@ from dictlab.dictionary.activation_functions import Activation
 from dictlab.dictionary.codes import Codes, Full
 from dictlab.dictionary.kernels.error import squared_error
 from dictlab.dictionary.normalisation import unscaled
-from dictlab.training.async_scalar import Told
 from dictlab.training.distributed.ranks import Ranks
+from dictlab.training.variants.async_scalar import AsyncScalar
 
 Weights = Mapping[str, Tensor]
 
 
 class Term(NamedTuple):
-    """A term of a loss: what is logged, and its weight."""
+    """A term of a loss: its value, as it is logged, and its weight."""
 
     value: Float[Tensor, ""]
     weight: float
 
 
-class Pass(NamedTuple):
+class ForwardPass(NamedTuple):
     """One forward of a dictionary in training.
 
     Attributes:
-        dictionary: Its weights as they are now, with gradients.
+        dictionary: The current weights, with gradients.
         weights: The same and the variant's own, by name.
         x: The activations, in the model's units.
-        x_hat: Their reconstructions. None of them once the loss is taken: their memory is needed for gradients.
+        x_hat: Their reconstructions; `[0, d_in]` once the loss is taken, since their memory is needed for gradients.
         entries: Latents that were chosen, with their pre-activations.
         codes: Their activations.
-        dead: Latents that have not fired for long.
-        n_dead: How many.
+        dead: Latents that have not fired for `dead_tokens` tokens, and can fire at all.
+        n_dead: How many, in this process.
         variance: Of a coordinate of the activations, on average, in the model's units.
-        unit: One of the dictionary's units in the model's.
-        progress: Share of the run that is over.
+        unit: Length of one of the dictionary's units, in the model's units.
+        progress: Share of the run's steps already taken.
         dtype: Of products that choose latents; None for the activations' own.
-        ranks: The processes that share the batch and the latents: x and the rest are of this one's tokens, and codes,
-            dead and the weights but for the bias of its latents.
+        ranks: The processes that share the batch and the latents: all tensors are of this process's tokens, and codes,
+            dead and weights (but for the bias) of this process's latents.
         width: Latents of all processes.
     """
 
@@ -68,7 +68,7 @@ class Pass(NamedTuple):
     entries: Codes | Full
     codes: Codes | Full
     dead: Bool[Tensor, " n_latents"]
-    n_dead: Told
+    n_dead: AsyncScalar
     variance: float
     unit: float
     progress: float
@@ -77,13 +77,16 @@ class Pass(NamedTuple):
     width: int
 
     def dead_latents(self) -> Int[Tensor, " dead"]:
-        """Which these are, in order, without asking the device how many."""
+        """Indices of the dead latents in rising order, without waiting for the device."""
         count = int(self.n_dead)
         order = self.dead.sort(descending=True, stable=True).indices if count else self.dead.new_empty(0).long()
         return order[:count]
 
     def error(self, codes: Codes | Full, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
-        """Squared error at the site of what other codes (or another decoder) reconstruct, in the model's units."""
+        """Squared error at the site of the reconstruction by other codes (or another decoder), in the model's units.
+
+        Mean over tokens and coordinates.
+        """
         decoder = dictionary or self.dictionary
         undo = unscaled(decoder.normalisation, self.x)[2]
         return squared_error(self.ranks.reconstruct(codes.listed(), decoder.W_dec, decoder.b_out, undo), self.x)
@@ -137,11 +140,11 @@ class Variant(Protocol):
         """Codes of the entries; differentiable in them and in the weights."""
         ...
 
-    def terms(self, now: Pass) -> dict[str, Term]:
+    def terms(self, forward: ForwardPass) -> dict[str, Term]:
         """Terms of the loss that come on top of the objective's."""
         ...
 
-    def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
+    def observe(self, forward: ForwardPass, counters: dict[str, Tensor]) -> None:
         """Keep count, after a step."""
         ...
 
@@ -194,7 +197,7 @@ class Plain:
     def emit(self, entries: Codes, weights: Weights) -> Codes:
         return entries
 
-    def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
+    def observe(self, forward: ForwardPass, counters: dict[str, Tensor]) -> None:
         pass
 
     def check(self, width: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary, activation_functions
-from dictlab.training.variants.base import Pass, Weights
+from dictlab.training.variants.base import ForwardPass, Weights
 from dictlab.training.variants.selection import Reviving, check_k
 
 DECAY = 0.99  # of the running threshold: the last hundred batches
@@ -42,10 +42,10 @@ class BatchTopK(Reviving):
     def choose(self, weights: Weights) -> activation_functions.Activation:
         return activation_functions.BatchTopK(self.k)
 
-    def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
-        values = now.codes.listed().values
+    def observe(self, forward: ForwardPass, counters: dict[str, Tensor]) -> None:
+        values = forward.codes.listed().values
         infinite = values.new_full((1,), torch.inf)
-        smallest = now.ranks.least(torch.cat([torch.where(values > 0, values, torch.inf), infinite]).min())
+        smallest = forward.ranks.all_reduce_min(torch.cat([torch.where(values > 0, values, torch.inf), infinite]).min())
         seen = smallest.isfinite().to(smallest.dtype)  # a batch with nothing active has no smallest
         decay = 1 - (1 - DECAY) * seen
         counters["smallest"].mul_(decay).add_((1 - decay) * smallest.nan_to_num(posinf=0.0))

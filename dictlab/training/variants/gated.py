@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.codes import Codes
-from dictlab.training.penalties import l1, ramp
-from dictlab.training.variants.base import Pass, Term, Weights
+from dictlab.training.variants.base import ForwardPass, Term, Weights
+from dictlab.training.variants.penalties import l1, ramp
 from dictlab.training.variants.relu import Penalised
 
 
@@ -44,12 +44,14 @@ class Gated(Penalised):
         b_gate, r_mag, b_mag = (weights[name][entries.indices] for name in ("b_enc", "r_mag", "b_mag"))
         return entries._replace(values=((entries.values - b_gate) * r_mag.exp() + b_mag).relu())
 
-    def terms(self, now: Pass) -> dict[str, Term]:
-        frozen = replace(now.dictionary, W_dec=now.dictionary.W_dec.detach(), b_out=now.dictionary.b_out.detach())
-        penalty = l1(now.entries, now.x.shape[1], self.p, now.ranks) * now.unit
+    def terms(self, forward: ForwardPass) -> dict[str, Term]:
+        frozen = replace(
+            forward.dictionary, W_dec=forward.dictionary.W_dec.detach(), b_out=forward.dictionary.b_out.detach()
+        )
+        penalty = l1(forward.entries, forward.x.shape[1], self.p, forward.ranks) * forward.unit
         return {
-            "l1": Term(penalty, self.coefficient * ramp(now.progress, self.warmup)),
-            "gate": Term(now.error(now.entries, frozen), 1.0),
+            "l1": Term(penalty, self.coefficient * ramp(forward.progress, self.warmup)),
+            "gate": Term(forward.error(forward.entries, frozen), 1.0),
         }
 
     def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:

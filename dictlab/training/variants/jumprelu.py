@@ -23,8 +23,8 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.codes import Codes
-from dictlab.training.penalties import ramp
-from dictlab.training.variants.base import Pass, Plain, Term, Weights
+from dictlab.training.variants.base import ForwardPass, Plain, Term, Weights
+from dictlab.training.variants.penalties import ramp
 
 LEAST = 1e-6  # a threshold at 0 or below is that of a ReLU; it has no logarithm
 
@@ -66,11 +66,11 @@ class JumpReLU(Plain):
         values = _Jump.apply(entries.values, *self._at(entries, weights))
         return entries._replace(values=values)
 
-    def terms(self, now: Pass) -> dict[str, Term]:
-        entries = now.entries.listed()
-        active: Tensor = _Step.apply(entries.values, *self._at(entries, now.weights))
-        weight = self.coefficient * ramp(now.progress, self.warmup)
-        return {"l0": Term(now.ranks.summed(active.sum()) / now.codes.n_tokens, weight)}
+    def terms(self, forward: ForwardPass) -> dict[str, Term]:
+        entries = forward.entries.listed()
+        active: Tensor = _Step.apply(entries.values, *self._at(entries, forward.weights))
+        weight = self.coefficient * ramp(forward.progress, self.warmup)
+        return {"l0": Term(forward.ranks.sum_over_latents(active.sum()) / forward.codes.n_tokens, weight)}
 
     def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
         return replace(dictionary, activation=activation_functions.JumpReLU(weights["log_threshold"].exp()))

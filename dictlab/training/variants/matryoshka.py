@@ -20,7 +20,7 @@ from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels.error import squared_error
 from dictlab.errors import DictlabError
-from dictlab.training.variants.base import Pass, Term, Variant, Weights
+from dictlab.training.variants.base import ForwardPass, Term, Variant, Weights
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Matryoshka:
     def emit(self, entries: Codes, weights: Weights) -> Codes:
         return self.base.emit(entries, weights)
 
-    def terms(self, now: Pass) -> dict[str, Term]:
-        errors = [squared_error(x_hat, now.x) for x_hat in nested(now, self.sizes(now.width))]
-        return {"nested": Term(torch.stack(errors).sum(), 1 / now.variance), **self.base.terms(now)}
+    def terms(self, forward: ForwardPass) -> dict[str, Term]:
+        errors = [squared_error(x_hat, forward.x) for x_hat in nested(forward, self.sizes(forward.width))]
+        return {"nested": Term(torch.stack(errors).sum(), 1 / forward.variance), **self.base.terms(forward)}
 
-    def observe(self, now: Pass, counters: dict[str, Tensor]) -> None:
-        self.base.observe(now, counters)
+    def observe(self, forward: ForwardPass, counters: dict[str, Tensor]) -> None:
+        self.base.observe(forward, counters)
 
     def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
         return self.base.finished(dictionary, weights, counters)
@@ -97,15 +97,15 @@ class Matryoshka:
         return [round(share * width) for share in self.prefixes]
 
 
-def nested(now: Pass, sizes: Sequence[int]) -> Iterator[Float[Tensor, "tokens d_in"]]:
+def nested(forward: ForwardPass, sizes: Sequence[int]) -> Iterator[Float[Tensor, "tokens d_in"]]:
     """What the first latents reconstruct, for rising numbers of them, each out of the last by the latents between."""
-    dictionary = now.dictionary
-    undo = dictionary.normalisation(now.x)[1]
-    first = now.ranks.latents(now.width).start
-    ends, on_cpu = [size - first for size in sizes], now.x.device.type == "cpu"
-    parts = by_prefix(now.codes.listed(), ends, counted=on_cpu)  # a GPU would make the host wait for the count
+    dictionary = forward.dictionary
+    undo = dictionary.normalisation(forward.x)[1]
+    first = forward.ranks.latent_slice(forward.width).start
+    ends, on_cpu = [size - first for size in sizes], forward.x.device.type == "cpu"
+    parts = by_prefix(forward.codes.listed(), ends, counted=on_cpu)  # a GPU would make the host wait for the count
     y = dictionary.b_out
-    for between in now.ranks.decode(parts, dictionary.W_dec).chunk(len(sizes)):
+    for between in forward.ranks.decode(parts, dictionary.W_dec).chunk(len(sizes)):
         y = y + between
         yield y * undo.scale + undo.shift
 

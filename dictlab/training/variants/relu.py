@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary, activation_functions
-from dictlab.training.penalties import l1, ramp
-from dictlab.training.variants.base import Pass, Plain, Term, Weights
+from dictlab.training.variants.base import ForwardPass, Plain, Term, Weights
+from dictlab.training.variants.penalties import l1, ramp
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Penalised(Plain):
     def label(self) -> str:
         return f"{self.kind}{self.coefficient:g}"
 
-    def terms(self, now: Pass) -> dict[str, Term]:
-        value = l1(now.codes, now.x.shape[1], self.p, now.ranks) * now.unit
-        return {"l1": Term(value, self.coefficient * ramp(now.progress, self.warmup))}
+    def terms(self, forward: ForwardPass) -> dict[str, Term]:
+        value = l1(forward.codes, forward.x.shape[1], self.p, forward.ranks) * forward.unit
+        return {"l1": Term(value, self.coefficient * ramp(forward.progress, self.warmup))}
 
     def record(self) -> dict[str, Any]:
         return {"activation": self.kind, "l1": self.coefficient, "p_norm": self.p, "sparsity_warmup": self.warmup}

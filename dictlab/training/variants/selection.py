@@ -20,8 +20,8 @@ from torch import Tensor
 from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
-from dictlab.training.penalties import AUX_WEIGHT, aux_k, nearest_power_of_two
-from dictlab.training.variants.base import Pass, Plain, Term, Weights
+from dictlab.training.variants.base import ForwardPass, Plain, Term, Weights
+from dictlab.training.variants.penalties import AUX_WEIGHT, aux_k, nearest_power_of_two
 
 WIDER = 4  # Multi-TopK's second k, as a multiple of the first
 WIDER_WEIGHT = 1 / 8
@@ -45,9 +45,11 @@ class Reviving(Plain):
     def revived(self) -> bool:
         return True
 
-    def terms(self, now: Pass) -> dict[str, Term]:
-        k = self.aux_k or nearest_power_of_two(now.x.shape[1] / 2)
-        share = aux_k(now.dictionary, now.x, now.x_hat, now.dead_latents(), k, now.ranks, now.dtype)
+    def terms(self, forward: ForwardPass) -> dict[str, Term]:
+        k = self.aux_k or nearest_power_of_two(forward.x.shape[1] / 2)
+        share = aux_k(
+            forward.dictionary, forward.x, forward.x_hat, forward.dead_latents(), k, forward.ranks, forward.dtype
+        )
         return {"aux": Term(share, AUX_WEIGHT)}
 
     def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
@@ -109,8 +111,11 @@ class MultiTopK(Reviving):
         offsets = torch.arange(entries.n_tokens + 1, device=indices.device) * values.shape[1]
         return Codes(values.flatten(), indices.flatten(), offsets, entries.n_latents)
 
-    def terms(self, now: Pass) -> dict[str, Term]:
-        return {"multi": Term(now.error(now.entries), WIDER_WEIGHT / now.variance), **super().terms(now)}
+    def terms(self, forward: ForwardPass) -> dict[str, Term]:
+        return {
+            "multi": Term(forward.error(forward.entries), WIDER_WEIGHT / forward.variance),
+            **super().terms(forward),
+        }
 
     def finished(self, dictionary: Dictionary, weights: Weights, counters: Mapping[str, Tensor]) -> Dictionary:
         return replace(dictionary, activation=activation_functions.TopK(self.k))

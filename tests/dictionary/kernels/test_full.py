@@ -6,7 +6,7 @@ import torch
 from dictlab.dictionary.activation_functions import ReLU
 from dictlab.dictionary.kernels import full, sparse
 from dictlab.training.objectives import Batch
-from dictlab.training.penalties import l1
+from dictlab.training.variants.penalties import l1
 from tests.dictionary.test_activation_functions import gated, jumprelu
 from tests.planted import sparse_data
 from tests.training.test_train import learner_for

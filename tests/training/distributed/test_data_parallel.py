@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from dictlab import DictlabError, Text, load
 from dictlab.runs import records
 from dictlab.training import TrainConfig, resume, train
-from dictlab.training.learner import Learner
+from dictlab.training.learner.learner import Learner
 from dictlab.training.sources import model
 from tests.planted import SITE, sparse_data, tiny_model
 from tests.processes import spread

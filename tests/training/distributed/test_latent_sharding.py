@@ -19,8 +19,8 @@ from dictlab.formats import native, streamed
 from dictlab.runs import open_run, records
 from dictlab.training import TrainConfig, resume, train
 from dictlab.training.distributed.distributed_top_k import winning
-from dictlab.training.initialisation import ROWS, normal_rows
-from dictlab.training.learner import Learner
+from dictlab.training.learner.initialisation import ROWS, normal_rows
+from dictlab.training.learner.learner import Learner
 from dictlab.training.sources import array, model
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 from tests.processes import spread

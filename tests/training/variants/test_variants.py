@@ -12,11 +12,12 @@ from dictlab.data.activations import statistics
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
 from dictlab.training import TrainConfig
-from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch, Splice
-from dictlab.training.penalties import l1
 from dictlab.training.variants import BY_NAME, selection
 from dictlab.training.variants.matryoshka import by_prefix
+from dictlab.training.variants.penalties import l1
 from tests.planted import SITE, planted_model, sparse_data
 
 NAMES = list(BY_NAME)

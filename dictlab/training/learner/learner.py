@@ -1,4 +1,4 @@
-"""One dictionary while it is being trained: its weights, its optimizer, and which of its latents are dead."""
+"""One dictionary while it is trained: its weights, its optimizer, and which of its latents are dead."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dictlab import seeds
 from dictlab.data.activations import Statistics
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import Elementwise, emitting
@@ -17,33 +18,34 @@ from dictlab.dictionary.codes import Codes, Full
 from dictlab.dictionary.kernels import full
 from dictlab.dictionary.kernels.error import squared_error
 from dictlab.dictionary.normalisation import Normalisation, Scale, unscaled
-from dictlab.training import initialisation, objectives, resampling, update
-from dictlab.training.async_scalar import Told
+from dictlab.training import objectives
 from dictlab.training.config import TrainConfig
-from dictlab.training.distributed.ranks import ALONE, Ranks
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
+from dictlab.training.learner import initialisation, optimizer_step, resampling
 from dictlab.training.member import Member
 from dictlab.training.objectives import Batch, Splice
-from dictlab.training.variants import Pass, Term
+from dictlab.training.variants import ForwardPass, Term
+from dictlab.training.variants.async_scalar import AsyncScalar
 
 ADAM_EPS = 6.25e-10  # Gao et al. 2024, their code
 PENALTIES = ("l1", "l0")  # terms that a factor for fine-tuning applies to
 
 
 class Learner:
-    """A member of a family in training.
+    """One dictionary of a family in training.
 
-    It is trained in units in which the activations' coordinates have variance 1, whatever the model; the scale is
-    folded away in the end. Losses are computed in the model's own units, as the papers write them.
+    Weights are in units in which the activations' coordinates have variance 1, whatever the model; `finished` folds the
+    scale away. Losses are computed in the model's units, as the papers write them.
 
     Args:
-        member: What it is to become.
+        member: The dictionary to train: width, variant, objective, seed, warm start.
         config: The run's settings.
-        statistics: Of a sample of the activations.
-        centre: Geometric median of the same sample, where the bias starts.
+        statistics: Mean and variance of a sample of the activations.
+        centre: Geometric median of the same sample, the first value of the bias, in the model's units.
         ranks: The processes that share each batch, and the latents: weights and counters are of this one's latents.
 
     Raises:
-        DictlabError: The dictionary it is to go on from reads activations of another width.
+        DictlabError: The dictionary to start from reads activations of another width.
     """
 
     def __init__(
@@ -52,28 +54,28 @@ class Learner:
         config: TrainConfig,
         statistics: Statistics,
         centre: Float[Tensor, " d_in"],
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.member, self.config, self.variant, self.ranks = member, config, member.variant, ranks
         self.d_in, device = len(centre), centre.device
         self.variance = statistics.variance / self.d_in
         self.unit = math.sqrt(self.variance)
         self.normalisation: Normalisation = Scale(1 / self.unit)
-        own = ranks.latents(member.width)
-        begins = self.variant.tensors(member.width, self.d_in)
-        self.initial = {name: t[own].to(device) for name, t in begins.items()}
+        latents = ranks.latent_slice(member.width)
+        initial = self.variant.tensors(member.width, self.d_in)
+        self.initial = {name: t[latents].to(device) for name, t in initial.items()}
         self.counters = {name: t.to(device) for name, t in self.variant.counters().items()}
         if member.start is None:
             weights = initialisation.fresh(member, centre, self.unit, self.initial, ranks)
         else:
-            weights, self.normalisation = initialisation.going_on(member, centre, self.unit, self.initial, own)
+            weights, self.normalisation = initialisation.warm_start(member, centre, self.unit, self.initial, latents)
         self.weights = {name: t.clone().requires_grad_() for name, t in weights.items()}
         self.common = [name == "bias" for name in self.weights]
         lengths = self.decoder.detach().norm(dim=1, keepdim=True)
         self.lengths = None if member.start is None or member.start.activation.elementwise else lengths
         self.emits = emitting(self.variant.choose(self.weights), len(self.decoder)).to(device)
         self.dtype = torch.bfloat16 if config.precision == "bfloat16" else None
-        self.revivals = frozenset() if self.variant.revived else resampling.steps(config)
+        self.resampling_steps = frozenset() if self.variant.revived else resampling.resampling_steps(config)
         self.since_fired = torch.zeros(len(self.decoder), dtype=torch.long, device=device)  # tokens
         self.average = [p.detach().clone().zero_() for p in self.parameters] if config.ema else None
         self.steps = self.averaged = 0
@@ -81,12 +83,12 @@ class Learner:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What is trained."""
+        """The trained tensors, in the order of `weights`."""
         return list(self.weights.values())
 
     @property
     def encoder(self) -> Float[Tensor, "n_latents d_in"]:
-        """Rows, so that sparse gradients are cheap."""
+        """The encoder with a row for each latent (the transpose of `W_enc`), so that sparse gradients are cheap."""
         return self.weights["encoder"]
 
     @property
@@ -111,7 +113,7 @@ class Learner:
 
     @property
     def dictionary(self) -> Dictionary:
-        """A view of the weights as they are now."""
+        """A view of the weights as they are forward."""
         return self._dictionary(self.weights)
 
     @property
@@ -121,43 +123,46 @@ class Learner:
         return given if given is not None else 2e-4 / math.sqrt(self.member.width / 16384)
 
     def step(self, batch: Batch, splice: Splice | None, *, logged: bool = True) -> dict[str, Tensor]:
-        """One training step; returns the terms of its loss, and what the log tells, as tensors on the device.
+        """Take one training step.
 
         Args:
-            batch: What to learn from.
-            splice: Where to splice, if the objective asks for it.
+            batch: Activations of this step, with the clean forward where the objective needs it.
+            splice: Where the reconstruction is spliced into the model, if the objective asks for it.
             logged: Whether L0, explained variance and the dead share are wanted: they cost passes over the batch.
+
+        Returns:
+            The loss, its terms before their weights, and the logged statistics, as scalars on the device.
         """
         if self.config.finetune and self.steps == self.config.steps - self.config.finetune_steps:
             self.begin(finetune=True)
         self.optimizer.zero_grad()
-        now = self._forward(batch)
-        terms = self._terms(now, batch, splice)
+        forward = self._forward(batch)
+        terms = self._terms(forward, batch, splice)
         loss = sum(term.weight * term.value for term in terms.values())
         assert isinstance(loss, Tensor)
-        statistics = self._statistics(now) if logged else {}
-        lost = resampling.lost(now) if self.steps + 1 in self.revivals else None
-        now = now._replace(x_hat=now.x_hat.new_empty(0, self.d_in))
+        statistics = self._statistics(forward) if logged else {}
+        errors = resampling.squared_errors(forward) if self.steps + 1 in self.resampling_steps else None
+        forward = forward._replace(x_hat=forward.x_hat.new_empty(0, self.d_in))
         loss.backward()
-        self.ranks.average_([p.grad for p in self.parameters], self.common)
+        self.ranks.average_gradients_([p.grad for p in self.parameters], self.common)
         self._update()
         with torch.no_grad():
-            self.variant.observe(now, self.counters)
-            fired = self.ranks.most(now.codes.fired().byte()) > 0
-            self.since_fired = torch.where(fired, 0, self.since_fired + now.codes.n_tokens * self.ranks.count)
-            if lost is not None:
-                resampling.revive(self, now, lost)
+            self.variant.observe(forward, self.counters)
+            fired = self.ranks.all_reduce_max(forward.codes.fired().byte()) > 0
+            self.since_fired = torch.where(fired, 0, self.since_fired + forward.codes.n_tokens * self.ranks.count)
+            if errors is not None:
+                self._resample(forward, errors)
         log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}
         with torch.no_grad():
-            dead = {"dead": self.ranks.summed(self.dead.float().sum()) / self.member.width} if logged else {}
-        return dict(self.ranks.averaged(log | statistics | dead))
+            dead = {"dead": self.ranks.sum_over_latents(self.dead.float().sum()) / self.member.width} if logged else {}
+        return dict(self.ranks.average_metrics(log | statistics | dead))
 
     def finished(self) -> Dictionary:
-        """The dictionary as it is kept: averaged if asked for, rows of exact length, in the activations' units.
+        """The trained dictionary in the activations' units: averaged weights if asked for, exact decoder norms.
 
-        Of latents in several processes, those of this one.
+        Where latents are shared out over processes, this process's part of it.
         """
-        self.optimizer.zero_grad()  # their memory serves the copies
+        self.optimizer.zero_grad()  # the copies take the memory of the gradients
         values = self.average if self.average is not None and self.averaged else self.parameters
         weights = {name: value.detach().clone() for name, value in zip(self.weights, values, strict=True)}
         weights["decoder"] = self._with_lengths(weights["decoder"])
@@ -165,15 +170,15 @@ class Learner:
 
     @property
     def finite(self) -> bool:
-        """Whether all weights are numbers, of the latents of every process."""
-        return not self.ranks.some(not all(bool(p.isfinite().all()) for p in self.parameters))
+        """Whether all weights are finite, in every process."""
+        return not self.ranks.any_rank(not all(bool(p.isfinite().all()) for p in self.parameters))
 
-    def _forward(self, batch: Batch) -> Pass:
+    def _forward(self, batch: Batch) -> ForwardPass:
         x, dead = batch.x.flatten(0, -2), self.dead & self.emits
-        n_dead = Told(dead.sum())  # before the forward, which then keeps the device busy
-        dictionary = replace(self.dictionary, b_out=self.ranks.portion(self.bias))
+        n_dead = AsyncScalar(dead.sum())  # before the forward, which then keeps the device busy
+        dictionary = replace(self.dictionary, b_out=self.ranks.share_gradient(self.bias))
         entries, codes, x_hat = self._reconstruct(x, dictionary)
-        return Pass(
+        return ForwardPass(
             dictionary=dictionary,
             weights=self.weights,
             x=x,
@@ -200,51 +205,79 @@ class Learner:
             encoder = (h, W_enc, self.b_enc, activation, self.bias, factor)
             if full.pays(*encoder):
                 matrix, y = full.reconstruct(*encoder, self.decoder)
-                return matrix, matrix, undo(self.ranks.summed(y) + dictionary.b_out)
+                return matrix, matrix, undo(self.ranks.sum_over_latents(y) + dictionary.b_out)
         entries = self.ranks.encode(h, W_enc, self.b_enc, activation, self.bias, factor, self.dtype)
         codes = self.variant.emit(entries, self.weights)
         return entries, codes, self.ranks.reconstruct(codes, self.decoder, dictionary.b_out, undo)
 
-    def _terms(self, now: Pass, batch: Batch, splice: Splice | None) -> dict[str, Term]:
+    def _terms(self, forward: ForwardPass, batch: Batch, splice: Splice | None) -> dict[str, Term]:
         """Terms of the objective, then those of the variant, whose coefficients fine-tuning may change."""
         weights = self.objective
         terms = {}
         if weights.reconstruction:
             normaliser = self.variance if self.variant.normalised else 1.0
-            terms["reconstruction"] = Term(squared_error(now.x_hat, now.x), weights.reconstruction / normaliser)
+            terms["reconstruction"] = Term(squared_error(forward.x_hat, forward.x), weights.reconstruction / normaliser)
         if weights.needs_model:
             assert splice is not None
-            found = objectives.model_terms(weights, now.x_hat.view(batch.x.shape), batch, splice)
+            found = objectives.model_terms(weights, forward.x_hat.view(batch.x.shape), batch, splice)
             terms |= {name: Term(value, getattr(weights, name)) for name, value in found.items()}
-        for name, term in self.variant.terms(now).items():
+        for name, term in self.variant.terms(forward).items():
             terms[name] = term._replace(weight=term.weight * self.penalty) if name in PENALTIES else term
         return terms
 
     @torch.no_grad()
-    def _statistics(self, now: Pass) -> dict[str, Tensor]:
-        """L0, explained variance of this batch."""
-        mean = self.ranks.average(now.x.mean(dim=0)).expand_as(now.x)
-        left, varied = self.ranks.average(torch.stack([squared_error(own, now.x) for own in (now.x_hat, mean)]))
-        active = self.ranks.summed(now.codes.l0().float().mean())
+    def _statistics(self, forward: ForwardPass) -> dict[str, Tensor]:
+        """L0 (latents a token) and explained variance of this batch."""
+        mean = self.ranks.all_reduce_mean(forward.x.mean(dim=0)).expand_as(forward.x)
+        left, varied = self.ranks.all_reduce_mean(
+            torch.stack([squared_error(own, forward.x) for own in (forward.x_hat, mean)])
+        )
+        active = self.ranks.sum_over_latents(forward.codes.l0().float().mean())
         return {"l0": active, "explained_variance": 1 - left / varied}
 
     @torch.no_grad()
+    def _resample(self, forward: ForwardPass, errors: Float[Tensor, " batch"]) -> None:
+        """Replace dead latents (see `resampling.resampled_rows`) and reset their moments, averages and counts."""
+        generator = seeds.generator(self.member.seed, f"resampling after step {self.steps}")
+        rows = resampling.resampled_rows(forward, errors, self.dead, generator)
+        if rows is None:
+            return
+        dead = rows.latents
+        new = {"decoder": rows.decoder, "encoder": rows.encoder, "b_enc": self.b_enc.new_zeros(len(dead))}
+        new |= {name: initial[dead] for name, initial in self.initial.items()}
+        for name, values in new.items():
+            weight = self.weights[name]
+            weight[dead] = values
+            for moment in self.optimizer.state.get(weight, {}).values():
+                if moment.shape == weight.shape:
+                    moment[dead] = 0
+        if self.average is not None:
+            for average, weight, common in zip(self.average, self.parameters, self.common, strict=True):
+                if not common:
+                    average[dead] = weight[dead]
+        self.since_fired[dead] = 0
+
+    @torch.no_grad()
     def _update(self) -> None:
-        """Project the decoder's gradient, clip, step, give the decoder's rows their lengths, average; see `update`."""
+        """Project the decoder's gradient, clip, take Adam's step, restore the lengths of decoder rows, average; see
+        `optimizer_step`.
+        """
         if self.decoder.grad is not None:
-            update.project(self.decoder.grad, self.decoder if self.lengths is None else normalize(self.decoder, dim=1))
-        update.clipped_step(self.optimizer, self.parameters, self.config.clip, self.ranks, self.common)
+            optimizer_step.project(
+                self.decoder.grad, self.decoder if self.lengths is None else normalize(self.decoder, dim=1)
+            )
+        optimizer_step.clipped_step(self.optimizer, self.parameters, self.config.clip, self.ranks, self.common)
         self.schedule.step()
-        update.renormalise(self.decoder)
+        optimizer_step.renormalise(self.decoder)
         if self.lengths is not None:
             self.decoder.mul_(self.lengths)
         self.steps += 1
         if self.average is not None and self.config.ema is not None:
             self.averaged += 1
-            update.average(self.average, self.parameters, self.config.ema, self.averaged)
+            optimizer_step.average(self.average, self.parameters, self.config.ema, self.averaged)
 
     def begin(self, *, finetune: bool) -> None:
-        """Turn to an objective: an optimizer and a schedule of its own, since gradients differ in size."""
+        """Begin a part of the run, with Adam and a schedule of its own: gradients of objectives differ in size."""
         config, first = self.config, self.config.steps - self.config.finetune_steps
         name = self.member.finetune if finetune else self.member.objective
         assert name is not None
@@ -281,18 +314,3 @@ def schedule(step: int, config: TrainConfig, steps: int | None = None) -> float:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def geometric_median(
-    x: Float[Tensor, "sample d_in"], rounds: int = 100, tolerance: float = 1e-6
-) -> Float[Tensor, " d_in"]:
-    """The point with the smallest sum of distances to the sample (Weiszfeld's iteration)."""
-    centre = x.mean(dim=0)
-    for _ in range(rounds):
-        weight = 1 / (x - centre).norm(dim=1).clamp_min(1e-12)
-        new = (weight[:, None] * x).sum(dim=0) / weight.sum()
-        moved = (new - centre).norm()
-        centre = new
-        if moved <= tolerance * (1 + centre.norm()):
-            break
-    return centre

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dictlab.training import update
+from dictlab.training.learner import optimizer_step
 
 
 def parameters(seed: int = 0) -> list[torch.Tensor]:
@@ -18,7 +18,7 @@ def parameters(seed: int = 0) -> list[torch.Tensor]:
 def test_a_projected_gradient_has_no_part_along_its_row_and_keeps_the_rest():
     rows, gradient = normalize(torch.randn(1500, 6), dim=1), torch.randn(1500, 6)
     expected = gradient - (gradient * rows).sum(dim=1, keepdim=True) * rows
-    update.project(gradient, rows)
+    optimizer_step.project(gradient, rows)
     torch.testing.assert_close(gradient, expected)
     assert (gradient * rows).sum(dim=1).abs().max() <= 1e-5
 
@@ -29,7 +29,7 @@ def test_a_clipped_step_is_clipping_and_then_adam(limit):
     ours, theirs = parameters(), parameters()
     fused, plain = (torch.optim.Adam(own, lr=0.1, fused=kind) for own, kind in ((ours, True), (theirs, False)))
     for _ in range(2):
-        update.clipped_step(fused, ours, limit)
+        optimizer_step.clipped_step(fused, ours, limit)
         torch.nn.utils.clip_grad_norm_(theirs, limit)
         plain.step()
         for one, other in zip(ours, theirs, strict=True):
@@ -41,12 +41,12 @@ def test_parameters_without_a_gradient_stay_where_they_are():
     ours = parameters()
     ours[1].grad = None
     before = ours[1].detach().clone()
-    update.clipped_step(torch.optim.Adam(ours, fused=True), ours, 1.0)
+    optimizer_step.clipped_step(torch.optim.Adam(ours, fused=True), ours, 1.0)
     assert torch.equal(ours[1], before)
 
 
 def test_renormalised_rows_have_unit_length_and_zero_rows_stay():
     rows = torch.randn(5, 3)
     rows[2] = 0
-    update.renormalise(rows)
+    optimizer_step.renormalise(rows)
     torch.testing.assert_close(rows.norm(dim=1), torch.tensor([1.0, 1, 0, 1, 1]))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictlab.training.distributed.ranks import ALONE, Ranks
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 
 ROWS = 1024  # decoder rows handled together: their products with the gradient stay in the cache
 
@@ -32,7 +32,7 @@ def clipped_step(
     optimizer: torch.optim.Adam,
     parameters: Sequence[Tensor],
     limit: float,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     common: Sequence[bool] = (),
 ) -> None:
     """A step with gradients scaled down to the norm `limit` where theirs is larger.
@@ -48,7 +48,7 @@ def clipped_step(
     """
     there = [p.grad is not None for p in parameters]
     norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
-    norm = ranks.length(norms, list(compress(common, there)))
+    norm = ranks.gradient_norm(norms, list(compress(common, there)))
     optimizer.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # type: ignore[attr-defined]
     optimizer.step()
 

@@ -10,7 +10,8 @@ from dictlab.data.activations import statistics
 from dictlab.dictionary.activation_functions import AbsTopK, Gated, GroupMax, JumpReLU, Union
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.training import TrainConfig, train
-from dictlab.training.learner import Learner, geometric_median
+from dictlab.training.learner.initialisation import geometric_median
+from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 

@@ -1,7 +1,8 @@
-"""What of a learner must be kept so that it can go on alike, and back again.
+"""The state of a learner, from which training continues bit for bit.
 
-Tensors are under `weight.W`, `average.W` and `optimizer.W.moment` for each of its weights W, `counter.C` and
-`since_fired`. Most have a row for each latent (`state.has_rows`): of these a process has those of its own latents.
+Tensors are named `weight.W`, `average.W` and `optimizer.W.moment` for each weight W, `counter.C` for each counter C of
+the variant, and `since_fired`. Most have a row for each latent (`run_state.has_rows`); of these a process has the
+rows of its own latents.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dictlab.training.learner import Learner
+from dictlab.training.learner.learner import Learner
 from dictlab.training.run_state import State
 
 
-def taken(learner: Learner) -> State:
-    """All that it takes to go on alike: weights, optimizer, schedule, counters, average."""
+def learner_state(learner: Learner) -> State:
+    """Weights, Adam's moments, learning rate schedule, counters and averages of a learner."""
     names = list(learner.weights)
     tensors = {f"weight.{name}": t for name, t in learner.weights.items()}
     tensors |= {f"counter.{name}": t for name, t in learner.counters.items()}
@@ -31,7 +32,7 @@ def taken(learner: Learner) -> State:
 
 @torch.no_grad()
 def restore(learner: Learner, state: State) -> None:
-    """Make it the learner whose state was taken; it was made of the same member, settings and statistics."""
+    """Put a state back into a learner made of the same member, settings and statistics."""
     kept, record, names = state.tensors, state.record, list(learner.weights)
     if learner.config.finetune and record["steps"] > learner.config.steps - learner.config.finetune_steps:
         learner.begin(finetune=True)

@@ -1,4 +1,4 @@
-"""Going on from a dictionary that is there: any that can be loaded, whatever trained it.
+"""Warm starts: training that begins from a dictionary that can be loaded, whatever library trained it.
 
 Training has one form: a bias that is subtracted before the encoder and added after the decoder, and units in which a
 coordinate of the activations has variance 1. A dictionary is brought into it without a change of its function:
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,12 +26,9 @@ from dictlab.evaluation.transformer_lens import adapted
 from dictlab.formats.loading import load
 from dictlab.model.language_model import LanguageModel
 from dictlab.site_names import canonical_site
-from dictlab.training.variants import BY_NAME, Selection, Variant
+from dictlab.training.variants import BY_NAME, Selection, Variant, VariantSettings
 
-if TYPE_CHECKING:
-    from dictlab.training.config import TrainConfig
-
-FILES = {  # what a variant leaves in a file
+SAVED_AS = {  # the activation function of the file that each variant leaves
     "topk": activation_functions.TopK,
     "multitopk": activation_functions.TopK,
     "matryoshka-topk": activation_functions.TopK,
@@ -45,13 +41,13 @@ FILES = {  # what a variant leaves in a file
 }
 
 
-def opened(paths: Sequence[str], model: LanguageModel, site: str) -> list[Dictionary]:
-    """The dictionaries that training goes on from, as they read the activations of this model.
+def load_for_model(paths: Sequence[str], model: LanguageModel, site: str) -> list[Dictionary]:
+    """Load the dictionaries that training starts from, adapted to the activations of this model at this site.
 
     Raises:
         DictlabError: A file cannot be read, or belongs to another model or site.
     """
-    found = []
+    dictionaries = []
     for path in paths:
         dictionary = load(path)
         about = dictionary.metadata
@@ -62,12 +58,12 @@ def opened(paths: Sequence[str], model: LanguageModel, site: str) -> list[Dictio
             )
         if about.site and canonical_site(about.site, about.model) != canonical_site(site, model.name):
             raise DictlabError(f"{path}: trained at {about.site}; this run is at {site}. Give its own site.")
-        found.append(adapted(dictionary, model).in_input_units())
-    return _told_apart(found)
+        dictionaries.append(adapted(dictionary, model).in_input_units())
+    return _with_different_names(dictionaries)
 
 
-def going_on_from(paths: Sequence[str], data: str, d_in: int) -> list[Dictionary]:
-    """The same where activations are an array.
+def load_for_array(paths: Sequence[str], data: str, d_in: int) -> list[Dictionary]:
+    """Load the dictionaries that training on an array of activations starts from.
 
     Args:
         paths: The dictionaries.
@@ -77,31 +73,30 @@ def going_on_from(paths: Sequence[str], data: str, d_in: int) -> list[Dictionary
     Raises:
         DictlabError: A file cannot be read, or belongs to activations of another width.
     """
-    found = []
+    dictionaries = []
     for path in paths:
         dictionary = load(path)
         if dictionary.d_in != d_in:
             raise DictlabError(f"{path}: reads activations of width {dictionary.d_in}; those of {data} have {d_in}.")
-        found.append(dictionary.in_input_units())
-    return _told_apart(found)
+        dictionaries.append(dictionary.in_input_units())
+    return _with_different_names(dictionaries)
 
 
-def _told_apart(found: list[Dictionary]) -> list[Dictionary]:
-    names = [dictionary.name for dictionary in found]
+def _with_different_names(dictionaries: list[Dictionary]) -> list[Dictionary]:
+    names = [dictionary.name for dictionary in dictionaries]
     if len(set(names)) < len(names):
         raise DictlabError(f"start: two dictionaries are called {max(names, key=names.count)}; rename a file.")
-    return found
+    return dictionaries
 
 
-def going_on(dictionary: Dictionary, config: TrainConfig) -> list[Variant]:
-    """What a dictionary is trained as: the variant that made it, where it says; else by its activation function.
-
-    One for each sparsity coefficient, where it has one.
+def variants_for(dictionary: Dictionary, config: VariantSettings) -> list[Variant]:
+    """The variants that training continues with: the one that made the dictionary, where its metadata names it and the
+    file's activation function fits; else one by the activation function. One for each sparsity coefficient of `config`.
     """
     function, about = dictionary.activation, dictionary.metadata.training
     k = getattr(function, "k", about.get("k"))
     name = about.get("activation")
-    known = isinstance(name, str) and isinstance(function, FILES.get(name, ()))
+    known = isinstance(name, str) and isinstance(function, SAVED_AS.get(name, ()))
     if not known or (name == "prolu" and bool(dictionary.b_enc.any())):
         name = function.kind
     if name not in BY_NAME or ("topk" in str(name) and k is None):

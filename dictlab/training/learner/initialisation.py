@@ -1,6 +1,6 @@
-"""What are the weights of a dictionary before its first step? Random directions, or those of one that is there.
+"""The weights of a dictionary before its first step: random directions, or those of a dictionary to start from.
 
-A process that has some of the latents makes the weights of these alone, the ones that they would have in one process.
+A process that holds some of the latents makes their weights alone, equal to those that one process would make.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.normalisation import Normalisation
 from dictlab.errors import DictlabError
 from dictlab.training.distributed.ranks import Ranks
+from dictlab.training.learner.warm_start import in_training_units
 from dictlab.training.member import Member
-from dictlab.training.start import in_training_units
 
 ROWS = 4096  # drawn together; a multiple of 16, which torch's generator draws at once
 TYPICAL = 256  # inputs that the length of the encoder's rows is taken from
 
 
 def fresh(
-    member: Member, centre: Float[Tensor, " d_in"], unit: float, own: Mapping[str, Tensor], ranks: Ranks
+    member: Member, centre: Float[Tensor, " d_in"], unit: float, variant_weights: Mapping[str, Tensor], ranks: Ranks
 ) -> dict[str, Tensor]:
-    """Random directions, encoder tied to them, the bias in the middle of the activations.
+    """Random unit decoder directions, the encoder tied to them, the bias at the geometric median of the activations.
 
     Args:
-        member: What the dictionary is to become.
-        centre: The middle of the activations, in the model's units.
+        member: The dictionary to make.
+        centre: Geometric median of the activations, in the model's units.
         unit: One of the dictionary's units in the model's.
-        own: What the variant trains besides, of this process's latents.
+        variant_weights: Initial values of the variant's own weights, of this process's latents.
         ranks: The processes.
     """
-    d_in, latents = len(centre), ranks.latents(member.width)
+    d_in, latents = len(centre), ranks.latent_slice(member.width)
     generator = seeds.generator(member.seed, f"initial directions, width {member.width}")
     drawn = torch.empty(latents.stop - latents.start, d_in)
     for start, rows in normal_rows(member.width, d_in, generator):
@@ -51,7 +51,7 @@ def fresh(
         "b_enc": torch.zeros(len(decoder), device=centre.device),
         "decoder": decoder,
         "bias": centre / unit,
-    } | dict(own)
+    } | dict(variant_weights)
     typical = math.sqrt(d_in) * normalize(torch.randn(TYPICAL, d_in, generator=generator), dim=1)
     weights["encoder"] /= _gain(member, weights, typical.to(centre.device), ranks)
     return weights
@@ -66,10 +66,10 @@ def normal_rows(n: int, d: int, generator: torch.Generator) -> Iterator[tuple[in
         start += rows
 
 
-def going_on(
-    member: Member, centre: Float[Tensor, " d_in"], unit: float, own: Mapping[str, Tensor], latents: slice
+def warm_start(
+    member: Member, centre: Float[Tensor, " d_in"], unit: float, variant_weights: Mapping[str, Tensor], latents: slice
 ) -> tuple[dict[str, Tensor], Normalisation]:
-    """The weights of the dictionary that a member starts from, and what is done to its input.
+    """The weights of the dictionary that a member starts from, in training units, and its input normalisation.
 
     Raises:
         DictlabError: It reads activations of another width.
@@ -79,15 +79,15 @@ def going_on(
         raise DictlabError(
             f"{member.start.name} reads activations of width {member.start.d_in}; this site's have {len(centre)}."
         )
-    start = member.start if latents == slice(0, member.width) else _some(member.start, latents)
-    brought = in_training_units(start.to(centre.device), 1 / unit)
-    weights = {"encoder": brought.W_enc.T, "b_enc": brought.b_enc, "decoder": brought.W_dec, "bias": brought.b_out}
-    weights |= dict(own) | member.variant.adopted(brought)
-    return {name: t.contiguous() for name, t in weights.items()}, brought.normalisation
+    start = member.start if latents == slice(0, member.width) else _at_latents(member.start, latents)
+    scaled = in_training_units(start.to(centre.device), 1 / unit)
+    weights = {"encoder": scaled.W_enc.T, "b_enc": scaled.b_enc, "decoder": scaled.W_dec, "bias": scaled.b_out}
+    weights |= dict(variant_weights) | member.variant.adopted(scaled)
+    return {name: t.contiguous() for name, t in weights.items()}, scaled.normalisation
 
 
-def _some(dictionary: Dictionary, latents: slice) -> Dictionary:
-    """Some latents of a dictionary. (Where they compete with the others, somebody else sees to that.)"""
+def _at_latents(dictionary: Dictionary, latents: slice) -> Dictionary:
+    """A dictionary of some of its latents. Competition between latents (TopK) is then up to `Ranks.encode`."""
     return replace(
         dictionary,
         W_enc=dictionary.W_enc[:, latents],
@@ -100,8 +100,23 @@ def _some(dictionary: Dictionary, latents: slice) -> Dictionary:
 
 @torch.no_grad()
 def _gain(member: Member, weights: dict[str, Tensor], h: Float[Tensor, "sample d_in"], ranks: Ranks) -> Tensor:
-    """How long reconstructions are, as a share of their inputs: one factor brings them to their length."""
+    """Mean norm of reconstructions over that of inputs; the encoder is divided by it."""
     entries = ranks.encode(h, weights["encoder"].T, weights["b_enc"], member.variant.choose(weights))
     out = ranks.decode(member.variant.emit(entries, weights), weights["decoder"])
     gain: Tensor = out.norm(dim=1).mean() / h.norm(dim=1).mean()
     return gain
+
+
+def geometric_median(
+    x: Float[Tensor, "sample d_in"], rounds: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, " d_in"]:
+    """The point with the smallest sum of distances to the sample (Weiszfeld's iteration)."""
+    centre = x.mean(dim=0)
+    for _ in range(rounds):
+        weight = 1 / (x - centre).norm(dim=1).clamp_min(1e-12)
+        new = (weight[:, None] * x).sum(dim=0) / weight.sum()
+        moved = (new - centre).norm()
+        centre = new
+        if moved <= tolerance * (1 + centre.norm()):
+            break
+    return centre

@@ -1,4 +1,4 @@
-"""One sitting of a training run: steps, log and saves, from the beginning or from a saved state."""
+"""The training loop: steps, log and saved states, from the beginning or from a saved state."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from dictlab import runs
 from dictlab.errors import DictlabError
-from dictlab.training import run_state, snapshot
+from dictlab.training import run_state
 from dictlab.training.costs import Cost
-from dictlab.training.distributed.ranks import ALONE, Ranks
-from dictlab.training.learner import Learner
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
+from dictlab.training.learner import learner_state
+from dictlab.training.learner.learner import Learner
 from dictlab.training.logs import JsonLines, Silent, open_loggers
 from dictlab.training.objectives import Batch, Splice
 from dictlab.training.run import interruptible
@@ -33,21 +34,21 @@ LOG_EVERY = 25  # steps
 SHOWN = {"loss": "loss", "l0": "L0", "explained_variance": "EV", "dead": "dead"}
 
 
-class Session:
-    """A family in training.
+class TrainingLoop:
+    """The loop over the batches of a run, each of which trains every member of the family.
 
     Args:
-        folder: The run's; its log is opened there.
+        folder: The run's folder; its log is opened there.
         source: Where batches come from.
         learners: The members, as they start.
-        identity: Of the run, for loggers that go on with an earlier one.
-        keep: Tensors that are part of every state, besides the learners' own.
-        saved: The state to go on from.
-        ranks: The processes that share each batch, and the latents; the first of them writes.
+        identity: Of the run, for loggers that continue an earlier one.
+        beginning: What every saved state holds besides the learners: statistics of the sample, identity of the source.
+        saved: The state to continue from.
+        ranks: The processes that share each batch, and the latents; rank zero writes.
 
     Attributes:
-        going: The learners that have not diverged, by name.
-        diverged: The first step whose loss was no number, by member.
+        learners: Those that have not diverged, by name.
+        diverged: The first step whose loss was not finite, by member.
         step: Steps taken.
         saved_step: Steps taken when the state was saved.
     """
@@ -59,28 +60,28 @@ class Session:
         learners: Sequence[Learner],
         *,
         identity: str,
-        keep: State,
+        beginning: State,
         saved: State | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.folder, self.source, self.config, self.ranks = folder, source, source.config, ranks
-        self.going = {learner.member.name: learner for learner in learners}
+        self.learners = {learner.member.name: learner for learner in learners}
         self.diverged: dict[str, int] = {}
         self.step = self.saved_step = 0
-        self._keep = keep
+        self._beginning = beginning
         self._first = self.config.steps - self.config.finetune_steps
-        self._own = {name: [0.0, 0.0] for name in self.going}  # seconds of its steps at first, and while fine-tuning
+        self._own = {name: [0.0, 0.0] for name in self.learners}  # seconds of its steps at first, and while fine-tuning
         self._total, position, size = [0.0, 0.0], None, 0
         if saved is not None:
             position, size = saved.record["position"], saved.record["log"]
             self._restore(saved)
-        for learner in self.going.values():
-            ranks.alike(learner.parameters, learner.common)  # machines may round differently
+        for learner in self.learners.values():
+            ranks.broadcast_weights(learner.parameters, learner.common)  # machines may round differently
         self._batches = source.batches(position)
         device = torch.device(self.config.device)
-        self._failed = {name: torch.full((), -1, dtype=torch.long, device=device) for name in self.going}
-        self.log = ranks.once(lambda: JsonLines(folder, size)) or Silent()
-        self._loggers = [self.log, *(ranks.once(lambda: open_loggers(self.config, folder, identity)) or ())]
+        self._failed = {name: torch.full((), -1, dtype=torch.long, device=device) for name in self.learners}
+        self.log = ranks.on_rank_zero(lambda: JsonLines(folder, size)) or Silent()
+        self._loggers = [self.log, *(ranks.on_rank_zero(lambda: open_loggers(self.config, folder, identity)) or ())]
         self._saved_at = time.monotonic()
         self._logged_step, self._logged_seconds = self.step, self.elapsed
 
@@ -109,7 +110,9 @@ class Session:
         """
         config, stopped = self.config, None
         total, done = config.steps * config.batch, self.step * config.batch
-        bar = tqdm(total=total, initial=done, unit="tok", unit_scale=True, desc="train", disable=not self.ranks.first)
+        bar = tqdm(
+            total=total, initial=done, unit="tok", unit_scale=True, desc="train", disable=not self.ranks.is_rank_zero
+        )
         with interruptible() as asked, bar:
             self.save()
             batches = iter(self._batches)
@@ -125,7 +128,7 @@ class Session:
                 if logged:
                     self._report(terms, bar)
                 due = time.monotonic() - self._saved_at >= 60 * config.save_minutes
-                asked_any, due = self.ranks.any(asked.is_set(), due)
+                asked_any, due = self.ranks.any_flags(asked.is_set(), due)
                 if asked_any and self.step < config.steps:
                     stopped = "interrupted"
                 elif due:
@@ -139,25 +142,25 @@ class Session:
         Raises:
             DictlabError: Every member diverged, or it cannot be written; the state saved before is left as it was.
         """
-        self._drop(self._fallen() | {n: self.step for n, own in self.going.items() if not own.finite})
+        self._drop(self._fallen() | {n: self.step for n, own in self.learners.items() if not own.finite})
         self._write()
         self.saved_step, self._saved_at = self.step, time.monotonic()
 
     def _write(self) -> None:
-        tensors, members = dict(self._keep.tensors), {}
-        for name, learner in self.going.items():
-            own = snapshot.taken(learner)
+        tensors, members = dict(self._beginning.tensors), {}
+        for name, learner in self.learners.items():
+            own = learner_state.learner_state(learner)
             tensors |= {f"{name}/{key}": value for key, value in own.tensors.items()}
             members[name] = own.record
         tensors["random"] = torch.get_rng_state()
-        record = self._keep.record | {
+        record = self._beginning.record | {
             "step": self.step,
             "position": self._batches.position(),
             "seconds": {"own": self._own, "total": self._total},
             "diverged": self.diverged,
             "members": members,
         }
-        widths = {name: learner.member.width for name, learner in self.going.items()}
+        widths = {name: learner.member.width for name, learner in self.learners.items()}
         with self.writing():
             now = State(tensors, record | {"log": self.log.synchronise()})
             run_state.write(self.state_path, now, widths, self.ranks)
@@ -185,9 +188,9 @@ class Session:
         self.step = self.saved_step = record["step"]
         self.diverged, self._own, self._total = record["diverged"], record["seconds"]["own"], record["seconds"]["total"]
         for name in self.diverged:
-            self.going.pop(name, None)
-        for name, learner in self.going.items():
-            snapshot.restore(learner, State(run_state.below(name, saved.tensors), record["members"][name]))
+            self.learners.pop(name, None)
+        for name, learner in self.learners.items():
+            learner_state.restore(learner, State(run_state.below(name, saved.tensors), record["members"][name]))
         torch.set_rng_state(saved.tensors["random"])
 
     def _next(self, batches: Iterator[Spliced]) -> Spliced | None:
@@ -206,7 +209,7 @@ class Session:
         """A step of every member."""
         terms = {}
         self.step += 1
-        for name, learner in self.going.items():
+        for name, learner in self.learners.items():
             began, site = time.monotonic(), learner.member.site
             terms[name] = learner.step(batch[site], splices[site], logged=logged)
             failed = self._failed[name]
@@ -227,13 +230,13 @@ class Session:
                 for logger in self._loggers:
                     logger.write(where | {"seconds": self.elapsed, "tokens_per_second": rate} | values)
         self._drop(self._fallen())
-        going = [records[name] for name in self.going]
+        going = [records[name] for name in self.learners]
         ranges = {label: (min(r[key] for r in going), max(r[key] for r in going)) for key, label in SHOWN.items()}
         bar.set_postfix({label: f"{a:.3g}" if a == b else f"{a:.3g}..{b:.3g}" for label, (a, b) in ranges.items()})
 
     def _fallen(self) -> dict[str, int]:
         """Members whose loss was no number, and since which step."""
-        steps = {name: int(self._failed[name]) for name in self.going}
+        steps = {name: int(self._failed[name]) for name in self.learners}
         return {name: step for name, step in steps.items() if step >= 0}
 
     def _drop(self, fallen: Mapping[str, int]) -> None:
@@ -243,16 +246,16 @@ class Session:
             DictlabError: None is left.
         """
         for name, step in fallen.items():
-            peak = self.going.pop(name).lr
+            peak = self.learners.pop(name).lr
             self.diverged[name] = step
             message = f"the loss of {name} is no finite number at step {step}. Lower --lr (it peaks at {peak:.2g})"
-            if not self.going:
+            if not self.learners:
                 raise DictlabError(
                     f"train: {message}; the log so far is in {self.folder / runs.METRICS}, and the last good state, "
                     f"of step {self.saved_step}, in {self.state_path}."
                 )
-            bar_safe = f"dictlab: {message}; it is given up, and the other {len(self.going)} go on."
-            self.ranks.once(partial(tqdm.write, bar_safe, file=sys.stderr))
+            bar_safe = f"dictlab: {message}; it is given up, and the other {len(self.learners)} go on."
+            self.ranks.on_rank_zero(partial(tqdm.write, bar_safe, file=sys.stderr))
 
     def _exhausted(self) -> str:
         """The data ended before its time."""

@@ -21,20 +21,20 @@ from dictlab.dictionary.activation_functions import TopK
 from dictlab.dictionary.codes import Codes, Full
 from dictlab.dictionary.kernels.error import squared_error
 from dictlab.dictionary.normalisation import unscaled
-from dictlab.training.distributed.ranks import ALONE, Ranks
+from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 
 AUX_WEIGHT = 1 / 32
 
 
-def l1(codes: Codes | Full, d_in: int, p: float = 1.0, ranks: Ranks = ALONE) -> Float[Tensor, ""]:
+def l1(codes: Codes | Full, d_in: int, p: float = 1.0, ranks: Ranks = SINGLE_PROCESS) -> Float[Tensor, ""]:
     """mean over tokens of |c|_p / d, to be weighted by lambda, for codes that are nowhere negative.
 
     With p = 1 the gradient is the same number everywhere, so that no matrix of it is made; the encoder's passes it on
     where a latent is active. With any other an entry that is 0 has none.
     """
     if p == 1.0:
-        return ranks.summed(codes.values.sum()) / (codes.n_tokens * d_in)
-    sums = ranks.summed(codes.totals(_power(codes.values, p)))
+        return ranks.sum_over_latents(codes.values.sum()) / (codes.n_tokens * d_in)
+    sums = ranks.sum_over_latents(codes.totals(_power(codes.values, p)))
     return _power(sums, 1 / p).sum() / (codes.n_tokens * d_in)
 
 
@@ -44,7 +44,7 @@ def aux_k(
     x_hat: Float[Tensor, "tokens d_in"],
     dead: Int[Tensor, " dead"],
     k: int,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, ""]:
     """How badly the k strongest dead latents explain the error, as a share of the error's variance; 0 if none is dead.
@@ -61,14 +61,14 @@ def aux_k(
         ranks: The processes that share the tokens and the latents.
         dtype: Of the product that chooses among them; see `sparse.encode`.
     """
-    if not ranks.some(len(dead) > 0):
+    if not ranks.any_rank(len(dead) > 0):
         return x.new_zeros(())
     h, factor, undo = unscaled(dictionary.normalisation, x)
     error = (x - x_hat.detach()) / undo.scale
     encoder, b_enc = dictionary.W_enc.T[dead], dictionary.b_enc[dead]  # rows: whole stretches of memory
     entries = ranks.encode(h, encoder.T, b_enc, TopK(k), dictionary.b_pre, factor, dtype)
     e_hat = ranks.decode(entries, dictionary.W_dec[dead])
-    varied = ranks.average((error - ranks.average(error.mean(dim=0))).square().mean())
+    varied = ranks.all_reduce_mean((error - ranks.all_reduce_mean(error.mean(dim=0))).square().mean())
     share = squared_error(e_hat, error) / varied
     return torch.nan_to_num(share, posinf=0.0)  # where nothing is left to explain
 

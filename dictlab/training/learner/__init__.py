@@ -1,0 +1,1 @@
+"""One dictionary while it is trained: weights, optimizer, initialisation, warm start, state."""
