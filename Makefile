@@ -38,29 +38,29 @@ interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m pytest tests/interop
 
 benchmarks: setup
-	$(BIN)/python benchmarks/family.py
-	$(BIN)/python benchmarks/novelty.py
-	$(BIN)/python benchmarks/novelty_family.py --figure docs/images/novelty.png
-	$(BIN)/python benchmarks/frankenstein.py
-	$(BIN)/python benchmarks/main_job.py
-	$(BIN)/python benchmarks/path.py
-	$(BIN)/python benchmarks/matching.py
-	$(BIN)/python benchmarks/pathology.py --growth
-	$(BIN)/python benchmarks/pathology_family.py
-	$(BIN)/python benchmarks/pathology_sites.py
-	$(BIN)/python benchmarks/fuzz_formats.py --files 10000
-	$(BIN)/python benchmarks/training_length.py
-	$(BIN)/python benchmarks/training_quality.py
-	$(BIN)/python benchmarks/relu_rates.py
-	$(BIN)/python benchmarks/relu_finetune.py
-	$(BIN)/python benchmarks/relu_finetune.py --tokens 225000 --rates 2e-3 --out runs/relu-finetune-225000
-	$(BIN)/python benchmarks/precision.py
-	$(BIN)/python benchmarks/topk_step.py
-	$(BIN)/python benchmarks/e2e_overhead.py
-	$(BIN)/python benchmarks/family_cost.py
-	$(BIN)/python benchmarks/density.py
-	$(BIN)/python benchmarks/growth.py
-	$(BIN)/python benchmarks/explanations_family.py
+	$(BIN)/python -m benchmarks.results.family
+	$(BIN)/python -m benchmarks.speed.novelty
+	$(BIN)/python -m benchmarks.results.novelty_family --figure docs/images/novelty.png
+	$(BIN)/python -m benchmarks.results.frankenstein
+	$(BIN)/python -m benchmarks.speed.main_job
+	$(BIN)/python -m benchmarks.results.path
+	$(BIN)/python -m benchmarks.speed.matching
+	$(BIN)/python -m benchmarks.speed.pathology --growth
+	$(BIN)/python -m benchmarks.results.pathology_family
+	$(BIN)/python -m benchmarks.results.pathology_sites
+	$(BIN)/python -m benchmarks.reliability.fuzz_formats --files 10000
+	$(BIN)/python -m benchmarks.results.training_length
+	$(BIN)/python -m benchmarks.results.training_quality
+	$(BIN)/python -m benchmarks.results.relu_rates
+	$(BIN)/python -m benchmarks.results.relu_finetune
+	$(BIN)/python -m benchmarks.results.relu_finetune --tokens 225000 --rates 2e-3 --out runs/relu-finetune-225000
+	$(BIN)/python -m benchmarks.results.precision
+	$(BIN)/python -m benchmarks.speed.topk_step
+	$(BIN)/python -m benchmarks.speed.e2e_overhead
+	$(BIN)/python -m benchmarks.speed.family_cost
+	$(BIN)/python -m benchmarks.speed.density
+	$(BIN)/python -m benchmarks.speed.growth
+	$(BIN)/python -m benchmarks.results.explanations_family
 
 checkpoints: setup
 	$(BIN)/python checkpoints/build.py

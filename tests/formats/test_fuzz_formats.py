@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file: it is read, or refused in one line that names it. `benchmarks/fuzz_formats.py` asks more."""
+"""Whatever is wrong with a file: it is read, or refused in one line that names it. `benchmarks/reliability/fuzz_formats.py` asks more."""
 
 import shutil
 import signal

@@ -24,7 +24,7 @@ from dictlab.dictionary.codes import Full
 from dictlab.dictionary.kernels.sparse import shifted
 from dictlab.linear import affine
 
-SHARE = 0.18  # of active latents from which on this is faster: benchmarks/density.py
+SHARE = 0.18  # of active latents from which on this is faster: benchmarks/speed/density.py
 SAMPLE = 64  # tokens that are looked at to tell
 BLOCK = 1 << 22  # pre-activations held at once: 16 MiB in float32, so that they are still in the cache when looked at
 SUMMED = 1 << 24  # of their gradients held at once: weight gradients are sums, and adding up costs passes over them

@@ -35,7 +35,7 @@ from dictlab.dictionary.activation_functions import Activation
 from dictlab.dictionary.codes import ByLatent, Codes, concatenate
 from dictlab.linear import affine
 
-DENSE = 0.25  # share of active latents from which on dense products are faster: benchmarks/density.py --of products
+DENSE = 0.25  # share of active latents from which on dense products are faster: benchmarks.speed.density
 BLOCK = 1 << 21  # pre-activations held at once: 8 MiB in float32, so that they are still in the cache when looked at
 ROWS = 256  # but so many tokens at least, or the product would read the encoder too often
 GPU_BLOCK = 1 << 26  # on a GPU, which wants large products

@@ -1,0 +1,1 @@
+"""Damaged files, killed runs: what is read, refused, or gone on from."""

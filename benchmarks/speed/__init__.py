@@ -1,0 +1,1 @@
+"""Time and memory, beside the obvious way and beside other libraries."""
