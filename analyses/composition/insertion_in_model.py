@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.common.patching import FORWARD_TOKENS, Scene, scenes
+from analyses.common.patching import FORWARD_TOKENS, PARTS, Scene, scenes
 from analyses.composition.insertion import in_units
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
@@ -133,7 +133,7 @@ def _activations(large: Dictionary, latents: Sequence[int], x: Tensor) -> Float[
 def _one(scene: Scene, number: int) -> Scene:
     """One sequence of a scene."""
     here = slice(number, number + 1)
-    return replace(scene, **{name: getattr(scene, name)[here] for name in ("x", "residual", "leaving", "after")})
+    return replace(scene, **{name: getattr(scene, name)[here] for name in PARTS})
 
 
 def _sequence(

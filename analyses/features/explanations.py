@@ -118,7 +118,7 @@ def explanations(
     opened = open_dictionaries(dictionaries)
     model, source = open_model(model, opened, device), open_text(text)
     for dictionary in opened:
-        model.start_of(site_of(dictionary))
+        model.block_input(site_of(dictionary))
     length = context_of(opened, model)
     check_at_least(2 * length, tokens=tokens)
     padding = padding_of(model.tokenizer)

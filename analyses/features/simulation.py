@@ -35,7 +35,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.model.language_model import LanguageModel
-from dictlab.model.output_divergence import LOGITS, following
+from dictlab.model.output_divergence import LOGITS, next_tokens
 
 Sums = dict[str, NDArray[np.float64]]
 
@@ -195,7 +195,7 @@ def spliced(
     index = torch.repeat_interleave(torch.tensor(list(latents)), torch.tensor([len(s.place) for s in said]))
     value = torch.cat([torch.from_numpy(s.value * c) for s, c in zip(said, factors, strict=True)])
     size, length = max(1, BATCH_TOKENS // sequences.shape[1]), sequences.shape[1]
-    site, start_of = site_of(dictionary), model.start_of(site_of(dictionary))
+    site, start_of = site_of(dictionary), model.block_input(site_of(dictionary))
     parts: list[Tensor] = []
     for number, some in enumerate(tqdm(sequences.split(size), desc="splice", unit="batch", leave=False)):
         clean = model.capture(some, list(dict.fromkeys([site, start_of, model.last_site])))
@@ -205,8 +205,10 @@ def spliced(
         none = tuple(t[:0] for t in entries)
 
         versions = _versions(dictionary, clean[site].float(), chosen, (entries, none))
-        altered = (model.carry(x.to(clean[site].dtype), site, residual=clean[start_of]) for x in versions)
-        leaving, after = (clean[model.last_site], *altered), following(some.to(model.device))
+        altered = (
+            model.final_residual(x.to(clean[site].dtype), site, residual=clean[start_of], tokens=some) for x in versions
+        )
+        leaving, after = (clean[model.last_site], *altered), next_tokens(some.to(model.device))
         parts.append(torch.stack([_losses(model, streams, after) for streams in leaving]).cpu())
     sums = dict(zip(("clean", "reconstruction", "simulated", "zeroed"), torch.cat(parts, dim=1).numpy(), strict=True))
     sums["bigram"] = bigrams.losses(sequences.numpy()).sum(axis=1)

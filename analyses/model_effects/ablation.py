@@ -104,7 +104,7 @@ def ablation(
     model, source = open_model(model, opened, device), open_text(text)
     sites = sites_of(opened, model)
     for site in sites:
-        model.start_of(site)
+        model.block_input(site)
     length = context_of(opened, model)
     if follow >= length:
         raise DictlabError(

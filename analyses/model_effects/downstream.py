@@ -53,8 +53,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.model.language_model import LanguageModel
-from dictlab.model.output_divergence import Outputs, following
-from dictlab.model.output_divergence import compare as distributions
+from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
 from dictlab.reports.report import Report, Table
 from dictlab.statistics import BySequence
 
@@ -289,24 +288,24 @@ def _batch(
     generator: torch.Generator,
 ) -> Iterator[tuple[tuple[str, ...], Sums]]:
     """Sums of one batch under ("depth", dictionary, place), ("output", dictionary), ... ; one clean forward for all."""
-    start, later = model.start_of(site), places[1:]
+    start, later = model.block_input(site), places[1:]
     clean = model.capture(tokens, list(dict.fromkeys([start, *places, model.last_site])))
-    x, after = clean[site], following(tokens).flatten()
+    x, after = clean[site], next_tokens(tokens).flatten()
     groups = doubling_groups(x.shape[-1]) if basis is not None else []
     n = torch.full((len(tokens), 1), tokens.shape[1], dtype=torch.double)
 
-    def outputs(ends: Sequence[Tensor]) -> Outputs:
+    def outputs(ends: Sequence[Tensor]) -> OutputDivergence:
         altered = torch.stack([end.flatten(0, 1) for end in ends])
-        return distributions(model, clean[model.last_site].flatten(0, 1), altered, after)
+        return kl_and_ce(model, clean[model.last_site].flatten(0, 1), altered, after)
 
     def costs(new: Sequence[Tensor]) -> Float[Tensor, "batch versions"]:
         """KL of the output from the original, summed by sequence, of what stands at the site instead."""
-        ends = [model.carry(one.to(x.dtype), site, residual=clean[start]) for one in new]
+        ends = [model.final_residual(one.to(x.dtype), site, residual=clean[start], tokens=tokens) for one in new]
         return _by_sequence(outputs(ends).kl, tokens).T
 
     for dictionary in dictionaries:
         name, x_hat = dictionary.name, _finite(dictionary, x)
-        altered = model.carried(x_hat.to(x.dtype), site, later, residual=clean[start])
+        altered = model.resume_to(x_hat.to(x.dtype), site, later, residual=clean[start], tokens=tokens)
         out = outputs([altered.get(model.last_site, x_hat)])
         kl = _by_sequence(out.kl, tokens)[0]
         at_site = compare(x, x_hat, means.stream[site], means.normed[site])

@@ -94,7 +94,7 @@ def pathology(
     sites = list(dict.fromkeys(site_of(dictionary) for dictionary in opened))
     model, text = open_model(model, opened, device), open_text(text)
     for site in sites:
-        model.start_of(site)  # refuses, before any work, what cannot be resumed from
+        model.block_input(site)  # refuses, before any work, what cannot be resumed from
     size = model.context_length(context) if context else context_of(opened, model)
     plan = Plan(draws, _position(position, size), min(follow, size - 1 - _position(position, size)), far, sweep, seed)
     elsewhere, tokens = _tokens(model, text, size, begin, (_needed(opened, size), contexts), seed)

@@ -140,7 +140,7 @@ def _in_model(
     lm, source = open_model(model, opened, device), open_text(text)
     sites = sites_of(opened, lm)
     for site in sites:
-        lm.start_of(site)
+        lm.block_input(site)
     length = context_of(opened, lm)
     tokens = source.as_split("heldout").sample(lm.tokenizer, length, contexts, seed=seed)
     elsewhere = source.as_split("train").sample(lm.tokenizer, length, max(1, BATCH_TOKENS // length), seed=seed)

@@ -125,7 +125,7 @@ def step_seconds(
 def _splice(model: LanguageModel, site: str, goal: str) -> Splice | None:
     if goal == "local":
         return None
-    return Splice(model, site, model.start_of(site), model.later_sites(site) if goal == "e2e+ds" else [])
+    return Splice(model, site, model.block_input(site), model.later_sites(site) if goal == "e2e+ds" else [])
 
 
 def _learner(base: TrainConfig, goal: str, k: int, sample: torch.Tensor) -> Learner:

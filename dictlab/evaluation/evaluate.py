@@ -34,7 +34,7 @@ from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.model.language_model import LanguageModel
-from dictlab.model.output_divergence import compare, following
+from dictlab.model.output_divergence import kl_and_ce, next_tokens
 from dictlab.statistics import bootstrap_weights, interval
 
 BATCH_TOKENS = 2048  # activations of so many tokens are held for each dictionary; logits of a block of them
@@ -295,12 +295,14 @@ def _measure(
     tokens: Int[Tensor, "batch context"],
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """For each dictionary, sums over the tokens of each sequence, and which latents were active in it."""
-    starts = {site: model.start_of(site) for site in sites}
+    starts = {site: model.block_input(site) for site in sites}
     clean = model.capture(tokens, list(dict.fromkeys([*sites, *starts.values(), model.last_site])))
     tokens = tokens.to(model.device)
 
     def spliced(site: str, x: Tensor) -> Tensor:
-        return model.carry(x.to(clean[site].dtype), site, residual=clean[starts[site]]).flatten(0, 1)
+        return model.final_residual(x.to(clean[site].dtype), site, residual=clean[starts[site]], tokens=tokens).flatten(
+            0, 1
+        )
 
     known = [dictionary(clean[site].float()) for dictionary, site in zip(dictionaries, sites, strict=True)]
     for dictionary, (_, x_hat) in zip(dictionaries, known, strict=True):
@@ -308,7 +310,7 @@ def _measure(
     altered = [spliced(site, x_hat) for site, (_, x_hat) in zip(sites, known, strict=True)]
     for site, mean in means.items():
         altered += [spliced(site, x.expand_as(clean[site])) for x in (torch.zeros_like(mean), mean)]
-    out = compare(model, clean[model.last_site].flatten(0, 1), torch.stack(altered), following(tokens).flatten())
+    out = kl_and_ce(model, clean[model.last_site].flatten(0, 1), torch.stack(altered), next_tokens(tokens).flatten())
     kl, ce, ce_clean = (values.unflatten(-1, tokens.shape).double() for values in (out.kl, out.ce, out.ce_clean))
     kl, ce, ce_clean = kl.sum(-1), ce[..., :-1].sum(-1), ce_clean[..., :-1].sum(-1)  # the last token has none after it
     ablated = {site: ce[len(sites) + 2 * i :][:2] for i, site in enumerate(means)}

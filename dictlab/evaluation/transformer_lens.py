@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.normalisation import Centred, LayerNorm, NoNormalisation
 from dictlab.errors import DictlabError
-from dictlab.model.hooks import Place, visiting
+from dictlab.model.hooks import HookPoint, hook
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.module_layout import ATTENTION
 from dictlab.site_names import canonical_site
@@ -71,7 +71,7 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
 def _centres(model: LanguageModel) -> bool:
     """Whether the model reads its residual stream through a layer norm, which takes means away: the norm is asked."""
     norm, entered = _norm_before(model, 0, _attention(model, 0)), []
-    with visiting(Place(0, "module", norm, "in"), lambda x: entered.append(x)):
+    with hook(HookPoint(0, "module", norm, "in"), lambda x: entered.append(x)):
         model.forward(torch.zeros(1, 1, dtype=torch.long))
     x = entered[0].float() + torch.arange(entered[0].shape[-1], device=entered[0].device) % 7  # never constant
     plain, moved = (norm(y.to(entered[0].dtype)).float() for y in (x, x + x.std()))
@@ -114,12 +114,12 @@ def _value_bias(model: LanguageModel, block: int) -> Float[Tensor, " d_in"]:
     norm = _norm_before(model, block, attention)
     bias = getattr(norm, "bias", None)
     site, caught = model.locate(f"blocks.{block}.attn.hook_z"), []
-    entering = Place(block, "module", attention, "in")
+    entering = HookPoint(block, "module", attention, "in")
 
     def only_bias(x: Tensor) -> Tensor:
         return torch.zeros_like(x) if bias is None else bias.expand_as(x).to(x.dtype)
 
-    with visiting(entering, only_bias), visiting(site, lambda x: caught.append(x)):
+    with hook(entering, only_bias), hook(site, lambda x: caught.append(x)):
         model.forward(torch.zeros(1, 1, dtype=torch.long))
     return caught[0].flatten().float()
 
@@ -133,7 +133,7 @@ def _norm_before(model: LanguageModel, block: int, attention: nn.Module) -> nn.M
         for module in model.blocks[block].modules()
     ]
     try:
-        with torch.no_grad(), visiting(Place(block, "module", attention, "in"), lambda x: given.append(x)):
+        with torch.no_grad(), hook(HookPoint(block, "module", attention, "in"), lambda x: given.append(x)):
             model.forward(torch.zeros(1, 1, dtype=torch.long))
     finally:
         for handle in handles:

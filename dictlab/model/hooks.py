@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Place:
-    """A site, found in a model.
+class HookPoint:
+    """Where in a model a site is: the input or the output of one module.
 
     Attributes:
-        block: The block it lies in; None outside the blocks.
+        block: Index of the block that it lies in; None outside the blocks.
         kind: "resid_pre", "resid_mid", "resid_post", or "module".
         module: The module at whose input or output it is read.
         side: "in" or "out".
@@ -32,26 +32,29 @@ class Place:
 
 
 @contextmanager
-def visiting(place: Place, visit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Show the tensor at a place to `visit`, and put what it returns in its stead."""
+def hook(point: HookPoint, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Call `function` with the tensor at a point in every forward; what it returns, if not None, replaces the tensor.
+
+    Of a module that takes or returns several values, the tensor is the first.
+    """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
-            new = visit(args[0])
+            new = function(args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
-        new = visit(kwargs["hidden_states"])
+        new = function(kwargs["hidden_states"])
         return None if new is None else (args, kwargs | {"hidden_states": new})
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        new = visit(output[0] if isinstance(output, tuple) else output)
+        new = function(output[0] if isinstance(output, tuple) else output)
         if new is None:
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    if place.side == "in":
-        handle = place.module.register_forward_pre_hook(before, with_kwargs=True)
+    if point.side == "in":
+        handle = point.module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handle = place.module.register_forward_hook(after)
+        handle = point.module.register_forward_hook(after)
     try:
         yield
     finally:
@@ -59,32 +62,32 @@ def visiting(place: Place, visit: Callable[[Tensor], Tensor | None]) -> Iterator
 
 
 @contextmanager
-def visiting_sum(block: nn.Module, attention: nn.Module, visit: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Show the residual stream after attention: what entered the block plus what attention adds."""
+def hook_resid_mid(block: nn.Module, attention: nn.Module, function: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Call `function` with the residual stream after attention: what entered the block plus attention's output."""
     entered: list[Tensor] = []
     with (
-        visiting(Place(None, "resid_pre", block, "in"), lambda x: entered.append(x)),
-        visiting(Place(None, "module", attention, "out"), lambda x: visit(x + entered.pop())),
+        hook(HookPoint(None, "resid_pre", block, "in"), lambda x: entered.append(x)),
+        hook(HookPoint(None, "module", attention, "out"), lambda x: function(x + entered.pop())),
     ):
         yield
 
 
 @contextmanager
-def standing_in(module: nn.Module, instead: Callable[..., Any]) -> Iterator[None]:
-    """Let another function stand in for a module's forward."""
-    own = vars(module).get("forward")  # some libraries shadow the class's method themselves
-    module.forward = instead
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Run another function in place of a module's forward."""
+    shadowed = vars(module).get("forward")  # some libraries set it on the instance themselves
+    module.forward = forward
     try:
         yield
     finally:
-        if own is None:
+        if shadowed is None:
             del module.forward
         else:
-            module.forward = own
+            module.forward = shadowed
 
 
-def passing_on(length: int) -> Callable[..., Any]:
-    """A forward that returns its input, in a tuple of that length (0: bare)."""
+def return_input(length: int) -> Callable[..., Any]:
+    """A forward that returns its first input, in a tuple of that length (0: bare)."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         x = args[0] if args else kwargs["hidden_states"]
@@ -93,11 +96,11 @@ def passing_on(length: int) -> Callable[..., Any]:
     return forward
 
 
-def giving(length: int, x: Tensor) -> Callable[..., Any]:
+def return_constant(length: int, x: Tensor) -> Callable[..., Any]:
     """A forward that returns `x` whatever it is given, in a tuple of that length (0: bare)."""
     return lambda *_, **__: (x, *[None] * (length - 1)) if length else x
 
 
-def adding_nothing(length: int, like: Tensor) -> Callable[..., Any]:
-    """A forward that returns zeros, in a tuple of that length (0: bare)."""
-    return giving(length, torch.zeros_like(like))
+def return_zeros(length: int, like: Tensor) -> Callable[..., Any]:
+    """A forward that returns zeros in the shape of `like`, in a tuple of that length (0: bare)."""
+    return return_constant(length, torch.zeros_like(like))

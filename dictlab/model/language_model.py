@@ -30,8 +30,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dictlab.errors import DictlabError
-from dictlab.model.hooks import Place, adding_nothing, giving, passing_on, standing_in, visiting, visiting_sum
-from dictlab.model.kv_cache import Past
+from dictlab.model.hooks import (
+    HookPoint,
+    hook,
+    hook_resid_mid,
+    replace_forward,
+    return_constant,
+    return_input,
+    return_zeros,
+)
+from dictlab.model.kv_cache import KVCache
 from dictlab.model.module_layout import ATTENTION, Layout, child
 
 Replacement = Tensor | Callable[[Tensor], Tensor]
@@ -134,16 +142,16 @@ class LanguageModel(Layout):
             DictlabError: A site is not one of this model's.
         """
         sites = [sites] if isinstance(sites, str) else list(sites)
-        caught: dict[str, Tensor] = {}
-        with self._catching(sites, caught, leave=True), suppress(_Reached):
+        captured: dict[str, Tensor] = {}
+        with self._capturing(sites, captured, leave=True), suppress(_Reached):
             self.logits(tokens)
-        return caught
+        return captured
 
     def forward(self, tokens: Int[Tensor, "batch context"], sites: Sequence[str] = ()) -> Forward:
         """The whole forward: logits, and activations at some sites."""
-        caught: dict[str, Tensor] = {}
-        with self._catching(sites, caught):
-            return Forward(self.logits(tokens), caught)
+        captured: dict[str, Tensor] = {}
+        with self._capturing(sites, captured):
+            return Forward(self.logits(tokens), captured)
 
     def splice(
         self, tokens: Int[Tensor, "batch context"], site: str, replacement: Replacement, sites: Sequence[str] = ()
@@ -159,17 +167,17 @@ class LanguageModel(Layout):
         Raises:
             DictlabError: The site is not one of this model's, or the replacement has another shape.
         """
-        place = self.locate(site)
-        if place.block is not None:
-            start, after = self.start_of(site), [other for other in sites if self.follows(other, place)]
+        point = self.locate(site)
+        if point.block is not None:
+            start, after = self.block_input(site), [other for other in sites if self.follows(other, point)]
             clean = self.capture(tokens, [start, site, *(other for other in sites if other not in after)])
             new = _applied(replacement, clean[site], site)
-            out = self.resume(new, site, after, residual=clean[start])
+            out = self.resume(new, site, after, residual=clean[start], tokens=tokens)
             known = clean | {site: new} | out.activations
             return Forward(out.logits, {other: known[other] for other in sites})
-        caught: dict[str, Tensor] = {}
-        with self._catching(sites, caught), visiting(place, lambda x: _applied(replacement, x, site)):
-            return Forward(self.logits(tokens), caught)
+        captured: dict[str, Tensor] = {}
+        with self._capturing(sites, captured), hook(point, lambda x: _applied(replacement, x, site)):
+            return Forward(self.logits(tokens), captured)
 
     def resume(
         self,
@@ -178,30 +186,33 @@ class LanguageModel(Layout):
         sites: Sequence[str] = (),
         *,
         residual: Float[Tensor, "batch context d_model"] | None = None,
+        tokens: Int[Tensor, "batch context"] | None = None,
     ) -> Forward:
         """The rest of the forward, from an activation at `site`: only the blocks from there on are computed.
 
         Args:
             activation: What stands at `site`. Gradients flow back to it.
             site: Where it stands.
-            sites: Where to catch activations on the way.
-            residual: The residual stream entering the block of `site`. Needed where the site is not the residual
-                stream itself but something inside a block, such as `hook_mlp_out`.
+            sites: Where to capture activations on the way.
+            residual: The residual stream entering the block of `site` (`block_input`). Needed where the site is not the
+                residual stream itself but something inside a block, such as `hook_mlp_out`.
+            tokens: The token ids of the activation; needed by models that look tokens up again in each block.
 
         Raises:
             DictlabError: The site lies outside the blocks, or `residual` is needed and missing.
         """
-        caught: dict[str, Tensor] = {}
-        with self._resuming(activation, site, sites, residual) as tokens, self._catching(sites, caught):
-            return Forward(self.logits(tokens), caught)
+        captured: dict[str, Tensor] = {}
+        with self._resuming(activation, site, sites, residual, tokens) as ids, self._capturing(sites, captured):
+            return Forward(self.logits(ids), captured)
 
-    def carry(
+    def final_residual(
         self,
         activation: Float[Tensor, "batch context d_in"],
         site: str,
         *,
         residual: Float[Tensor, "batch context d_model"] | None = None,
-        past: Past | None = None,
+        tokens: Int[Tensor, "batch context"] | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Float[Tensor, "batch context d_model"]:
         """The residual stream leaving the last block, resumed from an activation at `site`: `resume` without logits.
 
@@ -209,55 +220,59 @@ class LanguageModel(Layout):
             activation: What stands at `site`.
             site: Where it stands.
             residual: As for `resume`.
-            past: What the tokens before these left behind. The batch must be a multiple of theirs: it is taken for so
-                many versions of it, one after the other.
+            tokens: As for `resume`.
+            kv_cache: Keys and values of the tokens before these. The batch must be a multiple of its batch: it is
+                taken for so many versions of it, one after the other.
 
         Raises:
             DictlabError: As for `resume`.
         """
-        return self.carried(activation, site, [self.last_site], residual=residual, past=past)[self.last_site]
+        last = self.last_site
+        return self.resume_to(activation, site, [last], residual=residual, tokens=tokens, kv_cache=kv_cache)[last]
 
-    def carried(
+    def resume_to(
         self,
         activation: Float[Tensor, "batch context d_in"],
         site: str,
         sites: Sequence[str],
         *,
         residual: Float[Tensor, "batch context d_model"] | None = None,
-        past: Past | None = None,
+        tokens: Int[Tensor, "batch context"] | None = None,
+        kv_cache: KVCache | None = None,
     ) -> dict[str, Float[Tensor, "batch context d"]]:
         """Activations at later sites, resumed from one at `site`. The forward is left as soon as the last is reached.
 
-        Arguments and errors as for `carry`.
+        Arguments and errors as for `final_residual`.
         """
-        place = self.locate(site)
-        caught = {other: activation for other in sites if self.locate(other) == place}
-        later = [other for other in sites if other not in caught]
+        point = self.locate(site)
+        captured = {other: activation for other in sites if self.locate(other) == point}
+        later = [other for other in sites if other not in captured]
         if not later:
-            return caught
+            return captured
         with (
-            self._resuming(activation, site, later, residual) as tokens,
-            self._catching(later, caught, leave=True),
+            self._resuming(activation, site, later, residual, tokens) as ids,
+            self._capturing(later, captured, leave=True),
             suppress(_Reached),
         ):
-            self.logits(tokens, None if past is None else past.cache(len(tokens)))
-        return caught
+            self.logits(ids, None if kv_cache is None else kv_cache.to_transformers(len(ids)))
+        return captured
 
-    def past(
+    def kv_cache(
         self,
-        activation: Float[Tensor, "batch past d_in"],
+        activation: Float[Tensor, "batch earlier d_in"],
         site: str,
         *,
-        residual: Float[Tensor, "batch past d_model"] | None = None,
-    ) -> Past | None:
-        """What these tokens leave to later ones in the blocks from `site` on; None of no tokens.
+        residual: Float[Tensor, "batch earlier d_model"] | None = None,
+        tokens: Int[Tensor, "batch earlier"] | None = None,
+    ) -> KVCache | None:
+        """Keys and values that these tokens leave to later ones in the blocks from `site` on; None of no tokens.
 
-        With it, `carry` of later tokens costs those tokens only. Arguments as for `resume`.
+        With it, `final_residual` of later tokens costs those tokens only. Arguments as for `resume`.
         """
         if activation.shape[1] == 0:
             return None
-        with self._resuming(activation, site, (), residual) as tokens:
-            return Past.of(lambda cache: self.logits(tokens, cache), self.n_blocks)
+        with self._resuming(activation, site, (), residual, tokens) as ids:
+            return KVCache.from_forward(lambda cache: self.logits(ids, cache), self.n_blocks)
 
     def unembed(self, residual: Float[Tensor, "tokens d_model"]) -> Float[Tensor, "tokens vocabulary"]:
         """Logits of residual streams leaving the last block: the model's own final norm, unembedding and logit caps.
@@ -268,58 +283,59 @@ class LanguageModel(Layout):
 
     @contextmanager
     def _resuming(
-        self, activation: Tensor, site: str, sites: Sequence[str], residual: Tensor | None
+        self, activation: Tensor, site: str, sites: Sequence[str], residual: Tensor | None, tokens: Tensor | None
     ) -> Iterator[Int[Tensor, "batch context"]]:
-        """Let a forward begin at `site`. Gives tokens to run it with; what they are does not matter."""
-        (block, place), lengths = self.in_block(site), self.returns
-        if place.kind == "module" and residual is None:
-            start = self.start_of(site)
+        """Let a forward begin at `site`. Gives the token ids to run it with: zeros, where none are given."""
+        (block, point), lengths = self.in_block(site), self.tuple_lengths
+        if point.kind == "module" and residual is None:
+            start = self.block_input(site)
             raise DictlabError(f"site {site} is not the whole residual stream: give resume the residual at {start}.")
         for other in sites:
-            if not self.follows(other, place):
+            if not self.follows(other, point):
                 raise DictlabError(f"site {other} is not computed when the forward is resumed from {site}.")
         activation = activation.contiguous()  # some modules take no other
-        first = block + (place.kind == "resid_post")
-        entering = residual if place.kind == "module" else activation
+        first = block + (point.kind == "resid_post")
+        entering = residual if point.kind == "module" else activation
         with ExitStack() as stack:
             for skipped in self.blocks[:first]:
-                stack.enter_context(standing_in(skipped, passing_on(lengths[skipped])))
+                stack.enter_context(replace_forward(skipped, return_input(lengths[skipped])))
             stack.enter_context(self._entering(first, entering))
-            if place.kind == "resid_mid":
+            if point.kind == "resid_mid":
                 attention = child(self.blocks[first], ATTENTION)
-                stack.enter_context(standing_in(attention, adding_nothing(lengths[attention], activation)))
-            if place.kind == "module" and place.side == "out" and place.module in lengths:
-                stack.enter_context(standing_in(place.module, giving(lengths[place.module], activation)))
-            elif place.kind == "module":
-                stack.enter_context(visiting(place, lambda _: activation))
-            yield torch.zeros(activation.shape[:2], dtype=torch.long, device=activation.device)
+                stack.enter_context(replace_forward(attention, return_zeros(lengths[attention], activation)))
+            if point.kind == "module" and point.side == "out" and point.module in lengths:
+                stack.enter_context(replace_forward(point.module, return_constant(lengths[point.module], activation)))
+            elif point.kind == "module":
+                stack.enter_context(hook(point, lambda _: activation))
+            ids = torch.zeros(activation.shape[:2], dtype=torch.long, device=activation.device)
+            yield ids if tokens is None else tokens
 
     @contextmanager
-    def _catching(self, sites: Sequence[str], caught: dict[str, Tensor], leave: bool = False) -> Iterator[None]:
-        """Put the activation at each site into `caught`; optionally leave the forward when all are there."""
+    def _capturing(self, sites: Sequence[str], captured: dict[str, Tensor], leave: bool = False) -> Iterator[None]:
+        """Put the activation at each site into `captured`; optionally leave the forward when all are there."""
         with ExitStack() as stack:
             for site in sites:
-                place = self.locate(site)
+                point = self.locate(site)
 
                 def catch(x: Tensor, site: str = site) -> None:
-                    caught[site] = x
-                    if leave and len(caught) == len(set(sites)):
+                    captured[site] = x
+                    if leave and len(captured) == len(set(sites)):
                         raise _Reached
 
-                if place.kind == "resid_mid":
-                    stack.enter_context(visiting_sum(self.blocks[place.block or 0], place.module, catch))
+                if point.kind == "resid_mid":
+                    stack.enter_context(hook_resid_mid(self.blocks[point.block or 0], point.module, catch))
                 else:
-                    stack.enter_context(visiting(place, catch))
+                    stack.enter_context(hook(point, catch))
             yield
 
     @contextmanager
     def _entering(self, block: int, activation: Tensor | None) -> Iterator[None]:
         """Replace what enters a block (or, after the last one, what leaves the blocks)."""
         if block < self.n_blocks:
-            place = Place(block, "resid_pre", self.blocks[block], "in")
+            point = HookPoint(block, "resid_pre", self.blocks[block], "in")
         else:
-            place = Place(block, "resid_post", self.blocks[-1], "out")
-        with visiting(place, lambda _: activation):
+            point = HookPoint(block, "resid_post", self.blocks[-1], "out")
+        with hook(point, lambda _: activation):
             yield
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dictlab.errors import DictlabError
-from dictlab.model.hooks import Place, adding_nothing, standing_in, visiting, visiting_sum
+from dictlab.model.hooks import HookPoint, hook, hook_resid_mid, replace_forward, return_zeros
 from dictlab.site_names import MLP_PROJECTION, OUT_PROJECTION, site_in_blocks
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention")
@@ -59,7 +59,7 @@ class Layout:
         """The residual stream leaving the last block."""
         return f"blocks.{self.n_blocks - 1}.hook_resid_post"
 
-    def locate(self, site: str) -> Place:
+    def locate(self, site: str) -> HookPoint:
         """Find a site in this model.
 
         Raises:
@@ -76,26 +76,26 @@ class Layout:
         module = self.blocks[block]
         if hook in ("hook_resid_pre", "hook_resid_post"):
             side = "in" if hook == "hook_resid_pre" else "out"
-            return Place(block, hook.removeprefix("hook_"), module, side)
+            return HookPoint(block, hook.removeprefix("hook_"), module, side)
         if hook == "attn.hook_z":
             attention = child(module, ATTENTION)
             inner = find(attention, ATTENTION) or attention  # GPT-Neo's lies one deeper
-            return Place(block, "module", child(inner, ATTENTION_PROJECTION), "in")
+            return HookPoint(block, "module", child(inner, ATTENTION_PROJECTION), "in")
         if hook == "mlp.hook_post":
-            return Place(block, "module", child(child(module, MLP), MLP_PROJECTION), "in")
+            return HookPoint(block, "module", child(child(module, MLP), MLP_PROJECTION), "in")
         normed = find(module, MLP_NORM) is not None  # the norm of attention's output goes by this name only then
         if hook == "hook_attn_out":
-            return Place(block, "module", child(module, ATTENTION_NORM if normed else ATTENTION), "out")
+            return HookPoint(block, "module", child(module, ATTENTION_NORM if normed else ATTENTION), "out")
         if hook == "hook_mlp_out":
-            return Place(block, "module", child(module, MLP_NORM if normed else MLP), "out")
+            return HookPoint(block, "module", child(module, MLP_NORM if normed else MLP), "out")
         if not self._has_middle:
             raise DictlabError(
                 f"site {site}: {self.name} has no residual stream between attention and MLP "
                 "(they run in parallel, or add through a norm or a factor of their own)."
             )
-        return Place(block, "resid_mid", child(module, ATTENTION), "out")
+        return HookPoint(block, "resid_mid", child(module, ATTENTION), "out")
 
-    def start_of(self, site: str) -> str:
+    def block_input(self, site: str) -> str:
         """The residual stream entering the block of a site: what `resume` needs besides the activation.
 
         Raises:
@@ -103,7 +103,7 @@ class Layout:
         """
         return f"blocks.{self.in_block(site)[0]}.hook_resid_pre"
 
-    def parameters_behind(self, site: str) -> int:
+    def parameters_after(self, site: str) -> int:
         """Parameters that a forward resumed from a site goes through: the blocks from the site's on, and what follows.
 
         The whole block of a site inside one is counted; embeddings are, where the unembedding is the same matrix.
@@ -111,42 +111,42 @@ class Layout:
         Raises:
             DictlabError: The site lies outside the blocks.
         """
-        block, place = self.in_block(site)
-        kept = [*self.blocks[block + (place.kind == "resid_post") :], *self._after_blocks]
+        block, point = self.in_block(site)
+        kept = [*self.blocks[block + (point.kind == "resid_post") :], *self._after_blocks]
         return sum({p.data_ptr(): p.numel() for module in kept for p in module.parameters()}.values())
 
     def later_sites(self, site: str) -> list[str]:
         """The residual stream entering each block after `site`: where e2e+downstream training compares activations."""
-        block, place = self.in_block(site)
+        block, point = self.in_block(site)
         # The stream entering block b + 1 is the site itself when the site is resid_post of block b.
-        first = block + 1 + (place.kind == "resid_post")
+        first = block + 1 + (point.kind == "resid_post")
         return [f"blocks.{block}.hook_resid_pre" for block in range(first, self.n_blocks)]
 
-    def in_block(self, site: str) -> tuple[int, Place]:
-        """The block of a site, and its place.
+    def in_block(self, site: str) -> tuple[int, HookPoint]:
+        """The block of a site, and its point.
 
         Raises:
             DictlabError: The site lies outside the blocks.
         """
-        place = self.locate(site)
-        if place.block is None:
+        point = self.locate(site)
+        if point.block is None:
             raise DictlabError(f"site {site}: it lies outside the blocks, so the forward cannot be resumed from it.")
-        return place.block, place
+        return point.block, point
 
-    def follows(self, site: str, start: Place) -> bool:
+    def follows(self, site: str, start: HookPoint) -> bool:
         """Whether a forward resumed from `start` computes a site (or has it as its input)."""
-        place = self.locate(site)
-        if place.block is None:
-            return place.module in self._after_blocks
-        if start.block is None or place.block != start.block:
-            return start.block is None or place.block > start.block
-        if start.kind != "resid_mid" or place.kind == "resid_mid":
+        point = self.locate(site)
+        if point.block is None:
+            return point.module in self._after_blocks
+        if start.block is None or point.block != start.block:
+            return start.block is None or point.block > start.block
+        if start.kind != "resid_mid" or point.kind == "resid_mid":
             return start.kind != "resid_post"
-        attention = child(self.blocks[place.block], ATTENTION)
-        return place.kind != "resid_pre" and all(place.module is not m for m in attention.modules())
+        attention = child(self.blocks[point.block], ATTENTION)
+        return point.kind != "resid_pre" and all(point.module is not m for m in attention.modules())
 
     def _probe(self, handles: Sequence[RemovableHandle]) -> None:
-        """A forward of one token with some hooks in place, which are then removed."""
+        """A forward of one token with some hooks in point, which are then removed."""
         try:
             with torch.no_grad():
                 self.logits(torch.zeros(1, 1, dtype=torch.long))
@@ -168,14 +168,14 @@ class Layout:
         """Whether what enters a block plus what attention gives is all that its second half sees; tried on block 0."""
         block, attention = self.blocks[0], child(self.blocks[0], ATTENTION)
         tokens = torch.arange(4)[None]
-        entering, leaving = Place(0, "resid_pre", block, "in"), Place(0, "resid_post", block, "out")
+        entering, leaving = HookPoint(0, "resid_pre", block, "in"), HookPoint(0, "resid_post", block, "out")
         middle: list[Tensor] = []
         left: list[Tensor] = []
-        with torch.no_grad(), visiting(leaving, left.append):
-            with visiting_sum(block, attention, middle.append):
+        with torch.no_grad(), hook(leaving, left.append):
+            with hook_resid_mid(block, attention, middle.append):
                 self.logits(tokens)
-            silent = adding_nothing(self.returns[attention], middle[0])
-            with visiting(entering, lambda _: middle[0]), standing_in(attention, silent):
+            silent = return_zeros(self.tuple_lengths[attention], middle[0])
+            with hook(entering, lambda _: middle[0]), replace_forward(attention, silent):
                 self.logits(tokens)
         return torch.equal(left[0], left[-1])
 
@@ -185,7 +185,7 @@ class Layout:
         modules = dict(self.model.named_modules())
         return next((full for full in (path, f"{base}.{path}") if path and full in modules), None)
 
-    def _module(self, site: str) -> Place:
+    def _module(self, site: str) -> HookPoint:
         path, side = self._path(site), site.partition(":")[2]
         modules = dict(self.model.named_modules())
         if path is None or side not in ("", "in", "out"):
@@ -198,10 +198,10 @@ class Layout:
         module = modules[path]
         for index, block in enumerate(self.blocks):
             if module is block:
-                return Place(index, "resid_pre" if side == "in" else "resid_post", module, side or "out")
+                return HookPoint(index, "resid_pre" if side == "in" else "resid_post", module, side or "out")
             if any(module is inner for inner in block.modules()):
-                return Place(index, "module", module, side or "out")
-        return Place(None, "module", module, side or "out")
+                return HookPoint(index, "module", module, side or "out")
+        return HookPoint(None, "module", module, side or "out")
 
     def logits(self, tokens: Tensor, cache: Any = None) -> Tensor:
         """The model's own forward; what earlier tokens left behind may be given as a cache of `transformers`."""
@@ -211,7 +211,7 @@ class Layout:
         return logits
 
     @cached_property
-    def returns(self) -> dict[nn.Module, int]:
+    def tuple_lengths(self) -> dict[nn.Module, int]:
         """For each block, attention and MLP, the length of the tuple it returns; 0 where it returns a tensor."""
         inner = [m for block in self.blocks for names in (ATTENTION, MLP) if (m := find(block, names)) is not None]
         lengths: dict[nn.Module, int] = {}

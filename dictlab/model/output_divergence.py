@@ -7,7 +7,7 @@ From residual streams leaving the last block: P clean, Q altered, logits p and q
     entropy     = -sum_v P(v) log P(v)
 
 Logits exist for one block of tokens at a time, and the clean ones of a block serve every alteration of it. For
-training, `losses` takes the gradients of a block while its logits are there:
+training, `kl_and_ce_losses` takes the gradients of a block while its logits are there:
 
     dKL / d(altered logits) = Q - P            dCE / d(altered logits) = Q - [v is the next token]
 
@@ -32,7 +32,7 @@ GPU_LOGITS = 1 << 27  # either, on a GPU: 512 MiB, for it wants large products, 
 STEEP = 60.0  # a difference of logits above its mean by more than this is taken the long way: exp would overflow
 
 
-class Outputs(NamedTuple):
+class OutputDivergence(NamedTuple):
     """Clean next-token distributions, and how far alterations move them. In nats, each.
 
     Attributes:
@@ -49,27 +49,27 @@ class Outputs(NamedTuple):
 
 
 @torch.no_grad()
-def compare(
+def kl_and_ce(
     model: LanguageModel,
     clean: Float[Tensor, "tokens d_model"],
     altered: Float[Tensor, "versions tokens d_model"],
-    following: Int[Tensor, " tokens"],
-) -> Outputs:
-    """Outputs of several alterations of the same tokens. Memory: three blocks of logits, whatever the vocabulary.
+    targets: Int[Tensor, " tokens"],
+) -> OutputDivergence:
+    """KL and CE of several alterations of the same tokens. Memory: three blocks of logits, whatever the vocabulary.
 
     Args:
         model: The language model.
-        clean: Residual streams leaving the last block, as `LanguageModel.carry` gives them.
+        clean: Residual streams leaving the last block, as `LanguageModel.final_residual` gives them.
         altered: The same, altered.
-        following: The token that comes next; -1 where none is known.
+        targets: The token that comes next (`next_tokens`); -1 where none is known.
     """
     versions, tokens = altered.shape[:2]
     kl, ce = (torch.empty(versions, tokens, device=clean.device) for _ in range(2))
     ce_clean, entropy = (torch.empty(tokens, device=clean.device) for _ in range(2))
-    following = following.to(clean.device)
+    targets = targets.to(clean.device)
     size = max(1, (LOGITS if clean.device.type == "cpu" else GPU_LOGITS) // model.vocabulary)
     for block in _slices(tokens, size):
-        here = following[block]
+        here = targets[block]
         p = model.unembed(clean[block]).float()
         log_p = p.log_softmax(dim=-1)
         probability = log_p.exp()
@@ -83,10 +83,10 @@ def compare(
             kl[some, block] = _log_mean_exp(difference.sub_(mean[..., None]), log_p, probability)
             # log Q = log P + d - log E_P[exp d]
             ce[some, block] = ce_clean[block] - own + mean + kl[some, block]
-    return Outputs(kl, ce, ce_clean, entropy)
+    return OutputDivergence(kl, ce, ce_clean, entropy)
 
 
-class Losses(NamedTuple):
+class DivergenceLosses(NamedTuple):
     """Means over tokens, in nats, differentiable in the altered streams; None where what it takes was not given.
 
     Attributes:
@@ -98,34 +98,34 @@ class Losses(NamedTuple):
     ce: Float[Tensor, ""] | None
 
 
-def losses(
+def kl_and_ce_losses(
     model: LanguageModel,
     altered: Float[Tensor, "tokens d_model"],
     *,
     clean: Float[Tensor, "tokens d_model"] | None = None,
-    following: Int[Tensor, " tokens"] | None = None,
-) -> Losses:
+    targets: Int[Tensor, " tokens"] | None = None,
+) -> DivergenceLosses:
     """How far an alteration moves the output, as losses. Memory: a few blocks of logits, whatever the vocabulary.
 
     Args:
         model: The language model.
-        altered: Residual streams leaving the last block, as `LanguageModel.carry` gives them.
+        altered: Residual streams leaving the last block, as `LanguageModel.final_residual` gives them.
         clean: The same without the alteration; KL needs them. No gradient flows to them.
-        following: The token that comes next, -1 where none is known; cross-entropy needs them.
+        targets: The token that comes next, -1 where none is known; cross-entropy needs them.
     """
-    kl, ce = _Losses.apply(altered, clean, following, model)
-    return Losses(kl, ce)
+    kl, ce = _StreamedLosses.apply(altered, clean, targets, model)
+    return DivergenceLosses(kl, ce)
 
 
-class _Losses(torch.autograd.Function):
+class _StreamedLosses(torch.autograd.Function):
     """Values and gradients together, block by block: once the logits are gone, it would take both products again."""
 
     @staticmethod
     def forward(
-        ctx: Any, altered: Tensor, clean: Tensor | None, following: Tensor | None, model: LanguageModel
+        ctx: Any, altered: Tensor, clean: Tensor | None, targets: Tensor | None, model: LanguageModel
     ) -> tuple[Tensor | None, Tensor | None]:
         with_grad = ctx.needs_input_grad[0]
-        following = following if following is None else following.to(altered.device, non_blocking=True)
+        targets = targets if targets is None else targets.to(altered.device, non_blocking=True)
         logits = LOSS_LOGITS if altered.device.type == "cpu" else GPU_LOGITS
         blocks = list(_slices(len(altered), max(1, logits // model.vocabulary)))
         found = [
@@ -133,7 +133,7 @@ class _Losses(torch.autograd.Function):
                 model,
                 altered[block].detach(),
                 None if clean is None else clean[block],
-                None if following is None else following[block],
+                None if targets is None else targets[block],
                 with_grad,
             )
             for block in blocks
@@ -142,7 +142,7 @@ class _Losses(torch.autograd.Function):
             None if parts[0] is None else torch.cat(parts) for parts in zip(*found, strict=True)
         )  # each of a block's four, for all tokens
         n = len(altered)
-        n_known = n if following is None else (following >= 0).sum()
+        n_known = n if targets is None else (targets >= 0).sum()
         ctx.save_for_backward(
             by_kl if by_kl is None else by_kl.div_(n), by_ce if by_ce is None else by_ce.div_(n_known)
         )
@@ -156,7 +156,7 @@ class _Losses(torch.autograd.Function):
 
 
 def _block_losses(
-    model: LanguageModel, altered: Tensor, clean: Tensor | None, following: Tensor | None, with_grad: bool
+    model: LanguageModel, altered: Tensor, clean: Tensor | None, targets: Tensor | None, with_grad: bool
 ) -> tuple[Tensor | None, ...]:
     """KL and CE of each token of a block, and their gradients at its streams."""
     with torch.set_grad_enabled(with_grad), FrozenProducts():
@@ -164,9 +164,9 @@ def _block_losses(
         logits = model.unembed(streams)
     log_q = logits.detach().float().log_softmax(dim=-1)
     kl = ce = by_kl = by_ce = p = None
-    if following is not None:
-        known = following >= 0
-        ce = torch.where(known, -_at(log_q, following), 0.0)
+    if targets is not None:
+        known = targets >= 0
+        ce = torch.where(known, -_at(log_q, targets), 0.0)
     if clean is not None:
         with torch.no_grad(), FrozenProducts():
             log_p = model.unembed(clean).float().log_softmax(dim=-1)
@@ -177,14 +177,14 @@ def _block_losses(
         q = log_q.exp_()
         if p is not None:
             at_logits = torch.sub(q, p, out=p).to(logits.dtype)
-            (by_kl,) = torch.autograd.grad(logits, streams, at_logits, retain_graph=following is not None)
-        if following is not None:
-            at_logits = q.scatter_add_(1, following.clamp_min(0)[:, None], q.new_full((len(q), 1), -1.0))
+            (by_kl,) = torch.autograd.grad(logits, streams, at_logits, retain_graph=targets is not None)
+        if targets is not None:
+            at_logits = q.scatter_add_(1, targets.clamp_min(0)[:, None], q.new_full((len(q), 1), -1.0))
             (by_ce,) = torch.autograd.grad(logits, streams, at_logits.mul_(known[:, None]).to(logits.dtype))
     return kl, ce, by_kl, by_ce
 
 
-def following(tokens: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
+def next_tokens(tokens: Int[Tensor, "batch context"]) -> Int[Tensor, "batch context"]:
     """The token that comes after each; -1 after the last of a sequence."""
     return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
 

@@ -92,7 +92,7 @@ def model_terms(objective: Objective, x_hat: Tensor, batch: Batch, splice: Splic
     later = splice.later if objective.downstream else ()
     wanted = [*later, last] if objective.kl or objective.ce else later
     x_hat = x_hat.to(clean[splice.start].dtype)
-    spliced = splice.model.carried(x_hat, splice.site, wanted, residual=clean[splice.start])
+    spliced = splice.model.resume_to(x_hat, splice.site, wanted, residual=clean[splice.start], tokens=batch.tokens)
     terms = _output_terms(objective, spliced[last], clean[last], batch, splice.model) if last in wanted else {}
     if objective.downstream:
         terms["downstream"] = torch.stack([mse_loss(spliced[site], clean[site]) for site in later]).mean()
@@ -102,10 +102,10 @@ def model_terms(objective: Objective, x_hat: Tensor, batch: Batch, splice: Splic
 def _output_terms(
     objective: Objective, altered: Tensor, clean: Tensor, batch: Batch, model: LanguageModel
 ) -> dict[str, Tensor]:
-    following = None
+    targets = None
     if objective.ce:
         assert batch.tokens is not None
-        following = output_divergence.following(batch.tokens).flatten()
+        targets = output_divergence.next_tokens(batch.tokens).flatten()
     reference = clean.flatten(0, 1) if objective.kl else None
-    found = output_divergence.losses(model, altered.flatten(0, 1), clean=reference, following=following)
+    found = output_divergence.kl_and_ce_losses(model, altered.flatten(0, 1), clean=reference, targets=targets)
     return {name: value for name, value in found._asdict().items() if value is not None}

@@ -90,7 +90,7 @@ def test_splicing_in_the_captured_activation_changes_nothing(lm):
 def test_resuming_inside_a_block_with_its_residual_gives_the_logits_bit_for_bit(lm):
     logits = lm.forward(TOKENS).logits
     for site in (f"blocks.{i}.{hook}" for i in range(lm.n_blocks) for hook in INNER):
-        start = lm.start_of(site)
+        start = lm.block_input(site)
         caught = lm.capture(TOKENS, [start, site])
         assert torch.equal(lm.resume(caught[site], site, residual=caught[start]).logits, logits), site
         changed = lm.resume(2 * caught[site], site, residual=caught[start]).logits
@@ -179,7 +179,7 @@ def calls(lm: LanguageModel, action) -> list[int]:
 def test_an_early_capture_does_not_run_the_later_blocks_nor_resume_the_earlier_ones(lm):
     site = "blocks.1.hook_resid_pre"
     x = lm.capture(TOKENS, site)[site]
-    assert lm.returns  # the one probing forward, done before counting
+    assert lm.tuple_lengths  # the one probing forward, done before counting
     assert calls(lm, lambda: lm.capture(TOKENS, site)) == [1, 0, 0]
     assert calls(lm, lambda: lm.capture(TOKENS, [site, "blocks.1.hook_attn_out"])) == [1, 1, 0]
     assert calls(lm, lambda: lm.resume(x, site)) == [0, 1, 1]

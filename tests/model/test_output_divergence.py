@@ -7,7 +7,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from dictlab import LanguageModel
 from dictlab.model import output_divergence
-from dictlab.model.output_divergence import compare, following, losses
+from dictlab.model.output_divergence import kl_and_ce, kl_and_ce_losses, next_tokens
 from tests.model.test_language_model import ENDS, SMALL, TOKENS, build
 
 ARCHITECTURES = ["gpt2", "gpt_neox", "llama", "gemma2"]
@@ -30,12 +30,12 @@ def lm(request) -> LanguageModel:
 
 def streams(lm: LanguageModel, site: str, versions: int = 3):
     """Clean logits and stream, and altered versions of both by whole forwards."""
-    found = lm.forward(TOKENS, [site, lm.start_of(site), lm.last_site])
-    x, start = found.activations[site], found.activations[lm.start_of(site)]
+    found = lm.forward(TOKENS, [site, lm.block_input(site), lm.last_site])
+    x, start = found.activations[site], found.activations[lm.block_input(site)]
     torch.manual_seed(1)
     altered = [x + torch.randn_like(x) * x.std() for _ in range(versions)]
     whole = [lm.resume(new, site, residual=start).logits for new in altered]
-    carried = [lm.carry(new, site, residual=start) for new in altered]
+    carried = [lm.final_residual(new, site, residual=start) for new in altered]
     return found, torch.stack(whole), torch.stack(carried)
 
 
@@ -43,8 +43,8 @@ def streams(lm: LanguageModel, site: str, versions: int = 3):
 def test_streaming_in_blocks_of_any_size_agrees_with_whole_distributions(lm, logits, monkeypatch):
     monkeypatch.setattr(output_divergence, "LOGITS", logits)
     clean, whole, carried = streams(lm, "blocks.1.hook_resid_pre")
-    found = compare(
-        lm, clean.activations[lm.last_site].flatten(0, 1), carried.flatten(1, 2), following(TOKENS).flatten()
+    found = kl_and_ce(
+        lm, clean.activations[lm.last_site].flatten(0, 1), carried.flatten(1, 2), next_tokens(TOKENS).flatten()
     )
     p, q = clean.logits.double().log_softmax(-1), whole.double().log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)
@@ -74,8 +74,11 @@ def test_streamed_losses_and_their_gradients_are_those_of_plain_autograd(lm, log
     altered = clean + 0.3 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     expected = plain(lm, altered, clean)
     streams = altered.clone().requires_grad_()
-    both = losses(lm, streams, clean=clean, following=following(TOKENS).flatten())
-    alone = (losses(lm, streams, clean=clean).kl, losses(lm, streams, following=following(TOKENS).flatten()).ce)
+    both = kl_and_ce_losses(lm, streams, clean=clean, targets=next_tokens(TOKENS).flatten())
+    alone = (
+        kl_and_ce_losses(lm, streams, clean=clean).kl,
+        kl_and_ce_losses(lm, streams, targets=next_tokens(TOKENS).flatten()).ce,
+    )
     for found in (both, alone):
         for own, (value, gradient) in zip(found, expected, strict=True):
             torch.testing.assert_close(own.detach(), value, rtol=1e-5, atol=1e-6)
@@ -92,7 +95,7 @@ def test_losses_never_hold_the_logits_of_more_than_a_block_and_give_the_model_no
     monkeypatch.setattr(LanguageModel, "unembed", lambda self, x: rows.append(len(x)) or original(self, x))
     clean = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)
     streams = (clean + 0.1).requires_grad_()
-    losses(lm, streams, clean=clean).kl.backward()
+    kl_and_ce_losses(lm, streams, clean=clean).kl.backward()
     assert max(rows) == 3 and sum(rows) == 2 * len(clean)
     assert streams.grad.any() and all(p.grad is None for p in lm.model.parameters())
 
@@ -100,10 +103,10 @@ def test_losses_never_hold_the_logits_of_more_than_a_block_and_give_the_model_no
 def test_losses_without_gradients_are_the_same_numbers(lm):
     clean = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)
     altered = clean + 0.1
-    without = losses(lm, altered, clean=clean, following=following(TOKENS).flatten())
-    found = losses(lm, altered.requires_grad_(), clean=clean, following=following(TOKENS).flatten())
+    without = kl_and_ce_losses(lm, altered, clean=clean, targets=next_tokens(TOKENS).flatten())
+    found = kl_and_ce_losses(lm, altered.requires_grad_(), clean=clean, targets=next_tokens(TOKENS).flatten())
     assert not without.kl.requires_grad and torch.equal(without.kl, found.kl) and torch.equal(without.ce, found.ce)
-    assert losses(lm, altered, clean=clean).ce is None
+    assert kl_and_ce_losses(lm, altered, clean=clean).ce is None
 
 
 def test_the_logit_cap_of_a_model_counts():
@@ -118,7 +121,7 @@ def test_the_logit_cap_of_a_model_counts():
 
 def test_the_same_stream_has_no_divergence_at_all(lm):
     x = lm.forward(TOKENS, [lm.last_site]).activations[lm.last_site].flatten(0, 1)
-    found = compare(lm, x, torch.stack([x, x]), following(TOKENS).flatten())
+    found = kl_and_ce(lm, x, torch.stack([x, x]), next_tokens(TOKENS).flatten())
     assert found.kl.abs().max() <= 2e-7
     torch.testing.assert_close(found.ce, found.ce_clean.expand(2, -1), equal_nan=True)
 
@@ -128,7 +131,7 @@ def test_distributions_that_hardly_overlap_do_not_overflow(monkeypatch):
     p, q = torch.zeros(2, 60), torch.zeros(2, 60)
     p[:, 0], q[:, 1] = 200, 200
     monkeypatch.setattr(LanguageModel, "unembed", lambda self, residual: residual)
-    found = compare(lm, p, q[None], torch.zeros(2, dtype=torch.long))
+    found = kl_and_ce(lm, p, q[None], torch.zeros(2, dtype=torch.long))
     torch.testing.assert_close(found.kl, torch.full((1, 2), 200.0))
     torch.testing.assert_close(found.ce, torch.full((1, 2), 200.0))
 
@@ -137,23 +140,23 @@ def test_carrying_gives_the_stream_that_leaves_the_blocks(lm):
     for site in SITES + ([INNER[lm.name]] if lm.name in INNER else []):
         clean, whole, carried = streams(lm, site, 1)
         torch.testing.assert_close(lm.unembed(carried[0].flatten(0, 1)), whole[0].flatten(0, 1))
-        again = lm.carry(clean.activations[site], site, residual=clean.activations[lm.start_of(site)])
+        again = lm.final_residual(clean.activations[site], site, residual=clean.activations[lm.block_input(site)])
         assert torch.equal(again, clean.activations[lm.last_site]), site
 
 
 @pytest.mark.parametrize("at", [0, 3, 6])
 def test_versions_of_later_tokens_share_the_past_of_the_earlier_ones(lm, at):
     for site in SITES + ([INNER[lm.name]] if lm.name in INNER else []):
-        start = lm.start_of(site)
+        start = lm.block_input(site)
         clean = lm.forward(TOKENS, [site, start]).activations
         x, residual = clean[site], clean[start]
-        past = lm.past(x[:, :at], site, residual=residual[:, :at])
+        past = lm.kv_cache(x[:, :at], site, residual=residual[:, :at])
         versions = [x.clone() for _ in range(3)]
         for new in versions:
             new[:, at] += torch.randn_like(new[:, at])
-        expected = torch.cat([lm.carry(new, site, residual=residual)[:, at:] for new in versions])
+        expected = torch.cat([lm.final_residual(new, site, residual=residual)[:, at:] for new in versions])
         stacked = torch.cat([new[:, at:] for new in versions])
-        found = lm.carry(stacked, site, residual=residual[:, at:].repeat(3, 1, 1), past=past)
+        found = lm.final_residual(stacked, site, residual=residual[:, at:].repeat(3, 1, 1), kv_cache=past)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -161,7 +164,7 @@ def test_nothing_of_a_block_is_computed_that_its_replaced_output_would_hide():
     lm, ran = build("gpt2"), []
     site = "blocks.1.hook_mlp_out"
     clean = lm.forward(TOKENS, [site, "blocks.1.hook_resid_pre"]).activations
-    assert lm.returns  # the one probing forward, done before counting
+    assert lm.tuple_lengths  # the one probing forward, done before counting
     lm.blocks[1].mlp.c_fc.register_forward_hook(lambda *_: ran.append(1))
-    lm.carry(clean[site], site, residual=clean["blocks.1.hook_resid_pre"])
+    lm.final_residual(clean[site], site, residual=clean["blocks.1.hook_resid_pre"])
     assert not ran

@@ -92,7 +92,7 @@ def test_losses_of_the_models_output_never_wait():
     clean, W = torch.empty(12, 16, device="meta"), torch.empty(16, 40, device="meta")
     model = SimpleNamespace(vocabulary=40, unembed=lambda streams: streams @ W)
     altered = clean.clone().requires_grad_()
-    found = output_divergence.losses(model, altered, clean=clean, following=torch.arange(-1, 11).to("meta"))
+    found = output_divergence.kl_and_ce_losses(model, altered, clean=clean, targets=torch.arange(-1, 11).to("meta"))
     (found.kl + found.ce).backward()
     assert altered.grad.shape == altered.shape
 

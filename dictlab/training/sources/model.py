@@ -100,7 +100,7 @@ class ModelSource:
     def _behind(self, site: str) -> int:
         """Parameters that a spliced objective goes through; of others the site may lie anywhere."""
         spliced = any(goal.needs_model for goals in goals_of(self.config) for goal in goals)
-        return self.model.parameters_behind(site) if spliced else 0
+        return self.model.parameters_after(site) if spliced else 0
 
     def _part(self, number: int, what: tuple[int, dict[str, Splice | None]]) -> Part:
         """Other documents come first in the second part."""
@@ -146,7 +146,7 @@ class ModelSource:
         self._ranks.check_divisible(self.config.batch // self.context, "contexts")
         downstream = any(goal.downstream for goal in goals)
         return {
-            site: Splice(self.model, site, self.model.start_of(site), self._later(site) if downstream else [])
+            site: Splice(self.model, site, self.model.block_input(site), self._later(site) if downstream else [])
             for site in self.config.sites
         }
 

@@ -88,9 +88,9 @@ def test_a_silent_latent_changes_nothing_and_costs_no_forward(model, sequences, 
     small, large = pair(ReLU(), NoNormalisation())
     large = replace(large, b_enc=torch.full((30,), -1e6))
     carried = []
-    carry = type(model).carry
+    carry = type(model).final_residual
     monkeypatch.setattr(
-        type(model), "carry", lambda self, x, *a, **k: carried.append(len(x)) or carry(self, x, *a, **k)
+        type(model), "final_residual", lambda self, x, *a, **k: carried.append(len(x)) or carry(self, x, *a, **k)
     )
     found = insertion_behaviour(small, large, [1, 2], model, sequences)
     table = behaviour_table(
