@@ -18,6 +18,7 @@ BASE = {
     "dictlab.linear",
     "dictlab.flops",
     "dictlab.statistics",
+    "dictlab.interruption",
 }
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),

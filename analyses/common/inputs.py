@@ -1,32 +1,140 @@
-"""What analyses are given: dictionaries, models and texts, each as the thing itself or as its name."""
+"""What analyses are given: dictionaries, a model and a text, or an array of activations; each as itself or by its name.
+
+`open_inputs` is for analyses that run the model, `open_activations` for those that need its activations alone or an
+array of them. Both look for the model beside the dictionaries that name it, and prove that it is theirs. Which objects
+of other libraries will do in place of a name stands in `analyses.common.live_objects`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
-import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from analyses.common.compatibility import check_same_place as check_same_place
+from analyses.common.compatibility import sites_of as sites_of
+from analyses.common.opening import DictionaryLike as DictionaryLike
+from analyses.common.opening import ModelLike as ModelLike
+from analyses.common.opening import TextLike as TextLike
+from analyses.common.opening import context_of as context_of
+from analyses.common.opening import in_model as in_model
+from analyses.common.opening import open_dictionaries as open_dictionaries
+from analyses.common.opening import open_dictionary as open_dictionary
+from analyses.common.opening import open_model as open_model
+from analyses.common.opening import open_text as open_text
+from analyses.common.opening import within_reach as within_reach
 from dictlab.data.activations import Activations, ModelActivations
 from dictlab.data.arrays import ArrayActivations, ArrayLike, open_array
 from dictlab.data.text import Split, Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
-from dictlab.evaluation.transformer_lens import adapted
-from dictlab.formats.loading import load, mapped
 from dictlab.model.language_model import LanguageModel
-from dictlab.site_names import canonical_model, canonical_site
 
-DictionaryLike: TypeAlias = Dictionary | str | Path
-ModelLike: TypeAlias = LanguageModel | str | Path
-TextLike: TypeAlias = Text | str
 DataLike: TypeAlias = ArrayActivations | ArrayLike
 
+SPLITS: dict[Split, str] = {"train": "training", "heldout": "held-out"}  # as reports call them
 
-class Reading(NamedTuple):
+
+class TokenSample(NamedTuple):
+    """Contexts drawn from all over one split of a text.
+
+    Attributes:
+        tokens: Token ids.
+        asked: Contexts that were asked for; more than there are, where the text is too short.
+        split: Of the text.
+    """
+
+    tokens: Int[Tensor, "contexts context"]
+    asked: int
+    split: Split
+
+    @property
+    def size(self) -> str:
+        """How much it is, in words."""
+        return f"{len(self.tokens)} {SPLITS[self.split]} sequences ({self.tokens.numel()} tokens)"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a report must say of it: that it is smaller than was asked for."""
+        if len(self.tokens) >= self.asked:
+            return ()
+        return (
+            f"The text's {SPLITS[self.split]} split holds {len(self.tokens)} contexts, {self.asked} were asked for.",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ModelInputs:
+    """Dictionaries, the model that they belong to, and a text to run it on.
+
+    Attributes:
+        dictionaries: As they were given.
+        adapted: The same on the model's device, reading its activations whatever library's conventions they follow.
+        model: The language model.
+        text: Where tokens come from.
+        sites: Where in the model the dictionaries are, each once.
+        context: Tokens of a sequence.
+    """
+
+    dictionaries: list[Dictionary]
+    adapted: list[Dictionary]
+    model: LanguageModel
+    text: Text
+    sites: list[str]
+    context: int
+
+    def sample(self, contexts: int, split: Split = "heldout", *, seed: int = 0) -> TokenSample:
+        """Contexts drawn from all over one split of the text: as many as are asked for, or all there are."""
+        part = self.text.as_split(split)
+        return TokenSample(part.sample(self.model.tokenizer, self.context, contexts, seed=seed), contexts, split)
+
+    def record(self) -> dict[str, Any]:
+        """What a report's settings say of the model and the text."""
+        return {"text": self.text.name, "model": self.model.name, "context": self.context}
+
+
+def open_inputs(
+    given: Sequence[DictionaryLike] | DictionaryLike,
+    *,
+    model: ModelLike | None = None,
+    text: TextLike = "builtin",
+    device: str = "cpu",
+    least: int = 1,
+    same_place: bool = False,
+    resumable: bool = False,
+    context: int | None = None,
+) -> ModelInputs:
+    """Everything that an analysis of the model's behaviour needs, opened and found to belong together.
+
+    Args:
+        given: The dictionaries, or their files.
+        model: The language model; by default the one that the dictionaries name.
+        text: Where tokens come from.
+        device: Where to run.
+        least: How many dictionaries the analysis needs.
+        same_place: They must read the same activations.
+        resumable: The forward is to be resumed from their sites, so these must lie in the blocks.
+        context: Tokens of a sequence; by default as the dictionaries were trained, or the model's own length.
+
+    Raises:
+        DictlabError: Something is not there, or does not fit the rest; the message names it.
+    """
+    dictionaries = open_dictionaries(given, least)
+    if same_place:
+        check_same_place(dictionaries)
+    opened, source = open_model(model, dictionaries, device), open_text(text)
+    sites = sites_of(dictionaries, opened)
+    for site in sites if resumable else ():
+        opened.start_of(site)
+    length = context_of(dictionaries, opened) if context is None else opened.context_length(context)
+    return ModelInputs(dictionaries, in_model(dictionaries, opened), opened, source, sites, length)
+
+
+class ActivationInputs(NamedTuple):
     """What dictionaries read, for an analysis that needs activations and nothing else of a model.
 
     Attributes:
@@ -57,7 +165,7 @@ def open_activations(
     text: TextLike = "builtin",
     data: DataLike | None = None,
     device: str = "cpu",
-) -> Reading:
+) -> ActivationInputs:
     """Activations that dictionaries of one place read: those of a model on a text, or an array and no model at all.
 
     Args:
@@ -74,7 +182,7 @@ def open_activations(
         opened = open_model(model, dictionaries, device)
         placed = in_model(dictionaries, opened)
         context = context_of(dictionaries, opened)
-        return Reading(ModelActivations(opened, open_text(text), site_of(placed[0]), context), placed)
+        return ActivationInputs(ModelActivations(opened, open_text(text), site_of(placed[0]), context), placed)
     if model is not None:
         raise DictlabError("a model and data are given; activations come from one of the two. Leave one of them out.")
     array = replace(open_array(data), device=device)
@@ -86,7 +194,7 @@ def open_activations(
     trained = any(d.metadata.training.get("data_fingerprint") == array.fingerprint for d in dictionaries)
     unit = f"Intervals and standard errors are over {array.unit} of {array.name}, which has no sequences."
     placed = [dictionary.to(device) for dictionary in dictionaries]
-    return Reading(array, placed, (unit,) if array.in_blocks else (), unknown=not trained)
+    return ActivationInputs(array, placed, (unit,) if array.in_blocks else (), unknown=not trained)
 
 
 def check_used(data: DataLike | None, tokens: int) -> None:
@@ -97,180 +205,3 @@ def check_used(data: DataLike | None, tokens: int) -> None:
     """
     if data is not None and tokens == 0:
         raise DictlabError("data and 0 tokens are given; nothing would be read of the data. Leave out one of them.")
-
-
-def open_dictionary(given: DictionaryLike) -> Dictionary:
-    """A dictionary, read from its file if need be."""
-    return given if isinstance(given, Dictionary) else load(given)
-
-
-def open_dictionaries(
-    given: Sequence[DictionaryLike] | DictionaryLike, least: int = 1, *, in_place: bool = False
-) -> list[Dictionary]:
-    """Several dictionaries.
-
-    Args:
-        given: The dictionaries, or their files.
-        least: How many the analysis needs.
-        in_place: Leave tensors in their files, in the precision of the file and unchecked for NaN, until they are used.
-
-    Raises:
-        DictlabError: There are fewer than the analysis needs, or two have the same name.
-    """
-    several = [given] if isinstance(given, DictionaryLike) else given
-    opened = [one if isinstance(one, Dictionary) else (mapped if in_place else load)(one) for one in several]
-    if len(opened) < least:
-        raise DictlabError(f"this analysis compares {least} or more dictionaries; {len(opened)} were given.")
-    opened = _told_apart(opened)
-    names = [dictionary.name for dictionary in opened]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        alike = {one.path.resolve() if one.path else id(one.W_dec) for one in opened if one.name == twice}
-        how = "rename a file, so that tables can tell them apart"
-        if len(alike) < names.count(twice):
-            how = "the same one was given twice, and has nothing that it lacks; give another"
-        raise DictlabError(f"two dictionaries are called {twice!r}: {how}.")
-    return opened
-
-
-def _told_apart(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-    """Dictionaries from files of the same name get the name of the folder that differs in front."""
-    names = [dictionary.name for dictionary in dictionaries]
-    told = []
-    for dictionary in dictionaries:
-        alike = [other.path for other in dictionaries if other.name == dictionary.name and other.path is not None]
-        path, name = dictionary.path, dictionary.name
-        if path is not None and names.count(name) > 1 and len(set(alike)) == names.count(name):
-            folders = [other.absolute().parts for other in alike]
-            depth = next(i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1)
-            name = f"{path.absolute().parts[depth]}/{name}"
-        told.append(replace(dictionary, name=name))
-    return told
-
-
-def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], device: str = "cpu") -> LanguageModel:
-    """The model given, or the one that the dictionaries name; its weights must be those they were trained on.
-
-    Args:
-        given: A model, which stays on its own device, or a name.
-        dictionaries: What it is to be run with.
-        device: Where to put a model that has to be opened.
-
-    Raises:
-        DictlabError: None is named, it is not found, or its weights are others.
-    """
-    first = dictionaries[0]
-    if given is None:
-        if first.metadata.model is None:
-            raise DictlabError(f"{first.name}: its file names no model; give one with --model.")
-        beside = first.path.parent if first.path else None
-        given = LanguageModel.load(first.metadata.model, beside=beside, device=device)
-    if isinstance(given, str | Path):
-        given = LanguageModel.load(given, device=device)
-    for dictionary in dictionaries:
-        expected = dictionary.metadata.model_fingerprint
-        if expected is not None and expected != given.fingerprint:
-            raise DictlabError(
-                f"{dictionary.name} was trained on {dictionary.metadata.model} with fingerprint {expected}; "
-                f"{given.name} has other weights ({given.fingerprint}). Give the right one with --model."
-            )
-    return given
-
-
-def within_reach(
-    given: ModelLike | None, dictionaries: Sequence[Dictionary], device: str = "cpu"
-) -> tuple[LanguageModel, list[Dictionary]] | DictlabError:
-    """The model, and the dictionaries on it; or why there is none, where it was only named by the dictionaries.
-
-    Args:
-        given: A model, which must do, or None for the one that the dictionaries name, which may be out of reach.
-        dictionaries: What it is to be run with; each must name its site.
-        device: Where to put a model that has to be opened.
-
-    Raises:
-        DictlabError: The model that was given does not fit.
-    """
-    try:
-        opened = open_model(given, dictionaries, device)
-        placed = in_model(dictionaries, opened)
-        for dictionary in dictionaries:
-            site_of(dictionary)
-    except DictlabError as error:
-        if given is not None:
-            raise
-        return error
-    return opened, placed
-
-
-def in_model(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[Dictionary]:
-    """The dictionaries on the model's device, each reading that model's activations whatever library trained it."""
-    return [adapted(dictionary, model).to(model.device) for dictionary in dictionaries]
-
-
-def sites_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[str]:
-    """Their sites, each once, after a look at whether the model has them and they are as wide as their dictionaries.
-
-    Raises:
-        DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site.
-    """
-    sites = list(dict.fromkeys(site_of(dictionary) for dictionary in dictionaries))
-    found = model.capture(torch.zeros(1, 1, dtype=torch.long), sites)
-    for dictionary in dictionaries:
-        width = found[site_of(dictionary)].shape[-1]
-        if width != dictionary.d_in:
-            raise DictlabError(
-                f"{dictionary.name} reads activations of width {dictionary.d_in}, and {site_of(dictionary)} of "
-                f"{model.name} is {width} wide: is it a dictionary of another model or site?"
-            )
-    return sites
-
-
-def context_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> int:
-    """Tokens a context: as the dictionaries were trained on (the shortest of them), or the model's own."""
-    trained = [c for d in dictionaries if isinstance(c := d.metadata.training.get("context"), int)]
-    return model.context_length(min(trained, default=None))
-
-
-def open_text(given: TextLike) -> Text:
-    """A text, opened by name if need be."""
-    return given if isinstance(given, Text) else Text.open(given)
-
-
-def check_same_place(dictionaries: Sequence[Dictionary]) -> None:
-    """Refuse dictionaries that do not read the same activations. What a file does not say is taken on trust.
-
-    Raises:
-        DictlabError: Two differ in width, site or model; both are named.
-    """
-    first = dictionaries[0]
-    for other in dictionaries[1:]:
-        for what, a, b in (
-            ("width d_in", first.d_in, other.d_in),
-            ("site", *_if_different(first.metadata.site, other.metadata.site, _site_in(first, other))),
-            ("model", *_models(first, other)),
-        ):
-            if a is not None and b is not None and a != b:
-                raise DictlabError(f"{first.name} and {other.name} cannot be compared: {what} is {a} and {b}.")
-
-
-def _site_in(first: Dictionary, other: Dictionary) -> Callable[[str], str]:
-    """How sites of the model are compared, which one of the two may name."""
-    model = first.metadata.model or other.metadata.model
-    return lambda site: canonical_site(site, model)
-
-
-def _if_different(a: str | None, b: str | None, canonical: Callable[[str], str]) -> tuple[str | None, str | None]:
-    """Both names, unless they are two spellings of one thing."""
-    same = a is not None and b is not None and canonical(a) == canonical(b)
-    return (None, None) if same else (a, b)
-
-
-def _models(a: Dictionary, b: Dictionary) -> tuple[str | None, str | None]:
-    """What to compare: fingerprints where both are known, since one model can have several names; else the names."""
-    prints = [d.metadata.model_fingerprint for d in (a, b)]
-    if None in prints:
-        return _if_different(a.metadata.model, b.metadata.model, canonical_model)
-    if prints[0] == prints[1]:
-        return None, None
-    one, other = (f"{d.metadata.model} ({d.metadata.model_fingerprint})" for d in (a, b))
-    return one, other

@@ -33,6 +33,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.transformer_lens import adapted
+from dictlab.interruption import Completion, partial_warnings
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import kl_and_ce, next_tokens
 from dictlab.statistics import bootstrap_weights, interval
@@ -99,9 +100,7 @@ class Evaluation:
     @property
     def cautions(self) -> tuple[str, ...]:
         """What a report must say of how much was measured."""
-        said = []
-        if self.n_sequences < self.asked:
-            said.append(f"PARTIAL: interrupted after {self.n_sequences} of {self.asked} sequences.")
+        said = list(partial_warnings(self.n_sequences, self.asked))
         if self.n_sequences < 2:
             said.append("One sequence: no intervals. Measure on more with --contexts, where there are more.")
         return tuple(said)
@@ -225,16 +224,12 @@ def evaluate(
     }
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
     fired: list[list[Tensor]] = [[] for _ in dictionaries]
-    done = 0
-    try:
+    with Completion(len(sampled), least=2 if partial else None) as completion:
         for tokens in tqdm(batches, desc="evaluate", leave=False):
             for index, (row, active) in enumerate(list(_measure(dictionaries, sites, means, model, tokens))):
                 rows[index].append(row)
                 fired[index].append(active)
-            done += len(tokens)
-    except KeyboardInterrupt:
-        if not partial or done < 2:
-            raise
+            completion.add(len(tokens))
     return [
         Evaluation(
             dictionary.name,

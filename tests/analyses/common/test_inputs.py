@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
-from analyses.common.inputs import check_same_place, open_dictionaries
+from analyses.common.inputs import check_same_place, open_dictionaries, open_inputs, open_model
 from dictlab import DictlabError, Metadata, save
-from tests.planted import random_dictionary
+from tests.planted import SITE, many_documents, random_dictionary, tiny_model
 
 
 def files(tmp_path, *names):
@@ -58,3 +59,58 @@ def test_other_spellings_of_a_place_are_the_same_place(one, other):
 def test_different_places_are_refused_with_both_names(one, other, named):
     with pytest.raises(DictlabError, match=f"one and two cannot be compared.*{named}"):
         check_same_place([one, other])
+
+
+# Dictionaries, model and text together
+
+
+@pytest.fixture
+def family(tmp_path) -> tuple[str, list[str]]:
+    """A model in a folder beside two dictionaries of it, which name it by that folder's name."""
+    model = tiny_model()
+    model.model.save_pretrained(tmp_path / "runs" / "tiny")
+    model.tokenizer.save_pretrained(tmp_path / "runs" / "tiny")
+    about = Metadata(site=SITE, model="tiny", model_fingerprint=model.fingerprint, training={"context": 16})
+    files = [
+        str(save(random_dictionary(d=16, seed=seed, metadata=about), tmp_path / "runs" / f"{seed}.safetensors"))
+        for seed in (0, 1)
+    ]
+    return model.fingerprint, files
+
+
+def test_all_of_it_is_opened_and_found_to_belong_together(family, tmp_path):
+    inputs = open_inputs(family[1], text=many_documents(tmp_path), same_place=True, resumable=True)
+    assert [d.name for d in inputs.dictionaries] == ["0", "1"]
+    assert inputs.model.fingerprint == family[0]
+    assert inputs.sites == [SITE] and inputs.context == 16
+    sample = inputs.sample(3, seed=1)
+    expected = inputs.text.as_split("heldout").sample(inputs.model.tokenizer, 16, 3, seed=1)
+    assert torch.equal(sample.tokens, expected)
+    assert sample.size == "3 held-out sequences (48 tokens)" and sample.warnings == ()
+
+
+def test_a_text_that_is_too_short_is_said(family, tmp_path):
+    sample = open_inputs(family[1], text=many_documents(tmp_path)).sample(10_000, "train")
+    assert sample.warnings == (f"The text's training split holds {len(sample.tokens)} contexts, 10000 were asked for.",)
+
+
+def test_a_dictionary_made_in_memory_finds_the_model_of_its_parents(family):
+    parents = open_dictionaries(family[1])
+    open_model(None, parents)
+    child = replace(parents[0], name="child", path=None)
+    assert open_model(None, [child]).fingerprint == family[0]
+    assert open_model(None, [child, parents[1]]).fingerprint == family[0]
+
+
+def test_a_dictionary_of_other_weights_does_not(family):
+    parents = open_dictionaries(family[1])
+    open_model(None, parents)
+    other = replace(parents[0], path=None, metadata=replace(parents[0].metadata, model_fingerprint="0" * 16))
+    with pytest.raises(DictlabError, match="tiny"):
+        open_model(None, [other])
+
+
+def test_the_model_lies_beside_any_of_the_dictionaries(family):
+    parents = open_dictionaries(family[1])
+    nowhere = replace(parents[0], path=None, metadata=replace(parents[0].metadata, model_fingerprint=None))
+    assert open_model(None, [nowhere, parents[1]]).fingerprint == family[0]

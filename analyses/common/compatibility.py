@@ -1,0 +1,71 @@
+"""Do dictionaries belong together, and to this model? What does not is refused, with both names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError
+from dictlab.evaluation.evaluate import site_of
+from dictlab.model.language_model import LanguageModel
+from dictlab.site_names import canonical_model, canonical_site
+
+
+def sites_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[str]:
+    """Their sites, each once, after a look at whether the model has them and they are as wide as their dictionaries.
+
+    Raises:
+        DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site.
+    """
+    sites = list(dict.fromkeys(site_of(dictionary) for dictionary in dictionaries))
+    found = model.capture(torch.zeros(1, 1, dtype=torch.long), sites)
+    for dictionary in dictionaries:
+        width = found[site_of(dictionary)].shape[-1]
+        if width != dictionary.d_in:
+            raise DictlabError(
+                f"{dictionary.name} reads activations of width {dictionary.d_in}, and {site_of(dictionary)} of "
+                f"{model.name} is {width} wide: is it a dictionary of another model or site?"
+            )
+    return sites
+
+
+def check_same_place(dictionaries: Sequence[Dictionary]) -> None:
+    """Refuse dictionaries that do not read the same activations. What a file does not say is taken on trust.
+
+    Raises:
+        DictlabError: Two differ in width, site or model; both are named.
+    """
+    first = dictionaries[0]
+    for other in dictionaries[1:]:
+        for what, a, b in (
+            ("width d_in", first.d_in, other.d_in),
+            ("site", *_if_different(first.metadata.site, other.metadata.site, _site_in(first, other))),
+            ("model", *_models(first, other)),
+        ):
+            if a is not None and b is not None and a != b:
+                raise DictlabError(f"{first.name} and {other.name} cannot be compared: {what} is {a} and {b}.")
+
+
+def _site_in(first: Dictionary, other: Dictionary) -> Callable[[str], str]:
+    """How sites of the model are compared, which one of the two may name."""
+    model = first.metadata.model or other.metadata.model
+    return lambda site: canonical_site(site, model)
+
+
+def _if_different(a: str | None, b: str | None, canonical: Callable[[str], str]) -> tuple[str | None, str | None]:
+    """Both names, unless they are two spellings of one thing."""
+    same = a is not None and b is not None and canonical(a) == canonical(b)
+    return (None, None) if same else (a, b)
+
+
+def _models(a: Dictionary, b: Dictionary) -> tuple[str | None, str | None]:
+    """What to compare: fingerprints where both are known, since one model can have several names; else the names."""
+    prints = [d.metadata.model_fingerprint for d in (a, b)]
+    if None in prints:
+        return _if_different(a.metadata.model, b.metadata.model, canonical_model)
+    if prints[0] == prints[1]:
+        return None, None
+    one, other = (f"{d.metadata.model} ({d.metadata.model_fingerprint})" for d in (a, b))
+    return one, other
