@@ -44,7 +44,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import firing_rates
-from dictlab.evaluation.reconstruction import evaluated
+from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.reports.report import Report
 
 Compact = Literal["no", "codes", "decisions", "rate"]
@@ -123,7 +123,7 @@ def frankenstein(
     sample = Sample(pool, batches, seen, joinable(donors)[rule.order[0]].b_out, steps, seed)
 
     def measured(some: Sequence[Dictionary]) -> list[Point]:
-        found = evaluated(some, held, contexts=contexts, seed=seed)
+        found = evaluate_activations(some, held, contexts=contexts, seed=seed)
         return [Point(d, e) for d, e in zip(some, found, strict=True)]
 
     trained = measured([*donors, *others])

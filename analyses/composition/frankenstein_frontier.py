@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from analyses.quality.curve_comparison import estimate, interpolated
 from analyses.quality.measured_points import Point
-from dictlab.evaluation.evaluate import METRICS
+from dictlab.evaluation.metrics import METRICS
 
 Array = NDArray[np.float64]
 ERRORS = ("mse", "ce_increase", "kl")

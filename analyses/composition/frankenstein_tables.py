@@ -17,7 +17,7 @@ from analyses.composition.frankenstein_frontier import COSTS
 from analyses.pool.threshold_calibration import Agreement
 from analyses.quality.measured_points import Point
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import METRICS
+from dictlab.evaluation.metrics import METRICS
 from dictlab.reports.report import Plot, Table
 
 SHOWN = ("l0", "mse", "explained_variance", "ce_increase", "kl")

@@ -24,8 +24,8 @@ from analyses.composition.size_chain import Chain, followed, kinships, observed,
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
-from dictlab.evaluation.evaluate import METRICS, Evaluation
-from dictlab.evaluation.reconstruction import evaluated
+from dictlab.evaluation.metrics import METRICS, Evaluation
+from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.reports.report import Report, Table
 from dictlab.statistics import interval, intervals, mean_draws
 
@@ -93,7 +93,7 @@ def path(
     others = [followed(row, ordered(row, kin, "random", seed + i)) for i in range(random_orders)]
     points = _waypoints(found, waypoints)
     there = [_there(row, found, int(point), bias) for point in points]
-    evaluations = evaluated(there, heldout, contexts=contexts, seed=seed, partial=True)
+    evaluations = evaluate_activations(there, heldout, contexts=contexts, seed=seed, partial=True)
     phases = _phases(chain, found, others, bias, seed)
     measured = _measured(row, found, points, evaluations, bias)
     curves = {f"{a.name} → {b.name}": percolation(k.graph) for k, a, b in zip(kin, chain, chain[1:], strict=False)}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analyses.common import plotting
 from analyses.composition.path_error import Bias, Walk
 from analyses.composition.path_steps import PHASES, Route
-from dictlab.evaluation.evaluate import Evaluation
+from dictlab.evaluation.metrics import Evaluation
 from dictlab.reports.report import Plot
 
 SHADES = {"insert": "#56B4E9", "swap": "#E69F00", "drop": "#999999", "silent": "#FFFFFF", "mixed": "#CC79A7"}

@@ -49,8 +49,8 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.dictionary.normalisation import Centred
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import Evaluation
-from dictlab.evaluation.reconstruction import evaluated
+from dictlab.evaluation.metrics import Evaluation
+from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.reports.report import Plot, Report, Table
 
 Select = Literal["effect", "cosine", "optimal"]
@@ -150,7 +150,7 @@ def stitching(
     if at is not None or until is not None:
         choices["path"], rule = by_path(chain, threshold, order, seed, at, until), "path"
     candidates = _candidates(chain, choices, rule, refit)
-    evaluations = evaluated(list(candidates.values()), heldout, contexts=contexts, seed=seed)
+    evaluations = evaluate_activations(list(candidates.values()), heldout, contexts=contexts, seed=seed)
     found = {evaluation.name: evaluation for evaluation in evaluations}
     how = _how(choices[rule], chain, refit) | {"threshold": threshold, "tokens": chain.observations.n_tokens}
     how |= {name: value for name, value in (("at", at), ("until", until), ("order", order)) if rule == "path" and value}

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analyses.common import plotting
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import METRICS, Evaluation
+from dictlab.evaluation.metrics import METRICS, Evaluation
 from dictlab.reports.report import Plot
 from dictlab.statistics import interval
 

@@ -40,7 +40,7 @@ from analyses.features.n2g import Padding, last_activations, padding_of, pattern
 from analyses.features.n2g_trie import Pattern, Trie
 from analyses.features.simulation import Firings, drawn_examples, factor, firings, score, simulated, spliced
 from dictlab import seeds
-from dictlab.data.activations import captured
+from dictlab.data.activations import capture_sequences
 from dictlab.data.packing import leading_tokens
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
@@ -191,7 +191,7 @@ def _chosen(placed: Dictionary, plan: Plan) -> list[int]:
     Raises:
         DictlabError: None is.
     """
-    (rates,), _ = firing_rates([placed], captured(plan.model, site_of(placed), plan.train))
+    (rates,), _ = firing_rates([placed], capture_sequences(plan.model, site_of(placed), plan.train))
     alive = rates.nonzero().squeeze(1)
     if not len(alive):
         raise DictlabError(

@@ -30,7 +30,7 @@ from analyses.features.bigram_baseline import Bigrams
 from analyses.features.n2g import Example
 from analyses.features.n2g_trie import Simulated, Trie
 from dictlab import seeds
-from dictlab.data.activations import captured
+from dictlab.data.activations import capture_sequences
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
@@ -83,7 +83,9 @@ def firings(
     wanted[list(latents)] = True
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     done = total = 0
-    for x in tqdm(captured(model, site_of(dictionary), sequences), desc="activations", unit="batch", leave=False):
+    for x in tqdm(
+        capture_sequences(model, site_of(dictionary), sequences), desc="activations", unit="batch", leave=False
+    ):
         codes = dictionary.encode(x.float())
         check_finite(dictionary, codes.values[:, None])
         rows = codes.rows

@@ -48,7 +48,7 @@ from analyses.model_effects.principal_directions import (
     sums_along,
 )
 from dictlab import seeds
-from dictlab.data.activations import statistics
+from dictlab.data.activations import moments
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
@@ -160,7 +160,7 @@ def measure(
     site = site_of(dictionaries[0])
     places = places_of(model, site)
     batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-    found = statistics((model.capture(batch, site)[site] for batch in batches), covariance=directions)
+    found = moments((model.capture(batch, site)[site] for batch in batches), covariance=directions)
     means = _means(dictionaries, model, site, places, batches)
     basis = principal(found) if directions else None
     generator = seeds.generator(seed, "resampled directions")

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.common import plotting
-from dictlab.data.activations import Statistics
+from dictlab.data.activations import Moments
 from dictlab.reports.report import Plot
 from dictlab.statistics import Array, BySequence, Formula
 
@@ -57,7 +57,7 @@ class Group(NamedTuple):
         return str(self.stop) if self.stop - self.start == 1 else f"{self.start + 1}-{self.stop}"
 
 
-def principal(found: Statistics) -> Principal:
+def principal(found: Moments) -> Principal:
     """The principal directions of activations whose covariance is known."""
     assert found.covariance is not None
     variance, directions = torch.linalg.eigh(found.covariance.double())

@@ -30,7 +30,7 @@ from analyses.model_effects.replacements import (
 )
 from analyses.model_effects.step_curves import reach, references, sensitivity
 from dictlab import seeds
-from dictlab.data.activations import statistics
+from dictlab.data.activations import moments
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
@@ -86,8 +86,8 @@ def surroundings_of(
                     pool.append(x)
                 yield x[:, 1:]
 
-        moments = statistics(activations(), covariance=True)
-        found[site] = surroundings(moments, torch.cat(pool)[:pooled])
+        site_moments = moments(activations(), covariance=True)
+        found[site] = surroundings(site_moments, torch.cat(pool)[:pooled])
     return found
 
 

@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dictlab.data.activations import Statistics
+from dictlab.data.activations import Moments
 
 SHRINKAGE = 1e-4  # of the mean variance, added to every direction of the covariance
 
@@ -59,7 +59,7 @@ class Surroundings(NamedTuple):
         return float(self.root.double().square().sum().sqrt())
 
 
-def surroundings(moments: Statistics, pool: Float[Tensor, "sequences context d_in"]) -> Surroundings:
+def surroundings(moments: Moments, pool: Float[Tensor, "sequences context d_in"]) -> Surroundings:
     """Mean, root of the shrunk covariance, and the pool.
 
     Args:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import METRICS, Evaluation
+from dictlab.evaluation.metrics import METRICS, Evaluation
 
 LOCAL = "local"
 COST_ONLY = ("seconds", "finetune_seconds", "relative_cost", "interrupted")  # of its training: tells no settings apart

@@ -30,8 +30,8 @@ from analyses.common.inputs import (
 from analyses.quality import pareto_plots, pareto_tables
 from analyses.quality.measured_points import Curve, Point, curves
 from dictlab.errors import check_at_least
-from dictlab.evaluation.evaluate import METRICS, Evaluation
-from dictlab.evaluation.reconstruction import evaluated
+from dictlab.evaluation.metrics import METRICS, Evaluation
+from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.reports.report import Plot, Report, Table
 from dictlab.statistics import RESAMPLES, interval_words
 
@@ -74,7 +74,7 @@ def pareto(
     check_same_place(opened)
     reading = open_activations(opened, model=model, text=text, data=data, device=device)
     source = reading.part("heldout")
-    found = evaluated(reading.dictionaries, source, contexts=contexts, seed=seed, partial=True)
+    found = evaluate_activations(reading.dictionaries, source, contexts=contexts, seed=seed, partial=True)
     points = [Point(d, e) for d, e in zip(opened, found, strict=True)]
     lines = curves(points)
     tables = _tables(points, lines)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analyses.common import plotting
 from analyses.quality.measured_points import Curve, Measure, Point, average
 from analyses.quality.pareto_tables import on_front
-from dictlab.evaluation.evaluate import METRICS
+from dictlab.evaluation.metrics import METRICS
 
 AXES = {"l0": "L0 (active latents/token)", "alive": "alive latents"}
 RING: Any = {"ls": "none", "marker": "o", "ms": 11, "mfc": "none", "mec": "black", "mew": 1.1}

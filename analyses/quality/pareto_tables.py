@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from analyses.quality.curve_comparison import estimate, front, mean_ratio, nearest
 from analyses.quality.measured_points import COSTS, Curve, Measure, Point
-from dictlab.evaluation.evaluate import METRICS
+from dictlab.evaluation.metrics import METRICS
 
 FRONTS = {"l0": "L0", "alive": "alive"}
 SIMILAR = 4 / 3  # the widest spread of CE increase or L0 inside a row of Braun et al. 2024, tables 2 and 3

@@ -18,7 +18,7 @@ from analyses.quality import scaling_plots as plots
 from analyses.quality import scaling_tables as tables
 from analyses.quality.scaling_runs import LOSSES, dead_over_time, losses_of, opened_runs, runs_table
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.reconstruction import evaluated
+from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.reports.report import Plot, Report, Table
 
 LEAST = 3  # settings that the simplest law needs
@@ -67,7 +67,7 @@ def scaling(
     if measure:
         reading = open_activations(opened, model=model, text=text, data=data, device=device)
         source, cautions = reading.part("heldout"), reading.cautions
-        measured = evaluated(reading.dictionaries, source, contexts=contexts, seed=seed)
+        measured = evaluate_activations(reading.dictionaries, source, contexts=contexts, seed=seed)
         settings |= source.record() | measured[0].sample
     runs, notes = runs_table(opened, measured)
     fits, predictions, why = tables.fitted(runs, seed)

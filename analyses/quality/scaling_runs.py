@@ -13,7 +13,7 @@ import pandas as pd
 from analyses.common.inputs import DictionaryLike, open_dictionaries
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import Evaluation
+from dictlab.evaluation.metrics import Evaluation
 from dictlab.flops import training_flops
 
 LOSSES = ("normalised MSE", "CE increase")

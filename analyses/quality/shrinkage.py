@@ -38,7 +38,7 @@ from analyses.quality import shrinkage_plots as plots
 from analyses.quality import shrinkage_tables as tables
 from analyses.quality.refinement import PLAIN, refined, thresholds, with_k, with_threshold
 from analyses.quality.shrinkage_tables import AS_TRAINED, REFINED, THRESHOLD, TOPK, Measured, Version
-from dictlab.data.activations import statistics, unit_of
+from dictlab.data.activations import moments, unit_of
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
@@ -150,7 +150,7 @@ def _in_model(
         keys,
         {site: x.flatten(0, 1).float() for site, x in lm.capture(elsewhere, sites).items()},
         (scenes(lm, some, sites) for some in batches),
-        {site: statistics(lm.capture(some, site)[site] for some in batches).mean for site in sites},
+        {site: moments(lm.capture(some, site)[site] for some in batches).mean for site in sites},
         {"text": source.name, "model": lm.name, "context": length, "contexts": len(tokens), "tokens": tokens.numel()},
         f"{len(tokens)} held-out sequences ({tokens.numel()} tokens)",
         len(tokens),
@@ -171,7 +171,7 @@ def _on_array(
         [""] * len(opened),
         {"": torch.cat([x.flatten(0, 1) for x in train.sample(BATCH_TOKENS, seed=seed)])},
         ({"": x} for x in held.sample(rows, seed=seed)),
-        {"": statistics(held.sample(rows, seed=seed)).mean},
+        {"": moments(held.sample(rows, seed=seed)).mean},
         held.record() | {"contexts": sequences, "tokens": sequences * held.context},
         f"{sequences} {unit_of(held)} ({sequences * held.context} {held.counted})",
         sequences,

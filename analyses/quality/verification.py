@@ -27,8 +27,8 @@ from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import Gated, JumpReLU, emitting
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import METRICS, Evaluation
-from dictlab.evaluation.reconstruction import evaluated
+from dictlab.evaluation.metrics import METRICS, Evaluation
+from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.formats.loading import mapped
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Report, Table
@@ -147,7 +147,7 @@ def behaviour_checks(
         contexts: Sequences to measure on.
         seed: Of the sample and the bootstrap.
     """
-    (found,) = evaluated([placed], source, contexts=contexts, seed=seed)
+    (found,) = evaluate_activations([placed], source, contexts=contexts, seed=seed)
     stated = [_stated(found, placed, metric) for metric in found.among(("l0", "explained_variance", "ce_increase"))]
     x = torch.cat([x.flatten(0, 1).float() for x in source.sample(contexts * source.context, seed=seed)])
     return [*_reconstructs(placed, found, x), *stated], found

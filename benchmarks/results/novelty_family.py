@@ -58,7 +58,7 @@ def measured(names: list[tuple[str, str]], tokens: int) -> Pairs:
     known: dict[str, Dictionary] = {n: load(CHECKPOINTS / f"{n}.safetensors") for pair in names for n in pair}
     first = next(iter(known.values()))
     model = shipped_model()
-    sampled = activations.sample(
+    sampled = activations.sample_site(
         model, Text.builtin("train"), site_of(first), context=model.context, tokens=tokens, seed=SEED
     )
     batches = list(sampled)

@@ -24,7 +24,7 @@ from benchmarks._common import CHECKPOINTS, shipped_model
 from benchmarks.results.relu_rates import made
 from benchmarks.results.training_quality_measures import step_seconds
 from dictlab import Dictionary, LanguageModel, Text, TrainConfig, load
-from dictlab.data.activations import statistics as moments
+from dictlab.data.activations import moments
 from dictlab.evaluation.evaluate import evaluate
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner

@@ -13,8 +13,9 @@ import torch
 
 from analyses.quality.measured_points import Point
 from dictlab import Dictionary, LanguageModel, Text, TrainConfig
-from dictlab.data.activations import statistics as moments
-from dictlab.evaluation.evaluate import Evaluation, evaluate
+from dictlab.data.activations import moments
+from dictlab.evaluation.evaluate import evaluate
+from dictlab.evaluation.metrics import Evaluation
 from dictlab.flops import training_flops
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner

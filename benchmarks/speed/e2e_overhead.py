@@ -32,7 +32,7 @@ from torch.nn.functional import kl_div
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dictlab import LanguageModel
-from dictlab.data.activations import statistics as moments
+from dictlab.data.activations import moments
 from dictlab.training import TrainConfig
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner

@@ -39,10 +39,10 @@ def runs(steps: int) -> dict[str, Callable[[], None]]:
     """What takes turns, each `steps` batches long."""
     model, text = shipped_model(), Text.open("builtin")
     config = TrainConfig(MODEL, SITE, width=WIDTHS, seed=SEEDS, batch=BATCH, tokens=BATCH * 10**5)
-    stream = activations.shuffled(model, text, SITE, context=CONTEXT, batch=BATCH, buffer=1 << 14, seed=0)
+    stream = activations.shuffled_activations(model, text, SITE, context=CONTEXT, batch=BATCH, buffer=1 << 14, seed=0)
     pool = list(islice(stream, steps))
     sample = torch.cat(pool[:4])
-    centre, moments = geometric_median(sample), activations.statistics([sample])
+    centre, moments = geometric_median(sample), activations.moments([sample])
     learners = [Learner(member, config, moments, centre) for member in config.members()]
     tokens = next(text.batches(model.tokenizer, CONTEXT, BATCH // CONTEXT, seed=0))
 

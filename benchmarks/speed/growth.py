@@ -21,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from analyses.common import plotting
-from dictlab.data.activations import statistics as moments
+from dictlab.data.activations import moments
 from dictlab.training import TrainConfig
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner

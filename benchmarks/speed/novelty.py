@@ -36,7 +36,7 @@ def family() -> tuple[list[Dictionary], list[torch.Tensor]]:
     dictionaries = [load(CHECKPOINTS / f"local-topk16-{width}-s0.safetensors") for width in WIDTHS]
     model = shipped_model()
     site = site_of(dictionaries[0])
-    batches = list(activations.sample(model, Text.builtin(), site, context=model.context, tokens=TOKENS))
+    batches = list(activations.sample_site(model, Text.builtin(), site, context=model.context, tokens=TOKENS))
     return [*dictionaries, *(random_dictionary(width, dictionaries[-1].d_in) for width in RANDOM)], batches
 
 

@@ -50,7 +50,7 @@ def path_gain(tokens: int = TOKENS, points: int = POINTS, rounds: int = ROUNDS) 
     dictionaries = [load(CHECKPOINTS / f"local-topk16-{width}-s0.safetensors") for width in WIDTHS]
     model = shipped_model()
     site = site_of(dictionaries[0])
-    batches = list(activations.sample(model, Text.builtin("train"), site, context=model.context, tokens=tokens))
+    batches = list(activations.sample_site(model, Text.builtin("train"), site, context=model.context, tokens=tokens))
     chain = observed(dictionaries, batches)
     way = ordered(chain, kinships(chain, 0.7), "cosine", 0)
     where = np.unique(np.linspace(0, way.steps, points).astype(int))

@@ -36,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 import torch
 
 from benchmarks.speed.peers import BATCH, D_IN, K, synthetic
-from dictlab.data.activations import statistics as moments
+from dictlab.data.activations import moments
 from dictlab.errors import DictlabError
 from dictlab.model.language_model import check_device
 from dictlab.training import TrainConfig

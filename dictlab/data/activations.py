@@ -10,25 +10,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictlab.data.shuffle_buffer import BUFFER, Shuffled
+from dictlab.data.shuffle_buffer import BUFFER_TOKENS, ShuffledStream
 from dictlab.data.shuffle_buffer import FORWARD_TOKENS as FORWARD_TOKENS  # also for those who capture by themselves
 from dictlab.data.text import Split, Text
 from dictlab.errors import check_at_least
 from dictlab.model.language_model import LanguageModel
 
 
-def shuffled(
+def shuffled_activations(
     model: LanguageModel,
     text: Text,
     site: str,
     *,
     context: int,
     batch: int,
-    buffer: int = BUFFER,
+    buffer: int = BUFFER_TOKENS,
     seed: int = 0,
     repeat: bool | int = True,
 ) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """Activation vectors of one site in random order (`stream.Shuffled` is the same for several, and can be resumed).
+    """Activation vectors of one site in random order (`ShuffledStream` serves several, and can be resumed).
 
     Args:
         model: The language model.
@@ -40,7 +40,7 @@ def shuffled(
         seed: Decides the order of documents and vectors.
         repeat: Go round the text for ever, or so many times, in another order each time.
     """
-    stream = Shuffled(
+    stream = ShuffledStream(
         lambda tokens: model.capture(tokens, site),
         lambda start: text.contexts(model.tokenizer, context, seed=seed, repeat=repeat, start=start),
         context=context,
@@ -52,15 +52,15 @@ def shuffled(
         yield vectors[site]
 
 
-def sample(
+def sample_site(
     model: LanguageModel, text: Text, site: str, *, context: int, tokens: int, seed: int = 0
 ) -> Iterator[Float[Tensor, "batch context d_in"]]:
     """Activations, sequence by sequence, of contexts drawn from all over a text: about `tokens` tokens of them."""
-    for batch in samples(model, text, [site], context=context, tokens=tokens, seed=seed):
+    for batch in sample_sites(model, text, [site], context=context, tokens=tokens, seed=seed):
         yield batch[site]
 
 
-def samples(
+def sample_sites(
     model: LanguageModel, text: Text, sites: Sequence[str], *, context: int, tokens: int, seed: int = 0
 ) -> Iterator[dict[str, Float[Tensor, "batch context d_in"]]]:
     """The same at several sites, by site; the model is run once for all."""
@@ -70,7 +70,7 @@ def samples(
         yield model.capture(batch, sites)
 
 
-def captured(
+def capture_sequences(
     model: LanguageModel, site: str, sequences: Int[Tensor, "n context"]
 ) -> Iterator[Float[Tensor, "batch context d_in"]]:
     """Activations of some sequences of tokens, a few sequences at a time."""
@@ -159,7 +159,7 @@ class ModelActivations:
         return replace(self, text=self.text.as_split(split), _drawn={})  # what was drawn is of the other split
 
     def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
-        yield from captured(self.model, self.site, self.sequences(tokens, seed))
+        yield from capture_sequences(self.model, self.site, self.sequences(tokens, seed))
 
     def sequences(self, tokens: int, seed: int = 0) -> Int[Tensor, "n context"]:
         """The tokens that `sample` gives the activations of; they are drawn once."""
@@ -179,7 +179,7 @@ def unit_of(activations: Activations) -> str:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Moments:
     """Moments of activations.
 
     Attributes:
@@ -195,7 +195,7 @@ class Statistics:
     covariance: Float[Tensor, "d_in d_in"] | None
 
 
-def statistics(batches: Iterable[Float[Tensor, "*tokens d_in"]], *, covariance: bool = False) -> Statistics:
+def moments(batches: Iterable[Float[Tensor, "*tokens d_in"]], *, covariance: bool = False) -> Moments:
     """Mean, total variance and, on demand, covariance, in one pass in float64.
 
     Sums are taken about the mean of the first batch, so that a large mean costs no precision.
@@ -219,5 +219,5 @@ def statistics(batches: Iterable[Float[Tensor, "*tokens d_in"]], *, covariance: 
     shift = first / n
     if covariance:
         matrix = second / n - torch.outer(shift, shift)
-        return Statistics(n, (about + shift).float(), float(matrix.trace()), matrix.float())
-    return Statistics(n, (about + shift).float(), float((second / n - shift.square()).sum()), None)
+        return Moments(n, (about + shift).float(), float(matrix.trace()), matrix.float())
+    return Moments(n, (about + shift).float(), float((second / n - shift.square()).sum()), None)

@@ -24,7 +24,7 @@ from torch import Tensor
 from dictlab import seeds
 from dictlab.data.packing import Contexts, Position
 
-BUFFER = 1 << 17  # vectors that a stream is shuffled in
+BUFFER_TOKENS = 1 << 17  # vectors that a stream is shuffled in
 FORWARD_TOKENS = 8192  # tokens given to the model at once
 
 Sites = Mapping[str, Float[Tensor, "tokens d_in"]]
@@ -55,7 +55,7 @@ class _Block:
         return len(next(iter(self.vectors.values()))) if self.vectors else 0
 
 
-class Shuffled:
+class ShuffledStream:
     """Activation vectors of one or more sites, the same tokens at each, in random order.
 
     Args:
@@ -141,7 +141,7 @@ class Shuffled:
         return {site: x[order.to(x.device)] for site, x in vectors.items()}
 
 
-class Consecutive:
+class ContextStream:
     """Batches of whole contexts of token ids, in the order of the text.
 
     Args:

@@ -1,7 +1,7 @@
 """How well does a dictionary reconstruct, where there are activations and no model?
 
 L0, MSE and explained variance as `evaluate` measures them, sequence by sequence, with the same intervals; what needs a
-model (CE, KL) is left out. `evaluated` measures what there is.
+model (CE, KL) is left out. `evaluate_activations` measures what there is.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictlab.data.activations import Activations, ModelActivations, statistics, unit_of
+from dictlab.data.activations import Activations, ModelActivations, moments, unit_of
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import Evaluation, check_finite, evaluate
+from dictlab.evaluation.evaluate import check_finite, evaluate
+from dictlab.evaluation.metrics import Evaluation
 
 
-def evaluated(
+def evaluate_activations(
     dictionaries: Sequence[Dictionary],
     activations: Activations,
     *,
@@ -46,11 +47,11 @@ def evaluated(
         return evaluate(
             dictionaries, activations.model, text, contexts=contexts, context=length, seed=seed, partial=partial
         )
-    return reconstruction(dictionaries, activations, tokens=contexts * activations.context, seed=seed)
+    return evaluate_reconstruction(dictionaries, activations, tokens=contexts * activations.context, seed=seed)
 
 
 @torch.no_grad()
-def reconstruction(
+def evaluate_reconstruction(
     dictionaries: Sequence[Dictionary], activations: Activations, *, tokens: int, seed: int = 0
 ) -> list[Evaluation]:
     """Measure dictionaries on a sample of activations, in two passes: the mean, then the errors about it.
@@ -64,13 +65,13 @@ def reconstruction(
     Raises:
         DictlabError: A dictionary has another width, a reconstruction is not finite, or the activations do not vary.
     """
-    moments = statistics(activations.sample(tokens, seed=seed))
-    if not moments.variance > 0:
+    sample_moments = moments(activations.sample(tokens, seed=seed))
+    if not sample_moments.variance > 0:
         raise DictlabError(
-            f"data {activations.name}: what is measured on ({moments.n} {activations.counted}) does not vary, so "
-            "there is nothing to explain. Give more rows."
+            f"data {activations.name}: what is measured on ({sample_moments.n} {activations.counted}) does not vary, "
+            "so there is nothing to explain. Give more rows."
         )
-    mean = moments.mean
+    mean = sample_moments.mean
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
     fired: list[list[Tensor]] = [[] for _ in dictionaries]
     digest = hashlib.sha256()

@@ -11,8 +11,9 @@ from dictlab.data import activations
 from dictlab.data.activations import Activations
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import Evaluation, evaluate, firing_rates, site_of
-from dictlab.evaluation.reconstruction import reconstruction
+from dictlab.evaluation.evaluate import evaluate, firing_rates, site_of
+from dictlab.evaluation.metrics import Evaluation
+from dictlab.evaluation.reconstruction import evaluate_reconstruction
 from dictlab.model.language_model import LanguageModel
 
 
@@ -33,7 +34,7 @@ def measure(
     found: dict[str, Tensor] = {}
     for site in dict.fromkeys(map(site_of, dictionaries)):
         here = [d for d in dictionaries if d.metadata.site == site]
-        rates, seen = firing_rates(here, activations.sample(model, train, site, context=context, tokens=tokens))
+        rates, seen = firing_rates(here, activations.sample_site(model, train, site, context=context, tokens=tokens))
         found |= {d.name: rate for d, rate in zip(here, rates, strict=True)}
     evaluations = evaluate(dictionaries, model, text.as_split("heldout"), contexts=contexts, context=context)
     return [_with(d, found[d.name], seen, e) for d, e in zip(dictionaries, evaluations, strict=True)]
@@ -52,7 +53,7 @@ def measure_on(
         tokens: Activations for the metrics.
     """
     rates, seen = firing_rates(dictionaries, train.sample(firing_tokens))
-    evaluations = reconstruction(dictionaries, heldout, tokens=tokens)
+    evaluations = evaluate_reconstruction(dictionaries, heldout, tokens=tokens)
     return [_with(d, rate, seen, e) for d, rate, e in zip(dictionaries, rates, evaluations, strict=True)]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dictlab import runs
-from dictlab.data.activations import Statistics, statistics
+from dictlab.data.activations import Moments, moments
 from dictlab.data.arrays import ArrayActivations, ArrayLike
 from dictlab.data.text import Text
 from dictlab.errors import DictlabError
@@ -208,7 +208,7 @@ def _loop(
 class Start(NamedTuple):
     """What a learner is made of besides its settings: moments of a sample, and its geometric median."""
 
-    statistics: Statistics
+    statistics: Moments
     centre: Tensor
 
     @classmethod
@@ -218,17 +218,17 @@ class Start(NamedTuple):
         Raises:
             DictlabError: It does not vary.
         """
-        moments = statistics([x])
-        if not moments.variance > 0:
+        sample_moments = moments([x])
+        if not sample_moments.variance > 0:
             what = f"site {site}: the activations of {config.text}" if site else f"data {config.data}: the activations"
             raise DictlabError(f"{what} do not vary; nothing to learn.")
-        return cls(moments, geometric_median(x))
+        return cls(sample_moments, geometric_median(x))
 
     @classmethod
     def again(cls, tensors: Mapping[str, Tensor], variance: float, device: str) -> Start:
         """Out of a saved state."""
         kept = {name: t.to(device) for name, t in tensors.items()}
-        return cls(Statistics(int(kept["n"]), kept["mean"], variance, None), kept["centre"])
+        return cls(Moments(int(kept["n"]), kept["mean"], variance, None), kept["centre"])
 
     def tensors(self) -> dict[str, Tensor]:
         """What a state keeps as tensors."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dictlab import Text
-from dictlab.data.activations import sample, shuffled, statistics
+from dictlab.data.activations import moments, sample_site, shuffled_activations
 from tests.planted import SITE, tiny_model
 
 
@@ -18,24 +18,24 @@ def text(tmp_path) -> Text:
 
 def test_statistics_agree_with_numpy_far_from_the_origin():
     x = torch.randn(5, 40, 6) * torch.arange(1, 7) + 1000.0
-    found = statistics(iter(x), covariance=True)
+    found = moments(iter(x), covariance=True)
     flat = x.flatten(0, 1).double().numpy()
     np.testing.assert_allclose(found.mean, flat.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(found.covariance, np.cov(flat.T, bias=True), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.variance, flat.var(axis=0).sum(), rtol=1e-6)
-    assert found.n == 200 and statistics(iter(x)).covariance is None
-    np.testing.assert_allclose(statistics(iter(x)).variance, found.variance, rtol=1e-9)
+    assert found.n == 200 and moments(iter(x)).covariance is None
+    np.testing.assert_allclose(moments(iter(x)).variance, found.variance, rtol=1e-9)
 
 
 def test_statistics_of_nothing_are_refused():
     with pytest.raises(ValueError, match="no activations"):
-        statistics([])
+        moments([])
 
 
 def test_a_sample_is_of_captured_activations_sequence_by_sequence(text):
     model = tiny_model()
     tokens = text.sample(model.tokenizer, 16, 3)
-    found = torch.cat(list(sample(model, text, SITE, context=16, tokens=48)))
+    found = torch.cat(list(sample_site(model, text, SITE, context=16, tokens=48)))
     assert torch.allclose(found, model.capture(tokens, SITE)[SITE], atol=1e-6)
 
 
@@ -54,7 +54,7 @@ def test_a_sample_comes_from_all_over_the_text(text):
 def test_the_stream_gives_every_activation_once_in_another_order(text):
     model = tiny_model()
     options = {"context": 16, "batch": 10, "buffer": 200, "repeat": False}
-    batches = list(shuffled(model, text, SITE, seed=0, **options))
+    batches = list(shuffled_activations(model, text, SITE, seed=0, **options))
     assert {len(batch) for batch in batches} == {10}
     found = torch.cat(batches)
     everything = torch.cat(
@@ -70,7 +70,7 @@ def test_the_seed_decides_the_order(text):
     model = tiny_model()
 
     def first(seed: int) -> torch.Tensor:
-        return next(shuffled(model, text, SITE, context=16, batch=20, buffer=200, seed=seed))
+        return next(shuffled_activations(model, text, SITE, context=16, batch=20, buffer=200, seed=seed))
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
@@ -83,7 +83,7 @@ def test_the_buffer_bounds_what_is_held(text, monkeypatch):
     monkeypatch.setattr(model, "capture", lambda tokens, site: seen.append(tokens.numel()) or capture(tokens, site))
     monkeypatch.setattr("dictlab.data.shuffle_buffer.FORWARD_TOKENS", 64)
     handed_out = 0
-    for batch in shuffled(model, text, SITE, context=16, batch=10, buffer=200, repeat=False):
+    for batch in shuffled_activations(model, text, SITE, context=16, batch=10, buffer=200, repeat=False):
         handed_out += len(batch)
         assert sum(seen) - handed_out <= 200 + 64
     assert sum(seen) > 1000

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from dictlab import DictlabError, load
-from dictlab.data.activations import statistics
+from dictlab.data.activations import moments
 from dictlab.data.arrays import RowStream, open_array
-from dictlab.evaluation.evaluate import METRICS
-from dictlab.evaluation.reconstruction import reconstruction
+from dictlab.evaluation.metrics import METRICS
+from dictlab.evaluation.reconstruction import evaluate_reconstruction
 from dictlab.training import TrainConfig, train
 from tests.planted import identity_dictionary, random_dictionary, sparse_data
 
@@ -130,12 +130,12 @@ def test_a_single_sequence_cannot_be_split():
 def test_metrics_without_a_model_are_their_formulas():
     x = torch.randn(40, 16, 8, generator=torch.Generator().manual_seed(0)) + 3
     dictionary = random_dictionary(24, 8)
-    (found,) = reconstruction([dictionary], open_array(x), tokens=10**6)
+    (found,) = evaluate_reconstruction([dictionary], open_array(x), tokens=10**6)
     codes, x_hat = dictionary(x.flatten(0, 1))
     flat = x.flatten(0, 1)
     assert found.value("mse") == pytest.approx(float((flat - x_hat).square().mean()), rel=1e-5)
     assert found.value("l0") == pytest.approx(float(codes.l0().float().mean()))
-    variance = statistics([flat]).variance * len(flat)
+    variance = moments([flat]).variance * len(flat)
     assert found.value("explained_variance") == pytest.approx(
         float(1 - (flat - x_hat).square().sum() / variance), rel=1e-4
     )
@@ -146,7 +146,7 @@ def test_metrics_without_a_model_are_their_formulas():
 
 
 def test_a_perfect_dictionary_explains_all():
-    (found,) = reconstruction([identity_dictionary(8)], open_array(torch.randn(256, 8)), tokens=10**6)
+    (found,) = evaluate_reconstruction([identity_dictionary(8)], open_array(torch.randn(256, 8)), tokens=10**6)
     assert found.value("explained_variance") == pytest.approx(1)
 
 

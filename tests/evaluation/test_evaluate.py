@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from dictlab import DictlabError, Metadata, Text
-from dictlab.evaluation.evaluate import METRICS, evaluate
+from dictlab.evaluation.evaluate import evaluate
+from dictlab.evaluation.metrics import METRICS
 from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_model
 
 CONTEXT, CONTEXTS = 16, 12
@@ -122,7 +123,7 @@ def test_dictionaries_measured_together_are_measured_as_alone(model, text):
 
 def test_intervals_cover_the_truth_about_as_often_as_they_claim():
     """Means of 30 normal sums; 95 % intervals by percentile cover a little less: 90 to 97 % of 400 repeats."""
-    from dictlab.evaluation.evaluate import Evaluation
+    from dictlab.evaluation.metrics import Evaluation
 
     generator, inside = np.random.default_rng(0), 0
     for _ in range(400):
@@ -133,7 +134,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_claim():
 
 
 def test_the_alive_interval_begins_at_what_was_seen_and_ends_within_the_dictionary():
-    from dictlab.evaluation.evaluate import Evaluation
+    from dictlab.evaluation.metrics import Evaluation
 
     fired = (torch.rand(20, 50, generator=torch.Generator().manual_seed(0)) < 0.05).float()
     found = Evaluation("x", {"tokens": np.ones(20)}, fired, seed=0)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dictlab.data.activations import statistics
+from dictlab.data.activations import moments
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
 from dictlab.model import output_divergence
@@ -51,7 +51,7 @@ def on_meta(monkeypatch):
         x, _ = sparse_data(512)
         settings = {"width": 128, "k": 4, "tokens": 2560, "batch": 128, "lr": 1e-3, "ema": 0.9} | changes
         config = TrainConfig("tiny", SITE, activation=name, **settings)
-        learner = Learner(next(config.members()), config, statistics([x]), geometric_median(x))
+        learner = Learner(next(config.members()), config, moments([x]), geometric_median(x))
         for own in (learner.weights, learner.counters):
             own.update({key: t.detach().to("meta").requires_grad_(t.requires_grad) for key, t in own.items()})
         learner.since_fired, learner.emits = learner.since_fired.to("meta"), learner.emits.to("meta")
@@ -104,7 +104,7 @@ def test_no_step_on_a_gpu_waits(name):
     """Torch itself raises an error at whatever makes the host wait."""
     x = sparse_data(512)[0].cuda()
     config = TrainConfig("tiny", SITE, activation=name, width=128, k=4, tokens=25600, batch=128, device="cuda")
-    learner = Learner(next(config.members()), config, statistics([x]), geometric_median(x))
+    learner = Learner(next(config.members()), config, moments([x]), geometric_median(x))
     learner.step(Batch(x[:128]), None)  # kernels are compiled
     learner.since_fired += 10 * config.dead_tokens
     torch.cuda.set_sync_debug_mode("error")

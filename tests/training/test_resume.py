@@ -32,7 +32,7 @@ CLOCK = ("seconds", "tokens_per_second")  # differ between two runs of the same
 def small_window(monkeypatch):
     """The window moves on many times in a short run; and no waiting for the disk, which a kill does not touch."""
     monkeypatch.setattr(shuffle_buffer, "FORWARD_TOKENS", 256)
-    monkeypatch.setattr(model_source, "BUFFER", 1024)
+    monkeypatch.setattr(model_source, "BUFFER_TOKENS", 1024)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

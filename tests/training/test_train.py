@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 from analyses.similarity.matching import nearest
 from dictlab import DictlabError, Metadata, ReLU, TopK, load
-from dictlab.data.activations import statistics
+from dictlab.data.activations import moments
 from dictlab.dictionary.kernels import sparse
 from dictlab.training import OBJECTIVES, Objective, TrainConfig, train, trainer
 from dictlab.training import objectives as terms
@@ -38,7 +38,7 @@ def splice_and_batch(text):
 
 def learner_for(data: torch.Tensor, **changes) -> Learner:
     settings = config(**changes)
-    return Learner(next(settings.members()), settings, statistics([data]), geometric_median(data))
+    return Learner(next(settings.members()), settings, moments([data]), geometric_median(data))
 
 
 # The losses

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dictlab import seeds
-from dictlab.data.activations import Statistics
+from dictlab.data.activations import Moments
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import Elementwise, emitting
 from dictlab.dictionary.codes import Codes, Full
@@ -52,7 +52,7 @@ class Learner:
         self,
         member: Member,
         config: TrainConfig,
-        statistics: Statistics,
+        statistics: Moments,
         centre: Float[Tensor, " d_in"],
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:

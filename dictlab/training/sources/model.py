@@ -14,7 +14,7 @@ from torch import Tensor
 from dictlab.data import activations
 from dictlab.data.activation_cache import ActivationCache
 from dictlab.data.packing import Contexts, Position
-from dictlab.data.shuffle_buffer import BUFFER, Consecutive, Shuffled
+from dictlab.data.shuffle_buffer import BUFFER_TOKENS, ContextStream, ShuffledStream
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
@@ -61,7 +61,7 @@ class ModelSource:
     def samples(self) -> dict[str, Tensor]:
         """Activations to start from, by site."""
         tokens = min(SAMPLE, max(self.config.tokens, 4 * self.context))
-        drawn = activations.samples(self.model, self.text, self.config.sites, context=self.context, tokens=tokens)
+        drawn = activations.sample_sites(self.model, self.text, self.config.sites, context=self.context, tokens=tokens)
         parts = [{site: x.flatten(0, 1).float() for site, x in batch.items()} for batch in drawn]
         return {site: torch.cat([part[site] for part in parts]) for site in self.config.sites}
 
@@ -109,14 +109,15 @@ class ModelSource:
         contexts = partial(self._contexts, seed)
         if any(splices.values()):
             size = config.batch // self.context
-            return Part(steps, lambda at: Consecutive(contexts, size=size, start=at), partial(_clean, splices), splices)
+            in_order = partial(ContextStream, contexts, size=size)
+            return Part(steps, lambda at: in_order(start=at), partial(_clean, splices), splices)
         shuffled = partial(
-            Shuffled,
+            ShuffledStream,
             self._ranks.share_capture(self._capture),
             contexts,
             context=self.context,
             batch=config.batch,
-            buffer=min(BUFFER, config.tokens),
+            buffer=min(BUFFER_TOKENS, config.tokens),
             seed=seed,
         )
         return Part(steps, lambda at: shuffled(start=at), _plain, splices)

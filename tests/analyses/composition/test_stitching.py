@@ -350,7 +350,7 @@ def test_a_search_keeps_to_its_budgets_and_is_no_worse_than_large_where_it_was_m
     assert float(rates.sum()) <= 4 + 1e-4 and "found by search" in report.summary
     small = stitching(*parents(), select="optimal", latents=7, l0=2.5, **options).dictionaries["stitched"]
     assert small.n_emitting <= 7 and float(small.firing_rate.sum()) <= 2.5 + 1e-4
-    sample = activations.sample(tiny_model(), text.as_split("train"), SITE, context=32, tokens=2000)
+    sample = activations.sample_site(tiny_model(), text.as_split("train"), SITE, context=32, tokens=2000)
     x = torch.cat([batch.flatten(0, 1) for batch in sample])
     large = refit_bias(list(parents())[1], [x])
     error = [float((x - d.reconstruct(x)).square().mean()) for d in (stitched, large)]

@@ -23,7 +23,7 @@ from analyses.model_effects.principal_directions import (  # fmt: skip
     sums_along,
 )
 from dictlab import Dictionary, DictlabError, Metadata, ReLU
-from dictlab.data.activations import statistics
+from dictlab.data.activations import moments
 from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_model
 
 TOKENS = torch.randint(0, 97, (6, 20), generator=torch.Generator().manual_seed(0))
@@ -101,11 +101,11 @@ def test_every_place_agrees_with_a_hooked_forward_of_the_whole_model():
 def test_exactly_the_direction_that_was_left_out_is_lost(text):
     model = tiny_model()
     x = model.capture(text.as_split("train").sample(model.tokenizer, 32, 60, seed=0), SITE)[SITE]
-    found = principal(statistics([x], covariance=True))
+    found = principal(moments([x], covariance=True))
     left_out = found.directions[:, 2]
     report = downstream([without(left_out, float(found.mean @ left_out))], model=model, text=text, contexts=12)
     share = report.tables["directions"].frame["not reconstructed"].to_numpy()
-    basis = principal(statistics([model.capture(_sampled(model, text), SITE)[SITE]], covariance=True)).directions
+    basis = principal(moments([model.capture(_sampled(model, text), SITE)[SITE]], covariance=True)).directions
     weight = (basis.T @ left_out).square().numpy()  # the held-out sample has its own directions, close to these
     assert share.argmax() == weight.argmax() and share.max() > 0.5
     assert (share[weight < 1e-3] < 0.05).all()
@@ -130,7 +130,7 @@ def test_the_groups_hold_each_direction_once(n):
 def test_repaired_and_wrong_part_the_error_between_them(seed):
     generator = torch.Generator().manual_seed(seed)
     x, x_hat = (torch.randn(2, 7, D, generator=generator) for _ in range(2))
-    basis = principal(statistics([x], covariance=True))
+    basis = principal(moments([x], covariance=True))
     made = [repaired_and_wrong(x, x_hat, basis, group) for group in doubling_groups(D)]
     for one in made:  # what the one takes from the error the other leaves
         torch.testing.assert_close(one[WRONG] + one[REPAIRED], x + x_hat, atol=1e-5, rtol=1e-5)
@@ -142,7 +142,7 @@ def test_repaired_and_wrong_part_the_error_between_them(seed):
 
 def test_resampling_moves_a_groups_component_among_tokens_and_nothing_else():
     x = torch.randn(3, 9, D, generator=torch.Generator().manual_seed(0))
-    basis, group = principal(statistics([x], covariance=True)), Group(2, 5)
+    basis, group = principal(moments([x], covariance=True)), Group(2, 5)
     new = resampled(x, basis, group, torch.Generator().manual_seed(1))
     before, after = x @ basis.directions, new @ basis.directions
     assert torch.equal(new[:, 0], x[:, 0])
@@ -156,7 +156,7 @@ def test_resampling_moves_a_groups_component_among_tokens_and_nothing_else():
 def test_the_sums_along_directions_are_those_of_the_projections():
     generator = torch.Generator().manual_seed(0)
     x, x_hat = (torch.randn(4, 6, D, generator=generator) for _ in range(2))
-    basis = principal(statistics([x], covariance=True))
+    basis = principal(moments([x], covariance=True))
     sums = {name: values.sum(dim=0) for name, values in sums_along(x, x_hat, basis).items()}
     p = ((x - x.mean(dim=(0, 1))) @ basis.directions).flatten(0, 1)
     torch.testing.assert_close(sums["variance"].float(), p.square().sum(dim=0), rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ from analyses.composition.stitching import join
 from analyses.model_effects.replacements import BASELINES, INTERVENTIONS, SHRINKAGE, Given, at_angle, surroundings
 from analyses.model_effects.step_curves import MULTIPLES, decoder_directions, effective_length
 from dictlab import Codes, DictlabError, Metadata, Text, TopK
-from dictlab.data.activations import statistics
+from dictlab.data.activations import moments
 from dictlab.statistics import ratio, spearman
 from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_model
 
@@ -27,7 +27,7 @@ def given(seed: int = 0, draws: int = DRAWS) -> Given:
     x[0, 0] *= 100  # first tokens have huge norms in real models
     x_hat = 0.8 * x + torch.randn(B, T, D)
     pool = torch.randn(4, T, D) @ torch.diag(torch.arange(1.0, D + 1)) + 2
-    around = surroundings(statistics([pool[:, 1:]], covariance=True), pool)
+    around = surroundings(moments([pool[:, 1:]], covariance=True), pool)
     return Given(x, x_hat, around, torch.randn_like(pool), torch.Generator().manual_seed(seed), draws)
 
 

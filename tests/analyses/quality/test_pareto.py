@@ -17,7 +17,7 @@ from analyses.quality.measured_points import MEASURES, Curve, Point, curves
 from analyses.quality.pareto import pareto
 from analyses.quality.pareto_tables import SIMILAR, cost_table, fronts, matched, on_front, pairs, points_table
 from dictlab import Metadata, ReLU, TopK
-from dictlab.evaluation.evaluate import Evaluation
+from dictlab.evaluation.metrics import Evaluation
 from dictlab.statistics import RESAMPLES
 from tests.planted import SITE, random_dictionary, tiny_model
 

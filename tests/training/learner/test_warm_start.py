@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictlab import Dictionary, DictlabError, Metadata, ReLU, TopK, save
-from dictlab.data.activations import statistics
+from dictlab.data.activations import moments
 from dictlab.dictionary.activation_functions import AbsTopK, Gated, GroupMax, JumpReLU, Union
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.training import TrainConfig, train
@@ -43,7 +43,7 @@ NORMALISATIONS = [NoNormalisation(), Scale(0.3), LayerNorm(), ConstantNorm(), Ce
 def started(dictionary: Dictionary, x: torch.Tensor, **changes) -> Learner:
     settings = config(start=("some.safetensors",), **changes)
     [member] = settings.members([dictionary.in_input_units()])
-    return Learner(member, settings, statistics([x]), geometric_median(x))
+    return Learner(member, settings, moments([x]), geometric_median(x))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.kind)
@@ -117,7 +117,7 @@ def test_fine_tuning_has_an_optimizer_a_schedule_and_a_penalty_of_its_own():
         width=N, activation="relu", l1=3.0, tokens=1280, finetune="weighted", reconstruction=2.0, finetune_tokens=512,
         finetune_lr=0.5, finetune_penalty=0.1, warmup=0.25, lr=1e-2,
     )  # fmt: skip
-    learner = Learner(next(settings.members()), settings, statistics([x]), geometric_median(x))
+    learner = Learner(next(settings.members()), settings, moments([x]), geometric_median(x))
     rates, weights = [], []
     for _ in range(10):
         learner.step(Batch(x), None)

@@ -8,7 +8,7 @@ from torch.nn.functional import mse_loss, normalize
 
 from analyses.similarity.matching import nearest
 from dictlab import DictlabError, load, save
-from dictlab.data.activations import statistics
+from dictlab.data.activations import moments
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
 from dictlab.training import TrainConfig
@@ -26,7 +26,7 @@ NAMES = list(BY_NAME)
 def learner_for(x: torch.Tensor, name: str = "topk", **changes) -> Learner:
     settings = {"width": 24, "k": 4, "tokens": 2560, "batch": 128, "lr": 1e-3, "prefixes": (0.25, 0.5)} | changes
     config = TrainConfig("tiny", SITE, activation=name, **settings)
-    return Learner(next(config.members()), config, statistics([x]), geometric_median(x))
+    return Learner(next(config.members()), config, moments([x]), geometric_median(x))
 
 
 def shaken(learner: Learner, seed: int = 0) -> Learner:
