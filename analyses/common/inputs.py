@@ -129,7 +129,7 @@ def open_inputs(
     opened, source = open_model(model, dictionaries, device), open_text(text)
     sites = sites_of(dictionaries, opened)
     for site in sites if resumable else ():
-        opened.start_of(site)
+        opened.block_input(site)
     length = context_of(dictionaries, opened) if context is None else opened.context_length(context)
     return ModelInputs(dictionaries, in_model(dictionaries, opened), opened, source, sites, length)
 

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dictlab.interruption import partial_warnings
 from dictlab.statistics import bootstrap_weights, interval
 
 Sums = Mapping[str, NDArray[np.float64]]
