@@ -45,10 +45,7 @@ ALLOWED |= {
     "dictlab.__main__": {"dictlab.cli"},
 }
 # Arrows that still run upwards, each to be taken out.
-UPWARDS = {
-    ("analyses.autointerp.examples", "analyses.composition"),
-    ("analyses.autointerp.scores", "analyses.features"),
-}
+UPWARDS: set[tuple[str, str]] = set()
 CIRCLES = [
     {},
     {"analyses.model_effects.downstream", "analyses.model_effects.downstream_tables"},

@@ -26,10 +26,10 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Generator, Tensor
 
-from analyses.common.max_activating import SHOWN_AS
-from analyses.composition.latent_cards import token_texts
+from analyses.common.firings import LatentFirings
+from analyses.common.token_texts import token_texts
 
-SIGNS = SHOWN_AS | str.maketrans({"«": "‹", "»": "›"})  # the marks are « and »
+SIGNS = str.maketrans({"«": "‹", "»": "›"})  # the marks are « and »
 PEAK_AT = 2 / 3  # of a window that is shown lies before the token with the largest activation, where there is room
 
 
@@ -72,13 +72,13 @@ class Grid(NamedTuple):
         """Windows of a sequence."""
         return (self.sequences.shape[1] - self.first) // self.width
 
-    def strengths(self, latent: Firing) -> Float[ndarray, " windows"]:
+    def strengths(self, latent: LatentFirings) -> Float[ndarray, " windows"]:
         """Strength of each window; 0 for a silent one."""
-        row, position = np.divmod(latent.place, self.sequences.shape[1])
+        row, position = np.divmod(latent.token, self.sequences.shape[1])
         column = (position - self.first) // self.width
         inside = (position >= self.first) & (column < self.each)
         found = np.zeros(len(self.sequences) * self.each)
-        np.maximum.at(found, (row * self.each + column)[inside], latent.strength[inside])
+        np.maximum.at(found, (row * self.each + column)[inside], np.abs(latent.activation)[inside])
         return found
 
     def start(self, number: int) -> tuple[int, int]:
@@ -86,31 +86,24 @@ class Grid(NamedTuple):
         row, column = divmod(number, self.each)
         return row, self.first + column * self.width
 
-    def strength(self, row: int, start: int, latent: Firing) -> Float[ndarray, " window"]:
+    def strength(self, row: int, start: int, latent: LatentFirings) -> Float[ndarray, " window"]:
         """|activation| at each token of a window anywhere in a sequence."""
         begin, found = row * self.sequences.shape[1] + start, np.zeros(self.width)
-        low, high = np.searchsorted(latent.place, [begin, begin + self.width])
-        found[latent.place[low:high] - begin] = latent.strength[low:high]
+        low, high = np.searchsorted(latent.token, [begin, begin + self.width])
+        found[latent.token[low:high] - begin] = np.abs(latent.activation)[low:high]
         return found
 
-    def window(self, row: int, start: int, latent: Firing) -> Window:
+    def window(self, row: int, start: int, latent: LatentFirings) -> Window:
         """A window anywhere in a sequence, with its text."""
         texts = token_texts(self.tokenizer, self.sequences[row, start : start + self.width].tolist())
         return Window(tuple(text.translate(SIGNS) for text in texts), self.strength(row, start, latent))
 
 
-class Firing(NamedTuple):
-    """Where one latent is active: tokens counted through all sequences, in their order, and |activation| there."""
-
-    place: Int[ndarray, " active"]
-    strength: Float[ndarray, " active"]
-
-
-def shown(grid: Grid, latent: Firing, count: int) -> list[Window]:
+def shown(grid: Grid, latent: LatentFirings, count: int) -> list[Window]:
     """Windows around the largest activations, each out of another sequence, the strongest first."""
     length, made, used = grid.sequences.shape[1], list[Window](), set[int]()
-    for i in np.argsort(-latent.strength, kind="stable").tolist():
-        row, position = divmod(int(latent.place[i]), length)
+    for i in np.argsort(-np.abs(latent.activation), kind="stable").tolist():
+        row, position = divmod(int(latent.token[i]), length)
         if len(made) == count:
             break
         if row not in used and position >= grid.first:
@@ -120,7 +113,7 @@ def shown(grid: Grid, latent: Firing, count: int) -> list[Window]:
     return made
 
 
-def detection(grid: Grid, latent: Firing, half: int, generator: Generator) -> list[Trial]:
+def detection(grid: Grid, latent: LatentFirings, half: int, generator: Generator) -> list[Trial]:
     """`half` active windows and `half` silent ones in random order; none at all where there are too few of either."""
     strength = grid.strengths(latent)
     silent = np.flatnonzero(strength == 0)
@@ -133,7 +126,7 @@ def detection(grid: Grid, latent: Firing, half: int, generator: Generator) -> li
     return shuffled(trials, generator)
 
 
-def fuzzing(grid: Grid, latent: Firing, half: int, generator: Generator) -> list[Trial]:
+def fuzzing(grid: Grid, latent: LatentFirings, half: int, generator: Generator) -> list[Trial]:
     """Up to `half` windows with right marks and as many other ones with wrong marks, in random order."""
     strength = grid.strengths(latent)
     movable = {

@@ -25,12 +25,12 @@ from torch import Tensor
 
 from analyses.autointerp import examples as contexts
 from analyses.autointerp.conversation import Cost
-from analyses.autointerp.examples import Firing, Grid, Trial, Window
+from analyses.autointerp.examples import Grid, Trial, Window
 from analyses.autointerp.llm_client import Endpoint
 from analyses.autointerp.prompts import EXPLANATION_BYTES, KINDS, explanation_question, judgement_question
 from analyses.autointerp.questions import Question, ask_all, outstanding, say, settled
 from analyses.autointerp.settings import Interpreter
-from analyses.features.simulation import Firings
+from analyses.common.firings import Firings
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
@@ -148,7 +148,7 @@ def subject(
     """
     sheets, left_out, half = [], [], interpreter.judged // 2
     for number, latent in enumerate(latents):
-        before, after = (Firing(split.place[number], np.abs(split.value[number])) for split in splits)
+        before, after = (split.latents[number] for split in splits)
         generator = seeds.generator(seed, f"contexts to judge: latent {latent} of {dictionary.name}")
         shown = contexts.shown(grids[0], before, interpreter.shown)
         detection = contexts.detection(grids[1], after, half, generator)

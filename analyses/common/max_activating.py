@@ -32,6 +32,7 @@ from analyses.common.inputs import (
     open_text,
     within_reach,
 )
+from analyses.common.token_texts import token_texts
 from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.data.arrays import ArrayActivations
 from dictlab.dictionary import Dictionary
@@ -41,7 +42,6 @@ from dictlab.model.language_model import LanguageModel
 
 TOP = 3  # sequences kept for each latent
 BEFORE, AFTER = 8, 4  # tokens shown around the one at the maximum
-SHOWN_AS = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "↵"})
 
 
 class Peaks(NamedTuple):
@@ -191,14 +191,11 @@ def _strongest_of(
 
 
 def excerpt(tokenizer: Any, tokens: Int[Tensor, " context"], position: int) -> str:
-    """The text around a token, which stands between « and »; line ends and tabs are shown as signs."""
+    """The text around a token, which stands between « and »; invisible characters as `token_texts` shows them."""
+    peak = min(position, BEFORE)
     window = tokens[max(0, position - BEFORE) : position + 1 + AFTER].tolist()
-    at = min(position, BEFORE)
-    upto = [_decoded(tokenizer, window[:end]) for end in (at, at + 1, len(window))]
-    before, token, after = upto[0], upto[1][len(upto[0]) :], upto[2][len(upto[1]) :]
-    if not (upto[1].startswith(upto[0]) and upto[2].startswith(upto[1])):  # a letter of several tokens is cut
-        before, token, after = (_decoded(tokenizer, p) for p in (window[:at], window[at : at + 1], window[at + 1 :]))
-    return f"{before}«{token}»{after}".translate(SHOWN_AS)
+    texts = token_texts(tokenizer, window, peak)
+    return f"{''.join(texts[:peak])}«{texts[peak]}»{''.join(texts[peak + 1 :])}"
 
 
 def excerpts(
@@ -239,11 +236,6 @@ def _told(told: Callable[[int, int], str], found: Peaks, latents: Iterable[int])
         ]
         for latent in latents
     }
-
-
-def _decoded(tokenizer: Any, ids: list[int]) -> str:
-    text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return text
 
 
 def _none(dictionary: Dictionary) -> Peaks:

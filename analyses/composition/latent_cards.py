@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.common.max_activating import AFTER, BEFORE, SHOWN_AS, peaks
+from analyses.common.max_activating import AFTER, BEFORE, peaks
 from analyses.common.neighbours import Neighbours
+from analyses.common.token_texts import token_text, token_texts
 from analyses.composition.direct_logits import extremes, leaving, logit_effects, writes_to_stream
 from analyses.composition.insertion import Effects, nearest_alive
 from dictlab.dictionary import Dictionary
@@ -27,7 +28,6 @@ from dictlab.reports.cards import Card, Cards, Passage, Piece
 CONTEXTS, PARENT_CONTEXTS = 4, 2  # shown of a latent, and of the latent of SMALL that is nearest
 NEAREST = 3
 TOKENS = 8  # promoted, and suppressed
-INCOMPLETE = "\ufffd"  # the end of a text that stops within a letter
 
 
 class Scenery(NamedTuple):
@@ -203,7 +203,7 @@ def _written(large: Dictionary, latents: Sequence[int], effects: Effects, scener
     found = []
     for effect in logit_effects(model, large.W_dec[chosen], strength, streams):
         named = [
-            tuple((_token(model.tokenizer, i), float(effect[i])) for i in ids)
+            tuple((token_text(model.tokenizer, i), float(effect[i])) for i in ids)
             for ids in extremes(effect, known, TOKENS)
         ]
         found.append((named[0], named[1]))
@@ -214,28 +214,8 @@ def _passage(tokenizer: Any, tokens: Tensor, weights: Tensor, position: int) -> 
     start = max(0, position - BEFORE)
     end = position + 1 + AFTER
     texts = token_texts(tokenizer, tokens[start:end].tolist(), position - start)
-    pieces = (
-        Piece(text.translate(SHOWN_AS), round(float(w), 3)) for text, w in zip(texts, weights[start:end], strict=True)
-    )
+    pieces = (Piece(text, round(float(w), 3)) for text, w in zip(texts, weights[start:end], strict=True))
     return Passage(tuple(pieces), position - start)
-
-
-def token_texts(tokenizer: Any, ids: Sequence[int], peak: int | None = None) -> list[str]:
-    """What each token adds to the text. A letter of several tokens stands at its last one, unless the peak is in it."""
-    texts: list[str] = []
-    known = ""
-    for i in range(len(ids)):
-        text = str(tokenizer.decode(list(ids[: i + 1]), clean_up_tokenization_spaces=False))
-        whole = not text.endswith(INCOMPLETE) and text.startswith(known)
-        texts.append(text[len(known) :] if whole else "")
-        known = text if whole else known
-    if peak is not None and not texts[peak]:
-        texts[peak] = str(tokenizer.decode([ids[peak]], clean_up_tokenization_spaces=False))
-    return texts
-
-
-def _token(tokenizer: Any, token: int) -> str:
-    return str(tokenizer.decode([token], clean_up_tokenization_spaces=False)).translate(SHOWN_AS)
 
 
 def _listed(tokens: Sequence[tuple[str, float]] | None) -> str | None:

@@ -21,6 +21,7 @@ from analyses.autointerp import report as interpretation_report
 from analyses.autointerp import scores as interpretation
 from analyses.autointerp.llm_client import Endpoint
 from analyses.autointerp.settings import Interpreter
+from analyses.common.firings import Firings, collect_firings
 from analyses.common.inputs import (
     DictionaryLike,
     ModelLike,
@@ -38,7 +39,7 @@ from analyses.features.explanations_differences import differences
 from analyses.features.explanations_tables import Explained, Latent
 from analyses.features.n2g import Padding, last_activations, padding_of, patterns
 from analyses.features.n2g_trie import Pattern, Trie
-from analyses.features.simulation import Firings, drawn_examples, factor, firings, score, simulated, spliced
+from analyses.features.simulation import drawn_examples, factor, score, simulated, spliced
 from dictlab import seeds
 from dictlab.data.activations import capture_sequences
 from dictlab.data.packing import leading_tokens
@@ -150,7 +151,7 @@ def explanations(
 
 def _sampled(own: Dictionary, placed: Dictionary, plan: Plan) -> Sampled:
     chosen, lead = _chosen(placed, plan), len(leading_tokens(plan.model.tokenizer))
-    before, after = (firings(placed, plan.model, split, chosen, lead) for split in (plan.train, plan.held))
+    before, after = (collect_firings(placed, plan.model, split, chosen, lead) for split in (plan.train, plan.held))
     return Sampled(own, placed, chosen, (before, after))
 
 
@@ -178,10 +179,10 @@ def _explained(sampled: Sampled, plan: Plan) -> Explained:
         of[example.latent].append(pattern)
     tries = [Trie.of(of[latent]) for latent in chosen]
     there, here = (simulated(tries, split, len(lead)) for split in (train, held))
-    factors = [factor(s, *parts) for s, *parts in zip(there, before.place, before.value, strict=True)]
-    scores = [score(s, place, (len(held), held.shape[1])) for s, place in zip(here, after.place, strict=True)]
+    factors = [factor(s, active) for s, active in zip(there, before.latents, strict=True)]
+    scores = [score(s, active, (len(held), held.shape[1])) for s, active in zip(here, after.latents, strict=True)]
     sums = spliced(placed, model, held, chosen, here, factors, plan.bigrams)
-    parts = zip(chosen, (of[i] for i in chosen), scores, here, after.place, before.place, factors, strict=True)
+    parts = zip(chosen, (of[i] for i in chosen), scores, here, after.latents, before.latents, factors, strict=True)
     return Explained(own, [Latent(*one) for one in parts], after.share, sums, plan.seed)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Int
-from numpy import ndarray
 from torch import Tensor
 
-from analyses.common.max_activating import SHOWN_AS, excerpt
-from analyses.features.n2g_trie import Pattern, Simulated
+from analyses.common.firings import LatentFirings
+from analyses.common.max_activating import excerpt
+from analyses.common.token_texts import token_text
+from analyses.features.n2g_trie import Pattern
 from analyses.features.simulation import Score, Sums
 from dictlab.dictionary import Dictionary
 from dictlab.reports.cards import Card, Cards, Passage, Piece
@@ -34,9 +35,9 @@ class Latent(NamedTuple):
     latent: int
     patterns: list[Pattern]
     score: Score
-    said: Simulated
-    active: Int[ndarray, " active"]
-    seen: Int[ndarray, " active_in_training"]
+    simulated: LatentFirings
+    active: LatentFirings
+    active_in_training: LatentFirings
     factor: float
 
 
@@ -70,7 +71,7 @@ def latents(found: Sequence[Explained], tokenizer: Any) -> pd.DataFrame:
             row |= {
                 "active tokens": int(own.score.active.sum()),
                 "simulated tokens": int(own.score.fired.sum()),
-                "active training tokens": len(own.seen),
+                "active training tokens": len(own.active_in_training.token),
                 "examples": len(own.patterns),
                 "patterns": len(distinct(own.patterns)),
                 "factor": own.factor,
@@ -177,8 +178,8 @@ def cards(found: Sequence[Explained], tokenizer: Any, held: Int[Tensor, "sequenc
                 "active on": f"{own.score.active.sum() / held.numel():.2%} of held-out tokens".replace("%", " %")
             }
             for word, places in (
-                ("missed at", np.setdiff1d(own.active, own.said.place)),
-                ("wrong at", np.setdiff1d(own.said.place, own.active)),
+                ("missed at", np.setdiff1d(own.active.token, own.simulated.token)),
+                ("wrong at", np.setdiff1d(own.simulated.token, own.active.token)),
             ):
                 for i, place in enumerate(places[:: max(1, len(places) // EXCERPTS)][:EXCERPTS]):
                     row, position = divmod(int(place), held.shape[1])
@@ -207,8 +208,7 @@ def written(pattern: Pattern, tokenizer: Any) -> str:
 
 def _pieces(pattern: Pattern, tokenizer: Any) -> list[str]:
     return [
-        str(tokenizer.decode([token], clean_up_tokenization_spaces=False)).translate(SHOWN_AS) if kept else ANY
-        for token, kept in zip(pattern.tokens, pattern.kept, strict=True)
+        token_text(tokenizer, token) if kept else ANY for token, kept in zip(pattern.tokens, pattern.kept, strict=True)
     ]
 
 

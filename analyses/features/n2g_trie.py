@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from analyses.common.firings import LatentFirings
+
 WILDCARD = -1  # no token has this id
 
 
@@ -43,13 +45,6 @@ class Pattern(NamedTuple):
     def path(self) -> tuple[int, ...]:
         """The tokens with wildcards among them."""
         return tuple(t if kept else WILDCARD for t, kept in zip(self.tokens, self.kept, strict=True))
-
-
-class Simulated(NamedTuple):
-    """Where a trie says that its latent is active, as a place among all tokens, and how strongly."""
-
-    place: Int[ndarray, " found"]
-    value: Float[ndarray, " found"]
 
 
 @dataclass
@@ -98,27 +93,27 @@ class Trie:
                 return node.value
         return 0.0 if node.at_start is None or position < first else node.at_start
 
-    def simulate(self, tokens: Int[ndarray, "sequences context"], first: int = 0) -> Simulated:
+    def simulate(self, tokens: Int[ndarray, "sequences context"], first: int = 0) -> LatentFirings:
         """Every token of some contexts at which the simulated activation is not 0: `at` for all tokens together.
 
         Memory: a few numbers for each token of the contexts.
         """
         steps, every, length = _Steps.of(self), tokens.ravel(), tokens.shape[1]
         place = np.flatnonzero(np.arange(tokens.size) % length >= first)
-        node, back, met = np.zeros_like(place), 0, [Simulated(place[:0], np.zeros(0))]
+        node, back, met = np.zeros_like(place), 0, [LatentFirings(place[:0], np.zeros(0))]
         while len(place):
             node = steps.onward(node, every[place - back])
             place, node = place[node >= 0], node[node >= 0]
             found = ~np.isnan(steps.value[node])
-            met.append(Simulated(place[found], steps.value[node[found]]))
+            met.append(LatentFirings(place[found], steps.value[node[found]]))
             place, node, back = place[~found], node[~found], back + 1
             ended = place % length - back < first
-            met.append(Simulated(place[ended], steps.at_start[node[ended]]))
+            met.append(LatentFirings(place[ended], steps.at_start[node[ended]]))
             place, node = place[~ended], node[~ended]
         places, values = (np.concatenate(part) for part in zip(*met, strict=True))
         active = ~np.isnan(values) & (values != 0)
         order = np.argsort(places[active])
-        return Simulated(places[active][order], values[active][order])
+        return LatentFirings(places[active][order], values[active][order])
 
 
 class _Steps(NamedTuple):

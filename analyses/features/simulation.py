@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from analyses.common.firings import Firings, LatentFirings
 from analyses.features.bigram_baseline import Bigrams
 from analyses.features.n2g import Example
-from analyses.features.n2g_trie import Simulated, Trie
+from analyses.features.n2g_trie import Trie
 from dictlab import seeds
-from dictlab.data.activations import capture_sequences
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
@@ -40,66 +40,12 @@ from dictlab.model.output_divergence import LOGITS, next_tokens
 Sums = dict[str, NDArray[np.float64]]
 
 
-class Firings(NamedTuple):
-    """Where some latents are active in some contexts, latent by latent.
-
-    Attributes:
-        place: Of the n-th latent: the tokens, counted through all contexts, in their order.
-        value: Its activations there.
-        share: Share of the active latents of all tokens that are among these.
-    """
-
-    place: list[Int[ndarray, " active"]]
-    value: list[Float[ndarray, " active"]]
-    share: float
-
-
 class Score(NamedTuple):
     """How one explanation did, as counts by sequence."""
 
     fired: Float[ndarray, " sequences"]
     active: Float[ndarray, " sequences"]
     both: Float[ndarray, " sequences"]
-
-
-@torch.no_grad()
-def firings(
-    dictionary: Dictionary,
-    model: LanguageModel,
-    sequences: Int[Tensor, "sequences context"],
-    latents: Sequence[int],
-    first: int = 0,
-) -> Firings:
-    """Where some latents are active, in one pass. Memory: their firings.
-
-    Args:
-        dictionary: On the model's device, and reading its activations.
-        model: The language model.
-        sequences: Token ids.
-        latents: Which, sorted.
-        first: Tokens that lead each context; what is active there is left out.
-    """
-    wanted = torch.zeros(dictionary.n_latents, dtype=torch.bool, device=model.device)
-    wanted[list(latents)] = True
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    done = total = 0
-    for x in tqdm(
-        capture_sequences(model, site_of(dictionary), sequences), desc="activations", unit="batch", leave=False
-    ):
-        codes = dictionary.encode(x.float())
-        check_finite(dictionary, codes.values[:, None])
-        rows = codes.rows
-        on = (codes.values != 0) & (rows % sequences.shape[1] >= first)
-        total += int(on.sum())
-        on &= wanted[codes.indices]
-        parts.append((rows[on].cpu() + done, codes.indices[on].cpu(), codes.values[on].double().cpu()))
-        done += codes.n_tokens
-    place, index, value = (torch.cat(part) for part in zip(*parts, strict=True))
-    order = torch.argsort(index, stable=True)
-    ends = torch.searchsorted(index[order], torch.tensor(list(latents)), right=True)
-    cut = ends[:-1].tolist()
-    by_latent = [np.split(part[order].numpy(), cut) for part in (place, value)]
-    return Firings(by_latent[0], by_latent[1], len(place) / max(1, total))
 
 
 def drawn_examples(
@@ -115,7 +61,7 @@ def drawn_examples(
     """Up to `count` random active tokens of each latent, with up to `longest` tokens of what leads to them."""
     generator, length = seeds.generator(seed, "activations to explain"), sequences.shape[1]
     made = []
-    for latent, places, values in zip(latents, found.place, found.value, strict=True):
+    for latent, (places, values) in zip(latents, found.latents, strict=True):
         for i in torch.randperm(len(places), generator=generator)[:count].tolist():
             row, position = divmod(int(places[i]), length)
             start = max(first, position + 1 - longest)
@@ -123,23 +69,26 @@ def drawn_examples(
     return made
 
 
-def simulated(tries: Sequence[Trie], sequences: Int[Tensor, "sequences context"], first: int = 0) -> list[Simulated]:
+def simulated(
+    tries: Sequence[Trie], sequences: Int[Tensor, "sequences context"], first: int = 0
+) -> list[LatentFirings]:
     """What each trie says of each token."""
     tokens = sequences.numpy()
     return [trie.simulate(tokens, first) for trie in tqdm(tries, desc="simulation", unit="latent", leave=False)]
 
 
-def factor(found: Simulated, place: Int[ndarray, " active"], value: Float[ndarray, " active"]) -> float:
+def factor(simulated: LatentFirings, active: LatentFirings) -> float:
     """E[s a] / E[s^2]; 0 where nothing is simulated."""
-    _, here, there = np.intersect1d(found.place, place, assume_unique=True, return_indices=True)
-    below = float(np.square(found.value).sum())
-    return float((found.value[here] * value[there]).sum()) / below if below else 0.0
+    _, s, a = np.intersect1d(simulated.token, active.token, assume_unique=True, return_indices=True)
+    square = float(np.square(simulated.activation).sum())
+    return float((simulated.activation[s] * active.activation[a]).sum()) / square if square else 0.0
 
 
-def score(found: Simulated, place: Int[ndarray, " active"], shape: tuple[int, int]) -> Score:
+def score(simulated: LatentFirings, active: LatentFirings, shape: tuple[int, int]) -> Score:
     """Counts by sequence, for contexts of `shape` (sequences, tokens of each)."""
-    both = np.intersect1d(found.place, place, assume_unique=True)
-    counts = (np.bincount(p // shape[1], minlength=shape[0]).astype(float) for p in (found.place, place, both))
+    both = np.intersect1d(simulated.token, active.token, assume_unique=True)
+    tokens = (simulated.token, active.token, both)
+    counts = (np.bincount(own // shape[1], minlength=shape[0]).astype(float) for own in tokens)
     return Score(*counts)
 
 
@@ -174,7 +123,7 @@ def spliced(
     model: LanguageModel,
     sequences: Int[Tensor, "sequences context"],
     latents: Sequence[int],
-    said: Sequence[Simulated],
+    said: Sequence[LatentFirings],
     factors: Sequence[float],
     bigrams: Bigrams,
 ) -> Sums:
@@ -193,9 +142,9 @@ def spliced(
         `clean`, `reconstruction`, `simulated`, `zeroed`, `bigram` and `predicted` (tokens), `[sequences]` each.
     """
     chosen = torch.tensor(list(latents), device=model.device)
-    place = torch.cat([torch.from_numpy(s.place) for s in said])
-    index = torch.repeat_interleave(torch.tensor(list(latents)), torch.tensor([len(s.place) for s in said]))
-    value = torch.cat([torch.from_numpy(s.value * c) for s, c in zip(said, factors, strict=True)])
+    place = torch.cat([torch.from_numpy(s.token) for s in said])
+    index = torch.repeat_interleave(torch.tensor(list(latents)), torch.tensor([len(s.token) for s in said]))
+    value = torch.cat([torch.from_numpy(s.activation * c) for s, c in zip(said, factors, strict=True)])
     size, length = max(1, BATCH_TOKENS // sequences.shape[1]), sequences.shape[1]
     site, start_of = site_of(dictionary), model.block_input(site_of(dictionary))
     parts: list[Tensor] = []

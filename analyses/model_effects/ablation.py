@@ -34,6 +34,7 @@ from analyses.common.inputs import (
     sites_of,
 )
 from analyses.common.patching import scenes
+from analyses.common.token_texts import token_text
 from analyses.model_effects import ablation_plots as plots
 from analyses.model_effects import ablation_tables as tables
 from analyses.model_effects.ablation_tables import CHANNEL, LATENT, RANDOM, Effect
@@ -142,7 +143,7 @@ def _measured(
     done = 0
     try:
         for position in tqdm(positions, desc="ablation", unit="token", leave=False):
-            word = model.tokenizer.decode([int(sample[done, position])])
+            word = token_text(model.tokenizer, int(sample[done, position]))
             own: list[Effect] = []
             for site, scene in scenes(model, sample[done : done + 1, : position + follow], sites).items():
                 here = [(d.name, p) for d, p in zip(opened, placed, strict=True) if site_of(p) == site]

@@ -29,6 +29,7 @@ from analyses.common.inputs import (
     open_model,
     open_text,
 )
+from analyses.common.token_texts import token_text
 from analyses.model_effects import pathology_plots as plots
 from analyses.model_effects import pathology_tables as tables
 from analyses.model_effects.pathology_measurements import Measured
@@ -168,8 +169,8 @@ def _tokens(
 
 
 def _words(model: LanguageModel, tokens: Tensor) -> dict[int, str]:
-    """How each token that occurs is written, so that spaces and line ends can be seen."""
-    return {token: repr(model.tokenizer.decode([token])) for token in tokens.unique().tolist()}
+    """How each token that occurs is shown, in quotes so that spaces can be seen."""
+    return {token: f"'{token_text(model.tokenizer, token)}'" for token in tokens.unique().tolist()}
 
 
 def _frequencies(model: LanguageModel, tokens: Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from analyses import explanations
-from analyses.autointerp.examples import Firing, Grid, Trial, Window, detection, fuzzing, moved, shown, stratified
+from analyses.autointerp.examples import Grid, Trial, Window, detection, fuzzing, moved, shown, stratified
 from analyses.autointerp.prompts import (
     EXPLANATION_BYTES,
     explanation_question,
@@ -22,6 +22,7 @@ from analyses.autointerp.prompts import (
 )
 from analyses.autointerp.scores import Judged, balanced_accuracy
 from analyses.autointerp.settings import Interpreter
+from analyses.common.firings import LatentFirings
 from dictlab import Dictionary, Metadata, ReLU, cli, save
 from dictlab.errors import DictlabError
 from tests.loopback import EXPLAIN, asked, error, excerpts, oracle, serving
@@ -295,7 +296,7 @@ def random_firing(seed=0, rows=12, length=14, share=0.2):
     strength = np.where(active, 0.1 + generator.random((rows, length)), 0)
     place = np.flatnonzero(strength)
     grid = letters_grid(generator.integers(1, 90, (rows, length)).tolist())
-    return grid, Firing(place, strength.ravel()[place]), strength
+    return grid, LatentFirings(place, strength.ravel()[place]), strength
 
 
 def test_windows_have_the_strength_that_a_search_finds():
@@ -400,7 +401,7 @@ def test_runs_of_marked_tokens_stand_between_two_signs():
 
 def test_questions_show_what_they_are_about_and_not_the_truth():
     grid = letters_grid([tiny_tokenizer()("_a[b]\nc|")["input_ids"]], width=7, first=0)
-    window = grid.window(0, 0, Firing(np.array([1, 3]), np.array([1.0, 4.0])))
+    window = grid.window(0, 0, LatentFirings(np.array([1, 3]), np.array([1.0, 4.0])))
     given = explanation_question([window], "m").given
     assert given.endswith("10") and "« a»" in given and "↵" in given and given.count("\n") == 1
     trials = [Trial(window, (0,), True), Trial(window, (0,), False)]

@@ -15,7 +15,6 @@ from analyses.composition.latent_cards import (
     portrait_cards,
     portrait_table,
     portraits,
-    token_texts,
 )
 from dictlab import Metadata, ReLU
 from dictlab.dictionary.activation_functions import AbsTopK
@@ -105,18 +104,3 @@ def test_the_table_says_what_the_cards_say(scenery):
         assert row["promoted"] == card.fields["promotes"] and row["nearest"] == card.fields["nearest in SMALL"]
         assert row["context 1"] == str(one.contexts[0]) == str(card.passages["Most active at"][0])
         assert f"{row['change in MSE']:+.4g}" in card.fields["change in MSE"]
-
-
-class Bytes:
-    """A tokenizer with one token a byte, so that a letter can be cut."""
-
-    def decode(self, ids, clean_up_tokenization_spaces):
-        return bytes(ids).decode("utf-8", errors="replace")
-
-
-def test_a_letter_of_several_tokens_stands_at_its_last_one():
-    ids = list("aé中b".encode())
-    assert token_texts(Bytes(), ids) == ["a", "", "é", "", "", "中", "b"]
-    assert "".join(token_texts(Bytes(), ids)) == "aé中b"
-    assert token_texts(Bytes(), ids, peak=1)[1] == "\ufffd", "a peak can be seen"
-    assert token_texts(Bytes(), ids[:2]) == ["a", ""]

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
 from analyses import explanations
+from analyses.common.firings import LatentFirings, collect_firings
 from analyses.features.bigram_baseline import Bigrams
 from analyses.features.explanations_differences import differences
 from analyses.features.explanations_tables import Explained, Latent
 from analyses.features.n2g import Padding, last_activations, padding_of, patterns
-from analyses.features.n2g_trie import WILDCARD, Pattern, Simulated, Trie
+from analyses.features.n2g_trie import WILDCARD, Pattern, Trie
 from analyses.features.simulation import (
     Score,
     drawn_examples,
     factor,
-    firings,
     score,
     simulated,
     spliced,
@@ -77,7 +77,7 @@ def explained():
     """Planted latents explained from one text, and what is said of another one."""
     model, generator = NgramModel(), torch.Generator().manual_seed(0)
     train, held = (torch.randint(VOCABULARY - 1, (400, 12), generator=generator) for _ in range(2))
-    before, after = (firings(PLANTED, model, split, [0, 1, 2]) for split in (train, held))
+    before, after = (collect_firings(PLANTED, model, split, [0, 1, 2]) for split in (train, held))
     drawn = drawn_examples([0, 1, 2], before, train, 16, longest=6, seed=0)
     built = patterns(drawn, last_activations(model, PLANTED, []), PADDING, 6)
     of = [[p for e, p in zip(drawn, built, strict=True) if e.latent == latent] for latent in range(3)]
@@ -97,18 +97,18 @@ def test_a_latent_that_needs_the_beginning_is_marked_so(explained):
 
 def test_planted_patterns_have_precision_and_recall_1(explained):
     _, said, after, held = explained
-    for found, place, value in zip(said, after.place, after.value, strict=True):
-        counts = score(found, place, tuple(held.shape))
+    for found, active in zip(said, after.latents, strict=True):
+        counts = score(found, active, tuple(held.shape))
         assert counts.active.sum() > 10
         assert counts.both.tolist() == counts.fired.tolist() == counts.active.tolist()
-        assert found.value.tolist() == pytest.approx(value.tolist())
+        assert found.activation.tolist() == pytest.approx(active.activation.tolist())
 
 
 def test_what_is_stronger_at_the_beginning_need_not_be_there():
     dictionary = planted_dictionary([here(3)])  # 0.5 anywhere, 1.5 at the beginning
     dictionary.W_enc[FIRST, 0] = 1.0
     tokens = torch.tensor([[1, 5, 3]])
-    drawn = drawn_examples([0], firings(dictionary, NgramModel(), tokens, [0]), tokens, 1, longest=3, seed=0)
+    drawn = drawn_examples([0], collect_firings(dictionary, NgramModel(), tokens, [0]), tokens, 1, longest=3, seed=0)
     (pattern,) = patterns(drawn, last_activations(NgramModel(), dictionary, []), PADDING, 3)
     assert pattern.path == (3,) and pattern.activation == pytest.approx(1.5) and not pattern.at_start
 
@@ -133,8 +133,8 @@ def test_strings_that_several_ask_about_go_through_the_model_once():
 
 def test_examples_are_active_tokens_with_what_leads_to_them():
     tokens = torch.tensor([[0, 1, 5, 2, 3], [1, 1, 2, 2, 0]])
-    found = firings(PLANTED, NgramModel(), tokens, [0, 1])
-    assert [p.tolist() for p in found.place] == [[3, 7, 8], [4]] and found.share == 1.0
+    found = collect_firings(PLANTED, NgramModel(), tokens, [0, 1])
+    assert [one.token.tolist() for one in found.latents] == [[3, 7, 8], [4]] and found.share == 1.0
     drawn = drawn_examples([0, 1], found, tokens, 9, longest=3, seed=1)
     assert {e.tokens for e in drawn if e.latent == 0} == {(1, 5, 2), (1, 1, 2), (1, 2, 2)}
     assert [e.tokens for e in drawn if e.latent == 1] == [(5, 2, 3)]
@@ -143,7 +143,7 @@ def test_examples_are_active_tokens_with_what_leads_to_them():
 
 def test_what_needs_more_tokens_than_are_tried_is_kept_whole():
     tokens = torch.tensor([[1, 5, 2]])
-    found = firings(PLANTED, NgramModel(), tokens, [0])
+    found = collect_firings(PLANTED, NgramModel(), tokens, [0])
     drawn = drawn_examples([0], found, tokens, 1, longest=2, seed=0)
     (pattern,) = patterns(drawn, last_activations(NgramModel(), PLANTED, []), PADDING, 2)
     assert not pattern.reached and pattern.path == (5, 2) and pattern.activation == pytest.approx(0.5)
@@ -152,7 +152,7 @@ def test_what_needs_more_tokens_than_are_tried_is_kept_whole():
 def test_a_token_that_is_the_padding_is_replaced_by_another():
     dictionary = planted_dictionary([here(PADDING.token)])
     tokens = torch.tensor([[1, PADDING.token]])
-    drawn = drawn_examples([0], firings(dictionary, NgramModel(), tokens, [0]), tokens, 1, longest=2, seed=0)
+    drawn = drawn_examples([0], collect_firings(dictionary, NgramModel(), tokens, [0]), tokens, 1, longest=2, seed=0)
     (pattern,) = patterns(drawn, last_activations(NgramModel(), dictionary, []), PADDING, 2)
     assert pattern.path == (PADDING.token,) and not pattern.at_start
 
@@ -179,7 +179,7 @@ def test_a_trie_of_one_pattern_fires_where_a_search_finds_it(path, rows, at_star
         if (not at_start or i == first + len(path) - 1)
         and all(p in (WILDCARD, own[i - len(path) + 1 + k]) for k, p in enumerate(path))
     ]
-    assert found.place.tolist() == expected and set(found.value.tolist()) <= {2.5}
+    assert found.token.tolist() == expected and set(found.activation.tolist()) <= {2.5}
 
 
 @settings(max_examples=60, deadline=None)
@@ -194,7 +194,7 @@ def test_all_tokens_together_are_said_what_each_is_said_alone(several, rows, fir
     trie = Trie.of([pattern(path, 1.0 + i, at_start) for i, (path, at_start) in enumerate(several)])
     found = trie.simulate(np.array(rows), first)
     alone = {row * 5 + i: trie.at(own, i, first) for row, own in enumerate(rows) for i in range(5)}
-    said = dict(zip(found.place.tolist(), found.value.tolist(), strict=True))
+    said = dict(zip(found.token.tolist(), found.activation.tolist(), strict=True))
     assert said == {place: value for place, value in alone.items() if value} and list(said) == sorted(said)
 
 
@@ -212,9 +212,10 @@ def test_the_first_value_on_the_way_counts_and_the_last_document_wins():
 
 def test_the_factor_is_that_of_least_squares():
     s, a = np.array([1.0, 2.0, 0.0, 3.0]), np.array([0.0, 1.0, 4.0, 2.0])
-    found = factor(Simulated(np.flatnonzero(s), s[s != 0]), np.flatnonzero(a), a[a != 0])
+    found = factor(LatentFirings(np.flatnonzero(s), s[s != 0]), LatentFirings(np.flatnonzero(a), a[a != 0]))
     assert found == pytest.approx(np.linalg.lstsq(s[:, None], a, rcond=None)[0][0])
-    assert factor(Simulated(np.array([], dtype=int), np.array([])), np.array([1]), np.array([2.0])) == 0.0
+    nothing = LatentFirings(np.array([], dtype=int), np.array([]))
+    assert factor(nothing, LatentFirings(np.array([1]), np.array([2.0]))) == 0.0
 
 
 def test_replaced_codes_are_the_others_and_what_is_put_in():
@@ -244,8 +245,8 @@ def bigrams(text, model):
 def test_simulating_the_activations_themselves_is_the_reconstruction(model, text, bigrams):
     dictionary, latents = random_dictionary(40, 16, activation=TopK(4)), list(range(0, 40, 2))
     held = text.as_split("heldout").sample(model.tokenizer, 32, 3)
-    found = firings(dictionary, model, held, latents)
-    said = [Simulated(p, v / 2) for p, v in zip(found.place, found.value, strict=True)]
+    found = collect_firings(dictionary, model, held, latents)
+    said = [LatentFirings(one.token, one.activation / 2) for one in found.latents]
     sums = spliced(dictionary, model, held, latents, said, [2.0] * 20, bigrams)
     assert sums["simulated"].tolist() == pytest.approx(sums["reconstruction"].tolist(), rel=1e-5)
     assert not np.allclose(sums["zeroed"], sums["reconstruction"], rtol=1e-3)
@@ -254,13 +255,13 @@ def test_simulating_the_activations_themselves_is_the_reconstruction(model, text
 def test_cross_entropies_are_those_of_whole_forwards(model, text, bigrams):
     dictionary, latents = random_dictionary(40, 16, activation=TopK(4)), [1, 3, 5, 8]
     held = text.as_split("heldout").sample(model.tokenizer, 32, 3)
-    said = [Simulated(np.array([k, 40 + k]), np.array([1.5, 0.5])) for k in range(4)]
+    said = [LatentFirings(np.array([k, 40 + k]), np.array([1.5, 0.5])) for k in range(4)]
     sums = spliced(dictionary, model, held, latents, said, [1.0, 2.0, 0.0, 1.0], bigrams)
     codes = dictionary.encode(model.capture(held, SITE)[SITE]).dense()
     codes[:, latents] = 0
     without = codes.clone()
     for latent, own, c in zip(latents, said, [1.0, 2.0, 0.0, 1.0], strict=True):
-        codes[own.place, latent] = torch.tensor(own.value, dtype=torch.float) * c
+        codes[own.token, latent] = torch.tensor(own.activation, dtype=torch.float) * c
     for name, dense in (("zeroed", without), ("simulated", codes)):
         x_hat = (dense @ dictionary.W_dec + dictionary.b_out).view(3, 32, 16)
         log_p = model.splice(held, SITE, x_hat).logits[:, :-1].log_softmax(dim=-1)

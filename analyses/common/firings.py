@@ -1,0 +1,87 @@
+"""At which tokens of a sample are some latents active, and how strongly? One pass over the sample.
+
+Tokens are counted through all sequences: token t of sequence s has the index s * context + t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+from tqdm import tqdm
+
+from dictlab.data.activations import capture_sequences
+from dictlab.dictionary import Dictionary
+from dictlab.evaluation.evaluate import check_finite, site_of
+from dictlab.model.language_model import LanguageModel
+
+
+class LatentFirings(NamedTuple):
+    """The non-zero activations of one latent in a sample.
+
+    Attributes:
+        token: Indices of the tokens at which it is active, counted through all sequences, ascending.
+        activation: Its activation at each of them, in the units of the codes.
+    """
+
+    token: Int[ndarray, " active"]
+    activation: Float[ndarray, " active"]
+
+
+class Firings(NamedTuple):
+    """The non-zero activations of some latents in a sample.
+
+    Attributes:
+        latents: Of each latent, in the order asked for.
+        share: Non-zero activations of these latents over those of all latents.
+    """
+
+    latents: list[LatentFirings]
+    share: float
+
+
+@torch.no_grad()
+def collect_firings(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    sequences: Int[Tensor, "sequences context"],
+    latents: Sequence[int],
+    n_leading: int = 0,
+) -> Firings:
+    """Where some latents are active. Memory: their non-zero activations.
+
+    Args:
+        dictionary: On the model's device, and reading its activations.
+        model: The language model.
+        sequences: Token ids.
+        latents: Indices of latents, ascending.
+        n_leading: Tokens that lead each sequence, such as the beginning-of-text token; these are left out.
+
+    Raises:
+        DictlabError: An activation is not finite.
+    """
+    selected = torch.zeros(dictionary.n_latents, dtype=torch.bool, device=model.device)
+    selected[list(latents)] = True
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    n_tokens = n_active = 0
+    for x in tqdm(
+        capture_sequences(model, site_of(dictionary), sequences), desc="activations", unit="batch", leave=False
+    ):
+        codes = dictionary.encode(x.float())
+        check_finite(dictionary, codes.values[:, None])
+        rows = codes.rows
+        active = (codes.values != 0) & (rows % sequences.shape[1] >= n_leading)
+        n_active += int(active.sum())
+        active &= selected[codes.indices]
+        parts.append((rows[active].cpu() + n_tokens, codes.indices[active].cpu(), codes.values[active].double().cpu()))
+        n_tokens += codes.n_tokens
+    token, latent, activation = (torch.cat(part) for part in zip(*parts, strict=True))
+    order = torch.argsort(latent, stable=True)
+    ends = torch.searchsorted(latent[order], torch.tensor(list(latents)), right=True)[:-1].tolist()
+    split = (np.split(part[order].numpy(), ends) for part in (token, activation))
+    return Firings([LatentFirings(*pair) for pair in zip(*split, strict=True)], len(token) / max(1, n_active))
