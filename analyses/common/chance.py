@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,21 +14,31 @@ from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 
+# Whether random directions have the second moments of the candidates' own, or are uniform on the sphere. Trained
+# directions crowd into the directions of large variance, so that the shaped level is the stricter one.
+KINDS = {"isotropic": False, "shaped": True}
 NULL_ROWS = 512  # random directions that a chance level is the mean of
 NULL_BLOCK = 4096  # rows that are read at once for their second moments
 
+Levels = Mapping[str, Mapping[str, float]]  # chance levels by dictionary, by the keys of KINDS
 
-def chance(b: Float[Tensor, "m d"], *, shaped: bool, seed: int = 0, rows: int = NULL_ROWS) -> float:
-    """Mean max cosine of random directions with the rows of b: what similarity is worth nothing.
+
+def max_cosine_levels(
+    b: Float[Tensor, "m d"], seed: int, *, of_b: Int[Tensor, " some_b"] | None = None, rows: int = NULL_ROWS
+) -> dict[str, float]:
+    """Mean max cosine of random directions with (some of) the rows of b, by the keys of `KINDS`: what is worth nothing.
 
     Args:
-        b: The candidates.
-        shaped: Draw directions with the second moments of b's own rows, instead of uniformly on the sphere. Trained
-            directions crowd into the directions of large variance, so this is the stricter level.
+        b: The candidates; may lie in a file.
         seed: Of the draw.
+        of_b: The rows of b that take part; all by default.
         rows: Directions drawn.
     """
-    return float(nearest(random_directions(b, rows, shaped=shaped, seed=seed), b).cosine.mean())
+    levels = {}
+    for kind, shaped in KINDS.items():
+        draw = random_directions(b, rows, shaped=shaped, seed=seed, of_b=of_b)
+        levels[kind] = float(nearest(draw, b, of_b=of_b).cosine.mean())
+    return levels
 
 
 def random_directions(

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.similarity.matching import Neighbours, nearest
+from analyses.common.neighbours import Neighbours, nearest
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels.sparse import products_at

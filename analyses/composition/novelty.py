@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from analyses.common.chance import max_cosine_levels
 from analyses.common.inputs import (
     DataLike,
     DictionaryLike,
@@ -54,7 +55,6 @@ from analyses.composition.seed_control import (
     share_table,
     shares_caption,
 )
-from analyses.similarity.matching import chance
 from dictlab.data.activations import ModelActivations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
@@ -202,7 +202,7 @@ def predicted(pair: Inserted, threshold: float, seed: int) -> tuple[dict[str, Ta
 
 
 def _level(small: Dictionary, seed: int) -> float:
-    return chance(small.W_dec[small.alive], shaped=True, seed=seed)
+    return max_cosine_levels(small.W_dec[small.alive], seed)["shaped"]
 
 
 def _title(pair: Inserted) -> str:

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from analyses.common.chance import max_cosine_levels
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
 from analyses.composition.novelty import agreement, effect_plot, effects_caption
 from analyses.composition.path_steps import Order
@@ -44,7 +45,6 @@ from analyses.composition.stitching_tables import (
 )
 from analyses.pool.dictionary_pool import joinable, part_of, pooled
 from analyses.pool.ridge_refit import Parts, Refit
-from analyses.similarity.matching import chance
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.dictionary.normalisation import Centred
@@ -239,7 +239,7 @@ def _latent_tables(choice: Choice, larger: Sequence[Dictionary], threshold: floa
 def _effect_plots(choice: Choice, larger: Sequence[Dictionary], threshold: float, seed: int) -> dict[str, Plot]:
     plots = {}
     for number, (frame, into, large) in enumerate(zip(choice.tables, choice.into, larger, strict=True), start=1):
-        level = chance(into.W_dec[into.alive], shaped=True, seed=seed)
+        level = max_cosine_levels(into.W_dec[into.alive], seed)["shaped"]
         plots["effects" if number == 1 else f"effects_{number}"] = effect_plot(frame, threshold, level, into, large)
     return plots
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, in_model, open_activations, open_model
-from analyses.similarity.matching import nearest
+from analyses.common.neighbours import nearest
 from dictlab import seeds
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary

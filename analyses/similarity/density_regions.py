@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 from torch import Tensor, cat
 
-from analyses.similarity.matching import Neighbours
+from analyses.common.neighbours import Neighbours
 from dictlab import seeds
 
 NEIGHBOURS = 15  # k: the resolution; a region of fewer latents has neighbours outside of itself

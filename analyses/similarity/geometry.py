@@ -23,25 +23,24 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.common.chance import alive_directions, max_cosine_levels
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
 from analyses.common.max_activating import find_contexts, with_contexts
-from analyses.common.seed_floor import relation, without_floor
-from analyses.similarity.max_cosine import (
-    chance_levels,
+from analyses.common.seed_floor import without_floor
+from analyses.similarity.geometry_report import (
     crowding_table,
     distribution_plot,
     heatmap,
+    map_plot,
+    map_points,
     pair_table,
     relation_table,
     resampled,
 )
 from analyses.similarity.pairwise import compare, membership, near
-from analyses.similarity.projection import map_plot, map_points
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.reports.report import Report, Table
-
-__all__ = ["geometry", "max_cosines", "relation"]
 
 
 def max_cosines(a: Dictionary, b: Dictionary) -> Float[Tensor, " alive"]:
@@ -89,7 +88,7 @@ def geometry(
     opened = [dictionary.to("cpu") for dictionary in given]
     compared = compare(opened, permutations, seed)
     values, means = compared.values, resampled(compared.values, [d.name for d in opened], seed)
-    levels = {d.name: chance_levels(d, seed) for d in opened}
+    levels = {d.name: max_cosine_levels(alive_directions(d)[0], seed) for d in opened}
     pairs = pair_table(opened, values, means, levels)
     relations = relation_table(pairs, means)
     tables = {

@@ -13,12 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.common.chance import NULL_ROWS, alive_latents, random_directions
-from analyses.common.neighbours import Neighbours, nearest, neighbours
+from analyses.common.chance import KINDS, alive_latents, random_directions
+from analyses.common.neighbours import Neighbours, neighbours
 from analyses.similarity.assignment import Assignment, assignment, pair_cosines
 from dictlab.dictionary import Dictionary
-
-KINDS = {"isotropic": False, "shaped": True}
 
 
 class Matched(NamedTuple):
@@ -120,15 +118,6 @@ def paired(a: Dictionary, b: Dictionary, *, top: int, seed: int) -> Pair:
         a, b, latents, others, forward, backward, _mutual(forward, backward), _matched(decoder, encoder, cosine), {}
     )
     return found._replace(chance={kind: _chance(found, shaped, seed) for kind, shaped in KINDS.items()})
-
-
-def max_cosine_levels(dictionary: Dictionary, seed: int) -> dict[str, float]:
-    """Mean max cosine of random directions with the alive latents of a dictionary, by the keys of `KINDS`."""
-    latents, levels = alive_latents(dictionary), {}
-    for kind, shaped in KINDS.items():
-        draw = random_directions(dictionary.W_dec, NULL_ROWS, shaped=shaped, seed=seed, of_b=latents)
-        levels[kind] = float(nearest(draw, dictionary.W_dec, of_b=latents).cosine.mean())
-    return levels
 
 
 def _mutual(forward: Neighbours, backward: Neighbours) -> Tensor:

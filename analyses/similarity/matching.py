@@ -26,33 +26,32 @@ from typing import Any, TypeVar
 import pandas as pd
 from tqdm import tqdm
 
-from analyses.common.chance import alive_directions, chance
+from analyses.common.chance import alive_latents, max_cosine_levels
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
-from analyses.common.neighbours import Neighbours, nearest, neighbours
-from analyses.common.seed_floor import without_floor
+from analyses.common.seed_floor import relation_means, similarity_table, without_floor
 from analyses.common.shared_search import ranks
-from analyses.common.similarity_table import relation_means, similarity_table
-from analyses.similarity.coactivation_tables import Fired, fired, firing_columns
+from analyses.similarity.coactivation_report import Fired, fired, firing_columns
 from analyses.similarity.code_sample import Sample, sampled
-from analyses.similarity.latent_pairs import Pair, max_cosine_levels, paired
-from analyses.similarity.matching_plots import histogram, matrix, quadrant_plots, strata_plot, threshold_curves
-from analyses.similarity.matching_tables import (
+from analyses.similarity.latent_pairs import Pair, paired
+from analyses.similarity.matching_report import (
     assignment_table,
     direction_similarities,
+    histogram,
+    matrix,
     neighbour_table,
     overview_table,
     pair_table,
+    quadrant_plots,
+    strata_plot,
     strata_similarities,
     strata_table,
+    threshold_curves,
     threshold_table,
 )
-from analyses.similarity.representation_tables import compared_spaces, space_plot
+from analyses.similarity.representation_report import compared_spaces, space_plot
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import mean_interval
-
-__all__ = ["Neighbours", "alive_directions", "chance", "matching", "mean_interval", "nearest", "neighbours"]
 
 T = TypeVar("T")
 DETAILED = 6  # pairs of dictionaries whose latents are listed: all of four dictionaries'
@@ -107,7 +106,7 @@ def matching(
     opened = [dictionary.to("cpu") for dictionary in given]
     with ranks():
         pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]
-    levels = {d.name: max_cosine_levels(d, seed) for d in opened}
+    levels = {d.name: max_cosine_levels(d.W_dec, seed, of_b=alive_latents(d)) for d in opened}
     found = [s for pair in pairs for s in direction_similarities(pair, levels, threshold, seed)]
     firing: list[Fired] = []
     if sample is not None:

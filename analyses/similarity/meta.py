@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.common import plotting
-from analyses.common.chance import alive_directions, chance
+from analyses.common.chance import alive_directions, max_cosine_levels
 from analyses.common.inputs import DictionaryLike, open_dictionaries
 from analyses.common.neighbours import nearest
 from dictlab.dictionary import Dictionary
@@ -173,8 +173,7 @@ def _beside(
         "mean max cosine": float(best.mean()),
         "low": low,
         "high": high,
-        "chance (isotropic)": chance(directions, shaped=False, seed=seed),
-        "chance (shaped)": chance(directions, shaped=True, seed=seed),
+        **{f"chance ({kind})": level for kind, level in max_cosine_levels(directions, seed).items()},
         "share above threshold": float((best >= threshold).float().mean()),
     }
     return row, best

@@ -17,7 +17,7 @@ from analyses.common.max_activating import Contexts, with_contexts
 from analyses.common.neighbours import Neighbours, nearest
 from analyses.common.seed_floor import relation
 from analyses.similarity.density_regions import ALPHA, FULL, NEIGHBOURS, Pool, density_ratio, pooled, regions
-from analyses.similarity.projection import Latent
+from analyses.similarity.geometry_report import Latent
 from dictlab.dictionary import Dictionary
 from dictlab.reports.report import Table
 

@@ -10,9 +10,11 @@ import itertools
 import pandas as pd
 
 from analyses import pareto, stitching
-from analyses.similarity.matching import alive_directions, chance, mean_interval, nearest
+from analyses.common.chance import alive_directions, max_cosine_levels
+from analyses.common.neighbours import nearest
 from benchmarks._common import CHECKPOINTS, print_frame, shipped_model
 from dictlab import Dictionary, LanguageModel, load
+from dictlab.statistics import mean_interval
 
 MODEL = "gpt2-python-2m"
 WIDTHS = (256, 512, 1024, 2048, 4096)
@@ -68,7 +70,7 @@ def _insertion(kind: str, small: Dictionary, large: Dictionary, model: LanguageM
         "small": small.n_latents,
         "large": large.n_latents,
         "mean max cosine": f"{float(cosine.mean()):.3f} [{low:.3f}, {high:.3f}]",
-        "chance": f"{chance(small.W_dec[small.alive], shaped=True):.3f}",
+        "chance": f"{max_cosine_levels(small.W_dec[small.alive], 0)['shaped']:.3f}",
         "novel by effect": f"{(alive['class'] == 'novel').mean():.1%}",
         "novel by cosine": f"{(alive['class by cosine'] == 'novel').mean():.1%}",
         "MSE small": shown(small.name),

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import replace
 from typing import get_args
 
-from analyses.similarity.matching import nearest
+from analyses.common.neighbours import nearest
 from benchmarks._common import shipped_model
 from dictlab import Dictionary, TrainConfig, train
 from dictlab.training.config import Precision

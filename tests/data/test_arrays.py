@@ -156,7 +156,7 @@ def test_a_perfect_dictionary_explains_all():
 def test_planted_directions_are_recovered_from_a_file_alone(tmp_path):
     """No model anywhere: 32 directions in 16 dimensions, two active."""
 
-    from analyses.similarity.matching import nearest
+    from analyses.common.neighbours import nearest
 
     x, directions = sparse_data(20_000)
     np.save(tmp_path / "x.npy", x.numpy())

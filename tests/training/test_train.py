@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from analyses.similarity.matching import nearest
+from analyses.common.neighbours import nearest
 from dictlab import DictlabError, Metadata, ReLU, TopK, load
 from dictlab.data.activations import moments
 from dictlab.dictionary.kernels import sparse

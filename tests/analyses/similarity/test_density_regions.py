@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from analyses.common.neighbours import nearest
 from analyses.similarity import density_regions as module
 from analyses.similarity.density_regions import FULL, density_ratio, pooled, regions
-from analyses.similarity.matching import nearest
 
 CLUSTER = 40
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.similarity.geometry import geometry, max_cosines, relation
-from analyses.similarity.max_cosine import _resampled
-from analyses.similarity.projection import embed
+from analyses.common.seed_floor import relation
+from analyses.similarity.geometry import geometry, max_cosines
+from analyses.similarity.geometry_report import _resampled, embed
 from dictlab import DictlabError, Metadata, ReLU, TopK
 from dictlab.dictionary.activation_functions import JumpReLU
 from tests.planted import SITE, random_dictionary, tiny_model

@@ -12,12 +12,14 @@ from torch.nn.functional import normalize
 
 from analyses.common import matmul_backends
 from analyses.common import neighbours as searching
+from analyses.common.chance import max_cosine_levels
 from analyses.common.neighbours import nearest, neighbours
 from analyses.similarity.assignment import assignment
-from analyses.similarity.matching import chance, matching, mean_interval
+from analyses.similarity.matching import matching
 from dictlab import DictlabError, Metadata
 from dictlab.formats import native
 from dictlab.formats.loading import mapped
+from dictlab.statistics import mean_interval
 from tests.planted import SITE, random_dictionary
 
 small = st.integers(1, 12)
@@ -77,20 +79,20 @@ def test_no_more_cosines_are_held_at_once_than_a_tile_has(monkeypatch, shape):
 def test_isotropic_chance_levels_are_those_of_simulation(d, n, expected):
     """Values simulated elsewhere for one uniform direction against n others; given to three digits."""
     b = torch.randn(n, d, generator=torch.Generator().manual_seed(9))
-    assert chance(b, shaped=False) == pytest.approx(expected, abs=0.003)
+    assert max_cosine_levels(b, 0)["isotropic"] == pytest.approx(expected, abs=0.003)
 
 
 def test_shaped_chance_equals_isotropic_chance_for_isotropic_rows_and_exceeds_it_for_crowded_ones():
     b = torch.randn(4000, 20, generator=torch.Generator().manual_seed(3))
-    assert chance(b, shaped=True) == pytest.approx(chance(b, shaped=False), abs=0.02)
+    assert max_cosine_levels(b, 0)["shaped"] == pytest.approx(max_cosine_levels(b, 0)["isotropic"], abs=0.02)
     crowded = b * torch.linspace(0.05, 3, 20)
-    assert chance(crowded, shaped=True) > chance(crowded, shaped=False) + 0.1
+    assert max_cosine_levels(crowded, 0)["shaped"] > max_cosine_levels(crowded, 0)["isotropic"] + 0.1
 
 
 def test_a_chance_level_does_not_meet_the_rows_that_a_seed_initialises():
     """A bare manual_seed(0) would draw the same directions for both."""
     b = torch.randn(512, 128, generator=torch.Generator().manual_seed(0))
-    assert chance(b, shaped=False, seed=0) < 0.3
+    assert max_cosine_levels(b, 0)["isotropic"] < 0.3
 
 
 def test_the_interval_of_a_mean_is_about_two_standard_errors():

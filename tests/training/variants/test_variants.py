@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss, normalize
 
-from analyses.similarity.matching import nearest
+from analyses.common.neighbours import nearest
 from dictlab import DictlabError, load, save
 from dictlab.data.activations import moments
 from dictlab.dictionary.codes import Codes

@@ -3,36 +3,40 @@
 The floor of a dictionary A is the mean max cosine with the dictionaries that differ from it in seed alone. How far
 A in B lies below A's floor is compared latent by latent, and means are resampled over latents: each resample draws
 A's latents once for all pairs that begin with A.
+
+And the directions of several dictionaries on one map: UMAP with cosine distance (Braun et al. 2024, appendix on UMAP;
+they take Euclidean distance, which gives unit vectors the same neighbours). A map shows what to look at; nothing is
+computed from it.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.common import plotting
-from analyses.common.chance import alive_directions, chance
+from analyses.common.chance import Levels, alive_directions
 from analyses.common.seed_floor import other_seeds, relation, seeds_of
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
-from dictlab.reports.report import Plot
+from dictlab.reports.report import Plot, Scatter
 from dictlab.statistics import RESAMPLES, interval
 
 CELLS = 1 << 22  # counts of a resample that are held at once
+MAP_NEIGHBOURS = 15  # of UMAP
+KEPT = 20  # latents of each region that are on the map whatever the sample
+NAMED = 12  # regions whose number stands on the map; more are unreadable
 
 Pairwise = Mapping[tuple[str, str], Tensor]  # (of, in) -> max cosines
+Latent = tuple[str, int]  # dictionary, number
 Means = Mapping[tuple[str, str], NDArray[np.float64]]  # (of, in) -> mean of each resample
-
-
-def chance_levels(dictionary: Dictionary, seed: int) -> tuple[float, float]:
-    """Mean max cosine of random directions with a dictionary: isotropic, and shaped like its own."""
-    directions = alive_directions(dictionary)[0]
-    return chance(directions, shaped=False, seed=seed), chance(directions, shaped=True, seed=seed)
 
 
 def resampled(values: Pairwise, names: Sequence[str], seed: int) -> Means:
@@ -49,7 +53,7 @@ def pair_table(
     opened: Sequence[Dictionary],
     values: Pairwise,
     means: Means,
-    levels: Mapping[str, tuple[float, float]],
+    levels: Levels,
 ) -> pd.DataFrame:
     """One row an ordered pair."""
     floors = {a.name: other_seeds(a, opened) for a in opened}
@@ -98,7 +102,7 @@ def _row(
     b: Dictionary,
     values: Pairwise,
     means: Means,
-    levels: Mapping[str, tuple[float, float]],
+    levels: Levels,
     floor: Sequence[str],
     relation: str,
 ) -> dict[str, object]:
@@ -108,7 +112,7 @@ def _row(
     row: dict[str, object] = {"relation": relation, "seeds": seeds_of(a, b), "from": a.name, "to": b.name}
     row["mean"] = float(own.mean())
     row |= {"low": low, "high": high, "lower quartile": lower, "median": median, "upper quartile": upper}
-    row |= {"chance (isotropic)": levels[b.name][0], "chance (shaped)": levels[b.name][1]}
+    row |= {"chance (isotropic)": levels[b.name]["isotropic"], "chance (shaped)": levels[b.name]["shaped"]}
     row |= {"alive": len(own), "dead": a.n_emitting - len(own)}
     return row | _below_floor(a.name, b.name, values, means, floor if relation not in ("within", "cross-seed") else ())
 
@@ -124,9 +128,7 @@ def _below_floor(a: str, b: str, values: Pairwise, means: Means, floor: Sequence
 
 
 @plotting.applied
-def distribution_plot(
-    opened: Sequence[Dictionary], values: Pairwise, levels: Mapping[str, tuple[float, float]]
-) -> Plot:
+def distribution_plot(opened: Sequence[Dictionary], values: Pairwise, levels: Levels) -> Plot:
     """One panel a relation, one line an ordered pair: its colour is the first dictionary's, its dashes the other's."""
     panels: dict[str, list[tuple[int, int]]] = {}
     for i, a in enumerate(opened):
@@ -151,7 +153,7 @@ def distribution_plot(
                 label=None if label in named else label,
             )
             named.add(label)
-        level = float(np.mean([levels[opened[j].name][1] for _, j in pairs]))
+        level = float(np.mean([levels[opened[j].name]["shaped"] for _, j in pairs]))
         ax.axvline(level, color="#444444", ls=":", label=f"chance (shaped) {level:.2f}")
         if seeds and name not in ("within", "cross-seed"):
             ax.axvline(floor, color="#444444", ls="--", label=f"mean between seeds {floor:.2f}")
@@ -187,4 +189,102 @@ def heatmap(opened: Sequence[Dictionary], values: Pairwise) -> Plot:
     return Plot(
         figure,
         "Mean max cosine of the row's latents with the column's; on the diagonal, with others of the same dictionary.",
+    )
+
+
+def embed(directions: Float[Tensor, "n d"], seed: int) -> Float[np.ndarray, "n 2"]:
+    """A two-dimensional map of directions, by UMAP with cosine distance."""
+    import umap  # compiles itself on import: seconds that nobody else should pay
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="n_jobs value")  # a seed means one job: that is what we want
+        mapper = umap.UMAP(n_neighbors=min(MAP_NEIGHBOURS, len(directions) - 1), metric="cosine", random_state=seed)
+        placed: np.ndarray = mapper.fit_transform(directions.numpy())
+    return placed
+
+
+def map_points(opened: Sequence[Dictionary], points: int, regions: Mapping[Latent, str], seed: int) -> pd.DataFrame:
+    """Positions of a sample of alive directions, with the most central latents of each region among them.
+
+    Args:
+        opened: The dictionaries.
+        points: How many at most.
+        regions: The regions, by number, that a latent is in; a region's most central latents come first.
+        seed: Of the sample and the map.
+    """
+    found = [alive_directions(d) for d in opened]
+    frame = pd.DataFrame(
+        {
+            "dictionary": np.repeat([d.name for d in opened], [len(latents) for _, latents in found]),
+            "latent": torch.cat([latents for _, latents in found]).numpy(),
+        }
+    )
+    frame["region"] = [regions.get(key) for key in zip(frame["dictionary"], frame["latent"], strict=True)]
+    sure = _first_of_each(regions)
+    first = np.array([key in sure for key in zip(frame["dictionary"], frame["latent"], strict=True)])
+    chosen = np.sort(np.argsort(seeds.numpy_generator(seed, "points of a map").random(len(frame)) - first)[:points])
+    frame = frame.iloc[chosen].reset_index(drop=True)
+    placed = embed(torch.cat([directions for directions, _ in found])[torch.from_numpy(chosen)], seed)
+    frame.insert(2, "x", placed[:, 0])
+    frame.insert(3, "y", placed[:, 1])
+    return frame
+
+
+def _first_of_each(regions: Mapping[Latent, str]) -> set[Latent]:
+    seen: dict[str, int] = {}
+    kept = set()
+    for latent, names in regions.items():
+        for name in names.split(", "):
+            seen[name] = seen.get(name, 0) + 1
+            if seen[name] <= KEPT:
+                kept.add(latent)
+    return kept
+
+
+@plotting.applied
+def map_plot(opened: Sequence[Dictionary], points: pd.DataFrame) -> Scatter:
+    """The map, with a ring around each latent that is in a region."""
+    figure, (ax,) = plotting.axes(width=7.5, height=6.0)
+    for number, dictionary in enumerate(opened):
+        part = points[points["dictionary"] == dictionary.name]
+        ax.scatter(
+            part["x"],
+            part["y"],
+            s=9,
+            alpha=0.6,
+            lw=0,
+            color=plotting.colour(number),
+            marker=plotting.marker(number),
+            label=dictionary.name,
+        )
+    marked = points[points["region"].notna()]
+    if len(marked):
+        ax.scatter(marked["x"], marked["y"], s=22, facecolors="none", edgecolors="black", lw=0.5, label="in a region")
+    for name in sorted({name for names in marked["region"] for name in names.split(", ")}, key=int)[:NAMED]:
+        part = marked[[name in names.split(", ") for names in marked["region"]]]
+        around = {"boxstyle": "round,pad=0.15", "fc": "white", "ec": "black", "lw": 0.6, "alpha": 0.85}
+        away = np.hypot(part["x"] - part["x"].median(), part["y"] - part["y"].median())
+        x, y = part.loc[away.idxmin(), ["x", "y"]]  # a latent of its own, however the map tears it apart
+        ax.text(x, y, name, fontsize=8, ha="center", va="center", bbox=around)
+    ax.set(
+        xlabel="UMAP 1 (no unit)",
+        ylabel="UMAP 2 (no unit)",
+        title="Decoder directions of all dictionaries on one map",
+        xticks=[],
+        yticks=[],
+    )
+    ax.legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    total = sum(int(d.alive.sum()) for d in opened)
+    return Scatter(
+        figure,
+        f"UMAP (cosine, {MAP_NEIGHBOURS} neighbours) of {len(points)} of {total} alive directions. Rings: latents in "
+        f"regions that one of two dictionaries fills, found among the cosines, not on the map; numbers: the {NAMED} "
+        "largest of them. Distances and sizes on the map are not to be trusted.",
+        frame=points,
+        x="x",
+        y="y",
+        group="dictionary",
+        labels=tuple(column for column in points.columns if column not in ("x", "y", "dictionary")),
+        marks="region",
+        colours={d.name: plotting.colour(i) for i, d in enumerate(opened)},
     )

@@ -11,14 +11,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from analyses.common import plotting
-from analyses.common.chance import alive_latents, random_directions
-from analyses.common.seed_floor import SEEDS
-from analyses.common.similarity_table import NONE, Similarity
-from analyses.similarity.coactivation_tables import RANDOM, drawn_rates, random_codes
-from analyses.similarity.code_regression import CrossFit, cross_fit
+from analyses.common.chance import KINDS, alive_latents, random_directions
+from analyses.common.seed_floor import NONE, SEEDS, Similarity
+from analyses.similarity.coactivation_report import RANDOM, drawn_rates, random_codes
 from analyses.similarity.code_sample import Matrix, Sample, randomly_fired
-from analyses.similarity.code_similarity import code_cka, code_cka_value, seldom
-from analyses.similarity.latent_pairs import KINDS, Pair
+from analyses.similarity.code_similarity import CrossFit, code_cka, code_cka_value, cross_fit, seldom
+from analyses.similarity.latent_pairs import Pair
 from analyses.similarity.representation import (
     ROWS,
     Measure,

@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.common.similarity_table import Similarity
+from analyses.common.chance import KINDS
+from analyses.common.seed_floor import Similarity
 from analyses.similarity.assignment import pair_cosines
 from analyses.similarity.coactivation import NAMES, Alike, alike, best_partners, shuffled_means, values
 from analyses.similarity.code_sample import Matrix, Sample, randomly_fired
-from analyses.similarity.latent_pairs import KINDS, Pair
+from analyses.similarity.latent_pairs import Pair
 from dictlab import seeds
 
 QUADRANTS = {
