@@ -346,7 +346,7 @@ def test_aux_k_ends_dead_latents_where_plain_topk_leaves_a_fifth_dead(monkeypatc
 def test_resampled_latents_begin_at_tokens_that_are_badly_reconstructed():
     x, _ = sparse_data(2048)
     learner = learner_for(x, "relu", tokens=2048 * 100, batch=2048, resample=1, dead_after=2048, l1=0.1)
-    assert learner.revivals == {50}
+    assert learner.resampling_steps == {50}
     with torch.no_grad():
         learner.b_enc[:6] = -100.0
     for _ in range(49):
