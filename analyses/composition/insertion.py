@@ -104,7 +104,7 @@ def insertion_effects(
         overlap += own_overlap.sum(dim=0)
         squares += ((own_energy * norm - 2 * own_overlap) / (batch.shape[1] * large.d_in)).square().sum(dim=0)
         emitted += by_sequence(f).sum(dim=0)
-        firings += codes.firings().cpu()
+        firings += codes.active_counts().cpu()
         own_length += _lengths(small, x, x_hat)
         squared_error += float(residual.double().square().sum())
         tokens += len(x)

@@ -66,7 +66,7 @@ def explained(meta: Dictionary, directions: Float[Tensor, "n d"]) -> Explained:
         codes, x_hat = meta(rows)
         errors.append((rows - x_hat).double().square().sum(dim=1))
         active += float(codes.l0().sum())
-        fired += codes.firings().float()
+        fired += codes.active_counts().float()
     error, total = torch.cat(errors), directions.double()
     spread = float((total - total.mean(dim=0)).square().sum())
     return Explained(

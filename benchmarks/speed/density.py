@@ -1,7 +1,7 @@
 """From which share of active latents on are dense products faster than sparse ones?
 
     a step       a whole ReLU + L1 training step with its codes as a full matrix, and as entries; biases are set so that
-                 such a share is active. `SHARE` in dictlab/dictionary/kernels/full.py is what this says.
+                 such a share is active. `SHARE` in dictlab/dictionary/kernels/dense.py is what this says.
     products     the four products behind an encoder (decode, gradient at the entries, both weight gradients) by either
                  way, on entries at random. `DENSE` in dictlab/dictionary/kernels/sparse.py is what this says.
 
@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.speed.peers import D_IN, synthetic
 from benchmarks.speed.topk_step import learner
-from dictlab.dictionary.codes import ByLatent, Codes, offsets_of
-from dictlab.dictionary.kernels import full, sparse
+from dictlab.dictionary.codes import CachedColumns, Codes, offsets_of
+from dictlab.dictionary.kernels import sparse
 from dictlab.training.objectives import Batch
 
 TOKENS, ROUNDS = 4096, 4
@@ -42,8 +42,8 @@ def step(width: int, share: float) -> Way:
     trained.optimizer.param_groups[0]["lr"] = 0.0
     trained.schedule.base_lrs = [0.0]
 
-    def run(dense: bool) -> None:
-        full.SHARE = 0.0 if dense else 1.0
+    def run(by_dense: bool) -> None:
+        dense.SHARE = 0.0 if by_dense else 1.0
         trained.step(Batch(x), None, logged=False)
 
     return run
@@ -57,9 +57,9 @@ def products(width: int, share: float) -> Way:
     offsets, values = offsets_of(active.sum(dim=1)), torch.rand(len(indices), generator=generator)
     x, W = torch.randn(TOKENS, D_IN, generator=generator), torch.randn(width, D_IN, generator=generator)
 
-    def run(dense: bool) -> None:
-        sparse.DENSE = 0.0 if dense else 1.0
-        codes = Codes(values, indices, offsets, width, ByLatent())
+    def run(by_dense: bool) -> None:
+        sparse.DENSE = 0.0 if by_dense else 1.0
+        codes = Codes(values, indices, offsets, width, CachedColumns())
         sparse.combined(codes, W)
         sparse.products_at(codes, x, W)
         sparse.transposed(codes, x)

@@ -47,7 +47,7 @@ def main() -> None:
     model = shipped_model()
     labelled = python_tokens(Text.builtin(), model.tokenizer, model.context, CONTEXTS)
     codes = dictionary.encode(captured(model, site_of(dictionary), labelled).x)
-    fired = codes.firings().nonzero().squeeze(1)
+    fired = codes.active_counts().nonzero().squeeze(1)
     latents = fired[torch.randperm(len(fired), generator=torch.Generator().manual_seed(0))[:LATENTS]].tolist()
     dense = codes.dense()[:, latents].double().numpy()
     together, one_by_one, apart = [], {True: [], False: []}, 0.0

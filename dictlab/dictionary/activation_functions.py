@@ -1,7 +1,8 @@
 """Which latents are active, and how strongly?
 
 An activation function is a small value (`ReLU()`, `TopK(32)`) that turns pre-activations z into sparse `Codes`. It is
-written to files as a tagged record, its tensors beside it; a new one is one class here, and one line in `records.py`.
+written to files as a tagged record, its tensors beside it; a new one is one class here, and
+one line in `activation_records.py`.
 
     relu        f = max(z, 0)
     jumprelu    f = max(z, 0) [z > threshold]                          Rajamanoharan et al. 2024b
@@ -32,8 +33,8 @@ class Activation(Protocol):
 
     Attributes:
         kind: Its name in files.
-        elementwise: Whether a latent is active or not whatever the others do.
-        batchwise: Whether the codes of a token depend on the tokens beside it.
+        elementwise: Whether a latent's activation depends on its own pre-activation alone.
+        batchwise: Whether the codes of a token depend on the other tokens of the batch.
     """
 
     kind: ClassVar[str]
@@ -47,7 +48,7 @@ class Activation(Protocol):
         ...
 
     def emitted(self, z: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
-        """What latents that are chosen emit at these pre-activations of theirs."""
+        """Activations of selected latents, from their pre-activations."""
         ...
 
     def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"] | float:
@@ -59,21 +60,21 @@ class Activation(Protocol):
         ...
 
     def at(self, latents: Int[Tensor, " kept"]) -> Activation:
-        """The same for some latents only. Of element-wise functions alone is that the same function."""
+        """This function restricted to some latents. Only an element-wise one then gives them the same activations."""
         ...
 
     def record(self) -> dict[str, Any]:
-        """What a file's header says of it, `{"kind": ..., ...}`."""
+        """Its entry in a file's header, `{"kind": ..., ...}`."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it keeps as tensors in a file."""
+        """Its tensors in a file, by name."""
         ...
 
 
 @dataclass(frozen=True)
-class _Plain:
-    """What most activation functions have in common: no tensors, slope 1, and indifference to a positive factor."""
+class _WithoutTensors:
+    """Defaults of most activation functions: no tensors, slope 1, unchanged by a positive factor."""
 
     kind: ClassVar[str]
     elementwise: ClassVar[bool] = False
@@ -102,7 +103,7 @@ class _Plain:
 
 
 @dataclass(frozen=True)
-class ReLU(_Plain):
+class ReLU(_WithoutTensors):
     """Every latent with a positive pre-activation is active."""
 
     kind: ClassVar[str] = "relu"
@@ -112,12 +113,12 @@ class ReLU(_Plain):
         return _where(z > 0, z)
 
     def matrix(self, z: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, "tokens n_latents"]:
-        """The same codes as a full matrix."""
+        """The codes as a matrix, zeros included."""
         return z.relu()
 
 
 @dataclass(frozen=True)
-class PerToken(_Plain):
+class PerToken(_WithoutTensors):
     """k latents of each token.
 
     Attributes:
@@ -205,7 +206,7 @@ class JumpReLU:
         return _where(z > self.threshold.to(z).clamp(min=0), z)
 
     def matrix(self, z: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, "tokens n_latents"]:
-        """The same codes as a full matrix."""
+        """The codes as a matrix, zeros included."""
         return z * (z > self.threshold.to(z).clamp(min=0))
 
     def emitted(self, z: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
@@ -249,7 +250,7 @@ class Gated:
         return _where((z + self.b_gate.to(z) > 0) & (magnitude > 0), magnitude)
 
     def matrix(self, z: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, "tokens n_latents"]:
-        """The same codes as a full matrix."""
+        """The codes as a matrix, zeros included."""
         magnitude = (z * self.r_mag.to(z).exp() + self.b_mag.to(z)).relu()
         return magnitude * (z + self.b_gate.to(z) > 0)
 
@@ -280,8 +281,8 @@ Elementwise = ReLU | JumpReLU | Gated  # each latent by itself: their codes can 
 class Union:
     """Latents of several donors side by side, each donor's chosen by its own rule among its own candidates.
 
-    A stitched dictionary needs this: a latent taken from a TopK dictionary fires only where it beats its old rivals.
-    Rivals that were not taken along still compete, but emit nothing.
+    A stitched dictionary needs this: a latent taken from a TopK dictionary is active only where it is among the k
+    largest of that dictionary's. Latents that were not taken along still compete, but emit nothing.
 
     Attributes:
         parts: The number of latents and the activation function of each donor, in order.
@@ -314,17 +315,17 @@ class Union:
     def emitted(self, z: Float[Tensor, " nnz"], indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
         values, start = torch.empty_like(z), 0
         for width, activation in self.parts:
-            own = (indices >= start) & (indices < start + width)
-            values[own] = activation.emitted(z[own], indices[own] - start)
+            part = (indices >= start) & (indices < start + width)
+            values[part] = activation.emitted(z[part], indices[part] - start)
             start += width
         return values
 
     def slope(self, indices: Int[Tensor, " nnz"]) -> Float[Tensor, " nnz"]:
         slopes, start = torch.ones(len(indices), device=indices.device, dtype=torch.float64), 0
         for width, activation in self.parts:
-            own = (indices >= start) & (indices < start + width)
-            slope = activation.slope(indices[own] - start)
-            slopes[own] = slope.to(slopes) if isinstance(slope, Tensor) else slope
+            part = (indices >= start) & (indices < start + width)
+            slope = activation.slope(indices[part] - start)
+            slopes[part] = slope.to(slopes) if isinstance(slope, Tensor) else slope
             start += width
         return slopes
 

@@ -13,7 +13,7 @@ class Columns(NamedTuple):
     """Entries sorted by latent, and by token within one: latent j owns `starts[j]:starts[j + 1]`.
 
     Attributes:
-        order: Where each stood among the codes' entries.
+        order: Position of each entry in the codes, before sorting.
         rows: The token of each.
         starts: Where each latent's entries begin and end.
     """
@@ -23,25 +23,25 @@ class Columns(NamedTuple):
     starts: Int[Tensor, " n_latents+1"]
 
 
-class ByLatent:
-    """The columns of some codes, found at first need: the gradients of encoder and decoder both sum over them."""
+class CachedColumns:
+    """`Columns` of some codes, sorted at first need: the gradients of encoder and decoder both sum over them."""
 
     def __init__(self) -> None:
-        self._found: Columns | None = None
+        self._columns: Columns | None = None
 
     def __call__(self, indices: Int[Tensor, " nnz"], offsets: Int[Tensor, " tokens+1"], n_latents: int) -> Columns:
-        """The columns of codes with these indices and offsets; always the same ones for one object."""
-        if self._found is None:
+        """The columns of codes with these indices and offsets, sorted once."""
+        if self._columns is None:
             latents, order = torch.sort(indices.int(), stable=True)
             starts = torch.searchsorted(latents, torch.arange(n_latents + 1, device=indices.device, dtype=torch.int32))
-            self._found = Columns(order, rows_of(offsets, len(indices))[order], starts)
-        return self._found
+            self._columns = Columns(order, rows_of(offsets, len(indices))[order], starts)
+        return self._columns
 
 
 class Codes(NamedTuple):
     """Sparse codes of a batch of tokens, in compressed rows: token t owns `offsets[t]:offsets[t + 1]`.
 
-    An entry may hold the value 0 (a latent that TopK chose and ReLU then silenced); a latent is *active* where its
+    An entry may hold the value 0 (a latent that TopK selected and ReLU then set to 0); a latent is *active* where its
     value is not 0. Latents absent from a row have the activation 0.
     """
 
@@ -49,7 +49,7 @@ class Codes(NamedTuple):
     indices: Int[Tensor, " nnz"]
     offsets: Int[Tensor, " tokens+1"]
     n_latents: int
-    by_latent: ByLatent | None = None  # shared by whatever needs the entries in that order
+    by_latent: CachedColumns | None = None  # shared by whatever needs the entries in that order
 
     @property
     def n_tokens(self) -> int:
@@ -63,39 +63,39 @@ class Codes(NamedTuple):
     @property
     def columns(self) -> Columns:
         """The entries sorted by latent."""
-        return (self.by_latent or ByLatent())(self.indices, self.offsets, self.n_latents)
+        return (self.by_latent or CachedColumns())(self.indices, self.offsets, self.n_latents)
 
     def dense(self) -> Float[Tensor, "tokens n_latents"]:
-        """The same codes as a full matrix."""
+        """The activations of all latents as a matrix, zeros included."""
         matrix = self.values.new_zeros(self.n_tokens, self.n_latents)
         return matrix.index_put((self.rows, self.indices), self.values)
 
     def l0(self) -> Int[Tensor, " tokens"]:
-        """Active latents of each token."""
+        """Number of active latents of each token."""
         return torch.zeros_like(self.offsets[1:]).index_add_(0, self.rows, (self.values != 0).long())
 
-    def firings(self) -> Int[Tensor, " n_latents"]:
-        """Tokens at which each latent is active."""
-        found = torch.zeros(self.n_latents, dtype=torch.long, device=self.indices.device)
-        return found.index_add_(0, self.indices, (self.values != 0).long())
+    def active_counts(self) -> Int[Tensor, " n_latents"]:
+        """Number of tokens on which each latent is active."""
+        counts = torch.zeros(self.n_latents, dtype=torch.long, device=self.indices.device)
+        return counts.index_add_(0, self.indices, (self.values != 0).long())
 
-    def fired(self) -> Bool[Tensor, " n_latents"]:
-        """Latents that are active anywhere."""
-        return self.firings() > 0
+    def active_latents(self) -> Bool[Tensor, " n_latents"]:
+        """Whether each latent is active on any of these tokens."""
+        return self.active_counts() > 0
 
-    def totals(self, terms: Float[Tensor, " nnz"]) -> Float[Tensor, " tokens"]:
-        """The sum of something at each entry over the entries of each token."""
+    def sum_by_token(self, terms: Float[Tensor, " nnz"]) -> Float[Tensor, " tokens"]:
+        """Sums of `terms`, one number an entry, over the entries of each token."""
         return terms.new_zeros(self.n_tokens).index_add(0, self.rows, terms)
 
-    def listed(self) -> Codes:
-        """Itself."""
+    def to_sparse(self) -> Codes:
+        """These codes, which are sparse already."""
         return self
 
 
-class Full(NamedTuple):
+class DenseCodes(NamedTuple):
     """Codes as a full matrix: smaller than entries, and quicker to multiply, where many latents are active.
 
-    They are those of a rule for each latent by itself, and nowhere negative.
+    Only of activation functions that treat each latent by itself and are nowhere negative (`Elementwise`).
     """
 
     values: Float[Tensor, "tokens n_latents"]
@@ -109,27 +109,27 @@ class Full(NamedTuple):
         return self.values.shape[1]
 
     def dense(self) -> Float[Tensor, "tokens n_latents"]:
-        """The matrix."""
+        """The activations of all latents as a matrix, zeros included."""
         return self.values
 
     def l0(self) -> Int[Tensor, " tokens"]:
-        """Active latents of each token."""
+        """Number of active latents of each token."""
         return self.values.count_nonzero(dim=1)
 
-    def firings(self) -> Int[Tensor, " n_latents"]:
-        """Tokens at which each latent is active."""
+    def active_counts(self) -> Int[Tensor, " n_latents"]:
+        """Number of tokens on which each latent is active."""
         return self.values.count_nonzero(dim=0)
 
-    def fired(self) -> Bool[Tensor, " n_latents"]:
-        """Latents that are active anywhere."""
+    def active_latents(self) -> Bool[Tensor, " n_latents"]:
+        """Whether each latent is active on any of these tokens."""
         return self.values.sum(dim=0) > 0  # 14 times faster than counting
 
-    def totals(self, terms: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, " tokens"]:
-        """The sum of something at each entry over the entries of each token."""
+    def sum_by_token(self, terms: Float[Tensor, "tokens n_latents"]) -> Float[Tensor, " tokens"]:
+        """Sums of `terms`, one number an entry, over the entries of each token."""
         return terms.sum(dim=1)
 
-    def listed(self) -> Codes:
-        """The active latents as entries."""
+    def to_sparse(self) -> Codes:
+        """The active latents as entries of compressed rows."""
         rows, indices = self.values.nonzero(as_tuple=True)
         return Codes(self.values[rows, indices], indices, offsets_of(self.values.count_nonzero(dim=1)), self.n_latents)
 

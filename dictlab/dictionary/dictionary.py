@@ -6,8 +6,8 @@
     y = f W_dec + b_out
     x_hat = N^-1(y)
 
-Every library's dictionary is an instance of this form, so nothing past the file's door asks where one came from.
-A `Dictionary` has never heard of a language model.
+Every library's dictionary is brought into this form when it is read, so that nothing else asks where one came from.
+A `Dictionary` does not know language models.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Dictionary:
         return self._encode(self._checked(x))[0]
 
     def decode(self, codes: Codes, x: Float[Tensor, "*tokens d_in"] | None = None) -> Float[Tensor, "tokens d_in"]:
-        """The reconstruction that codes stand for.
+        """The reconstruction x_hat of codes.
 
         Args:
             codes: What `encode` returned.
@@ -160,7 +160,7 @@ class Dictionary:
         return (h - self.b_pre) @ self.W_enc[:, latents] + self.b_enc[latents]
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Dictionary:
-        """The same dictionary elsewhere, or in another precision."""
+        """This dictionary on another device, or with its weights in another precision."""
         moved: dict[str, Any] = {name: t.to(device=device, dtype=dtype) for name, t in self._weights()}
         rate = None if self.firing_rate is None else self.firing_rate.to(device=device)
         own = {name: t.to(device=device) for name, t in self.activation.tensors().items()}

@@ -95,7 +95,7 @@ def firing_rates(
     for x in batches:
         seen += x.numel() // x.shape[-1]
         for count, dictionary in zip(fired, dictionaries, strict=True):
-            count += dictionary.encode(x).firings().cpu()
+            count += dictionary.encode(x).active_counts().cpu()
     return [(count / max(1, seen)).float() for count in fired], seen
 
 

@@ -196,7 +196,7 @@ def test_counts_agree_with_the_dense_matrix(shape):
     z = random(shape)
     for codes in (activation(z) for activation in every(shape[1], 3, shape[2])):
         assert torch.equal(codes.l0(), (codes.dense() != 0).sum(dim=1))
-        assert torch.equal(codes.firings(), (codes.dense() != 0).sum(dim=0))
+        assert torch.equal(codes.active_counts(), (codes.dense() != 0).sum(dim=0))
 
 
 @given(shapes, shapes)

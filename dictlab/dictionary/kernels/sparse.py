@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from dictlab.dictionary.activation_functions import Activation
-from dictlab.dictionary.codes import ByLatent, Codes, concatenate
+from dictlab.dictionary.codes import CachedColumns, Codes, concatenate
 from dictlab.linear import affine
 
 DENSE = 0.25  # share of active latents from which on dense products are faster: benchmarks.speed.density
@@ -69,7 +69,7 @@ def encode(
         dtype: Of the dense product, from which it is chosen which latents are active; a smaller one than x has makes it
             faster. What the chosen ones emit is computed in x's own whatever it is.
     """
-    by_latent = ByLatent()
+    by_latent = CachedColumns()
     dtype = None if dtype == x.dtype else dtype
     values, indices, offsets = _Encode.apply(x, centre, W_enc, b_enc, activation, by_latent, factor, settle, dtype)
     return Codes(values, indices, offsets, W_enc.shape[1], by_latent)
@@ -212,7 +212,7 @@ class _Encode(torch.autograd.Function):
         W_enc: Tensor,
         b_enc: Tensor,
         activation: Activation,
-        by_latent: ByLatent,
+        by_latent: CachedColumns,
         factor: float,
         settle: Callable[[Codes], Codes] | None,
         dtype: torch.dtype | None,
@@ -266,7 +266,7 @@ class _Decode(torch.autograd.Function):
         indices: Tensor,
         offsets: Tensor,
         W_dec: Tensor,
-        by_latent: ByLatent | None,
+        by_latent: CachedColumns | None,
         bias: Tensor | None,
         factor: float,
     ) -> Tensor:

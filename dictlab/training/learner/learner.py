@@ -14,8 +14,8 @@ from dictlab import seeds
 from dictlab.data.activations import Moments
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import Elementwise, emitting
-from dictlab.dictionary.codes import Codes, Full
-from dictlab.dictionary.kernels import full
+from dictlab.dictionary.codes import Codes, DenseCodes
+from dictlab.dictionary.kernels import dense
 from dictlab.dictionary.kernels.error import squared_error
 from dictlab.dictionary.normalisation import Normalisation, Scale, unscaled
 from dictlab.training import objectives
@@ -148,7 +148,7 @@ class Learner:
         self._update()
         with torch.no_grad():
             self.variant.observe(forward, self.counters)
-            fired = self.ranks.all_reduce_max(forward.codes.fired().byte()) > 0
+            fired = self.ranks.all_reduce_max(forward.codes.active_latents().byte()) > 0
             self.since_fired = torch.where(fired, 0, self.since_fired + forward.codes.n_tokens * self.ranks.count)
             if errors is not None:
                 self._resample(forward, errors)
@@ -197,14 +197,14 @@ class Learner:
 
     def _reconstruct(
         self, x: Float[Tensor, "tokens d_in"], dictionary: Dictionary
-    ) -> tuple[Codes | Full, Codes | Full, Tensor]:
+    ) -> tuple[Codes | DenseCodes, Codes | DenseCodes, Tensor]:
         """Entries, codes and reconstruction: by a full matrix of codes where they may be one and that is faster."""
         h, factor, undo = unscaled(self.normalisation, x)
         W_enc, activation = dictionary.W_enc, dictionary.activation
         if self.variant.plain and isinstance(activation, Elementwise):
             encoder = (h, W_enc, self.b_enc, activation, self.bias, factor)
-            if full.pays(*encoder):
-                matrix, y = full.reconstruct(*encoder, self.decoder)
+            if dense.pays(*encoder):
+                matrix, y = dense.reconstruct(*encoder, self.decoder)
                 return matrix, matrix, undo(self.ranks.sum_over_latents(y) + dictionary.b_out)
         entries = self.ranks.encode(h, W_enc, self.b_enc, activation, self.bias, factor, self.dtype)
         codes = self.variant.emit(entries, self.weights)

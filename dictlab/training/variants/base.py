@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import Activation
-from dictlab.dictionary.codes import Codes, Full
+from dictlab.dictionary.codes import Codes, DenseCodes
 from dictlab.dictionary.kernels.error import squared_error
 from dictlab.dictionary.normalisation import unscaled
 from dictlab.training.distributed.ranks import Ranks
@@ -65,8 +65,8 @@ class ForwardPass(NamedTuple):
     weights: Weights
     x: Float[Tensor, "tokens d_in"]
     x_hat: Float[Tensor, "tokens d_in"]
-    entries: Codes | Full
-    codes: Codes | Full
+    entries: Codes | DenseCodes
+    codes: Codes | DenseCodes
     dead: Bool[Tensor, " n_latents"]
     n_dead: AsyncScalar
     variance: float
@@ -82,14 +82,14 @@ class ForwardPass(NamedTuple):
         order = self.dead.sort(descending=True, stable=True).indices if count else self.dead.new_empty(0).long()
         return order[:count]
 
-    def error(self, codes: Codes | Full, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
+    def error(self, codes: Codes | DenseCodes, dictionary: Dictionary | None = None) -> Float[Tensor, ""]:
         """Squared error at the site of the reconstruction by other codes (or another decoder), in the model's units.
 
         Mean over tokens and coordinates.
         """
         decoder = dictionary or self.dictionary
         undo = unscaled(decoder.normalisation, self.x)[2]
-        return squared_error(self.ranks.reconstruct(codes.listed(), decoder.W_dec, decoder.b_out, undo), self.x)
+        return squared_error(self.ranks.reconstruct(codes.to_sparse(), decoder.W_dec, decoder.b_out, undo), self.x)
 
 
 class Variant(Protocol):

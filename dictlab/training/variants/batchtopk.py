@@ -43,7 +43,7 @@ class BatchTopK(Reviving):
         return activation_functions.BatchTopK(self.k)
 
     def observe(self, forward: ForwardPass, counters: dict[str, Tensor]) -> None:
-        values = forward.codes.listed().values
+        values = forward.codes.to_sparse().values
         infinite = values.new_full((1,), torch.inf)
         smallest = forward.ranks.all_reduce_min(torch.cat([torch.where(values > 0, values, torch.inf), infinite]).min())
         seen = smallest.isfinite().to(smallest.dtype)  # a batch with nothing active has no smallest

@@ -67,7 +67,7 @@ class JumpReLU(Plain):
         return entries._replace(values=values)
 
     def terms(self, forward: ForwardPass) -> dict[str, Term]:
-        entries = forward.entries.listed()
+        entries = forward.entries.to_sparse()
         active: Tensor = _Step.apply(entries.values, *self._at(entries, forward.weights))
         weight = self.coefficient * ramp(forward.progress, self.warmup)
         return {"l0": Term(forward.ranks.sum_over_latents(active.sum()) / forward.codes.n_tokens, weight)}

@@ -103,7 +103,7 @@ def nested(forward: ForwardPass, sizes: Sequence[int]) -> Iterator[Float[Tensor,
     undo = dictionary.normalisation(forward.x)[1]
     first = forward.ranks.latent_slice(forward.width).start
     ends, on_cpu = [size - first for size in sizes], forward.x.device.type == "cpu"
-    parts = by_prefix(forward.codes.listed(), ends, counted=on_cpu)  # a GPU would make the host wait for the count
+    parts = by_prefix(forward.codes.to_sparse(), ends, counted=on_cpu)  # a GPU would make the host wait for the count
     y = dictionary.b_out
     for between in forward.ranks.decode(parts, dictionary.W_dec).chunk(len(sizes)):
         y = y + between

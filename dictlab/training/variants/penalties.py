@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import TopK
-from dictlab.dictionary.codes import Codes, Full
+from dictlab.dictionary.codes import Codes, DenseCodes
 from dictlab.dictionary.kernels.error import squared_error
 from dictlab.dictionary.normalisation import unscaled
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
@@ -26,7 +26,7 @@ from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 AUX_WEIGHT = 1 / 32
 
 
-def l1(codes: Codes | Full, d_in: int, p: float = 1.0, ranks: Ranks = SINGLE_PROCESS) -> Float[Tensor, ""]:
+def l1(codes: Codes | DenseCodes, d_in: int, p: float = 1.0, ranks: Ranks = SINGLE_PROCESS) -> Float[Tensor, ""]:
     """mean over tokens of |c|_p / d, to be weighted by lambda, for codes that are nowhere negative.
 
     With p = 1 the gradient is the same number everywhere, so that no matrix of it is made; the encoder's passes it on
@@ -34,7 +34,7 @@ def l1(codes: Codes | Full, d_in: int, p: float = 1.0, ranks: Ranks = SINGLE_PRO
     """
     if p == 1.0:
         return ranks.sum_over_latents(codes.values.sum()) / (codes.n_tokens * d_in)
-    sums = ranks.sum_over_latents(codes.totals(_power(codes.values, p)))
+    sums = ranks.sum_over_latents(codes.sum_by_token(_power(codes.values, p)))
     return _power(sums, 1 / p).sum() / (codes.n_tokens * d_in)
 
 

@@ -93,7 +93,7 @@ def test_rivals_that_were_not_taken_still_compete():
     small, large = (random_dictionary(30, 8, seed=s) for s in (1, 2))
     joined = join(small, large, CHOSEN)
     assert isinstance(joined.activation, Union) and joined.n_latents == 60
-    assert (joined.encode(X).firings()[30:] == large.encode(X).firings() * CHOSEN).all()
+    assert (joined.encode(X).active_counts()[30:] == large.encode(X).active_counts() * CHOSEN).all()
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])

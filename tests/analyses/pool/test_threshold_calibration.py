@@ -39,7 +39,7 @@ def test_no_other_threshold_changes_fewer_decisions_or_less_of_the_codes(kind, n
 def test_by_rate_every_latent_fires_as_often_as_it_did():
     dictionary = random_dictionary(24, 8, activation=TopK(5))
     alone = standing_alone(dictionary, [X], by="rate")
-    assert (alone.encode(X).firings() == dictionary.encode(X).firings()).all()
+    assert (alone.encode(X).active_counts() == dictionary.encode(X).active_counts()).all()
 
 
 @pytest.mark.parametrize("kinds", [(ReLU(), jumprelu(30, 1)), (gated(24, 1), ReLU()), (jumprelu(24, 2), gated(30, 3))])
@@ -75,7 +75,7 @@ def test_a_part_of_a_topk_dictionary_loses_its_rivals_and_what_that_changes_is_c
 def test_latents_that_never_fire_stay_silent(by):
     dictionary = random_dictionary(24, 8)
     dictionary = replace(dictionary, b_enc=torch.where(torch.arange(24) == 5, -1000.0, dictionary.b_enc))
-    assert standing_alone(dictionary, [X], by=by).encode(X).firings()[5] == 0
+    assert standing_alone(dictionary, [X], by=by).encode(X).active_counts()[5] == 0
 
 
 @pytest.mark.parametrize("format", ["saelens", "dictionary_learning"])

@@ -3,7 +3,7 @@
 import torch
 
 from dictlab.dictionary.activation_functions import ReLU, TopK
-from dictlab.dictionary.codes import ByLatent, Codes, offsets_of
+from dictlab.dictionary.codes import CachedColumns, Codes, offsets_of
 from dictlab.dictionary.kernels import sparse, triton
 
 SHAPES = [(1, 1, 1), (5, 7, 3), (6, 40, 33), (3, 9, 1030)]  # tokens, latents, width; the last one needs three blocks
@@ -15,7 +15,7 @@ def random_codes(tokens: int, n: int, seed: int) -> Codes:
     counts = torch.randint(0, 5, (tokens,), generator=generator)
     counts[0] = 0
     indices = torch.randint(0, max(1, n - 1), (int(counts.sum()),), generator=generator)
-    return Codes(torch.randn(len(indices), generator=generator), indices, offsets_of(counts), n, ByLatent())
+    return Codes(torch.randn(len(indices), generator=generator), indices, offsets_of(counts), n, CachedColumns())
 
 
 def check_close(found: torch.Tensor, expected: torch.Tensor) -> None:

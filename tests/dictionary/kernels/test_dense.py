@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dictlab.dictionary.activation_functions import ReLU
-from dictlab.dictionary.kernels import full, sparse
+from dictlab.dictionary.kernels import dense, sparse
 from dictlab.training.objectives import Batch
 from dictlab.training.variants.penalties import l1
 from tests.dictionary.test_activation_functions import gated, jumprelu
@@ -22,7 +22,7 @@ def problem(tokens: int = 6, n: int = 9, d: int = 5, dtype: torch.dtype = torch.
 
 
 def by_matrix(rule, x, W_enc, b_enc, centre, W_dec):
-    return full.reconstruct(x, W_enc, b_enc, rule, centre, 1.0, W_dec)
+    return dense.reconstruct(x, W_enc, b_enc, rule, centre, 1.0, W_dec)
 
 
 def by_entries(rule, x, W_enc, b_enc, centre, W_dec):
@@ -48,9 +48,9 @@ def test_gradients_pass_gradcheck(rule):
 @pytest.mark.parametrize("rows", [512, 7])
 def test_both_ways_have_the_same_values_and_gradients(monkeypatch, rule, p, rows):
     """In float32 at 1e-4, with and without a penalty on the codes, in one block of tokens and in several."""
-    monkeypatch.setattr(full, "ROWS", rows)
-    monkeypatch.setattr(full, "BLOCK", rows)
-    monkeypatch.setattr(full, "SUMMED", 2 * rows)
+    monkeypatch.setattr(dense, "ROWS", rows)
+    monkeypatch.setattr(dense, "BLOCK", rows)
+    monkeypatch.setattr(dense, "SUMMED", 2 * rows)
     results = []
     for way in (by_matrix, by_entries):
         inputs = problem(50, dtype=torch.float32)
@@ -65,9 +65,9 @@ def test_counts_and_lists_are_those_of_the_entries():
     inputs = problem(30)
     (matrix, _), (entries, _) = (way(ReLU(), *inputs) for way in (by_matrix, by_entries))
     assert (matrix.n_tokens, matrix.n_latents) == (entries.n_tokens, entries.n_latents) == (30, 9)
-    assert torch.equal(matrix.l0(), entries.l0()) and torch.equal(matrix.firings(), entries.firings())
-    assert torch.equal(matrix.fired(), entries.fired())
-    for one, other in zip(matrix.listed()[:3], entries.listed()[:3], strict=True):
+    assert torch.equal(matrix.l0(), entries.l0()) and torch.equal(matrix.active_counts(), entries.active_counts())
+    assert torch.equal(matrix.active_latents(), entries.active_latents())
+    for one, other in zip(matrix.to_sparse()[:3], entries.to_sparse()[:3], strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -75,28 +75,28 @@ def test_counts_and_lists_are_those_of_the_entries():
 @pytest.mark.parametrize("tokens", [1, 50, 1000])
 def test_a_matrix_pays_where_many_latents_are_active(shift, expected, tokens):
     x, W_enc, b_enc, centre, _ = problem(tokens)
-    assert full.pays(x, W_enc, b_enc + shift, ReLU(), centre) == expected
+    assert dense.pays(x, W_enc, b_enc + shift, ReLU(), centre) == expected
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_no_tokens_at_all_have_no_codes_and_no_gradient(monkeypatch, share):
-    monkeypatch.setattr(full, "SHARE", share)
+    monkeypatch.setattr(dense, "SHARE", share)
     inputs = problem(0)
     codes, y = by_matrix(ReLU(), *inputs)
     assert codes.dense().shape == (0, 9) and y.shape == (0, 5)
     y.sum().backward()
     assert not any(own.grad.any() for own in inputs)
-    assert not full.pays(*inputs[:3], ReLU(), inputs[3])
+    assert not dense.pays(*inputs[:3], ReLU(), inputs[3])
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0])
 def test_training_goes_the_same_way_by_matrix_and_by_entries(monkeypatch, p):
     """Twenty steps, weights and what the log says, at 1e-4."""
     x, _ = sparse_data(256)
-    ways, counts, original = [], [], full.reconstruct
-    monkeypatch.setattr(full, "reconstruct", lambda *own: counts.append(1) or original(*own))
+    ways, counts, original = [], [], dense.reconstruct
+    monkeypatch.setattr(dense, "reconstruct", lambda *own: counts.append(1) or original(*own))
     for share in (0.0, 1.0):
-        monkeypatch.setattr(full, "SHARE", share)
+        monkeypatch.setattr(dense, "SHARE", share)
         learner = learner_for(x, activation="relu", l1=(0.1,), p_norm=p, lr=1e-2)
         log = [learner.step(Batch(x), None) for _ in range(20)][-1]
         ways.append([*learner.parameters, learner.since_fired, *log.values()])

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictlab.dictionary.activation_functions import Elementwise
-from dictlab.dictionary.codes import Full
+from dictlab.dictionary.codes import DenseCodes
 from dictlab.dictionary.kernels.sparse import shifted
 from dictlab.linear import affine
 
@@ -54,10 +54,10 @@ def reconstruct(
     centre: Float[Tensor, " d_in"],
     factor: float,
     W_dec: Float[Tensor, "n_latents d_in"],
-) -> tuple[Full, Float[Tensor, "tokens d_in"]]:
+) -> tuple[DenseCodes, Float[Tensor, "tokens d_in"]]:
     """Codes of x, and what they decode to without a bias; both differentiable in all of the tensors."""
     values, y = _Reconstruct.apply(x, centre, W_enc, b_enc, W_dec, activation, factor)
-    return Full(values), y
+    return DenseCodes(values), y
 
 
 class _Reconstruct(torch.autograd.Function):
