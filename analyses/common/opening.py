@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +12,7 @@ from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.formats.loading import load, mapped
+from dictlab.formats.names import with_distinct_names
 from dictlab.model.language_model import LanguageModel
 
 DictionaryLike: TypeAlias = Dictionary | str | Path
@@ -45,31 +45,7 @@ def open_dictionaries(
     opened = [one if isinstance(one, Dictionary) else (mapped if in_place else load)(one) for one in several]
     if len(opened) < least:
         raise DictlabError(f"this analysis compares {least} or more dictionaries; {len(opened)} were given.")
-    opened = _told_apart(opened)
-    names = [dictionary.name for dictionary in opened]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        alike = {one.path.resolve() if one.path else id(one.W_dec) for one in opened if one.name == twice}
-        how = "rename a file, so that tables can tell them apart"
-        if len(alike) < names.count(twice):
-            how = "the same one was given twice, and has nothing that it lacks; give another"
-        raise DictlabError(f"two dictionaries are called {twice!r}: {how}.")
-    return opened
-
-
-def _told_apart(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-    """Dictionaries from files of the same name get the name of the folder that differs in front."""
-    names = [dictionary.name for dictionary in dictionaries]
-    told = []
-    for dictionary in dictionaries:
-        alike = [other.path for other in dictionaries if other.name == dictionary.name and other.path is not None]
-        path, name = dictionary.path, dictionary.name
-        if path is not None and names.count(name) > 1 and len(set(alike)) == names.count(name):
-            folders = [other.absolute().parts for other in alike]
-            depth = next(i for i, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1)
-            name = f"{path.absolute().parts[depth]}/{name}"
-        told.append(replace(dictionary, name=name))
-    return told
+    return with_distinct_names(opened)
 
 
 def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], device: str = "cpu") -> LanguageModel:

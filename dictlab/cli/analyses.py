@@ -22,7 +22,7 @@ from dictlab.data.arrays import ArrayActivations
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.formats.loading import name_of
+from dictlab.formats.names import name_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Report, check_folder
 

@@ -24,7 +24,8 @@ from dictlab.errors import DictlabError
 from dictlab.formats import hub, mapping
 from dictlab.formats.checks import check, check_shapes
 from dictlab.formats.fields import listed
-from dictlab.formats.source import EVERYWHERE, WEIGHTS, Source, weight_files
+from dictlab.formats.names import file_and_part
+from dictlab.formats.source import Source, weight_files
 
 GROUP = "dictlab.formats"
 SEEN = 12  # names of folders listed in an error
@@ -88,7 +89,7 @@ def _mapped(
 ) -> Dictionary:
     if map is not None and format is not None:
         raise DictlabError(f"{path}: a mapping is given, and the format {format!r}; give one of the two.")
-    path, part = _parted(path)
+    path, part = file_and_part(path)
     local, known = hub.fetched(path)
     like = Source(local, {}, part=part, ignore=ignore, scale=scale, registered=known)
     sources, broken = ([like.other(local)], []) if local.is_file() else _in_folder(local, like)
@@ -141,21 +142,6 @@ def _installed() -> tuple[dict[str, ModuleType], dict[str, str]]:
 def recognised(source: Source) -> list[str]:
     """The names of the formats that a file is of: one, if all is well."""
     return [name for name, module in formats().items() if module.recognise(source)]
-
-
-def name_of(path: str) -> str:
-    """What a dictionary is called in tables, from the name it is opened by."""
-    path, part = _parted(path)
-    last = Path(path.partition("://")[2] or path)
-    stem = last.stem if last.suffix in WEIGHTS else last.name
-    name = last.absolute().parent.name if stem in EVERYWHERE else stem
-    return f"{name}#{part}" if part else name
-
-
-def _parted(path: str) -> tuple[str, str | None]:
-    """`file#part` taken apart, unless a file is really called that."""
-    file, _, part = path.rpartition("#")
-    return (file, part) if file and not Path(path).exists() else (path, None)
 
 
 def _in_folder(folder: Path, like: Source) -> tuple[list[Source], list[str]]:

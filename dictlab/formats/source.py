@@ -19,10 +19,9 @@ from torch import Tensor
 from dictlab.errors import DictlabError
 from dictlab.formats.archives import archive, saved_by_torch, without_prefix
 from dictlab.formats.configs import configs_in, line
+from dictlab.formats.names import WEIGHTS, name_of
 
 HEADER_BYTES = 16 << 20  # of a safetensors file: some hundred bytes a tensor
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".npz")
-EVERYWHERE = ("sae_weights", "sae", "ae", "params")  # the name of every file of a format
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +96,7 @@ class Source:
     @property
     def name(self) -> str:
         """What to call the dictionary: the file, or its folder where all files of a format have the same name."""
-        stem = self.path.stem
-        return self.path.absolute().parent.name if stem in EVERYWHERE else stem
+        return name_of(self.path)
 
 
 def weight_files(folder: Path) -> list[Path]:

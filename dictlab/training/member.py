@@ -48,5 +48,6 @@ class Member:
     def name(self) -> str:
         """Its file's name: site if several, objective, activation function, width, seed; or what it goes on from."""
         if self.start is not None:
-            return f"{self.place}{self.goals}-{self.variant.label}-from-{self.start.name}"
+            before = self.start.name.replace("/", "-")  # folders may tell files of one name apart
+            return f"{self.place}{self.goals}-{self.variant.label}-from-{before}"
         return f"{self.place}{self.goals}-{self.variant.label}-{self.width}-s{self.seed}"

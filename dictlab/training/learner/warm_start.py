@@ -24,6 +24,7 @@ from dictlab.dictionary.normalisation import Centred, NoNormalisation, Scale
 from dictlab.errors import DictlabError
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.formats.loading import load
+from dictlab.formats.names import with_distinct_names
 from dictlab.model.language_model import LanguageModel
 from dictlab.site_names import canonical_site
 from dictlab.training.variants import BY_NAME, Selection, Variant, VariantSettings
@@ -59,7 +60,7 @@ def load_for_model(paths: Sequence[str], model: LanguageModel, site: str) -> lis
         if about.site and canonical_site(about.site, about.model) != canonical_site(site, model.name):
             raise DictlabError(f"{path}: trained at {about.site}; this run is at {site}. Give its own site.")
         dictionaries.append(adapted(dictionary, model).in_input_units())
-    return _with_different_names(dictionaries)
+    return with_distinct_names(dictionaries)
 
 
 def load_for_array(paths: Sequence[str], data: str, d_in: int) -> list[Dictionary]:
@@ -79,14 +80,7 @@ def load_for_array(paths: Sequence[str], data: str, d_in: int) -> list[Dictionar
         if dictionary.d_in != d_in:
             raise DictlabError(f"{path}: reads activations of width {dictionary.d_in}; those of {data} have {d_in}.")
         dictionaries.append(dictionary.in_input_units())
-    return _with_different_names(dictionaries)
-
-
-def _with_different_names(dictionaries: list[Dictionary]) -> list[Dictionary]:
-    names = [dictionary.name for dictionary in dictionaries]
-    if len(set(names)) < len(names):
-        raise DictlabError(f"start: two dictionaries are called {max(names, key=names.count)}; rename a file.")
-    return dictionaries
+    return with_distinct_names(dictionaries)
 
 
 def variants_for(dictionary: Dictionary, config: VariantSettings) -> list[Variant]:

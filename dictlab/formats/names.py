@@ -1,0 +1,84 @@
+"""What is a dictionary called in tables and plots?
+
+By its file, or by its folder where every file of a format has the same name; and where two of those agree, by as many
+of the folders in which their paths differ as it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+from dictlab.dictionary import Dictionary
+from dictlab.errors import DictlabError
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".npz")  # endings of files that hold dictionaries
+EVERYWHERE = ("sae_weights", "sae", "ae", "params")  # the name of every file of a format
+
+
+def file_and_part(path: str) -> tuple[str, str | None]:
+    """`file#part` taken apart, unless a file is really called that."""
+    file, _, part = path.rpartition("#")
+    return (file, part) if file and not Path(path).exists() else (path, None)
+
+
+def name_of(path: str | Path) -> str:
+    """What a dictionary is called, from the path or address it is opened by."""
+    path, part = file_and_part(str(path))
+    last = Path(path.partition("://")[2] or path)
+    stem = last.stem if last.suffix in WEIGHTS else last.name
+    name = last.absolute().parent.name if stem in EVERYWHERE else stem
+    return f"{name}#{part}" if part else name
+
+
+def with_distinct_names(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
+    """The dictionaries, those of equal names called by the folders that tell their files apart.
+
+    Of `layer_20/width_16k/average_l0_71`, `layer_20/width_65k/average_l0_71` and `layer_21/width_16k/average_l0_71`,
+    all are called by layer, width and L0; had the widths agreed, by layer and L0.
+
+    Raises:
+        DictlabError: The same file is given twice, or dictionaries that were read from none have the same name.
+    """
+    names = [dictionary.name for dictionary in dictionaries]
+    renamed = list(dictionaries)
+    for name in {name for name in names if names.count(name) > 1}:
+        places = [place for place, other in enumerate(names) if other == name]
+        paths = [path for place in places if (path := dictionaries[place].path) is not None]
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise DictlabError(
+                f"two dictionaries are called {name!r}: the same one was given twice, and has nothing that it lacks; "
+                "give another."
+            )
+        if len(paths) < len(places) - 1:
+            raise DictlabError(
+                f"two dictionaries are called {name!r}, and were read from no file that could tell them apart; "
+                "name them: dataclasses.replace(dictionary, name=...)."
+            )
+        folders = dict(zip(paths, _distinguishing_folders(paths), strict=True))
+        for place in places:
+            path = dictionaries[place].path
+            if path is not None:
+                renamed[place] = replace(dictionaries[place], name=f"{folders[path]}{name}")
+    names = [dictionary.name for dictionary in renamed]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DictlabError(
+            f"two dictionaries are called {twice!r}; give one another name: dataclasses.replace(dictionary, name=...)."
+        )
+    return renamed
+
+
+def _distinguishing_folders(paths: Sequence[Path]) -> list[str]:
+    """For each file, the outermost folders (with `/` behind each) that make it differ from all others."""
+    parents = [path.absolute().parent.parts for path in paths]
+    if len(parents) == 1:
+        return [f"{parents[0][-1]}/"]
+    prefixes = [""] * len(paths)
+    for level in zip_longest(*parents, fillvalue=""):
+        longer = [prefix + (f"{folder}/" if folder else "") for prefix, folder in zip(prefixes, level, strict=True)]
+        if len(set(longer)) > len(set(prefixes)):
+            prefixes = longer
+    return prefixes
