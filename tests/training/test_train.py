@@ -17,7 +17,7 @@ from dictlab.training import objectives as terms
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner, schedule
 from dictlab.training.objectives import Batch, Splice
-from dictlab.training.variants import penalties, selection
+from dictlab.training.variants import penalties, topk
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
 LATER = ["blocks.2.hook_resid_pre"]
@@ -184,7 +184,7 @@ def test_aux_k_revives_latents_that_plain_topk_leaves_dead(monkeypatch):
     """As many latents as directions, half of them started so that they cannot fire."""
 
     def dead_share(weight: float) -> float:
-        monkeypatch.setattr(selection, "AUX_WEIGHT", weight)
+        monkeypatch.setattr(topk, "AUX_WEIGHT", weight)
         x, _ = sparse_data(20_000, n=64, active=3)
         learner = learner_for(x, width=(64,), k=(3,), lr=3e-3, tokens=512 * 300, batch=512, dead_after=4096, aux_k=16)
         with torch.no_grad():

@@ -27,7 +27,7 @@ from dictlab.formats.loading import load
 from dictlab.formats.names import with_distinct_names
 from dictlab.model.language_model import LanguageModel
 from dictlab.site_names import canonical_site
-from dictlab.training.variants import BY_NAME, Selection, Variant, VariantSettings
+from dictlab.training.variants import BY_NAME, PerTokenVariant, Variant, VariantSettings
 
 SAVED_AS = {  # the activation function of the file that each variant leaves
     "topk": activation_functions.TopK,
@@ -94,7 +94,7 @@ def variants_for(dictionary: Dictionary, config: VariantSettings) -> list[Varian
     if not known or (name == "prolu" and bool(dictionary.b_enc.any())):
         name = function.kind
     if name not in BY_NAME or ("topk" in str(name) and k is None):
-        return [Selection(config.aux_k, function)]
+        return [PerTokenVariant(config.aux_k, function)]
     return BY_NAME[name](config, [k] if k is not None else [])
 
 

@@ -166,7 +166,7 @@ class Variant(Protocol):
 
 
 @dataclass(frozen=True)
-class Plain:
+class BaseVariant:
     """What most variants have in common: nothing of their own to train or to count, and entries that are codes."""
 
     @property

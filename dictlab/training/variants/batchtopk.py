@@ -17,13 +17,13 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.training.variants.base import ForwardPass, Weights
-from dictlab.training.variants.selection import Reviving, check_k
+from dictlab.training.variants.topk import AuxKVariant, check_k
 
 DECAY = 0.99  # of the running threshold: the last hundred batches
 
 
 @dataclass(frozen=True)
-class BatchTopK(Reviving):
+class BatchTopKVariant(AuxKVariant):
     """The k n largest of n tokens while it learns, one threshold for all latents after.
 
     Attributes:

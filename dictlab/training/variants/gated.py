@@ -21,11 +21,11 @@ from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.codes import Codes
 from dictlab.training.variants.base import ForwardPass, Term, Weights
 from dictlab.training.variants.penalties import l1, ramp
-from dictlab.training.variants.relu import Penalised
+from dictlab.training.variants.relu import L1Variant
 
 
 @dataclass(frozen=True)
-class Gated(Penalised):
+class GatedVariant(L1Variant):
     """A gate and a magnitude that share their directions."""
 
     kind: ClassVar[str] = "gated"

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.codes import Codes
-from dictlab.training.variants.base import ForwardPass, Plain, Term, Weights
+from dictlab.training.variants.base import BaseVariant, ForwardPass, Term, Weights
 from dictlab.training.variants.penalties import ramp
 
 LEAST = 1e-6  # a threshold at 0 or below is that of a ReLU; it has no logarithm
 
 
 @dataclass(frozen=True)
-class JumpReLU(Plain):
+class JumpReLUVariant(BaseVariant):
     """Each latent has its own threshold.
 
     Attributes:

@@ -24,7 +24,7 @@ from dictlab.training.variants.base import ForwardPass, Term, Variant, Weights
 
 
 @dataclass(frozen=True)
-class Matryoshka:
+class MatryoshkaVariant:
     """Another variant, nested.
 
     Attributes:

@@ -21,11 +21,11 @@ from torch import Tensor
 from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.codes import Codes
 from dictlab.training.variants.base import Weights
-from dictlab.training.variants.relu import Penalised
+from dictlab.training.variants.relu import L1Variant
 
 
 @dataclass(frozen=True)
-class ProLU(Penalised):
+class ProLUVariant(L1Variant):
     """A latent's value is proportional to its input wherever it is active."""
 
     kind: ClassVar[str] = "prolu"

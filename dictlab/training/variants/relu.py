@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary, activation_functions
-from dictlab.training.variants.base import ForwardPass, Plain, Term, Weights
+from dictlab.training.variants.base import BaseVariant, ForwardPass, Term, Weights
 from dictlab.training.variants.penalties import l1, ramp
 
 
 @dataclass(frozen=True)
-class Penalised(Plain):
+class L1Variant(BaseVariant):
     """What variants with an L1 penalty have in common.
 
     Attributes:
@@ -44,7 +44,7 @@ class Penalised(Plain):
 
 
 @dataclass(frozen=True)
-class ReLU(Penalised):
+class ReLUVariant(L1Variant):
     """max(z, 0) with an L1 penalty."""
 
     kind: ClassVar[str] = "relu"

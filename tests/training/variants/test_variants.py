@@ -15,7 +15,7 @@ from dictlab.training import TrainConfig
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch, Splice
-from dictlab.training.variants import BY_NAME, selection
+from dictlab.training.variants import BY_NAME, topk
 from dictlab.training.variants.matryoshka import by_prefix
 from dictlab.training.variants.penalties import l1
 from tests.planted import SITE, planted_model, sparse_data
@@ -332,7 +332,7 @@ def test_aux_k_ends_dead_latents_where_plain_topk_leaves_a_fifth_dead(monkeypatc
     x = x + 12 * torch.randn(len(x), 1, generator=generator) * strong
 
     def dead_share(weight: float) -> float:
-        monkeypatch.setattr(selection, "AUX_WEIGHT", weight)
+        monkeypatch.setattr(topk, "AUX_WEIGHT", weight)
         learner = learner_for(x, width=96, lr=1e-2, tokens=512 * 200, batch=512, dead_after=4096, aux_k=32)
         for step in range(200):
             at = step * 512 % 19_456

@@ -20,7 +20,7 @@ from torch import Tensor
 from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
-from dictlab.training.variants.base import ForwardPass, Plain, Term, Weights
+from dictlab.training.variants.base import BaseVariant, ForwardPass, Term, Weights
 from dictlab.training.variants.penalties import AUX_WEIGHT, aux_k, nearest_power_of_two
 
 WIDER = 4  # Multi-TopK's second k, as a multiple of the first
@@ -28,7 +28,7 @@ WIDER_WEIGHT = 1 / 8
 
 
 @dataclass(frozen=True)
-class Reviving(Plain):
+class AuxKVariant(BaseVariant):
     """What variants with AuxK have in common.
 
     Attributes:
@@ -57,7 +57,7 @@ class Reviving(Plain):
 
 
 @dataclass(frozen=True)
-class Selection(Reviving):
+class PerTokenVariant(AuxKVariant):
     """Latents chosen by a rule with nothing to train: TopK, or what else a file holds.
 
     Attributes:
@@ -86,7 +86,7 @@ class Selection(Reviving):
 
 
 @dataclass(frozen=True)
-class MultiTopK(Reviving):
+class MultiTopKVariant(AuxKVariant):
     """TopK that is also good at a larger k.
 
     Attributes:
@@ -104,7 +104,7 @@ class MultiTopK(Reviving):
         return False  # its codes are the first of its entries, and a shard has any of them
 
     def choose(self, weights: Weights) -> activation_functions.Activation:
-        return Descending(WIDER * self.k)
+        return DescendingTopK(WIDER * self.k)
 
     def emit(self, entries: Codes, weights: Weights) -> Codes:
         values, indices = (t.view(entries.n_tokens, -1)[:, : self.k] for t in (entries.values, entries.indices))
@@ -128,7 +128,7 @@ class MultiTopK(Reviving):
 
 
 @dataclass(frozen=True)
-class Descending(activation_functions.PerToken):
+class DescendingTopK(activation_functions.PerToken):
     """TopK whose entries are in descending order, so that the first of them are those of a smaller k."""
 
     kind: ClassVar[str] = "descending"  # of no file
