@@ -38,6 +38,7 @@ from dictlab.errors import DictlabError
 from dictlab.formats import writing
 from dictlab.formats.checks import check
 from dictlab.formats.configs import read_config
+from dictlab.formats.defaults import SPARSIFY, default
 from dictlab.formats.fields import flag, refuse_part, refuse_scale, refuse_unknown, shaped, short
 from dictlab.formats.source import Source
 
@@ -133,12 +134,12 @@ def _config(source: Source) -> dict[str, Any]:
 
 def _check_fields(config: Mapping[str, Any], ignore: tuple[str, ...]) -> None:
     refuse_unknown(config, FIELDS, "cfg.json: the field", ignore)
-    if flag(config, "transcode", False):
+    if flag(config, "transcode", default(SPARSIFY, "transcode")):
         raise DictlabError(
             "cfg.json: transcode is true: a transcoder, which reads the input of a module and writes its output. "
             "Expected false: a dictionary reads and writes one place."
         )
-    if flag(config, "skip_connection", False):
+    if flag(config, "skip_connection", default(SPARSIFY, "skip_connection")):
         raise DictlabError(
             "cfg.json: skip_connection is true: part of its output is a linear map of its input, which no code tells "
             "of. Expected false."
@@ -148,7 +149,7 @@ def _check_fields(config: Mapping[str, Any], ignore: tuple[str, ...]) -> None:
 def _check_sizes(config: Mapping[str, Any], d_in: int, n_latents: int) -> None:
     if "d_in" in config and whole(config["d_in"], "cfg.json: d_in") != d_in:
         raise DictlabError(f"cfg.json: d_in is {config['d_in']}; the tensors have {d_in}.")
-    stated = config.get("num_latents", 0)
+    stated = config.get("num_latents", default(SPARSIFY, "num_latents"))
     if stated == 0 and type(stated) is int:
         stated = d_in * whole(config.get("expansion_factor", n_latents // d_in), "cfg.json: expansion_factor")
     if whole(stated, "cfg.json: num_latents") != n_latents:
@@ -159,8 +160,8 @@ def _check_sizes(config: Mapping[str, Any], d_in: int, n_latents: int) -> None:
 
 
 def _activation(config: Mapping[str, Any], n_latents: int) -> Activation:
-    kind, k = config.get("activation", "topk"), whole(config["k"], "cfg.json: k")
-    signed = flag(config, "signed", False)
+    kind, k = config.get("activation", default(SPARSIFY, "activation")), whole(config["k"], "cfg.json: k")
+    signed = flag(config, "signed", default(SPARSIFY, "signed"))
     if k > n_latents:
         raise DictlabError(f"cfg.json: k is {k}; it has {n_latents} latents.")
     if kind == "groupmax" and not signed:

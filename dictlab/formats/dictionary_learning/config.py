@@ -19,6 +19,7 @@ from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.activation_functions import BatchTopK, TopK
 from dictlab.errors import DictlabError
 from dictlab.formats import writing
+from dictlab.formats.defaults import DICTIONARY_LEARNING, default
 from dictlab.formats.fields import refuse_unknown, short
 from dictlab.formats.source import Source
 
@@ -248,7 +249,11 @@ def _step(source: Source, around: Mapping[str, Any]) -> int | None:
 
 def _site(run: Mapping[str, Any], buffer: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
     """The site, and a note where the configuration does not tell it."""
-    label, layer, io = run.get("submodule_name"), run.get("layer"), buffer.get("io", "out")
+    label, layer, io = (
+        run.get("submodule_name"),
+        run.get("layer"),
+        buffer.get("io", default(DICTIONARY_LEARNING, "buffer.io")),
+    )
     if not isinstance(label, str) or not label:
         note = f"config.json names layer {layer} and no submodule (trainer.submodule_name): the site is unknown."
         return None, (note,) if type(layer) is int else ()

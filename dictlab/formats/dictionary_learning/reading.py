@@ -40,6 +40,7 @@ from dictlab.dictionary.activation_functions import Activation, BatchTopK, Gated
 from dictlab.dictionary.activation_records import whole
 from dictlab.dictionary.normalisation import NoNormalisation, Scale
 from dictlab.errors import DictlabError
+from dictlab.formats.defaults import DICTIONARY_LEARNING, default
 from dictlab.formats.dictionary_learning import config as configuration
 from dictlab.formats.dictionary_learning.config import ALSO, CLASSES, NO_PRE_BIAS, bias_of, trainer
 from dictlab.formats.fields import listed, refuse_part, refuse_scale, refuse_unknown, shaped, short
@@ -188,7 +189,7 @@ def _activation(
     training: dict[str, Any] = {"k": k}
     if "group_sizes" in t:
         training["group_sizes"] = _group_sizes(t["group_sizes"], n_latents)
-    threshold = float(t["threshold"]) if "threshold" in t else -1.0
+    threshold = float(t["threshold"]) if "threshold" in t else default(DICTIONARY_LEARNING, "threshold")
     if name == "AutoEncoderTopK":
         return TopK(k), training | ({"threshold": threshold} if threshold >= 0 else {}), notes
     if threshold < 0:

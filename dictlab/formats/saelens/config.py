@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from dictlab.dictionary.activation_records import whole
 from dictlab.errors import DictlabError
+from dictlab.formats.defaults import SAELENS, default, numbers
 from dictlab.formats.fields import refuse_unknown, short
 
 RENAMED = {
@@ -106,8 +107,8 @@ def meaning(raw: dict[str, Any], ignore: tuple[str, ...] = ()) -> Meaning:
         )
     if architecture in ("standard", "gated") and config.get("k") is not None:
         raise DictlabError(f"k is {short(config['k'])} with the architecture {architecture!r}; expected none.")
-    _one_of(config, "reshape_activations", ("none", "hook_z"), "none")
-    if str(field_of(config, "dtype", str, "float32")).removeprefix("torch.") not in DTYPES:
+    _one_of(config, "reshape_activations", ("none", "hook_z"))
+    if str(field_of(config, "dtype", str, default(SAELENS, "dtype"))).removeprefix("torch.") not in DTYPES:
         raise DictlabError(f"dtype is {short(config['dtype'])}; expected one of {', '.join(DTYPES)}.")
     return Meaning(
         architecture=architecture,
@@ -115,9 +116,9 @@ def meaning(raw: dict[str, Any], ignore: tuple[str, ...] = ()) -> Meaning:
         n_latents=whole(config.get("d_sae"), "d_sae"),
         k=_k(config) if architecture in BY_K else None,
         rescaled=_rescaled(config, architecture),
-        pre_bias=field_of(config, "apply_b_dec_to_input", bool, True),
+        pre_bias=field_of(config, "apply_b_dec_to_input", bool, default(SAELENS, "apply_b_dec_to_input")),
         normalisation=_normalisation(config),
-        finetuned=field_of(config, "finetuning_scaling_factor", bool, False),
+        finetuned=_finetuned(config),
     )
 
 
@@ -134,12 +135,12 @@ def origin_in(config: dict[str, Any]) -> dict[str, Any]:
 
 def _architecture(config: dict[str, Any], nested: bool) -> str:
     """Before version 6, an architecture "standard" may have the activation function top-k."""
-    architecture = config.get("architecture", None if nested else "standard")
+    architecture = config.get("architecture", default(SAELENS, "architecture", "6.0.0" if nested else None))
     if isinstance(architecture, str) and architecture in REFUSED:
         raise DictlabError(f"architecture is {architecture!r}, which is not supported: {REFUSED[architecture]}.")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise DictlabError(f"architecture is {short(architecture)}; known are {', '.join(ARCHITECTURES)}.")
-    function = config.get("activation_fn") or "relu"
+    function = config.get("activation_fn") or default(SAELENS, "activation_fn")
     if function == "relu" and architecture != "topk":
         return architecture
     if function in ("topk", "relu") and (architecture == "topk" or (architecture == "standard" and not nested)):
@@ -157,14 +158,30 @@ def _k(config: dict[str, Any]) -> int:
     return whole(config.get("k", settings.get("k")), "k")
 
 
+def written_by(config: dict[str, Any]) -> str | None:
+    """The version of SAELens that wrote the file; None where it does not say."""
+    version = origin_in(config).get("sae_lens_version")
+    return version if isinstance(version, str) and numbers(version) else None
+
+
 def _rescaled(config: dict[str, Any], architecture: str) -> bool:
-    """Whether the lengths of decoder rows count. Where the field is missing: as the class that wrote it has it."""
-    rescaled: bool = field_of(config, "rescale_acts_by_decoder_norm", bool, architecture in BATCHTOPK)
+    """Whether pre-activations are multiplied by the lengths of decoder rows: since version 6.14 a setting."""
+    name = "rescale_acts_by_decoder_norm"
+    of_class = f"{name} of batchtopk" if architecture in BATCHTOPK else name
+    rescaled: bool = field_of(config, name, bool, default(SAELENS, of_class, written_by(config)))
     if rescaled and architecture in BY_TENSORS:
         raise DictlabError(
             f"rescale_acts_by_decoder_norm is true with the architecture {architecture!r}; expected none."
         )
     return rescaled
+
+
+def _finetuned(config: dict[str, Any]) -> bool:
+    """Whether codes are multiplied by the file's scaling factors: without a question before version 3.0."""
+    version = written_by(config)
+    missing = False if version is None else default(SAELENS, "finetuning_scaling_factor", version)
+    finetuned: bool = field_of(config, "finetuning_scaling_factor", bool, missing)
+    return finetuned
 
 
 def _normalisation(config: dict[str, Any]) -> str:
@@ -176,10 +193,10 @@ def _normalisation(config: dict[str, Any]) -> str:
             "normalize_activations is 'covariance_whitening': its inputs were whitened, which is not supported. "
             "Expected a file into which the whitening is folded, as SAELens writes at the end of training."
         )
-    return _one_of(config, "normalize_activations", NORMALISATIONS, "none")
+    return _one_of(config, "normalize_activations", NORMALISATIONS)
 
 
-def field_of(config: dict[str, Any], name: str, kind: type, default: Any) -> Any:
+def field_of(config: dict[str, Any], name: str, kind: type, missing: Any) -> Any:
     """A field, which may be missing or null.
 
     Raises:
@@ -187,14 +204,14 @@ def field_of(config: dict[str, Any], name: str, kind: type, default: Any) -> Any
     """
     value = config.get(name)
     if value is None:
-        return default
+        return missing
     if type(value) is not kind:
         raise DictlabError(f"{name} is {short(value)}; expected a JSON {kind.__name__}.")
     return value
 
 
-def _one_of(config: dict[str, Any], name: str, known: tuple[str, ...], default: str) -> str:
-    value = config.get(name, default)
+def _one_of(config: dict[str, Any], name: str, known: tuple[str, ...]) -> str:
+    value = config.get(name, default(SAELENS, name))
     if not isinstance(value, str) or value not in known:
         raise DictlabError(f"{name} is {short(value)}; known are {', '.join(known)}.")
     return value

@@ -7,13 +7,13 @@ since then without (SAELens, pull request 279); `model_from_pretrained_kwargs` h
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from typing import Any
 
 from dictlab import site_names
 from dictlab.dictionary import Metadata
 from dictlab.formats import writing
+from dictlab.formats.defaults import numbers
 from dictlab.formats.saelens.config import field_of, origin_in, renamed
 from dictlab.formats.source import Source
 
@@ -125,7 +125,7 @@ def _convention(config: dict[str, Any]) -> str | None:
     flag = (asked or {}).get("fold_value_biases" if at_heads else "center_writing_weights")
     if type(flag) is bool:
         return "transformer_lens" if flag else "huggingface"
-    if version and _numbers(version) < UNPROCESSED_SINCE:
+    if version and numbers(version) < UNPROCESSED_SINCE:
         return "transformer_lens"
     if asked is not None:
         return "huggingface"
@@ -149,12 +149,7 @@ def _opened(metadata: Metadata) -> dict[str, Any]:
 def _version(config: dict[str, Any]) -> str | None:
     """Which version trained it, or else wrote it."""
     found = (origin_in(config).get(name) for name in ("sae_lens_training_version", "sae_lens_version"))
-    return next((version for version in found if isinstance(version, str) and _numbers(version)), None)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", version)
-    return tuple(map(int, match.groups())) if match else ()
+    return next((version for version in found if isinstance(version, str) and numbers(version)), None)
 
 
 def _first_int(*values: Any) -> int | None:

@@ -160,15 +160,26 @@ def test_topk_keeps_fewer_than_k_where_the_largest_are_negative(tmp_path):
     assert_same(made, *formula(config_of("topk"), tensors, x), x)
 
 
-@pytest.mark.parametrize("rescaled", [True, False, None])
+@pytest.mark.parametrize(
+    ("written", "version", "rescaled"),
+    [
+        (True, "6.20.0", True),
+        (False, "6.20.0", False),
+        (None, "6.14.0", True),  # the default of the training classes since then
+        (None, "6.13.1", False),  # before, there was no rescaling
+        (None, "6.1.0", False),
+        (None, None, False),  # a version that has the field writes it
+    ],
+)
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
-def test_the_threshold_of_a_checkpoint_is_in_units_of_unit_decoder_rows(tmp_path, architecture, rescaled):
-    """Where the field is missing, lengths count: these classes have it true by default."""
-    config = config_of(architecture, k=3.5)
-    if rescaled is not None:
-        config["rescale_acts_by_decoder_norm"] = rescaled
+def test_the_threshold_of_a_checkpoint_is_in_units_of_unit_decoder_rows(
+    tmp_path, architecture, written, version, rescaled
+):
+    config = config_of(architecture, k=3.5, metadata={"sae_lens_version": version} if version else {})
+    if written is not None:
+        config["rescale_acts_by_decoder_norm"] = written
     tensors, x = tensors_of(architecture), inputs()
-    expected = formula(config | {"rescale_acts_by_decoder_norm": rescaled is not False}, tensors, x)
+    expected = formula(config | {"rescale_acts_by_decoder_norm": rescaled}, tensors, x)
     made = load(folder(tmp_path, config, tensors))
     assert isinstance(made.activation, JumpReLU)
     assert_same(made, *expected, x)
@@ -240,6 +251,10 @@ def test_a_finetuned_scale_of_codes_counts_for_the_decoder_only(tmp_path):
     assert_same(load(folder(tmp_path / "b", flat | {"finetuning_scaling_factor": True}, scaled)), f, x_hat, x)
     with pytest.raises(DictlabError, match="finetuning_scaling_factor"):
         load(folder(tmp_path / "c", flat, scaled))
+    with pytest.raises(DictlabError, match="finetuning_scaling_factor"):
+        load(folder(tmp_path / "d", flat | {"sae_lens_version": "3.0.0"}, scaled))
+    before = flat | {"sae_lens_version": "2.1.3"}  # there it is no setting: codes are always multiplied
+    assert_same(load(folder(tmp_path / "e", before, scaled)), f, x_hat, x)
 
 
 # Versions before 6
