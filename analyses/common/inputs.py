@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -28,13 +29,18 @@ from analyses.common.opening import open_text as open_text
 from analyses.common.opening import within_reach as within_reach
 from dictlab.data.activations import Activations, ModelActivations
 from dictlab.data.arrays import ArrayActivations, ArrayLike, open_array
+from dictlab.data.attention_sinks import find_sinks, sinks_of, sinks_warning
 from dictlab.data.text import Split, Text
+from dictlab.data.token_selection import ALL
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
 
 DataLike: TypeAlias = ArrayActivations | ArrayLike
+
+PROBE_ROWS = 4096  # of an array that are looked at for attention sinks
 
 SPLITS: dict[Split, str] = {"train": "training", "heldout": "held-out"}  # as reports call them
 
@@ -175,17 +181,25 @@ def open_activations(
         data: Activations instead: an array, or the name of a file.
         device: Where to run.
 
+    The tokens that count are those that the dictionaries were trained on (`with_selection` says otherwise).
+
     Raises:
-        DictlabError: Both a model and data are given, or what is given is not there or does not fit the dictionaries.
+        DictlabError: The dictionaries were trained on different tokens; both a model and data are given; or what is
+            given is not there or does not fit the dictionaries.
     """
     if data is None:
         opened = open_model(model, dictionaries, device)
         placed = in_model(dictionaries, opened)
-        context = context_of(dictionaries, opened)
-        return ActivationInputs(ModelActivations(opened, open_text(text), site_of(placed[0]), context), placed)
+        context, selection = context_of(dictionaries, opened), recorded_selection(dictionaries)
+        site, source = site_of(placed[0]), open_text(text)
+        sinks = find_sinks(opened, source, [site], context=context, selection=selection)
+        activations = ModelActivations(opened, source, site, context, selection)
+        return ActivationInputs(activations, placed, sinks_warning(sinks, selection))
     if model is not None:
         raise DictlabError("a model and data are given; activations come from one of the two. Leave one of them out.")
     array = replace(open_array(data), device=device)
+    if array.selection == ALL:
+        array = replace(array, selection=recorded_selection(dictionaries))
     for dictionary in dictionaries:
         if dictionary.d_in != array.d_in:
             raise DictlabError(
@@ -194,7 +208,12 @@ def open_activations(
     trained = any(d.metadata.training.get("data_fingerprint") == array.fingerprint for d in dictionaries)
     unit = f"Intervals and standard errors are over {array.unit} of {array.name}, which has no sequences."
     placed = [dictionary.to(device) for dictionary in dictionaries]
-    return ActivationInputs(array, placed, (unit,) if array.in_blocks else (), unknown=not trained)
+    x = next(array.sample(PROBE_ROWS), None)
+    if x is None:
+        raise DictlabError(f"data {array.name}: no row counts (token selection {array.selection}).")
+    sinks = sinks_of(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+    cautions = ((unit,) if array.in_blocks else ()) + sinks_warning(sinks, array.selection)
+    return ActivationInputs(array, placed, cautions, unknown=not trained)
 
 
 def check_used(data: DataLike | None, tokens: int) -> None:

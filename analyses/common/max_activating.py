@@ -11,13 +11,14 @@ so that the examples of a latent come from different sequences. Memory: latents 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -35,9 +36,11 @@ from analyses.common.inputs import (
 from analyses.common.token_texts import token_texts
 from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.data.arrays import ArrayActivations
+from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
 
 TOP = 3  # sequences kept for each latent
@@ -116,8 +119,10 @@ def find_contexts(
     source, length = open_text(text).as_split("train"), context_of(given, opened)
     check_at_least(length, tokens=tokens)
     sequences = source.sample(opened.tokenizer, length, tokens // length, seed=seed)
-    found = dict(zip([d.name for d in given], peaks(placed, opened, sequences), strict=True))
+    selection = recorded_selection(given)
+    found = dict(zip([d.name for d in given], peaks(placed, opened, sequences, selection=selection), strict=True))
     record = {"model": opened.name, "text": source.name, "context": length, "tokens": sequences.numel()}
+    record["token_selection"] = str(selection)
     return Contexts(found, partial(excerpts, opened.tokenizer, sequences), record), ()
 
 
@@ -128,7 +133,8 @@ def _of_array(
     source = reading.part("train")
     assert isinstance(source, ArrayActivations)
     numbers = source.drawn(tokens, seed)
-    batches = ([x] * len(given) for x in source.sample(tokens, seed=seed))
+    whole = replace(source, selection=ALL).sample(tokens, seed=seed)
+    batches = (([x] * len(given), [source.selection.mask([x])] * len(given)) for x in whole)
     found = dict(zip([d.name for d in given], _strongest_of(reading.dictionaries, batches, TOP), strict=True))
     record = source.record() | {"tokens": len(numbers) * source.context}
     return Contexts(found, partial(row_numbers, source, numbers), record, "strongest row")
@@ -155,6 +161,7 @@ def peaks(
     sequences: Int[Tensor, "sequences context"],
     *,
     top: int = TOP,
+    selection: TokenSelection | None = None,
 ) -> list[Peaks]:
     """The strongest sequences of every latent of every dictionary, in one pass over the sequences.
 
@@ -163,29 +170,35 @@ def peaks(
         model: The language model.
         sequences: Token ids.
         top: Sequences to keep for each latent.
+        selection: Tokens that count, by default those that the dictionaries were trained on; activations at others
+            are no peaks.
 
     Raises:
         DictlabError: A dictionary names no site, or emits what is not a number.
     """
     sites = [site_of(dictionary) for dictionary in dictionaries]
     size = max(1, FORWARD_TOKENS // sequences.shape[1])
+    selected = recorded_selection(dictionaries) if selection is None else selection
 
-    def read() -> Iterator[list[Tensor]]:
+    def read() -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         for tokens in tqdm(sequences.split(size), desc="contexts", leave=False):
             captured = model.capture(tokens, list(dict.fromkeys(sites)))
-            yield [captured[site] for site in sites]
+            counted = {site: selected.mask([x], tokens, model.tokenizer) for site, x in captured.items()}
+            yield [captured[site] for site in sites], [counted[site] for site in sites]
 
     return _strongest_of(dictionaries, read(), top)
 
 
 def _strongest_of(
-    dictionaries: Sequence[Dictionary], batches: Iterable[Sequence[Float[Tensor, "batch context d_in"]]], top: int
+    dictionaries: Sequence[Dictionary],
+    batches: Iterable[tuple[Sequence[Float[Tensor, "batch context d_in"]], Sequence[Bool[Tensor, "batch context"]]]],
+    top: int,
 ) -> list[Peaks]:
-    """The strongest sequences by what each dictionary reads of some sequences at a time."""
+    """The strongest sequences by what each dictionary reads of some sequences at a time, and which tokens count."""
     found, start = [_none(dictionary) for dictionary in dictionaries], 0
-    for inputs in batches:
-        for i, (dictionary, x) in enumerate(zip(dictionaries, inputs, strict=True)):
-            found[i] = _best(found[i], _strongest(dictionary, x, start), top)
+    for inputs, masks in batches:
+        for i, (dictionary, x, counted) in enumerate(zip(dictionaries, inputs, masks, strict=True)):
+            found[i] = _best(found[i], _strongest(dictionary, x, counted, start), top)
         start += len(inputs[0])
     return found
 
@@ -243,13 +256,19 @@ def _none(dictionary: Dictionary) -> Peaks:
     return Peaks(torch.zeros(dictionary.n_latents, 0), nowhere, nowhere)
 
 
-def _strongest(dictionary: Dictionary, x: Float[Tensor, "batch context d_in"], start: int) -> Peaks:
+def _strongest(
+    dictionary: Dictionary,
+    x: Float[Tensor, "batch context d_in"],
+    counted: Bool[Tensor, "batch context"],
+    start: int,
+) -> Peaks:
     """The strongest activation of each latent in each sequence of a batch."""
     codes, context = dictionary.encode(x), x.shape[1]
     if not bool(torch.isfinite(codes.values).all()):
         raise DictlabError(f"{dictionary.name}: its codes are not all finite on the text; are its weights damaged?")
     batch, n = codes.n_tokens // context, codes.n_latents
-    strength, row = codes.values.abs(), codes.rows
+    row = codes.rows
+    strength = codes.values.abs() * counted.flatten()[row]
     place = row // context * n + codes.indices
     value = strength.new_zeros(batch * n).scatter_reduce_(0, place, strength, "amax")
     first = strength == value[place]

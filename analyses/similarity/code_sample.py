@@ -8,7 +8,7 @@ length of their decoder direction, so that a dictionary that keeps its norms els
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -30,10 +30,12 @@ from analyses.common.inputs import (
     within_reach,
 )
 from dictlab.data.activations import FORWARD_TOKENS
+from dictlab.data.token_selection import TokenSelection, rectangles
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
 
 Matrix: TypeAlias = sparse.csr_array  # tokens x latents
@@ -58,7 +60,7 @@ class Sample:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens, first ones of contexts left out."""
+        """Tokens that count, first ones of contexts left out."""
         return len(self.sequence)
 
     @property
@@ -111,8 +113,9 @@ def sampled(
     source, length = open_text(text).as_split("train"), context_of(given, opened)
     check_at_least(2 * length, tokens=tokens)
     sequences = source.sample(opened.tokenizer, length, tokens // length, seed=seed)
-    about = {"model": opened.name, "text": source.name, "context": length}
-    return _encoded(placed, _captured(placed, opened, sequences), about), ()
+    selection = recorded_selection(given)
+    about = {"model": opened.name, "text": source.name, "context": length, "token_selection": str(selection)}
+    return _encoded(placed, _captured(placed, opened, sequences, selection), about), ()
 
 
 def _of_array(
@@ -131,13 +134,21 @@ def _of_array(
 
 
 def _captured(
-    dictionaries: Sequence[Dictionary], model: LanguageModel, sequences: Int[Tensor, "sequences context"]
+    dictionaries: Sequence[Dictionary],
+    model: LanguageModel,
+    sequences: Int[Tensor, "sequences context"],
+    selection: TokenSelection,
 ) -> Iterator[list[Float[Tensor, "batch positions d_in"]]]:
-    """What each dictionary reads of some sequences at a time, without their first tokens."""
+    """What each dictionary reads of some sequences at a time, of the tokens that count but for first ones."""
+    selection = replace(selection, first=max(1, selection.first))
     sites = [site_of(dictionary) for dictionary in dictionaries]
     for tokens in tqdm(sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])), desc="codes", leave=False):
         captured = model.capture(tokens, list(dict.fromkeys(sites)))
-        yield [captured[site][:, 1:].float() for site in sites]
+        counted = selection.mask(captured.values(), tokens, model.tokenizer)
+        parts = {site: rectangles(x.float(), counted) for site, x in captured.items()}
+        for batch in zip(*parts.values(), strict=True):
+            by_site = dict(zip(parts, batch, strict=True))
+            yield [by_site[site] for site in sites]
 
 
 @torch.no_grad()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor
 from dictlab.data.shuffle_buffer import BUFFER_TOKENS, ShuffledStream
 from dictlab.data.shuffle_buffer import FORWARD_TOKENS as FORWARD_TOKENS  # also for those who capture by themselves
 from dictlab.data.text import Split, Text
+from dictlab.data.token_selection import ALL, TokenSelection, rectangles
 from dictlab.errors import check_at_least
 from dictlab.model.language_model import LanguageModel
 
@@ -27,6 +28,7 @@ def shuffled_activations(
     buffer: int = BUFFER_TOKENS,
     seed: int = 0,
     repeat: bool | int = True,
+    selection: TokenSelection = ALL,
 ) -> Iterator[Float[Tensor, "batch d_in"]]:
     """Activation vectors of one site in random order (`ShuffledStream` serves several, and can be resumed).
 
@@ -39,9 +41,10 @@ def shuffled_activations(
         buffer: Vectors held; memory is bounded by three times `buffer * d_in` numbers, and one forward.
         seed: Decides the order of documents and vectors.
         repeat: Go round the text for ever, or so many times, in another order each time.
+        selection: Which tokens count.
     """
     stream = ShuffledStream(
-        lambda tokens: model.capture(tokens, site),
+        select_tokens(model, selection, lambda tokens: model.capture(tokens, site)),
         lambda start: text.contexts(model.tokenizer, context, seed=seed, repeat=repeat, start=start),
         context=context,
         batch=batch,
@@ -52,30 +55,65 @@ def shuffled_activations(
         yield vectors[site]
 
 
+Capture: TypeAlias = Callable[[Int[Tensor, "batch context"]], Mapping[str, Float[Tensor, "batch context d_in"]]]
+SelectedCapture: TypeAlias = Callable[[Int[Tensor, "batch context"]], Mapping[str, Float[Tensor, "tokens d_in"]]]
+
+
+def select_tokens(model: LanguageModel, selection: TokenSelection, capture: Capture) -> SelectedCapture:
+    """From contexts to the activations, site by site, of those of their tokens that count: the same at every site."""
+
+    def selected(tokens: Tensor) -> dict[str, Tensor]:
+        captured = capture(tokens)
+        counted = selection.mask(captured.values(), tokens, model.tokenizer)
+        return {site: x[counted] for site, x in captured.items()}
+
+    return selected
+
+
 def sample_site(
-    model: LanguageModel, text: Text, site: str, *, context: int, tokens: int, seed: int = 0
-) -> Iterator[Float[Tensor, "batch context d_in"]]:
-    """Activations, sequence by sequence, of contexts drawn from all over a text: about `tokens` tokens of them."""
-    for batch in sample_sites(model, text, [site], context=context, tokens=tokens, seed=seed):
-        yield batch[site]
+    model: LanguageModel,
+    text: Text,
+    site: str,
+    *,
+    context: int,
+    tokens: int,
+    seed: int = 0,
+    selection: TokenSelection = ALL,
+) -> Iterator[Float[Tensor, "sequences counted d_in"]]:
+    """Activations of the tokens that count, in contexts drawn from all over a text: about `tokens` tokens in all."""
+    check_at_least(context, tokens=tokens)
+    contexts = text.sample(model.tokenizer, context, tokens // context, seed=seed)
+    yield from capture_sequences(model, site, contexts, selection)
 
 
 def sample_sites(
-    model: LanguageModel, text: Text, sites: Sequence[str], *, context: int, tokens: int, seed: int = 0
-) -> Iterator[dict[str, Float[Tensor, "batch context d_in"]]]:
-    """The same at several sites, by site; the model is run once for all."""
+    model: LanguageModel,
+    text: Text,
+    sites: Sequence[str],
+    *,
+    context: int,
+    tokens: int,
+    seed: int = 0,
+    selection: TokenSelection = ALL,
+) -> Iterator[Mapping[str, Float[Tensor, "tokens d_in"]]]:
+    """Activations at several sites, by site, of the tokens that count there; the model is run once for all."""
     check_at_least(context, tokens=tokens)
     contexts = text.sample(model.tokenizer, context, tokens // context, seed=seed)
-    for batch in contexts.split(max(1, FORWARD_TOKENS // context)):
-        yield model.capture(batch, sites)
+    capture = select_tokens(model, selection, lambda batch: model.capture(batch, sites))
+    yield from map(capture, contexts.split(max(1, FORWARD_TOKENS // context)))
 
 
 def capture_sequences(
-    model: LanguageModel, site: str, sequences: Int[Tensor, "n context"]
-) -> Iterator[Float[Tensor, "batch context d_in"]]:
-    """Activations of some sequences of tokens, a few sequences at a time."""
+    model: LanguageModel, site: str, sequences: Int[Tensor, "n context"], selection: TokenSelection = ALL
+) -> Iterator[Float[Tensor, "sequences counted d_in"]]:
+    """Activations of some sequences of tokens, a few sequences at a time.
+
+    With a selection, of the tokens that count; sequences with equally many of them then stand together, so that the
+    order of the sequences may change.
+    """
     for batch in sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])):
-        yield model.capture(batch, site)[site]
+        x = model.capture(batch, site)[site]
+        yield from rectangles(x, selection.mask([x], batch, model.tokenizer))
 
 
 class Activations(Protocol):
@@ -88,6 +126,7 @@ class Activations(Protocol):
         split: Which part of the source: "train", "heldout"; or "all" of an array.
         unit: What intervals are resampled over.
         counted: What `context` and samples count: tokens, or rows of an array.
+        selection: Which of them count.
     """
 
     counted: ClassVar[str]
@@ -107,12 +146,18 @@ class Activations(Protocol):
     @property
     def unit(self) -> str: ...
 
+    @property
+    def selection(self) -> TokenSelection: ...
+
     def as_split(self, split: Split) -> Activations:
         """The part that training is on, or the part that it never sees."""
         ...
 
     def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
-        """Activations, sequence by sequence, drawn from all over the source: about `tokens` tokens of them."""
+        """Activations of the tokens that count, sequence by sequence, of about `tokens` drawn from all over the source.
+
+        Batches have sequences of one length each; without a selection, all of the same.
+        """
         ...
 
     def record(self) -> dict[str, Any]:
@@ -129,12 +174,14 @@ class ModelActivations:
         text: Where its tokens come from.
         site: Where in the model.
         context: Tokens a sequence.
+        selection: Which of them count.
     """
 
     model: LanguageModel
     text: Text
     site: str
     context: int
+    selection: TokenSelection = ALL
     counted: ClassVar[str] = "tokens"
     _drawn: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -159,10 +206,10 @@ class ModelActivations:
         return replace(self, text=self.text.as_split(split), _drawn={})  # what was drawn is of the other split
 
     def sample(self, tokens: int, *, seed: int = 0) -> Iterator[Float[Tensor, "batch context d_in"]]:
-        yield from capture_sequences(self.model, self.site, self.sequences(tokens, seed))
+        yield from capture_sequences(self.model, self.site, self.sequences(tokens, seed), self.selection)
 
     def sequences(self, tokens: int, seed: int = 0) -> Int[Tensor, "n context"]:
-        """The tokens that `sample` gives the activations of; they are drawn once."""
+        """The contexts that `sample` gives the activations of; they are drawn once."""
         check_at_least(self.context, tokens=tokens)
         if (tokens, seed) not in self._drawn:
             count = tokens // self.context
@@ -170,7 +217,8 @@ class ModelActivations:
         return self._drawn[tokens, seed]
 
     def record(self) -> dict[str, Any]:
-        return {"text": self.text.name, "model": self.model.name, "context": self.context}
+        about = {"text": self.text.name, "model": self.model.name, "context": self.context}
+        return about | {"token_selection": str(self.selection)}
 
 
 def unit_of(activations: Activations) -> str:
@@ -206,6 +254,8 @@ def moments(batches: Iterable[Float[Tensor, "*tokens d_in"]], *, covariance: boo
     n, about = 0, None
     for batch in batches:
         x = batch.reshape(-1, batch.shape[-1]).double()
+        if not len(x):
+            continue
         if about is None:
             about = x.mean(dim=0)
             first = torch.zeros_like(about)

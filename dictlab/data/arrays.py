@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dictlab import seeds
+from dictlab.data.token_selection import ALL, TokenSelection, rectangles
 from dictlab.errors import DictlabError, check_at_least
 
 Values: TypeAlias = Tensor | NDArray[Any]
@@ -45,6 +46,8 @@ class ArrayActivations:
         split: "all", "train" or "heldout".
         whole: Never split: training and measurement are on all of it.
         device: Where its activations are wanted.
+        selection: Which rows count in samples: by their positions in sequences, or by their norms. A stream of rows
+            (`RowStream`) takes all.
     """
 
     name: str
@@ -54,7 +57,21 @@ class ArrayActivations:
     split: str = "all"
     whole: bool = False
     device: str = "cpu"
+    selection: TokenSelection = ALL
     counted: ClassVar[str] = "rows"
+
+    def __post_init__(self) -> None:
+        """Refuse a selection that an array cannot follow.
+
+        Raises:
+            DictlabError: It asks what the tokens are, or for positions where there are no sequences.
+        """
+        selection = self.selection
+        if selection.by_tokens or (self.values.ndim == 2 and (selection.first, selection.stop) != (0, None)):
+            raise DictlabError(
+                f"data {self.name}: rows cannot be selected by {selection}; an array does not say which tokens its "
+                "rows are of, nor, without sequences, at which positions. Take them out, or give a model and a text."
+            )
 
     @property
     def d_in(self) -> int:
@@ -88,7 +105,8 @@ class ArrayActivations:
 
     def record(self) -> dict[str, Any]:
         """What a report's settings and a dictionary's metadata say of it."""
-        return {"data": self.name, "data_fingerprint": self.fingerprint, "data_unit": self.unit}
+        about = {"data": self.name, "data_fingerprint": self.fingerprint, "data_unit": self.unit}
+        return about | {"token_selection": str(self.selection)}
 
     def as_split(self, split: str) -> ArrayActivations:
         """Nine sequences in ten ("train"), or the tenth that training never sees ("heldout").
@@ -116,7 +134,8 @@ class ArrayActivations:
         for at in range(0, len(drawn), per):
             numbers = drawn[at : at + per]
             rows = (numbers[:, None] * self.context + np.arange(self.context)).reshape(-1)
-            yield self._fetch(rows).reshape(len(numbers), self.context, self.d_in)
+            x = self._fetch(rows).reshape(len(numbers), self.context, self.d_in)
+            yield from rectangles(x, self.selection.mask([x]))
 
     def drawn(self, tokens: int, seed: int = 0) -> NDArray[np.int64]:
         """Numbers of the sequences that `sample` gives, in its order."""

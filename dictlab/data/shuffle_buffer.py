@@ -23,9 +23,13 @@ from torch import Tensor
 
 from dictlab import seeds
 from dictlab.data.packing import Contexts, Position
+from dictlab.errors import DictlabError
 
 BUFFER_TOKENS = 1 << 17  # vectors that a stream is shuffled in
 FORWARD_TOKENS = 8192  # tokens given to the model at once
+FORWARDS_WITHOUT_TOKENS = (
+    4  # times the forwards of a block, after which a selection that lets no token count is refused
+)
 
 Sites = Mapping[str, Float[Tensor, "tokens d_in"]]
 
@@ -59,7 +63,8 @@ class ShuffledStream:
     """Activation vectors of one or more sites, the same tokens at each, in random order.
 
     Args:
-        capture: From a batch of contexts to the activations at each site, `[batch, context, d_in]`.
+        capture: From a batch of contexts to the activations at each site, `[batch, context, d_in]`, or those of the
+            tokens that count, `[tokens, d_in]`, the same tokens at every site.
         contexts: From a position to the contexts that follow it.
         context: Tokens a context.
         batch: Vectors a batch; at the end of the text, what does not fill one is dropped.
@@ -70,7 +75,7 @@ class ShuffledStream:
 
     def __init__(
         self,
-        capture: Callable[[Int[Tensor, "batch context"]], Mapping[str, Float[Tensor, "batch context d_in"]]],
+        capture: Callable[[Int[Tensor, "batch context"]], Mapping[str, Float[Tensor, "*tokens d_in"]]],
         contexts: Callable[[Position | None], Contexts],
         *,
         context: int,
@@ -82,7 +87,8 @@ class ShuffledStream:
         self._capture, self._open, self._batch, self._seed = capture, contexts, batch, seed
         self._per_forward = max(1, FORWARD_TOKENS // context)
         forward = self._per_forward * context
-        self._forwards = max(1, buffer // (2 * forward), -(-2 * batch // forward))  # half a block fills a batch
+        forwards = max(1, buffer // (2 * forward), -(-2 * batch // forward))  # half a block fills a batch
+        self._block_tokens, self._tried = forwards * forward, FORWARDS_WITHOUT_TOKENS * forwards
         self._at: dict[str, Any] = dict(start or {"chunk": 0, "carried": 0, "batches": 0, "text": Position().record()})
 
     def position(self) -> dict[str, Any]:
@@ -112,15 +118,21 @@ class ShuffledStream:
         """The next forwards of the text, permuted."""
         begins = contexts.position
         parts: list[Mapping[str, Tensor]] = []
-        complete = True
-        while complete and len(parts) < self._forwards:
+        complete, tokens = True, 0
+        while complete and tokens < self._block_tokens:
             group = list(islice(contexts, self._per_forward))
             complete = len(group) == self._per_forward
             if group:
-                parts.append(self._capture(torch.stack(group)))
+                parts.append({site: x.flatten(0, -2) for site, x in self._capture(torch.stack(group)).items()})
+                tokens += len(next(iter(parts[-1].values())))
+            if len(parts) > self._tried and tokens < len(parts):
+                raise DictlabError(
+                    f"token selection: {tokens} tokens count in {len(parts) * self._per_forward} contexts; let more of "
+                    "them count."
+                )
         if not parts:
             return _Block(begins, {}, complete=False)
-        joined = {site: torch.cat([part[site].flatten(0, 1) for part in parts]) for site in parts[0]}
+        joined = {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
         return _Block(begins, self._permuted(joined, f"block {number} of activations"), complete)
 
     def _early(self, carried: int, block: _Block) -> int:

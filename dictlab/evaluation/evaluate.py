@@ -9,16 +9,19 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from dictlab.data.activations import moments
 from dictlab.data.text import Text
+from dictlab.data.token_selection import ALL, TokenSelection, outliers
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
+from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import Evaluation
+from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
@@ -37,6 +40,7 @@ def evaluate(
     context: int | None = None,
     seed: int = 0,
     partial: bool = False,
+    selection: TokenSelection | None = None,
 ) -> list[Evaluation]:
     """Measure dictionaries on contexts drawn from all over a text. After a pass for the mean activations, one clean
     forward of each batch serves them all.
@@ -49,40 +53,62 @@ def evaluate(
         context: Tokens a sequence; the model's own by default, 1,024 at most.
         seed: Of the sample and the bootstrap.
         partial: On Ctrl-C, return what is complete, if that is two sequences or more.
+        selection: Which tokens count, by default those that the dictionaries were trained on. All metrics are over
+            these; reconstructions, zeros and means are spliced in for them alone, and leave the others as they are.
 
     Raises:
-        DictlabError: A dictionary names no site, or one that is not the model's, or has another width than the site,
-            or a reconstruction is not finite.
+        DictlabError: The dictionaries were trained on different tokens and none are said; a dictionary names no site,
+            or one that is not the model's, or has another width than the site; or a reconstruction is not finite.
     """
+    selection = recorded_selection(dictionaries) if selection is None else selection
     dictionaries = [adapted(dictionary, model) for dictionary in dictionaries]
     sites = [site_of(dictionary) for dictionary in dictionaries]
     check_at_least(1, contexts=contexts)
     length = model.context_length(context)
     sampled = text.sample(model.tokenizer, length, contexts, seed=seed)
-    fingerprint = hashlib.sha256(sampled.numpy().tobytes()).hexdigest()[:16]
     batches = sampled.split(max(1, BATCH_TOKENS // length))
-    means = {
-        site: moments(model.capture(tokens, site)[site] for tokens in batches).mean for site in dict.fromkeys(sites)
-    }
+    means = {site: _mean(model, site, batches, selection) for site in dict.fromkeys(sites)}
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
-    fired: list[list[Tensor]] = [[] for _ in dictionaries]
+    active: list[list[Tensor]] = [[] for _ in dictionaries]
     with Completion(len(sampled), least=2 if partial else None) as completion:
         for tokens in tqdm(batches, desc="evaluate", leave=False):
-            for index, (row, active) in enumerate(list(_measure(dictionaries, sites, means, model, tokens))):
+            for index, (row, fired) in enumerate(list(_measure(dictionaries, sites, means, model, tokens, selection))):
                 rows[index].append(row)
-                fired[index].append(active)
+                active[index].append(fired)
             completion.add(len(tokens))
+    measured_on = sampled.numpy().tobytes() + (b"" if selection == ALL else str(selection).encode())
     return [
         Evaluation(
             dictionary.name,
-            {key: torch.cat([row[key] for row in own]).double().cpu().numpy() for key in own[0]},
-            torch.cat(active).cpu()[:, emitting(dictionary.activation, dictionary.n_latents)],
+            {key: torch.cat([row[key] for row in measured]).double().cpu().numpy() for key in measured[0]},
+            torch.cat(fired).cpu()[:, emitting(dictionary.activation, dictionary.n_latents)],
             seed,
-            fingerprint,
+            hashlib.sha256(measured_on).hexdigest()[:16],
             len(sampled),
+            selection=selection,
         )
-        for dictionary, own, active in zip(dictionaries, rows, fired, strict=True)
+        for dictionary, measured, fired in zip(dictionaries, rows, active, strict=True)
     ]
+
+
+def _mean(
+    model: LanguageModel, site: str, batches: Iterable[Int[Tensor, "batch context"]], selection: TokenSelection
+) -> Float[Tensor, " d_in"]:
+    """The mean activation of the tokens that count.
+
+    Raises:
+        DictlabError: None of them does.
+    """
+
+    def counted() -> Iterator[Tensor]:
+        for tokens in batches:
+            x = model.capture(tokens, site)[site]
+            yield x[selection.mask([x], tokens, model.tokenizer)]
+
+    try:
+        return moments(counted()).mean
+    except ValueError as error:
+        raise DictlabError(f"token selection {selection}: no token of the sample counts at {site}.") from error
 
 
 @torch.no_grad()
@@ -124,50 +150,90 @@ def site_of(dictionary: Dictionary) -> str:
     return dictionary.metadata.site
 
 
+def reconstruct_selected(
+    dictionary: Dictionary, x: Float[Tensor, "batch context d_in"], counted: Bool[Tensor, "batch context"]
+) -> tuple[Codes, Float[Tensor, "batch context d_in"]]:
+    """Codes of the tokens that count, and the activations with these tokens reconstructed and the others as they are.
+
+    Raises:
+        DictlabError: A reconstruction is not finite.
+    """
+    codes, rows = dictionary(x[counted].float())
+    check_finite(dictionary, rows)
+    x_hat = x.float().clone()
+    x_hat[counted] = rows.to(x_hat.dtype)
+    return codes, x_hat
+
+
+def sums_by_sequence(
+    x: Float[Tensor, "batch context d_in"],
+    x_hat: Float[Tensor, "batch context d_in"],
+    codes: Codes,
+    counted: Bool[Tensor, "batch context"],
+    mean: Float[Tensor, " d_in"],
+) -> dict[str, Float[Tensor, " batch"]]:
+    """Sums over the tokens of each sequence that count, from which L0, MSE and explained variance follow."""
+    n_tokens = counted.sum(dim=1)
+    l0 = torch.zeros(counted.shape, dtype=torch.double, device=x.device)
+    l0[counted] = codes.l0().to(l0)
+    errors = (x - x_hat).double().square().sum(dim=-1)
+    variance = (x - mean.to(x)).double().square().sum(dim=-1)
+    return {
+        "tokens": n_tokens.double(),
+        "coordinates": (n_tokens * x.shape[-1]).double(),
+        "l0": l0.sum(dim=1),
+        "squared_error": (errors * counted).sum(dim=1),
+        "variance": (variance * counted).sum(dim=1),
+        "sink_variance": (variance * (outliers(x) & counted)).sum(dim=1),
+    }
+
+
+def active_by_sequence(codes: Codes, counted: Bool[Tensor, "batch context"]) -> Float[Tensor, "batch n_latents"]:
+    """Whether each latent was active at some token of each sequence that counts: 0 or 1."""
+    sequence = counted.nonzero()[:, 0]
+    active = torch.zeros(len(counted), codes.n_latents)
+    on = codes.values != 0
+    active[sequence[codes.rows[on]].cpu(), codes.indices[on].cpu()] = 1.0
+    return active
+
+
 def _measure(
     dictionaries: Sequence[Dictionary],
     sites: Sequence[str],
     means: Mapping[str, Tensor],
     model: LanguageModel,
     tokens: Int[Tensor, "batch context"],
+    selection: TokenSelection,
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """For each dictionary, sums over the tokens of each sequence, and which latents were active in it."""
     starts = {site: model.block_input(site) for site in sites}
     clean = model.capture(tokens, list(dict.fromkeys([*sites, *starts.values(), model.last_site])))
     tokens = tokens.to(model.device)
+    counted = {site: selection.mask([clean[site]], tokens, model.tokenizer) for site in means}
 
     def spliced(site: str, x: Tensor) -> Tensor:
-        return model.final_residual(x.to(clean[site].dtype), site, residual=clean[starts[site]], tokens=tokens).flatten(
-            0, 1
-        )
+        version = torch.where(counted[site][..., None], x.to(clean[site].dtype), clean[site])
+        return model.final_residual(version, site, residual=clean[starts[site]], tokens=tokens).flatten(0, 1)
 
-    known = [dictionary(clean[site].float()) for dictionary, site in zip(dictionaries, sites, strict=True)]
-    for dictionary, (_, x_hat) in zip(dictionaries, known, strict=True):
-        check_finite(dictionary, x_hat)
+    known = [reconstruct_selected(d, clean[site], counted[site]) for d, site in zip(dictionaries, sites, strict=True)]
     altered = [spliced(site, x_hat) for site, (_, x_hat) in zip(sites, known, strict=True)]
     for site, mean in means.items():
         altered += [spliced(site, x.expand_as(clean[site])) for x in (torch.zeros_like(mean), mean)]
     out = kl_and_ce(model, clean[model.last_site].flatten(0, 1), torch.stack(altered), next_tokens(tokens).flatten())
     kl, ce, ce_clean = (values.unflatten(-1, tokens.shape).double() for values in (out.kl, out.ce, out.ce_clean))
-    kl, ce, ce_clean = kl.sum(-1), ce[..., :-1].sum(-1), ce_clean[..., :-1].sum(-1)  # the last token has none after it
     ablated = {site: ce[len(sites) + 2 * i :][:2] for i, site in enumerate(means)}
-    batch, length = tokens.shape
-    for index, (dictionary, site) in enumerate(zip(dictionaries, sites, strict=True)):
-        x, (codes, x_hat) = clean[site], known[index]
-        row = {
-            "tokens": torch.full((batch,), float(length)),
-            "predicted": torch.full((batch,), float(length - 1)),
-            "coordinates": torch.full((batch,), float(length * x.shape[-1])),
-            "l0": codes.l0().reshape(batch, length).sum(dim=1),
-            "squared_error": (x - x_hat).double().square().sum(dim=(1, 2)),
-            "variance": (x - means[site].to(x)).double().square().sum(dim=(1, 2)),
-            "ce_clean": ce_clean,
-            "ce": ce[index],
-            "kl": kl[index],
-            "ce_zero": ablated[site][0],
-            "ce_mean": ablated[site][1],
+    for index, (site, (codes, x_hat)) in enumerate(zip(sites, known, strict=True)):
+        predicting = counted[site][:, :-1]  # the last token has none after it
+
+        def sum_of(values: Tensor, predicting: Tensor = predicting) -> Tensor:
+            return (values[:, :-1] * predicting).sum(dim=1)
+
+        row = sums_by_sequence(clean[site].float(), x_hat, codes, counted[site], means[site]) | {
+            "predicted": predicting.sum(dim=1).double(),
+            "ce_clean": sum_of(ce_clean),
+            "ce": sum_of(ce[index]),
+            "kl": (kl[index] * counted[site]).sum(dim=1),
+            "ce_zero": sum_of(ablated[site][0]),
+            "ce_mean": sum_of(ablated[site][1]),
         }
-        active = torch.zeros(batch, dictionary.n_latents)
-        on = codes.values != 0
-        active[(codes.rows[on] // length).cpu(), codes.indices[on].cpu()] = 1.0
-        yield row, active
+        yield row, active_by_sequence(codes, counted[site])

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.interruption import partial_warnings
 from dictlab.statistics import bootstrap_weights, interval
 
@@ -69,6 +70,7 @@ class Evaluation:
         asked: Sequences that were to be measured; more than were, if it was interrupted.
         unit: What sequences are called.
         counted: What tokens are called.
+        selection: Which of them count.
     """
 
     name: str
@@ -79,11 +81,19 @@ class Evaluation:
     asked: int = 0
     unit: str = "held-out sequences"
     counted: str = "tokens"
+    selection: TokenSelection = ALL
 
     @property
     def size(self) -> str:
         """How much was measured, in words."""
-        return f"{self.n_sequences} {self.unit} ({self.n_tokens} {self.counted})"
+        selected = "" if self.selection == ALL else f", {self.selection}"
+        return f"{self.n_sequences} {self.unit} ({self.n_tokens} {self.counted}{selected})"
+
+    @property
+    def sink_share(self) -> float:
+        """Share of the variance measured that attention sinks hold."""
+        variance, sinks = self.sums["variance"].sum(), self.sums.get("sink_variance")
+        return float(sinks.sum() / variance) if sinks is not None and variance > 0 else 0.0
 
     @property
     def cautions(self) -> tuple[str, ...]:
@@ -120,7 +130,8 @@ class Evaluation:
     @property
     def sample(self) -> dict[str, Any]:
         """What was measured on, for the record."""
-        return {"evaluation_tokens": self.n_tokens, "evaluation_sample": self.fingerprint}
+        about: dict[str, Any] = {"evaluation_tokens": self.n_tokens, "evaluation_sample": self.fingerprint}
+        return about | ({} if self.selection == ALL else {"evaluation_token_selection": str(self.selection)})
 
     @property
     def alive(self) -> int:

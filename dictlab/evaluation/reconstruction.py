@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from dictlab.data.activations import Activations, ModelActivations, moments, uni
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import check_finite, evaluate
+from dictlab.evaluation.evaluate import active_by_sequence, evaluate, reconstruct_selected, sums_by_sequence
 from dictlab.evaluation.metrics import Evaluation
 
 
@@ -45,7 +44,14 @@ def evaluate_activations(
     if isinstance(activations, ModelActivations):
         text, length = activations.text, activations.context
         return evaluate(
-            dictionaries, activations.model, text, contexts=contexts, context=length, seed=seed, partial=partial
+            dictionaries,
+            activations.model,
+            text,
+            contexts=contexts,
+            context=length,
+            seed=seed,
+            partial=partial,
+            selection=activations.selection,
         )
     return evaluate_reconstruction(dictionaries, activations, tokens=contexts * activations.context, seed=seed)
 
@@ -73,44 +79,28 @@ def evaluate_reconstruction(
         )
     mean = sample_moments.mean
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
-    fired: list[list[Tensor]] = [[] for _ in dictionaries]
+    active: list[list[Tensor]] = [[] for _ in dictionaries]
     digest = hashlib.sha256()
     sequences = 0
     for x in activations.sample(tokens, seed=seed):
         digest.update(x.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         sequences += len(x)
-        for own, active, dictionary in zip(rows, fired, dictionaries, strict=True):
-            row, on = _measured(dictionary, x, mean.to(x))
-            own.append(row)
-            active.append(on)
+        counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        for row, fired, dictionary in zip(rows, active, dictionaries, strict=True):
+            codes, x_hat = reconstruct_selected(dictionary, x, counted)
+            row.append(sums_by_sequence(x, x_hat, codes, counted, mean))
+            fired.append(active_by_sequence(codes, counted))
     return [
         Evaluation(
             dictionary.name,
-            {key: torch.cat([row[key] for row in own]).double().cpu().numpy() for key in own[0]},
-            torch.cat(active)[:, emitting(dictionary.activation, dictionary.n_latents)],
+            {key: torch.cat([row[key] for row in measured]).double().cpu().numpy() for key in measured[0]},
+            torch.cat(fired)[:, emitting(dictionary.activation, dictionary.n_latents)],
             seed,
             digest.hexdigest()[:16],
             sequences,
             unit_of(activations),
             activations.counted,
+            activations.selection,
         )
-        for dictionary, own, active in zip(dictionaries, rows, fired, strict=True)
+        for dictionary, measured, fired in zip(dictionaries, rows, active, strict=True)
     ]
-
-
-def _measured(dictionary: Dictionary, x: Tensor, mean: Tensor) -> tuple[dict[str, Tensor], Any]:
-    """Sums over the tokens of each sequence, and which latents were active in it."""
-    batch, length, d_in = x.shape
-    codes, x_hat = dictionary(x)
-    check_finite(dictionary, x_hat)
-    row = {
-        "tokens": torch.full((batch,), float(length)),
-        "coordinates": torch.full((batch,), float(length * d_in)),
-        "l0": codes.l0().reshape(batch, length).sum(dim=1),
-        "squared_error": (x - x_hat).double().square().sum(dim=(1, 2)),
-        "variance": (x - mean).double().square().sum(dim=(1, 2)),
-    }
-    active = torch.zeros(batch, dictionary.n_latents)
-    on = codes.values != 0
-    active[(codes.rows[on] // length).cpu(), codes.indices[on].cpu()] = 1.0
-    return row, active

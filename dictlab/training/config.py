@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dictlab.data.token_selection import AUTO, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.training.learner.warm_start import variants_for
@@ -61,6 +62,9 @@ class TrainConfig:
         tokens: Tokens to train on.
         batch: Tokens a step.
         context: Tokens a context; the model's own by default, 1,024 at most.
+        token_selection: Which tokens count: all; or without-first, without-special, without-bos, without-outliers
+            (positions whose norm exceeds 10 times the median of their context), positions=A:B, joined by commas. By
+            default (auto) all, or, where the model has attention sinks, without-outliers.
         lr: Peak learning rate; by default 2e-4 / sqrt(width / 16384), the scaling law of Gao et al. 2024.
         warmup: Share of the steps in which the learning rate rises from 0.
         final_lr: What the cosine decay ends at, as a share of the peak.
@@ -115,6 +119,7 @@ class TrainConfig:
     tokens: int = 2_000_000
     batch: int = 2048
     context: int | None = None
+    token_selection: str = AUTO
     lr: float | None = None
     warmup: float = 0.05
     final_lr: float = 0.1
@@ -156,6 +161,8 @@ class TrainConfig:
             raise DictlabError(f"precision is {self.precision!r}; expected {' or '.join(get_args(Precision))}.")
         self._check_numbers()
         self._check_weights()
+        if self.token_selection != AUTO:
+            object.__setattr__(self, "token_selection", str(TokenSelection.parse(self.token_selection)))
         for width, variant in product(self.width, self._variants()):
             variant.check(width)
 
@@ -183,6 +190,11 @@ class TrainConfig:
         spliced = [name for name in goals if self.weights(name).needs_model]
         if spliced:
             raise DictlabError(f"objective {spliced[0]} needs a model to splice into; {source} takes local alone.")
+        if self.token_selection not in (AUTO, "all"):
+            raise DictlabError(
+                f"token_selection {self.token_selection}: all rows of {source} are trained on; take out first those "
+                "that are not to count."
+            )
         if self.cache:
             raise DictlabError(f"cache: for activations of a model; {source} has none.")
 

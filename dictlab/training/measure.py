@@ -14,13 +14,14 @@ from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import evaluate, firing_rates, site_of
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.reconstruction import evaluate_reconstruction
+from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
 
 
 def measure(
     dictionaries: Sequence[Dictionary], model: LanguageModel, text: Text, *, context: int, tokens: int, contexts: int
 ) -> list[Dictionary]:
-    """The same dictionaries with firing rates and metrics.
+    """The same dictionaries with firing rates and metrics, on the tokens that they were trained on.
 
     Args:
         dictionaries: Each at the site in its metadata.
@@ -34,7 +35,10 @@ def measure(
     found: dict[str, Tensor] = {}
     for site in dict.fromkeys(map(site_of, dictionaries)):
         here = [d for d in dictionaries if d.metadata.site == site]
-        rates, seen = firing_rates(here, activations.sample_site(model, train, site, context=context, tokens=tokens))
+        sample = activations.sample_site(
+            model, train, site, context=context, tokens=tokens, selection=recorded_selection(dictionaries)
+        )
+        rates, seen = firing_rates(here, sample)
         found |= {d.name: rate for d, rate in zip(here, rates, strict=True)}
     evaluations = evaluate(dictionaries, model, text.as_split("heldout"), contexts=contexts, context=context)
     return [_with(d, found[d.name], seen, e) for d, e in zip(dictionaries, evaluations, strict=True)]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -64,11 +64,17 @@ class Batch(NamedTuple):
         x: At the site.
         clean: Activations at the sites of the splice, of the same tokens.
         tokens: What they are.
+        counted: Which of them count, where not all do; `x` is then theirs alone, `[counted, d_in]`.
     """
 
     x: Float[Tensor, "*tokens d_in"]
     clean: Mapping[str, Float[Tensor, "batch context d"]] | None = None
     tokens: Int[Tensor, "batch context"] | None = None
+    counted: Bool[Tensor, "batch context"] | None = None
+
+    def select(self, activations: Float[Tensor, "batch context d"]) -> Float[Tensor, "tokens d"]:
+        """Those of the tokens that count, one after the other."""
+        return activations.flatten(0, 1) if self.counted is None else activations[self.counted]
 
 
 class Splice(NamedTuple):
@@ -86,16 +92,23 @@ class Splice(NamedTuple):
 
 
 def model_terms(objective: Objective, x_hat: Tensor, batch: Batch, splice: Splice) -> dict[str, Tensor]:
-    """KL, cross-entropy and downstream error of the model with the reconstruction in place of the activation."""
+    """KL, cross-entropy and downstream error of the model with the reconstruction in place of the activation.
+
+    Tokens that do not count keep their activation, and no term is of them.
+    """
     clean, last = batch.clean, splice.model.last_site
     assert clean is not None
     later = splice.later if objective.downstream else ()
     wanted = [*later, last] if objective.kl or objective.ce else later
     x_hat = x_hat.to(clean[splice.start].dtype)
+    if batch.counted is not None:
+        x_hat = clean[splice.site].index_put(batch.counted.nonzero(as_tuple=True), x_hat)
     spliced = splice.model.resume_to(x_hat, splice.site, wanted, residual=clean[splice.start], tokens=batch.tokens)
     terms = _output_terms(objective, spliced[last], clean[last], batch, splice.model) if last in wanted else {}
     if objective.downstream:
-        terms["downstream"] = torch.stack([mse_loss(spliced[site], clean[site]) for site in later]).mean()
+        terms["downstream"] = torch.stack(
+            [mse_loss(batch.select(spliced[site]), batch.select(clean[site])) for site in later]
+        ).mean()
     return terms
 
 
@@ -105,7 +118,7 @@ def _output_terms(
     targets = None
     if objective.ce:
         assert batch.tokens is not None
-        targets = output_divergence.next_tokens(batch.tokens).flatten()
-    reference = clean.flatten(0, 1) if objective.kl else None
-    found = output_divergence.kl_and_ce_losses(model, altered.flatten(0, 1), clean=reference, targets=targets)
+        targets = batch.select(output_divergence.next_tokens(batch.tokens)[..., None]).squeeze(-1)
+    reference = batch.select(clean) if objective.kl else None
+    found = output_divergence.kl_and_ce_losses(model, batch.select(altered), clean=reference, targets=targets)
     return {name: value for name, value in found._asdict().items() if value is not None}

@@ -15,6 +15,7 @@ from dictlab import runs
 from dictlab.data.activations import Moments, moments
 from dictlab.data.arrays import ArrayActivations, ArrayLike
 from dictlab.data.text import Text
+from dictlab.data.token_selection import ALL
 from dictlab.errors import DictlabError
 from dictlab.formats.loading import load
 from dictlab.model.language_model import LanguageModel, check_device
@@ -101,7 +102,8 @@ def resume(
         DictlabError: It is no run's folder, or the model, text or data are not those it began with.
     """
     known = runs.open_run(folder)
-    settings = known.config | ({} if shards is None else {"shards": shards})
+    # A run that says nothing of it began before tokens were selected.
+    settings = {"token_selection": str(ALL)} | known.config | ({} if shards is None else {"shards": shards})
     config = TrainConfig(**configfile.checked(settings, str(known.path / runs.CONFIG)))
     check_loggers(config)
     if known.finished:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dictlab.data.arrays import ArrayActivations, ArrayLike, RowStream, open_array
+from dictlab.data.token_selection import ALL
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats.loading import load
@@ -44,7 +45,7 @@ class ArraySource:
         self.data = replace(opened, device=config.device)
         self.train, self.heldout = self.data.as_split("train"), self.data.as_split("heldout")
         tokens = config.tokens if config.epochs is None else config.epochs * self.train.n_rows
-        self.config = replace(config, tokens=tokens, epochs=None)
+        self.config = replace(config, tokens=tokens, epochs=None, token_selection=str(ALL))
         starts = load_for_array(config.start, self.data.name, self.data.d_in)
         self.members: Sequence[Member] = list(self.config.members(starts))
 

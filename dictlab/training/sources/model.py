@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from dictlab.data import activations
 from dictlab.data.activation_cache import ActivationCache
+from dictlab.data.attention_sinks import find_sinks, sinks_warning
 from dictlab.data.packing import Contexts, Position
 from dictlab.data.shuffle_buffer import BUFFER_TOKENS, ContextStream, ShuffledStream
 from dictlab.data.text import Text
+from dictlab.data.token_selection import ALL, AUTO, NORM_MULTIPLE, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.recorded_selection import KEY
 from dictlab.model.language_model import LanguageModel
 from dictlab.training import measure
 from dictlab.training.config import TrainConfig
@@ -50,6 +54,8 @@ class ModelSource:
         self.config = replace(config, model=self.model.name, text=self.text.name, context=self.context)
         for site in config.sites:
             self.model.locate(site)  # is it there?
+        self.selection = self._selected()
+        self.config = replace(self.config, token_selection=str(self.selection))
         self.members: Sequence[Member] = list(
             self.config.members(load_for_model(config.start, self.model, config.sites[0]))
         )
@@ -61,8 +67,15 @@ class ModelSource:
     def samples(self) -> dict[str, Tensor]:
         """Activations to start from, by site."""
         tokens = min(SAMPLE, max(self.config.tokens, 4 * self.context))
-        drawn = activations.sample_sites(self.model, self.text, self.config.sites, context=self.context, tokens=tokens)
-        parts = [{site: x.flatten(0, 1).float() for site, x in batch.items()} for batch in drawn]
+        drawn = activations.sample_sites(
+            self.model,
+            self.text,
+            self.config.sites,
+            context=self.context,
+            tokens=tokens,
+            selection=self.selection,
+        )
+        parts = [{site: x.float() for site, x in batch.items()} for batch in drawn]
         return {site: torch.cat([part[site] for part in parts]) for site in self.config.sites}
 
     def batches(self, start: Mapping[str, Any] | None) -> Batches:
@@ -86,7 +99,7 @@ class ModelSource:
             "model": self.model.name,
             "model_fingerprint": self.model.fingerprint,
             "convention": "huggingface",
-            "training": {"text": self.text.name, "context": self.context},
+            "training": {"text": self.text.name, "context": self.context, KEY: str(self.selection)},
         }
 
     def measured(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
@@ -110,10 +123,10 @@ class ModelSource:
         if any(splices.values()):
             size = config.batch // self.context
             in_order = partial(ContextStream, contexts, size=size)
-            return Part(steps, lambda at: in_order(start=at), partial(_clean, splices), splices)
+            return Part(steps, lambda at: in_order(start=at), partial(_clean, splices, self.selection), splices)
         shuffled = partial(
             ShuffledStream,
-            self._ranks.share_capture(self._capture),
+            activations.select_tokens(self.model, self.selection, self._ranks.share_capture(self._capture)),
             contexts,
             context=self.context,
             batch=config.batch,
@@ -125,6 +138,25 @@ class ModelSource:
     def _contexts(self, seed: int, start: Position | None) -> Contexts:
         repeat = True if self.config.epochs is None else self.config.epochs
         return self.text.contexts(self.model.tokenizer, self.context, seed=seed, repeat=repeat, start=start)
+
+    def _selected(self) -> TokenSelection:
+        """Which tokens count. By default all, or, where the model has attention sinks, all but these: see a few."""
+        asked, sites = self.config.token_selection, self.config.sites
+        selection = ALL if asked == AUTO else TokenSelection.parse(asked)
+        sinks = find_sinks(self.model, self.text, sites, context=self.context, selection=selection)
+        said: tuple[str, ...] = ()
+        if asked == AUTO and sinks is not None:
+            selection = TokenSelection(norm_multiple=NORM_MULTIPLE)
+            said = (
+                f"attention sinks at position {', '.join(map(str, sinks.positions))} of a context hold "
+                f"{sinks.share:.1%} of the variance at {sinks.site}; training leaves them out (token selection "
+                f"{selection}; --token-selection all counts them).",
+            )
+        else:
+            said = sinks_warning(sinks, selection)
+        for line in said:
+            self._ranks.on_rank_zero(partial(print, f"dictlab: {line}", file=sys.stderr))
+        return selection
 
     @cached_property
     def _capture(self) -> Callable[[Tensor], Mapping[str, Tensor]]:
@@ -169,8 +201,12 @@ def _plain(vectors: Mapping[str, Tensor]) -> dict[str, Batch]:
     return {site: Batch(x.float()) for site, x in vectors.items()}
 
 
-def _clean(splices: Mapping[str, Splice | None], tokens: Tensor) -> dict[str, Batch]:
-    """One clean forward for all sites."""
+def _clean(splices: Mapping[str, Splice | None], selection: TokenSelection, tokens: Tensor) -> dict[str, Batch]:
+    """One clean forward for all sites, and which of its tokens count: the same at every site."""
     given = [splice for splice in splices.values() if splice is not None]
-    clean = given[0].model.capture(tokens, list(dict.fromkeys(site for splice in given for site in splice.sites)))
-    return {site: Batch(clean[site].float(), clean, tokens) for site in splices}
+    model = given[0].model
+    clean = model.capture(tokens, list(dict.fromkeys(site for splice in given for site in splice.sites)))
+    counted = selection.mask([clean[site] for site in splices], tokens, model.tokenizer)
+    if bool(counted.all()):
+        return {site: Batch(clean[site].float(), clean, tokens) for site in splices}
+    return {site: Batch(clean[site][counted].float(), clean, tokens, counted) for site in splices}
