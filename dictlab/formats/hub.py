@@ -4,7 +4,7 @@
     saelens://release/id[@revision]             what SAELens knows under that name
 
 Downloading, the cache, revisions, tokens and offline mode (HF_HUB_OFFLINE=1) are huggingface_hub's. Configurations come
-along with the weights: those beside them, and those in the folder above.
+along with the weights: those beside them, and those in folders above, where a run's configuration may lie.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ NOT_CONFIGS = ("tokenizer*", "vocab*", "*.index.json")  # of a model; they can b
 REGISTRY = "pretrained_saes.yaml"  # in SAELens' package
 HARMLESS = ("dataset_path", "model_from_pretrained_kwargs")  # what the registry may say in a configuration's place
 LISTED = 12
+ABOVE = 3  # folders above a dictionary's whose configurations come along
 
 
 class Fetched(NamedTuple):
@@ -101,7 +102,7 @@ def _downloaded(place: _Place) -> Path:
     if not path.exists():
         raise DictlabError(f"{place.asked}: no such file or folder in {place.repo}{_alternatives(place, snapshot)}.")
     pinned = place._replace(revision=snapshot.name)  # the commit: all from the same one
-    for folder in list(PurePosixPath(place.path).parents)[: 2 if path.is_file() else 1]:
+    for folder in list(PurePosixPath(place.path).parents)[: ABOVE + path.is_file()]:
         beside = "" if folder == PurePosixPath() else f"{glob.escape(str(folder))}/"
         _snapshot(pinned, [f"{beside}{c}" for c in CONFIGS], [f"{beside}*/*", *(beside + n for n in NOT_CONFIGS)])
     return path

@@ -7,7 +7,12 @@
     x_hat = y, or y std + mean
 
 Source: sparse_autoencoder/model.py, commit 4965b94. A `.pt` file is a state dict with two entries that are no tensors:
-`activation` and `activation_state_dict`. The released files name layer and location only in their path.
+`activation` and `activation_state_dict`; the class reads a file without the former as ReLU, and so is it read here. The
+released files name layer and location only in their path.
+
+The repository's training loop (train.py) has a class of its own, TopK without layer norm, whose state dict lacks the
+statistics of the other's: its k is in no file, and neither is what its activations were normalised by. It is refused,
+with what to say instead.
 """
 
 from __future__ import annotations
@@ -27,7 +32,8 @@ from dictlab.formats.fields import refuse_extras, refuse_unknown, shaped, short
 from dictlab.formats.source import Source
 from dictlab.site_names import hub_model
 
-STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+OF_RELEASE = ("latents_activation_frequency", "latents_mean_square")  # of the released class, not the training loop's
+STATISTICS = ("stats_last_nonzero", *OF_RELEASE)
 TIED = "decoder.linear.weight"  # the encoder's weight, under the name that a tied decoder gives it
 TENSORS = ("pre_bias", "latent_bias", "encoder.weight", "decoder.weight", TIED, *STATISTICS)
 # The last two are strays that current torch writes beside the others.
@@ -51,12 +57,19 @@ def read(source: Source) -> Dictionary:
     """The dictionary in a state dict.
 
     Raises:
-        DictlabError: Something is missing, of the wrong shape or unknown, or the activation function is one that has no
-            sparse codes (Identity).
+        DictlabError: Something is missing, of the wrong shape or unknown, the activation function is one that has no
+            sparse codes (Identity), or the file does not determine it.
     """
     refuse_extras(source)
     refuse_unknown(source.tensors, TENSORS, "the tensor", source.ignore)
     refuse_unknown(source.entries, ENTRIES, "the entry", source.ignore)
+    if "activation" not in source.entries and not source.has(*OF_RELEASE):
+        raise DictlabError(
+            "it is a state dict of the repository's training loop (train.py), or another's of these names: TopK, most "
+            "likely, but its k stands in no file, nor how its activations were normalised. Say both: "
+            "--map W_enc=encoder.weight.T b_enc=latent_bias W_dec=decoder.weight.T b_dec=pre_bias activation=topk:K "
+            "normalisation=none, or normalisation=layer_norm if each activation was normalised first."
+        )
     encoder = shaped(source.tensors, "encoder.weight", None, None)
     n_latents, d_in = encoder.shape
     activation, normalisation = _function(source.entries, n_latents)

@@ -15,7 +15,9 @@ The hook point is the path of a module within the base model of a Hugging Face m
 nowhere but in the folder's name: `<run>/layers.6/sae.safetensors`, with several seeds `<run>/layers.6/seed1/...`. The
 model is named by the run's `config.json`, where it was kept.
 
-Transcoders and skip connections are refused: they give another place than the one they read, or more than codes tell.
+Between November 2024 and February 2025, whether a run trained transcoders stood in its `config.json` only, so that
+file is read as well. Transcoders and skip connections are refused: they give another place than the one they read, or
+more than codes tell.
 Written with an additional field `dictlab` in `cfg.json`, which the library passes over. `signed` is not written: the
 library knows it no more, and would silently compute something else.
 """
@@ -52,6 +54,10 @@ OBJECTIVES = {"fvu": "local", "ce": "e2e", "kl": "e2e"}
 # What a hook point's name looks like: a path with a block's number in it, or one of the embeddings.
 HOOK_POINT = re.compile(r"(?:\w+\.)+\d+(?:\.\w+)*|embed_tokens|embed_in|wte|word_embeddings")
 SEED = re.compile(r"seed(\d{1,9})")
+NO_RUN = (
+    "its cfg.json is of a version that says only in the run's config.json whether it is a transcoder, and that file is "
+    "not in a folder above: it is read as a dictionary of one place."
+)
 ABOVE = 4  # folders between a file and its run's configuration, at most
 
 
@@ -76,8 +82,9 @@ def read(source: Source) -> Dictionary:
     """
     refuse_part(source)
     refuse_scale(source)
-    config, t = _config(source), source.tensors
-    _check_fields(config, source.ignore)
+    run, t = _run(source), source.tensors
+    config = _config(source)
+    _check_fields(config, run.config, source.ignore)
     refuse_unknown(t, TENSORS, "the tensor", source.ignore)
     n_latents, d_in = shaped(t, "encoder.weight", None, None).shape
     shaped(t, "encoder.bias", n_latents)
@@ -91,7 +98,7 @@ def read(source: Source) -> Dictionary:
         b_pre=t["b_dec"],
         b_out=t["b_dec"],
         activation=_activation(config, n_latents),
-        metadata=_metadata(config, source),
+        metadata=_metadata(config, run),
     )
 
 
@@ -132,18 +139,22 @@ def _config(source: Source) -> dict[str, Any]:
     return found
 
 
-def _check_fields(config: Mapping[str, Any], ignore: tuple[str, ...]) -> None:
+def _check_fields(config: Mapping[str, Any], run: Mapping[str, Any], ignore: tuple[str, ...]) -> None:
+    """Refuse fields that are unknown, and what writes another place than it reads, wherever that stands."""
     refuse_unknown(config, FIELDS, "cfg.json: the field", ignore)
-    if flag(config, "transcode", default(SPARSIFY, "transcode")):
-        raise DictlabError(
-            "cfg.json: transcode is true: a transcoder, which reads the input of a module and writes its output. "
-            "Expected false: a dictionary reads and writes one place."
-        )
-    if flag(config, "skip_connection", default(SPARSIFY, "skip_connection")):
-        raise DictlabError(
-            "cfg.json: skip_connection is true: part of its output is a linear map of its input, which no code tells "
-            "of. Expected false."
-        )
+    settings = run.get("sae")
+    said = {"cfg.json": config, "the run's config.json": run, "sae of the run's config.json": settings or {}}
+    for place, fields in said.items():
+        if flag(fields, "transcode", default(SPARSIFY, "transcode")):
+            raise DictlabError(
+                f"{place}: transcode is true: a transcoder, which reads the input of a module and writes its output. "
+                "Expected false: a dictionary reads and writes one place."
+            )
+        if flag(fields, "skip_connection", default(SPARSIFY, "skip_connection")):
+            raise DictlabError(
+                f"{place}: skip_connection is true: part of its output is a linear map of its input, which no code "
+                "tells of. Expected false."
+            )
 
 
 def _check_sizes(config: Mapping[str, Any], d_in: int, n_latents: int) -> None:
@@ -174,11 +185,10 @@ def _activation(config: Mapping[str, Any], n_latents: int) -> Activation:
     return AbsTopK(k) if signed else TopK(k)
 
 
-def _metadata(config: Mapping[str, Any], source: Source) -> Metadata:
+def _metadata(config: Mapping[str, Any], run: _Run) -> Metadata:
     own = writing.from_record(config)
     if own is not None:
         return own
-    run = _run(source)
     about = run.config
     kept = {ours: about[theirs] for theirs, ours in KEPT.items() if type(about.get(theirs)) in (int, float, str)}
     if type(about.get("ctx_len")) is int:
@@ -194,6 +204,7 @@ def _metadata(config: Mapping[str, Any], source: Source) -> Metadata:
         library="sparsify",
         convention="huggingface",
         foreign=dict(config),
+        notes=() if "transcode" in config or about else (NO_RUN,),
     )
 
 

@@ -200,7 +200,12 @@ def test_a_folder_is_downloaded_once_with_the_configurations_around_it_and_then_
     name = f"hf://{REPO}/run/layer"
     (found,) = fetch(name)
     assert found["files"] == ["cfg.json", "sae.safetensors"]
-    assert sorted(server.downloads) == ["run/config.json", "run/layer/cfg.json", "run/layer/sae.safetensors"]
+    assert sorted(server.downloads) == [
+        "config.json",
+        "run/config.json",
+        "run/layer/cfg.json",
+        "run/layer/sae.safetensors",
+    ]
     assert load(found["path"]).name == "layer"
     server.downloads.clear()
     again, gone = fetch(name), fetch(name, url="http://127.0.0.1:9")

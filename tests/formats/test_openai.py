@@ -75,6 +75,21 @@ def test_topk_chooses_before_relu_so_fewer_than_k_can_be_active(tmp_path):
     assert codes.l0().min() < K
 
 
+def test_a_state_dict_of_the_training_loop_is_read_once_k_is_said(tmp_path):
+    """Its class (FastAutoencoder in train.py): relu(topk(encoder(x - pre_bias) + latent_bias)), no layer norm."""
+    content = state(activation=None, activation_state_dict=None)
+    del content["latents_activation_frequency"], content["latents_mean_square"]
+    path = saved(tmp_path / "ae.pt", content)
+    with refused(path, "training loop", "k stands in no file", "activation=topk:K"):
+        dictlab.load(path)
+    said = "W_enc=encoder.weight.T b_enc=latent_bias W_dec=decoder.weight.T b_dec=pre_bias normalisation=none"
+    loaded = dictlab.load(path, map=dict(pair.split("=") for pair in said.split()) | {"activation": f"topk:{K}"})
+    x = draw(50, D, seed=9)
+    t = {name: value.double().numpy() for name, value in content.items()}
+    f = relu(largest((x - t["pre_bias"]) @ t["encoder.weight"].T + t["latent_bias"], K))
+    agrees(loaded, x, f, f @ t["decoder.weight"].T + t["pre_bias"])
+
+
 def test_a_tied_decoder_under_the_name_of_its_module_is_read(tmp_path):
     content = state(**TOPK, **{"decoder.weight": None})
     content["decoder.linear.weight"] = content["encoder.weight"]

@@ -188,6 +188,25 @@ def test_what_the_configuration_says_is_honoured_or_refused_by_name(change, said
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["layers.3.mlp", "layers.3.mlp/seed1", "best/layers.3.mlp"])
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        ({"transcode": True}, "the run's config.json: transcode is true: a transcoder"),
+        ({"sae": OLD | {"transcode": True}}, "sae of the run's config.json: transcode is true"),
+        ({"sae": OLD | {"skip_connection": True}}, "skip_connection is true"),
+    ],
+)
+def test_a_transcoder_of_a_version_that_says_so_in_the_runs_configuration_only_is_refused(run, said, place, tmp_path):
+    path = folder(tmp_path / "run" / place, state(), OLD)
+    assert "whether it is a transcoder" in load(path).metadata.notes[0]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(RUN | {"transcode": False}))
+    assert load(path).metadata.notes == ()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(RUN | run))
+    with pytest.raises(DictlabError, match=said):
+        load(path)
+
+
 def test_an_unknown_field_can_be_passed_over(tmp_path):
     assert load(folder(tmp_path, state(), CONFIG | {"jump": 0.1}), ignore=["jump"]).activation == TopK(K)
 
