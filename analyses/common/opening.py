@@ -10,6 +10,7 @@ from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.formats.loading import load, mapped
 from dictlab.formats.names import with_distinct_names
@@ -29,7 +30,11 @@ def open_dictionary(given: DictionaryLike) -> Dictionary:
 
 
 def open_dictionaries(
-    given: Sequence[DictionaryLike] | DictionaryLike, least: int = 1, *, in_place: bool = False
+    given: Sequence[DictionaryLike] | DictionaryLike,
+    least: int = 1,
+    *,
+    in_place: bool = False,
+    token_selection: str | None = None,
 ) -> list[Dictionary]:
     """Several dictionaries.
 
@@ -37,6 +42,7 @@ def open_dictionaries(
         given: The dictionaries, or their files.
         least: How many the analysis needs.
         in_place: Leave tensors in their files, in the precision of the file and unchecked for NaN, until they are used.
+        token_selection: Tokens that they are to be measured on; by default those that they were trained on.
 
     Raises:
         DictlabError: There are fewer than the analysis needs, or two have the same name.
@@ -45,7 +51,7 @@ def open_dictionaries(
     opened = [one if isinstance(one, Dictionary) else (mapped if in_place else load)(one) for one in several]
     if len(opened) < least:
         raise DictlabError(f"this analysis compares {least} or more dictionaries; {len(opened)} were given.")
-    return with_distinct_names(opened)
+    return with_selection(with_distinct_names(opened), token_selection)
 
 
 def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], device: str = "cpu") -> LanguageModel:

@@ -77,6 +77,7 @@ def frankenstein(
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """Put one dictionary together from several, by the published rule and by measured error, and compare with training.
 
@@ -104,6 +105,8 @@ def frankenstein(
         contexts: Held-out sequences to measure on.
         seed: Of the samples of text, a random order, fine-tuning and the bootstrap.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report frankenstein a.safetensors b.safetensors c.safetensors --threshold 0.7 --gradient
@@ -111,7 +114,8 @@ def frankenstein(
     """
     check_at_least(0, seed=seed, steps=steps, latents=latents, l0=l0)
     written = _named(refit)
-    given, apart = open_dictionaries(dictionaries, least=2), open_dictionaries(beside or [], least=0)
+    given = open_dictionaries(dictionaries, least=2, token_selection=token_selection)
+    apart = open_dictionaries(beside or [], least=0, token_selection=token_selection)
     _check(given, apart)
     reading = open_activations([*given, *apart], model=model, text=text, data=data, device=device)
     donors, others = reading.dictionaries[: len(given)], reading.dictionaries[len(given) :]

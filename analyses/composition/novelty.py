@@ -91,6 +91,7 @@ def novelty(
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """Which latents of LARGE bring something that SMALL lacks, and what are they?
 
@@ -110,6 +111,8 @@ def novelty(
         contexts: Held-out sequences to measure CE and KL on.
         seed: Of the samples of text, chance level and intervals.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report novelty small.safetensors large.safetensors --control small_other_seed.safetensors
@@ -119,7 +122,8 @@ def novelty(
     """
     check_at_least(0, seed=seed, cards=cards, behaviour=behaviour)
     check_at_least(1, contexts=contexts)
-    given = open_dictionaries([small, large] if control is None else [small, large, control])
+    several = [small, large] if control is None else [small, large, control]
+    given = open_dictionaries(several, token_selection=token_selection)
     check_same_place(given)
     if data is not None and (behaviour or latents):
         raise DictlabError("behaviour and latents: what latents do to the output needs a model; data has none.")

@@ -26,6 +26,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.evaluation.metrics import METRICS, Evaluation
 from dictlab.evaluation.reconstruction import evaluate_activations
+from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.reports.report import Report, Table
 from dictlab.statistics import interval, intervals, mean_draws
 
@@ -56,6 +57,7 @@ def path(
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """What happens to error, L0 and the model on the way from a small dictionary to larger ones, latent by latent?
 
@@ -78,13 +80,16 @@ def path(
         contexts: Held-out sequences to measure waypoints on.
         seed: Of the samples of text, random orders and bootstrap.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report path a-256.safetensors a-512.safetensors a-1024.safetensors
         dictlab report path small.safetensors large.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed, random_orders=random_orders, waypoints=waypoints)
-    reading = open_activations(open_chain(small, larger), model=model, text=text, data=data, device=device)
+    sizes = with_selection(open_chain(small, larger), token_selection)
+    reading = open_activations(sizes, model=model, text=text, data=data, device=device)
     chain, (seen, heldout) = reading.dictionaries, reading.parts()
     row = observed(chain, seen.sample(tokens, seed=seed))
     kin = kinships(row, threshold)

@@ -51,6 +51,7 @@ from dictlab.dictionary.normalisation import Centred
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.reconstruction import evaluate_activations
+from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.reports.report import Plot, Report, Table
 
 Select = Literal["effect", "cosine", "optimal"]
@@ -100,6 +101,7 @@ def stitching(
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """Add to SMALL what larger dictionaries know and it lacks, and measure whether the result is better.
 
@@ -123,6 +125,8 @@ def stitching(
         contexts: Held-out sequences to measure on.
         seed: Of the samples of text, a random order, chance level and bootstrap.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab stitch small.safetensors large.safetensors --out out/stitched
@@ -136,7 +140,7 @@ def stitching(
         raise DictlabError("--latents and --l0 are budgets of a search; give --select optimal with them.")
     if at is not None and until is not None:
         raise DictlabError("--at and --until both say where on the path to stop; give one.")
-    parents = [_as_parent(parent) for parent in open_chain(small, larger)]
+    parents = [_as_parent(parent) for parent in with_selection(open_chain(small, larger), token_selection)]
     reading = open_activations(parents, model=model, text=text, data=data, device=device)
     parents, (seen, heldout) = reading.dictionaries, reading.parts()
     joinable(parents)

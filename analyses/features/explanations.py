@@ -46,6 +46,7 @@ from dictlab.data.packing import leading_tokens
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import firing_rates, site_of
+from dictlab.evaluation.recorded_selection import all_tokens_warning
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Plot, Report, Table
 from dictlab.statistics import interval_words
@@ -268,5 +269,5 @@ def _report(
         cards={"patterns": tables.cards(found, tokenizer, plan.held)},
         settings=settings,
         inputs=tuple(opened),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *all_tokens_warning(opened)),
     )

@@ -36,6 +36,7 @@ from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.recorded_selection import all_tokens_warning
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Plot, Report, Table
 from dictlab.statistics import interval_words
@@ -232,7 +233,7 @@ def _report(
         plots=drawn,
         settings=settings | {"tasks": len(held.tasks)},
         inputs=tuple(opened),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *all_tokens_warning(opened)),
     )
 
 

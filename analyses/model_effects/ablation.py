@@ -43,6 +43,7 @@ from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.recorded_selection import all_tokens_warning
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Plot, Report, Table
 from dictlab.statistics import interval_words
@@ -250,5 +251,5 @@ def _report(
         plots=drawn,
         settings=settings,
         inputs=tuple(opened),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *all_tokens_warning(opened)),
     )

@@ -52,6 +52,7 @@ from dictlab.data.activations import moments
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
+from dictlab.evaluation.recorded_selection import all_tokens_warning
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
 from dictlab.reports.report import Report, Table
@@ -265,7 +266,7 @@ def downstream(
             "seed": seed,
         },
         inputs=tuple(opened),
-        warnings=_partial(found.n_sequences, len(sampled)),
+        warnings=(*_partial(found.n_sequences, len(sampled)), *all_tokens_warning(opened)),
     )
 
 

@@ -40,6 +40,7 @@ from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.recorded_selection import all_tokens_warning
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Plot, Report, Table
 
@@ -125,7 +126,7 @@ def pathology(
         }
         | plan._asdict(),
         inputs=tuple(opened),
-        warnings=_warnings(found, contexts, tokens, elsewhere),
+        warnings=(*_warnings(found, contexts, tokens, elsewhere), *all_tokens_warning(opened)),
     )
 
 

@@ -50,6 +50,7 @@ def pareto(
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """What does each dictionary give for its sparsity: does the model still work, is the activation reconstructed?
 
@@ -64,13 +65,15 @@ def pareto(
         contexts: Held-out sequences to measure on.
         seed: Of the sample of text and the bootstrap.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report pareto runs/*/*.safetensors --contexts 128
         dictlab report pareto runs/*/*.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed)
-    opened = open_dictionaries(dictionaries)
+    opened = open_dictionaries(dictionaries, token_selection=token_selection)
     check_same_place(opened)
     reading = open_activations(opened, model=model, text=text, data=data, device=device)
     source = reading.part("heldout")

@@ -19,6 +19,7 @@ from analyses.quality import scaling_tables as tables
 from analyses.quality.scaling_runs import LOSSES, dead_over_time, losses_of, opened_runs, runs_table
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.reconstruction import evaluate_activations
+from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.reports.report import Plot, Report, Table
 
 LEAST = 3  # settings that the simplest law needs
@@ -39,6 +40,7 @@ def scaling(
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """How does the loss fall with width, active latents and compute?
 
@@ -51,6 +53,8 @@ def scaling(
         contexts: For `measure`: held-out sequences.
         seed: Of the bootstrap, and of the sample for `measure`.
         device: For `measure`: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report scaling runs/grid
@@ -58,6 +62,7 @@ def scaling(
     """
     check_at_least(0, seed=seed)
     opened, folders = opened_runs(dictionaries)
+    opened = with_selection(opened, token_selection)
     if len(opened) < LEAST:
         raise DictlabError(f"too few runs for a fit: {len(opened)} given. {ENOUGH}")
     if data is not None and not measure:

@@ -43,6 +43,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
+from dictlab.evaluation.recorded_selection import all_tokens_warning
 from dictlab.reports.report import Plot, Report, Table
 from dictlab.statistics import interval_words
 
@@ -155,6 +156,7 @@ def _in_model(
         f"{len(tokens)} held-out sequences ({tokens.numel()} tokens)",
         len(tokens),
         "training text",
+        all_tokens_warning(opened),
     )
 
 

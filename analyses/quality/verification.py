@@ -29,6 +29,7 @@ from dictlab.dictionary.activation_functions import Gated, JumpReLU, emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import METRICS, Evaluation
 from dictlab.evaluation.reconstruction import evaluate_activations
+from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.formats.loading import mapped
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Report, Table
@@ -198,6 +199,7 @@ def verification(
     ignore: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """Check a dictionary's file as a careful person would: pass or fail, with figures.
 
@@ -212,6 +214,8 @@ def verification(
         ignore: Fields of its configuration to pass over although they are unknown here.
         seed: Of the sample of text and the bootstrap.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab verify mine.safetensors
@@ -227,7 +231,7 @@ def verification(
     )
     checks, sample, size, cautions = weight_checks(opened, seed=seed), {}, "", tuple[str, ...]()
     if checks[0].result == "pass":
-        whole = opened.to("cpu", torch.float32)
+        (whole,) = with_selection([opened.to("cpu", torch.float32)], token_selection)
         found_model, reason = (model, "") if data is not None else _model(model, whole, device)
         if data is None and found_model is None:
             checks.append(Check("behaviour on text", "not done", reason, "a model, with --model, or --data"))

@@ -60,6 +60,7 @@ def geometry(
     permutations: int = 500,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """How do the decoder directions of dictionaries lie to each other, within and between them?
 
@@ -74,6 +75,8 @@ def geometry(
         permutations: Shuffles behind the p-values of regions; more where many pairs ask for it.
         seed: Of chance levels, intervals, shuffles, the sample of text and the map.
         device: Where to run the model: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report geometry a.safetensors b.safetensors c.safetensors --out out/geometry
@@ -82,7 +85,7 @@ def geometry(
     check_at_least(0, seed=seed, tokens=tokens)
     check_at_least(1, permutations=permutations)
     check_at_least(3, points=points)
-    given = open_dictionaries(dictionaries)
+    given = open_dictionaries(dictionaries, token_selection=token_selection)
     check_same_place(given)
     contexts, warnings = find_contexts(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in given]

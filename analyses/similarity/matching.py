@@ -72,6 +72,7 @@ def matching(
     permutations: int = 100,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """Which latent of one dictionary is which latent of another, by direction and by what it fires on?
 
@@ -89,6 +90,8 @@ def matching(
         permutations: Shuffles behind each p-value.
         seed: Of chance levels, intervals, shuffles and the sample of text.
         device: Where to run the model: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report matching a.safetensors b.safetensors c.safetensors --top 5
@@ -100,7 +103,7 @@ def matching(
     _check_levels(threshold=threshold, correlation=correlation)
     if not 0 < ridge < math.inf:
         raise DictlabError(f"ridge is {ridge:g}; expected more than 0.")
-    given = open_dictionaries(dictionaries, least=2, in_place=True)
+    given = open_dictionaries(dictionaries, least=2, in_place=True, token_selection=token_selection)
     check_same_place(given)
     sample, warnings = sampled(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in given]

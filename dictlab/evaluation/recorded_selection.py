@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dictlab.data.token_selection import TokenSelection
+from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 
@@ -36,3 +36,14 @@ def with_selection(dictionaries: Sequence[Dictionary], spec: str | TokenSelectio
         return list(dictionaries)
     record = {KEY: str(TokenSelection.parse(spec))}
     return [replace(d, metadata=replace(d.metadata, training={**d.metadata.training, **record})) for d in dictionaries]
+
+
+def all_tokens_warning(dictionaries: Sequence[Dictionary]) -> tuple[str, ...]:
+    """What a report must say that counts every token although its dictionaries were trained on some of them."""
+    selections = {d.name: TokenSelection.parse(d.metadata.training.get(KEY)) for d in dictionaries}
+    return tuple(
+        f"All tokens of a context are counted here, and {name} was trained on the tokens {str(selection)!r}: at the "
+        "others it is asked for what it has never seen."
+        for name, selection in selections.items()
+        if selection != ALL
+    )
