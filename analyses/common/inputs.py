@@ -2,7 +2,7 @@
 
 `open_inputs` is for analyses that run the model, `open_activations` for those that need its activations alone or an
 array of them. Both look for the model beside the dictionaries that name it, and prove that it is theirs. Which objects
-of other libraries will do in place of a name stands in `analyses.common.live_objects`.
+will do in place of a name stands in `analyses.common.opening`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from analyses.common.opening import ModelLike as ModelLike
 from analyses.common.opening import TextLike as TextLike
 from analyses.common.opening import context_of as context_of
 from analyses.common.opening import in_model as in_model
+from analyses.common.opening import one_or_several as one_or_several
 from analyses.common.opening import open_dictionaries as open_dictionaries
 from analyses.common.opening import open_dictionary as open_dictionary
 from analyses.common.opening import open_model as open_model
 from analyses.common.opening import open_text as open_text
+from analyses.common.opening import weights_notes
 from analyses.common.opening import within_reach as within_reach
 from dictlab.data.activations import Activations, ModelActivations
 from dictlab.data.arrays import ArrayActivations, ArrayLike, open_array
 from dictlab.data.attention_sinks import find_sinks, sinks_of, sinks_warning
 from dictlab.data.text import Split, Text
-from dictlab.data.token_selection import ALL
+from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
@@ -84,6 +86,8 @@ class ModelInputs:
         text: Where tokens come from.
         sites: Where in the model the dictionaries are, each once.
         context: Tokens of a sequence.
+        selection: The tokens that count: those that the dictionaries were trained on.
+        warnings: What a report must say of them.
     """
 
     dictionaries: list[Dictionary]
@@ -92,6 +96,8 @@ class ModelInputs:
     text: Text
     sites: list[str]
     context: int
+    selection: TokenSelection
+    warnings: tuple[str, ...] = ()
 
     def sample(self, contexts: int, split: Split = "heldout", *, seed: int = 0) -> TokenSample:
         """Contexts drawn from all over one split of the text: as many as are asked for, or all there are."""
@@ -136,8 +142,12 @@ def open_inputs(
     sites = sites_of(dictionaries, opened)
     for site in sites if resumable else ():
         opened.block_input(site)
-    length = context_of(dictionaries, opened) if context is None else opened.context_length(context)
-    return ModelInputs(dictionaries, in_model(dictionaries, opened), opened, source, sites, length)
+    length = context_of(dictionaries, opened, source) if context is None else opened.context_length(context)
+    selection = recorded_selection(dictionaries)
+    sinks = find_sinks(opened, source, sites, context=length, selection=selection)
+    warnings = (*weights_notes(opened, dictionaries), *sinks_warning(sinks, selection))
+    adapted = in_model(dictionaries, opened)
+    return ModelInputs(dictionaries, adapted, opened, source, sites, length, selection, warnings)
 
 
 class ActivationInputs(NamedTuple):
@@ -190,11 +200,12 @@ def open_activations(
     if data is None:
         opened = open_model(model, dictionaries, device)
         placed = in_model(dictionaries, opened)
-        context, selection = context_of(dictionaries, opened), recorded_selection(dictionaries)
-        site, source = site_of(placed[0]), open_text(text)
+        selection, site, source = recorded_selection(dictionaries), site_of(placed[0]), open_text(text)
+        context = context_of(dictionaries, opened, source)
         sinks = find_sinks(opened, source, [site], context=context, selection=selection)
         activations = ModelActivations(opened, source, site, context, selection)
-        return ActivationInputs(activations, placed, sinks_warning(sinks, selection))
+        cautions = (*weights_notes(opened, dictionaries), *sinks_warning(sinks, selection))
+        return ActivationInputs(activations, placed, cautions)
     if model is not None:
         raise DictlabError("a model and data are given; activations come from one of the two. Leave one of them out.")
     array = replace(open_array(data), device=device)

@@ -116,7 +116,8 @@ def find_contexts(
     if isinstance(reached, DictlabError):
         return None, (f"No contexts are shown. {reached} Give the model with --model, or --tokens 0 to do without.",)
     opened, placed = reached
-    source, length = open_text(text).as_split("train"), context_of(given, opened)
+    source = open_text(text).as_split("train")
+    length = context_of(given, opened, source)
     check_at_least(length, tokens=tokens)
     sequences = source.sample(opened.tokenizer, length, tokens // length, seed=seed)
     selection = recorded_selection(given)

@@ -1,32 +1,59 @@
-"""Dictionaries, a model and a text, opened by name where they are not there already."""
+"""Dictionaries, a model and a text, opened by name where they are not there already.
+
+In place of a name will do: a `Dictionary`, an SAE of SAELens, a dict of weights (`dictlab.formats.in_memory`); a
+`LanguageModel`, a model of Hugging Face with its tokenizer, a `HookedTransformer` of TransformerLens; a `Text`, a list
+of documents, a tensor of token ids (`dictlab.data.in_memory`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from torch import Tensor, nn
+
+from dictlab.data.in_memory import TokenIds, text_of_documents
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.evaluation.transformer_lens import adapted
+from dictlab.formats.in_memory import NAMELESS, SaeLensSae, from_saelens, from_tensors
 from dictlab.formats.loading import load, mapped
 from dictlab.formats.names import with_distinct_names
+from dictlab.model.hooked_transformer import HookedTransformerModel, is_hooked_transformer
 from dictlab.model.language_model import LanguageModel
+from dictlab.site_names import canonical_model
 
-DictionaryLike: TypeAlias = Dictionary | str | Path
-ModelLike: TypeAlias = LanguageModel | str | Path
-TextLike: TypeAlias = Text | str
+DictionaryLike: TypeAlias = Dictionary | str | Path | SaeLensSae | Mapping[str, Tensor | str]
+ModelLike: TypeAlias = LanguageModel | str | Path | tuple[Any, Any] | nn.Module
+TextLike: TypeAlias = Text | str | Sequence[str] | Tensor
 
 # Beside which folder the model of a name and fingerprint was found. The fingerprint is checked again each time.
 _FOLDERS: dict[tuple[str, str | None], Path] = {}
 
 
-def open_dictionary(given: DictionaryLike) -> Dictionary:
-    """A dictionary, read from its file if need be."""
-    return given if isinstance(given, Dictionary) else load(given)
+def open_dictionary(given: DictionaryLike, *, in_place: bool = False) -> Dictionary:
+    """A dictionary, read from its file if need be.
+
+    Args:
+        given: The dictionary, its file, an SAE of SAELens, or a dict of weights.
+        in_place: Leave tensors in their file, in the precision of the file and unchecked for NaN, until they are used.
+    """
+    if isinstance(given, Dictionary):
+        return given
+    if isinstance(given, str | Path):
+        return (mapped if in_place else load)(given)
+    return from_tensors(given) if isinstance(given, Mapping) else from_saelens(given)
+
+
+def one_or_several(given: Sequence[DictionaryLike] | DictionaryLike) -> list[DictionaryLike]:
+    """A list of them, also where one stands alone."""
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
 
 
 def open_dictionaries(
@@ -47,11 +74,22 @@ def open_dictionaries(
     Raises:
         DictlabError: There are fewer than the analysis needs, or two have the same name.
     """
-    several = [given] if isinstance(given, DictionaryLike) else given
-    opened = [one if isinstance(one, Dictionary) else (mapped if in_place else load)(one) for one in several]
+    opened = [open_dictionary(one, in_place=in_place) for one in one_or_several(given)]
     if len(opened) < least:
         raise DictlabError(f"this analysis compares {least} or more dictionaries; {len(opened)} were given.")
-    return with_selection(with_distinct_names(opened), token_selection)
+    return with_selection(with_distinct_names(_numbered(opened)), token_selection)
+
+
+def _numbered(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
+    """Those in memory, which have no name of their own, are numbered where there are several."""
+    nameless = [d.path is None and NAMELESS in d.name for d in dictionaries]
+    if sum(nameless) < 2:
+        return list(dictionaries)
+    numbers = count(1)
+    return [
+        replace(d, name=f"{d.name} {next(numbers)}") if unnamed else d
+        for d, unnamed in zip(dictionaries, nameless, strict=True)
+    ]
 
 
 def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], device: str = "cpu") -> LanguageModel:
@@ -69,14 +107,54 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], devi
         given = _model_named_by(dictionaries, device)
     if isinstance(given, str | Path):
         given = LanguageModel.load(given, device=device)
+    model = _wrapped(given)
+    if isinstance(model, HookedTransformerModel):
+        for dictionary in dictionaries:
+            named = dictionary.metadata.model
+            if named is not None and canonical_model(named) != canonical_model(model.name):
+                raise DictlabError(f"{dictionary.name} was trained on {named}; the HookedTransformer is {model.name}.")
+        return model
     for dictionary in dictionaries:
         expected = dictionary.metadata.model_fingerprint
-        if expected is not None and expected != given.fingerprint:
+        if expected is not None and expected != model.fingerprint:
             raise DictlabError(
                 f"{dictionary.name} was trained on {dictionary.metadata.model} with fingerprint {expected}; "
-                f"{given.name} has other weights ({given.fingerprint}). Give the right one with --model."
+                f"{model.name} has other weights ({model.fingerprint}). Give the right one with --model."
             )
-    return given
+    return model
+
+
+def _wrapped(given: LanguageModel | tuple[Any, Any] | nn.Module) -> LanguageModel:
+    """A model of another library as a `LanguageModel`. Its weights are frozen, and it is put in evaluation mode.
+
+    Raises:
+        DictlabError: It is none that is known, or comes without a tokenizer.
+    """
+    if isinstance(given, LanguageModel):
+        return given
+    model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if is_hooked_transformer(model):
+        return HookedTransformerModel(model, tokenizer)
+    kind = f"{type(model).__module__}.{type(model).__name__}"
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise DictlabError(
+            f"model: a {kind} will not do; expected a name, a LanguageModel, (model, tokenizer) of Hugging Face, or a "
+            "HookedTransformer."
+        )
+    if tokenizer is None:
+        raise DictlabError(f"model: a {kind} without its tokenizer; give model=(model, tokenizer).")
+    return LanguageModel(model, tokenizer, str(getattr(model.config, "name_or_path", "") or type(model).__name__))
+
+
+def weights_notes(model: LanguageModel, dictionaries: Sequence[Dictionary]) -> tuple[str, ...]:
+    """What a report must say where it could not be proved that the model is that of the dictionaries."""
+    known = [d.name for d in dictionaries if d.metadata.model_fingerprint is not None]
+    if not known or not isinstance(model, HookedTransformerModel):
+        return ()
+    return (
+        f"{', '.join(known)}: a HookedTransformer keeps its weights in a form of its own, so only the model's name "
+        f"({model.name}) was compared with that of the dictionary.",
+    )
 
 
 def _model_named_by(dictionaries: Sequence[Dictionary], device: str) -> LanguageModel:
@@ -132,12 +210,30 @@ def in_model(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[D
     return [adapted(dictionary, model).to(model.device) for dictionary in dictionaries]
 
 
-def context_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> int:
-    """Tokens a context: as the dictionaries were trained on (the shortest of them), or the model's own."""
+def context_of(dictionaries: Sequence[Dictionary], model: LanguageModel, text: Text | None = None) -> int:
+    """Tokens a context: as the dictionaries were trained on (the shortest of them), or the model's own.
+
+    Of a text that is token ids, no more than its sequences have.
+
+    Raises:
+        DictlabError: Some of its token ids are none of the model's.
+    """
     trained = [c for d in dictionaries if isinstance(c := d.metadata.training.get("context"), int)]
-    return model.context_length(min(trained, default=None))
+    length = model.context_length(min(trained, default=None))
+    if not isinstance(text, TokenIds):
+        return length
+    least, most = int(text.ids.min()), int(text.ids.max())
+    if least < 0 or most >= model.vocabulary:
+        raise DictlabError(
+            f"text {text.name}: ids from {least} to {most}; {model.name} knows 0 to {model.vocabulary - 1}."
+        )
+    return model.context_length(min(length, text.longest))
 
 
 def open_text(given: TextLike) -> Text:
-    """A text, opened by name if need be."""
-    return given if isinstance(given, Text) else Text.open(given)
+    """A text, opened by name if need be; or out of a list of documents, or a tensor of token ids."""
+    if isinstance(given, Text):
+        return given
+    if isinstance(given, str | Path):
+        return Text.open(given)
+    return TokenIds.of(given) if isinstance(given, Tensor) else text_of_documents(given)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.common.inputs import DictionaryLike, check_same_place, open_dictionaries
+from analyses.common.inputs import DictionaryLike, check_same_place, one_or_several, open_dictionaries
 from analyses.composition.latent_graph import components, graph
 from analyses.composition.path_error import Bias, Walk, walk
 from analyses.composition.path_steps import Kinship, Order, Route, cosines, effects, greedy, route, shuffled
@@ -67,7 +67,7 @@ def open_chain(small: DictionaryLike, larger: Sequence[DictionaryLike]) -> list[
     Raises:
         DictlabError: There is but one, one is given twice, or they are not of one place.
     """
-    given = [small, *([larger] if isinstance(larger, DictionaryLike) else larger)]
+    given = [small, *one_or_several(larger)]
     if len(given) < 2:
         raise DictlabError("one dictionary was given; SMALL and at least one LARGE are needed.")
     paths = [one if isinstance(one, Dictionary) else str(one) for one in given]

@@ -121,7 +121,7 @@ def explanations(
     model, source = open_model(model, opened, device), open_text(text)
     for dictionary in opened:
         model.block_input(site_of(dictionary))
-    length = context_of(opened, model)
+    length = context_of(opened, model, source)
     check_at_least(2 * length, tokens=tokens)
     padding = padding_of(model.tokenizer)
     train, held = (

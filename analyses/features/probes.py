@@ -104,7 +104,8 @@ def probes(
     model = open_model(model, opened, device)
     sites = sites_of(opened, model)
     if table is None:
-        sample = _builtin(open_text(text), model, context_of(opened, model), contexts, examples, seed)
+        source = open_text(text)
+        sample = _builtin(source, model, context_of(opened, model, source), contexts, examples, seed)
     else:
         sample = _own(*table_tokens(table, column, labels, model, pool=pool, limit=rows, seed=seed), table, examples)
     measured = _measured(opened, model, sites, sample, ridge, seed)

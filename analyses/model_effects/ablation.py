@@ -107,7 +107,7 @@ def ablation(
     sites = sites_of(opened, model)
     for site in sites:
         model.block_input(site)
-    length = context_of(opened, model)
+    length = context_of(opened, model, source)
     if follow >= length:
         raise DictlabError(
             f"follow is {follow}; in contexts of {length} tokens, 1 to {length - 1} have a token before."

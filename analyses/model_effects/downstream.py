@@ -225,7 +225,7 @@ def downstream(
     check_same_place(opened)
     site = site_of(opened[0])
     model, text = open_model(model, opened, device), open_text(text).as_split("heldout")
-    context = context_of(opened, model)
+    context = context_of(opened, model, text)
     sampled = text.sample(model.tokenizer, context, contexts, seed=seed)
     found = measure(in_model(opened, model), model, sampled, directions=directions, seed=seed)
     shown = {

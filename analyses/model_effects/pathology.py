@@ -97,7 +97,7 @@ def pathology(
     model, text = open_model(model, opened, device), open_text(text)
     for site in sites:
         model.block_input(site)  # refuses, before any work, what cannot be resumed from
-    size = model.context_length(context) if context else context_of(opened, model)
+    size = model.context_length(context) if context else context_of(opened, model, text)
     plan = Plan(draws, _position(position, size), min(follow, size - 1 - _position(position, size)), far, sweep, seed)
     elsewhere, tokens = _tokens(model, text, size, begin, (_needed(opened, size), contexts), seed)
     around = surroundings_of(model, elsewhere, sites)

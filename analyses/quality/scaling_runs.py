@@ -30,7 +30,7 @@ def opened_runs(given: Sequence[DictionaryLike]) -> tuple[list[Dictionary], list
     files: list[DictionaryLike] = []
     folders: list[Path] = []
     for one in given:
-        folder = None if isinstance(one, Dictionary) else Path(one)
+        folder = Path(one) if isinstance(one, str | Path) else None
         if folder is None or not (folder / LOG).is_file():
             files.append(one)
             continue

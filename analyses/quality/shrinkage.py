@@ -142,7 +142,7 @@ def _in_model(
     sites = sites_of(opened, lm)
     for site in sites:
         lm.block_input(site)
-    length = context_of(opened, lm)
+    length = context_of(opened, lm, source)
     tokens = source.as_split("heldout").sample(lm.tokenizer, length, contexts, seed=seed)
     elsewhere = source.as_split("train").sample(lm.tokenizer, length, max(1, BATCH_TOKENS // length), seed=seed)
     batches = tokens.split(max(1, BATCH_TOKENS // length))

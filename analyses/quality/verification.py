@@ -14,13 +14,23 @@ An encoder that was folded wrongly, a normalisation that was forgotten or a wron
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, in_model, open_activations, open_model
+from analyses.common.inputs import (
+    DataLike,
+    DictionaryLike,
+    ModelLike,
+    TextLike,
+    in_model,
+    open_activations,
+    open_dictionary,
+    open_model,
+)
 from analyses.common.neighbours import nearest
 from dictlab import seeds
 from dictlab.data.activations import Activations
@@ -224,11 +234,10 @@ def verification(
     """
     check_at_least(0, seed=seed)
     check_at_least(2, contexts=contexts)
-    opened = (
-        dictionary
-        if isinstance(dictionary, Dictionary)
-        else mapped(dictionary, format=format, scale=scale, ignore=ignore)
-    )
+    if isinstance(dictionary, str | Path):
+        opened = mapped(dictionary, format=format, scale=scale, ignore=ignore)
+    else:
+        opened = open_dictionary(dictionary)
     checks, sample, size, cautions = weight_checks(opened, seed=seed), {}, "", tuple[str, ...]()
     if checks[0].result == "pass":
         (whole,) = with_selection([opened.to("cpu", torch.float32)], token_selection)

@@ -110,7 +110,8 @@ def sampled(
             f"{said} {reached} Give the model with --model, activations with --data, or --tokens 0 to do without.",
         )
     opened, placed = reached
-    source, length = open_text(text).as_split("train"), context_of(given, opened)
+    source = open_text(text).as_split("train")
+    length = context_of(given, opened, source)
     check_at_least(2 * length, tokens=tokens)
     sequences = source.sample(opened.tokenizer, length, tokens // length, seed=seed)
     selection = recorded_selection(given)

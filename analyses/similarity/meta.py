@@ -22,7 +22,7 @@ from torch import Tensor
 
 from analyses.common import plotting
 from analyses.common.chance import alive_directions, max_cosine_levels
-from analyses.common.inputs import DictionaryLike, open_dictionaries
+from analyses.common.inputs import DictionaryLike, one_or_several, open_dictionaries
 from analyses.common.neighbours import nearest
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
@@ -99,7 +99,7 @@ def meta(
         dictlab report meta meta.safetensors large.safetensors small.safetensors smaller.safetensors
     """
     check_at_least(0, seed=seed)
-    opened = [d.to("cpu") for d in open_dictionaries([meta, large, *_several(small)], least=2)]
+    opened = [d.to("cpu") for d in open_dictionaries([meta, large, *one_or_several(small)], least=2)]
     over, base, ordinary = opened[0], opened[1], opened[2:]
     for other in opened[1:]:
         if other.d_in != over.d_in:
@@ -137,10 +137,6 @@ def meta(
         inputs=tuple(opened),
         warnings=_warnings(over, base, found, len(directions)),
     )
-
-
-def _several(given: Sequence[DictionaryLike] | DictionaryLike) -> list[DictionaryLike]:
-    return [given] if isinstance(given, DictionaryLike) else list(given)
 
 
 def _row(over: Dictionary, base: Dictionary, found: Explained, active: int, seed: int) -> dict[str, Any]:

@@ -11,22 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import numpy as np
 from cyclopts import Parameter
-from torch import Tensor
 
 from dictlab.cli.printing import examples, print_report
-from dictlab.data.arrays import ArrayActivations
-from dictlab.data.text import Text
-from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats.names import name_of
-from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Report, check_folder
 
-NOT_TYPED = (Dictionary, LanguageModel, Text, ArrayActivations, Tensor, np.ndarray)  # given by name on a command line
+TYPED = (str, int, float, bool, types.NoneType)  # beside a name, that is
 
 
 def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., bool]:
@@ -111,11 +105,9 @@ def _typed(annotation: Any) -> Any:
     """The annotation as it can be typed: dictionaries, models and texts by their names."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
-        members = [
-            m
-            for m in get_args(annotation)
-            if (get_origin(m) or m) not in NOT_TYPED and not (m is Path and str in get_args(annotation))
-        ]
+        members = get_args(annotation)
+        if str in members:  # what is given by its name; objects that will do in its place cannot be typed
+            members = tuple(m for m in members if m in TYPED or get_origin(m) is Literal)
         return Union[tuple(_typed(m) for m in members)]  # noqa: UP007 (built at run time)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple:
         return list[_typed(get_args(annotation)[0])]  # type: ignore[misc]

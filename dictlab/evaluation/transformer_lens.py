@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.normalisation import Centred, LayerNorm, NoNormalisation
 from dictlab.errors import DictlabError
+from dictlab.model.hooked_transformer import HookedTransformerModel
 from dictlab.model.hooks import HookPoint, hook
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.module_layout import ATTENTION
@@ -44,6 +45,8 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
             or its input normalisation does not allow to express it.
     """
     convention = dictionary.metadata.convention
+    if isinstance(model, HookedTransformerModel) and (model.centred or convention != "transformer_lens"):
+        return _on_hooked_transformer(dictionary, model)
     if convention in (None, "huggingface"):
         return dictionary
     if convention != "transformer_lens":
@@ -67,9 +70,26 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
     return replace(moved, metadata=replace(moved.metadata, convention="huggingface"))
 
 
+def _on_hooked_transformer(dictionary: Dictionary, model: HookedTransformerModel) -> Dictionary:
+    """The dictionary as it is, where the model is processed as the dictionary's was.
+
+    Raises:
+        DictlabError: The dictionary reads the activations of the unprocessed model.
+    """
+    if model.centred and dictionary.metadata.convention == "huggingface":
+        raise DictlabError(
+            f"{dictionary.name} reads the activations of {dictionary.metadata.model or 'a model'} as they are; this "
+            "HookedTransformer is processed (its residual stream has no mean). Open it with "
+            "HookedTransformer.from_pretrained_no_processing."
+        )
+    return dictionary
+
+
 @torch.no_grad()
 def _centres(model: LanguageModel) -> bool:
     """Whether the model reads its residual stream through a layer norm, which takes means away: the norm is asked."""
+    if isinstance(model, HookedTransformerModel):
+        return model.layer_norm
     norm, entered = _norm_before(model, 0, _attention(model, 0)), []
     with hook(HookPoint(0, "module", norm, "in"), lambda x: entered.append(x)):
         model.forward(torch.zeros(1, 1, dtype=torch.long))

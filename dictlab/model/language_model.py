@@ -313,9 +313,9 @@ class LanguageModel(Layout):
     @contextmanager
     def _capturing(self, sites: Sequence[str], captured: dict[str, Tensor], leave: bool = False) -> Iterator[None]:
         """Put the activation at each site into `captured`; optionally leave the forward when all are there."""
+        points = {site: self.locate(site) for site in sites}  # before there are hooks: it may try the model out
         with ExitStack() as stack:
-            for site in sites:
-                point = self.locate(site)
+            for site, point in points.items():
 
                 def catch(x: Tensor, site: str = site) -> None:
                     captured[site] = x

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analyses.common.inputs import check_same_place, open_dictionaries, open_inputs, open_model
-from dictlab import DictlabError, Metadata, save
-from tests.planted import SITE, many_documents, random_dictionary, tiny_model
+from analyses.common.inputs import check_same_place, in_model, open_dictionaries, open_inputs, open_model
+from dictlab import DictlabError, Metadata, ReLU, save
+from dictlab.dictionary.normalisation import Centred
+from tests.model.test_hooked_transformer import Hooked
+from tests.planted import SITE, many_documents, random_dictionary, tiny_model, tiny_tokenizer
 
 
 def files(tmp_path, *names):
@@ -114,3 +116,56 @@ def test_the_model_lies_beside_any_of_the_dictionaries(family):
     parents = open_dictionaries(family[1])
     nowhere = replace(parents[0], path=None, metadata=replace(parents[0].metadata, model_fingerprint=None))
     assert open_model(None, [nowhere, parents[1]]).fingerprint == family[0]
+
+
+# Live objects wherever a name will do
+
+
+def test_models_of_other_libraries(family):
+    ours = tiny_model()
+    parents = open_dictionaries(family[1])
+    assert open_model((ours.model, ours.tokenizer), parents).fingerprint == family[0]
+    with pytest.raises(DictlabError, match="without its tokenizer"):
+        open_model(ours.model, parents)
+    with pytest.raises(DictlabError, match=r"builtins\.int will not do"):
+        open_model((3, ours.tokenizer), parents)
+    with pytest.raises(DictlabError, match="other weights"):
+        open_model((tiny_model(seed=1).model, ours.tokenizer), parents)
+
+
+def test_a_hooked_transformer_must_have_the_name_of_the_dictionaries_model(family):
+    model = (Hooked(), tiny_tokenizer())
+    parents = open_dictionaries(family[1])
+    with pytest.raises(DictlabError, match="0 was trained on tiny; the HookedTransformer is gpt2-small"):
+        open_model(model, parents)
+    named = [replace(d, metadata=replace(d.metadata, model="openai-community/gpt2")) for d in parents]
+    inputs = open_inputs(named, model=model, text=["some words"] * 30)
+    assert "only the model's name" in inputs.warnings[0]
+
+
+def test_a_processed_hooked_transformer_is_none_of_a_hugging_face_dictionarys():
+    d = random_dictionary(d=16, metadata=Metadata(site=SITE, convention="huggingface"))
+    lens = replace(d, metadata=replace(d.metadata, convention="transformer_lens"))
+    processed = open_model((Hooked(centred=True), tiny_tokenizer()), [d])
+    assert in_model([lens], processed)[0].normalisation == lens.normalisation
+    with pytest.raises(DictlabError, match="from_pretrained_no_processing"):
+        in_model([d], processed)
+    assert in_model([lens], open_model((Hooked(), tiny_tokenizer()), [d]))[0].normalisation == Centred(
+        lens.normalisation
+    )
+
+
+def test_token_ids_and_documents_in_place_of_a_text(family):
+    ids = torch.randint(0, 97, (30, 12), generator=torch.Generator().manual_seed(0))
+    inputs = open_inputs(family[1], text=ids)
+    assert inputs.context == 12
+    assert {tuple(row) for row in inputs.sample(9).tokens.tolist()} == {tuple(ids[i].tolist()) for i in (9, 19, 29)}
+    with pytest.raises(DictlabError, match="ids from 0 to 97; tiny knows 0 to 96"):
+        open_inputs(family[1], text=torch.full((20, 12), 97).fill_diagonal_(0))
+
+
+def test_weights_of_one_name_are_numbered(family):
+    d = random_dictionary(d=16, activation=ReLU())
+    weights = {"W_enc": d.W_enc, "b_enc": d.b_enc, "W_dec": d.W_dec, "b_dec": d.b_out, "activation": "relu"}
+    opened = open_dictionaries([weights | {"normalisation": "none"}, weights | {"normalisation": "layer_norm"}])
+    assert [o.name for o in opened] == ["tensors in memory 1", "tensors in memory 2"]
