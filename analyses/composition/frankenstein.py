@@ -1,16 +1,17 @@
 """What is one dictionary worth that is put together from several?
 
 Frankenstein's dictionary (Bussmann, Leask et al. 2024): start from the smallest of several dictionaries, go through the
-larger ones, and keep each latent whose direction no kept one has (see `appending`). It has a smaller error than a
+larger ones, and keep each latent whose direction no kept one has (see `append_rule`). It has a smaller error than a
 trained dictionary of as many latents, and more active latents a token; the authors say that this makes a fair
-comparison difficult. So it is compared here with trained dictionaries at equal L0 as well (see `frontier`), and three
-choices by measured error stand beside it, from the same pool of latents (see `search`): as many latents, the same L0,
-and the L0 of the best of the dictionaries that it is made of. Each under every refit (see `hybrids`).
+comparison difficult. So it is compared here with trained dictionaries at equal L0 as well (see `trained_frontier`), and
+three choices by measured error stand beside it, from the same pool of latents (see `subset_search`): as many latents,
+the same L0, and the L0 of the best of the dictionaries that it is made of. Each under every refit (see
+`refitted_subsets`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -28,18 +29,25 @@ from analyses.common.inputs import (
     open_activations,
     open_dictionaries,
 )
-from analyses.composition import frankenstein_tables as tables
 from analyses.composition.append_rule import Appended, Order, Start, appended
-from analyses.composition.frankenstein_frontier import compared
-from analyses.pool.dictionary_pool import joinable, pooled
-from analyses.pool.pool_sample import Observations, observe
-from analyses.pool.quadratic_error import form
-from analyses.pool.refitted_subsets import BY_GRADIENT, CLOSED, Refit, Sample, hybrid
-from analyses.pool.refitted_subsets import compact as compacted
-from analyses.pool.ridge_refit import normal_equations
+from analyses.composition.frankenstein_report import (
+    CompactHybrid,
+    FrankensteinResult,
+    Hybrid,
+    frankenstein_plots,
+    frankenstein_summary,
+    frankenstein_tables,
+    frankenstein_warnings,
+)
+from analyses.composition.trained_frontier import frontier_ratios
+from analyses.pool.dictionary_chain import DictionaryChain, encode_chain
+from analyses.pool.quadratic_error import QuadraticError
+from analyses.pool.refitted_subsets import BY_GRADIENT, CLOSED, GradientRefit, RefittedSubsets, compacted
+from analyses.pool.ridge_refit import Refit, normal_equations
 from analyses.pool.search_starts import SEARCHED_REFITTED, best_of_starts
-from analyses.pool.threshold_calibration import Agreement, Calibration, agreement
+from analyses.pool.threshold_calibration import agreement
 from analyses.quality.measured_points import Point
+from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError, check_at_least
@@ -48,11 +56,17 @@ from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.reports.report import Report
 
 Compact = Literal["no", "codes", "decisions", "rate"]
-RULE, ASKED = "cosine", "as asked"
+RULE, DONOR_L0, ASKED = "cosine", "best donor's L0", "as asked"
 CONTROL = "best donor"  # a refit helps any dictionary: its own latents under every refit
-FILES = {RULE: "frankenstein", "best donor's L0": "donor_l0"}
+FILES = {RULE: "frankenstein", DONOR_L0: "donor_l0"}
+GRADIENT: dict[str, GradientRefit] = {"biases": "biases by gradient", "all": "all by gradient"}
 SEARCH_RIDGE = 0.01  # of the decoders that a search fits
 HEARD = 16_384  # held-out tokens on which firing decisions are compared
+
+COMPACT = "compact"
+
+Mask = NDArray[np.bool_]
+Budget = tuple[int | None, float | None]  # most latents, and most active ones a token
 
 
 def frankenstein(
@@ -119,63 +133,67 @@ def frankenstein(
     _check(given, apart)
     reading = open_activations([*given, *apart], model=model, text=text, data=data, device=device)
     donors, others = reading.dictionaries[: len(given)], reading.dictionaries[len(given) :]
-    source, held = reading.parts()
-    batches = list(source.sample(tokens, seed=seed))
-    pool = pooled(donors)
-    seen = observe(pool, batches)
-    rule = _by_rule(donors, seen, threshold, duplicates, start, order, seed)
-    sample = Sample(pool, batches, seen, joinable(donors)[rule.order[0]].b_out, steps, seed)
-
-    def measured(some: Sequence[Dictionary]) -> list[Point]:
-        found = evaluate_activations(some, held, contexts=contexts, seed=seed)
-        return [Point(d, e) for d, e in zip(some, found, strict=True)]
-
-    trained = measured([*donors, *others])
+    train, heldout = reading.parts()
+    batches = list(train.sample(tokens, seed=seed))
+    chain = encode_chain(donors, batches)
+    rule = _by_rule(chain, threshold, duplicates, start, order, seed)
+    trained = _measured([*donors, *others], heldout, contexts, seed)
     best = min(trained[: len(donors)], key=lambda point: point.value("mse"))
-    rate = float(seen.firing_rate[rule.chosen].sum())
-    budgets: dict[str, tuple[int | None, float | None]] = {
+    budgets: dict[str, Budget] = {
         "equal size": (int(rule.chosen.sum()), None),
-        "equal L0": (None, rate),
-        "best donor's L0": (None, best.value("l0")),
+        "equal L0": (None, float(chain.sample.firing_rate[rule.chosen].sum())),
+        DONOR_L0: (None, best.value("l0")),
     }
     if latents is not None or l0 is not None:
         budgets[ASKED] = (latents, l0)
-    by_refit = pool.n_latents <= SEARCHED_REFITTED if search_refit is None else search_refit
-    widths = [d.n_latents for d in joinable(donors)]
-    choices, said = _choices(rule, sample, widths, budgets, by_refit)
-    choices[CONTROL] = _each(widths)[trained.index(best)]
-    made = _all_refits(choices, sample, written, gradient)
-    agreements: dict[str, Agreement] = {}
+    by_refit = chain.pool.n_latents <= SEARCHED_REFITTED if search_refit is None else search_refit
+    searched, cautions = _by_search(chain, rule, budgets, by_refit)
+    choices = {RULE: rule.chosen, **searched, CONTROL: chain.mask_of(trained.index(best))}
+    refits = [*CLOSED, *(kind for kind in BY_GRADIENT if gradient or kind == written)]
+    made = _all_refits(chain, choices, refits, rule.order[0], batches, steps, seed)
     if compact != "no":
-        heard = list(held.sample(HEARD, seed=seed))
-        alone, agreements = _compact(choices, made, sample, written, compact, heard)
-        made |= alone
-    points = measured(list(made.values()))
+        for choice in choices:
+            alone, again = compacted(made[choice, written], batches, written, compact)
+            made |= {
+                (choice, f"{written}, {COMPACT}, not refitted again"): alone,
+                (choice, f"{written}, {COMPACT}"): again,
+            }
+    points = _measured(list(made.values()), heldout, contexts, seed)
+    hybrids = {key: Hybrid(*key, point) for key, point in zip(made, points, strict=True)}
+    kept_refit = written if compact == "no" else f"{written}, {COMPACT}"
+    result = FrankensteinResult(
+        hybrids=list(hybrids.values()),
+        trained=trained,
+        ratios={cost: frontier_ratios(points, trained, cost) for cost in ("l0", "latents")},
+        result=hybrids[RULE, kept_refit],
+        at_donor_l0=hybrids.get((DONOR_L0, kept_refit)),
+        best_donor=best,
+        rule=rule,
+        donors=donors,
+        compact=[] if compact == "no" else _agreements(hybrids, choices, written, heldout.sample(HEARD, seed=seed)),
+    )
     how: dict[str, Any] = {"threshold": threshold, "start": start, "order": order, "duplicates": duplicates}
-    how |= {"refit": refit, "compact": compact, "steps": steps, "search_refit": by_refit, "tokens": seen.n_tokens}
-    how |= source.record()
-    suffix = written if compact == "no" else f"{written}, compact"
-    result = {
-        _file(choice): _described(made[f"{choice}, {suffix}"], points, sample, how | {"choice": choice})
-        for choice in choices
-        if choice != CONTROL
-    }
-    comparisons = {cost: compared(points, trained, cost) for cost in ("l0", "latents")}
-    found = tables.Found(points, trained, comparisons, f"{RULE}, {suffix}", best.name)
+    how |= {"refit": refit, "compact": compact, "steps": steps, "search_refit": by_refit}
+    how |= {"tokens": chain.sample.n_tokens} | train.record()
     return Report(
         title=f"What is a dictionary worth that is put together from {len(donors)}?",
-        summary=tables.summary(found),
-        tables=tables.all_tables(found, tables.rule_table(rule, donors), agreements),
-        plots=tables.plots(found),
-        dictionaries=result,
+        summary=frankenstein_summary(result),
+        tables=frankenstein_tables(result),
+        plots=frankenstein_plots(result),
+        dictionaries={
+            FILES.get(choice, choice.replace(" ", "_")): _described(
+                hybrids[choice, kept_refit].point, batches, how | {"choice": choice}
+            )
+            for choice in (RULE, *searched)
+        },
         settings=how | {"seed": seed} | points[0].evaluation.sample,
         inputs=(*given, *apart),
-        warnings=(*said, *tables.warnings(found), *reading.cautions),
+        warnings=(*cautions, *frankenstein_warnings(result), *reading.cautions),
     )
 
 
 def _check(donors: Sequence[Dictionary], others: Sequence[Dictionary]) -> None:
-    """Refuse names that the report's own rows have, or that two dictionaries share, and different places."""
+    """Refuse names that two dictionaries share, and different places."""
     names = [dictionary.name for dictionary in (*donors, *others)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -183,105 +201,103 @@ def _check(donors: Sequence[Dictionary], others: Sequence[Dictionary]) -> None:
     check_same_place([*donors, *others])
 
 
+def _measured(dictionaries: Sequence[Dictionary], heldout: Activations, contexts: int, seed: int) -> list[Point]:
+    evaluations = evaluate_activations(dictionaries, heldout, contexts=contexts, seed=seed)
+    return [Point(d, e) for d, e in zip(dictionaries, evaluations, strict=True)]
+
+
 def _by_rule(
-    donors: Sequence[Dictionary],
-    seen: Observations,
-    threshold: float,
-    duplicates: float,
-    start: Start,
-    order: Order,
-    seed: int,
+    chain: DictionaryChain, threshold: float, duplicates: float, start: Start, order: Order, seed: int
 ) -> Appended:
-    own = joinable(donors)
-    rates = torch.from_numpy(seen.firing_rate).split([d.n_latents for d in own])
-    directions = [d.W_dec.cpu() for d in own]
-    found = appended(directions, rates, threshold=threshold, duplicates=duplicates, start=start, order=order, seed=seed)
-    if not found.chosen.any():
-        names = ", ".join(d.name for d in donors)
-        raise DictlabError(f"no latent of {names} was active on {seen.n_tokens} tokens: there is nothing to join.")
-    return found
+    widths = [dictionary.n_latents for dictionary in chain.dictionaries]
+    rates = torch.from_numpy(chain.sample.firing_rate).split(widths)
+    directions = chain.pool.W_dec.cpu().split(widths)
+    rule = appended(directions, rates, threshold=threshold, duplicates=duplicates, start=start, order=order, seed=seed)
+    if not rule.chosen.any():
+        names = ", ".join(dictionary.name for dictionary in chain.dictionaries)
+        raise DictlabError(f"no latent of {names} was active on {chain.sample.n_tokens} tokens: nothing can be joined.")
+    return rule
 
 
-def _choices(
-    rule: Appended,
-    sample: Sample,
-    widths: Sequence[int],
-    budgets: Mapping[str, tuple[int | None, float | None]],
-    refit: bool,
-) -> tuple[dict[str, NDArray[np.bool_]], tuple[str, ...]]:
-    """The rule's latents, and those with the smallest error within each budget."""
-    made = form(sample.observations, sample.pool.W_dec)
-    starts = [rule.chosen, *_each(widths)]
-    equations = normal_equations(sample.observations) if refit else None
-    choices, said = {RULE: rule.chosen}, []
+def _by_search(
+    chain: DictionaryChain, rule: Appended, budgets: Mapping[str, Budget], refit: bool
+) -> tuple[dict[str, Mask], tuple[str, ...]]:
+    """The latents with the smallest error within each budget, and what is to be said of how they were found."""
+    quadratic = QuadraticError.from_sample(chain.sample, chain.pool.W_dec)
+    starts = [rule.chosen, *(chain.mask_of(number) for number in range(len(chain.dictionaries)))]
+    equations = normal_equations(chain.sample) if refit else None
+    choices: dict[str, Mask] = {}
+    cautions = []
     for name, (latents, l0) in budgets.items():
-        found = best_of_starts(made, starts, latents=latents, l0=l0, equations=equations, ridge=SEARCH_RIDGE)
+        found = best_of_starts(quadratic, starts, latents=latents, l0=l0, equations=equations, ridge=SEARCH_RIDGE)
         if not found.chosen.any():
             if name == ASKED:
                 raise DictlabError(f"no latent fits into latents {latents} and L0 {l0}. Allow more.")
-            said.append(f"{name}: no latent that helps is active so seldom (L0 {l0}); left out.")
+            cautions.append(f"{name}: no latent that helps is active so seldom (L0 {l0}); left out.")
             continue
         choices[name] = found.chosen
         if not found.settled:
-            said.append(f"{name}: the search stopped when its trials ran out; more might lower the error further.")
-    return choices, tuple(said)
-
-
-def _each(widths: Sequence[int]) -> list[NDArray[np.bool_]]:
-    """Each donor's latents in the pool."""
-    donor = np.repeat(np.arange(len(widths)), widths)
-    return [donor == number for number in range(len(widths))]
+            cautions.append(f"{name}: the search stopped when its trials ran out; more might lower the error further.")
+    return choices, tuple(cautions)
 
 
 def _all_refits(
-    choices: Mapping[str, NDArray[np.bool_]], sample: Sample, written: Refit, gradient: bool
-) -> dict[str, Dictionary]:
-    """Every choice under every refit; those by gradient where they are asked for."""
-    refits = [*CLOSED, *(refit for refit in BY_GRADIENT if gradient or refit == written)]
-    named = {f"{choice}, {refit}": (chosen, refit) for choice, chosen in choices.items() for refit in refits}
-    return {name: hybrid(sample, torch.from_numpy(chosen), refit, name) for name, (chosen, refit) in named.items()}
+    chain: DictionaryChain,
+    choices: Mapping[str, Mask],
+    refits: Sequence[Refit | GradientRefit],
+    first: int,
+    batches: Sequence[Tensor],
+    steps: int,
+    seed: int,
+) -> dict[tuple[str, str], Dictionary]:
+    """Every choice under every refit. Without one the output bias is that of the donor that the rule starts from."""
+    subsets = RefittedSubsets(chain.pool, chain.sample)
+    b_out = torch.from_numpy(chain.biases[first]).to(chain.pool.b_out)
+    made = {}
+    for choice, chosen in choices.items():
+        for refit in refits:
+            name = f"{choice}, {refit}"
+            if refit == "biases by gradient" or refit == "all by gradient":
+                made[choice, str(refit)] = subsets.tuned(chosen, refit, name, batches, steps=steps, seed=seed)
+            else:
+                made[choice, str(refit)] = subsets.subset(chosen, refit, name, b_out=b_out)
+    return made
 
 
-def _compact(
-    choices: Mapping[str, NDArray[np.bool_]],
-    made: Mapping[str, Dictionary],
-    sample: Sample,
-    written: Refit,
-    by: Calibration,
-    heard: Sequence[Tensor],
-) -> tuple[dict[str, Dictionary], dict[str, Agreement]]:
-    """What is written, each latent with a threshold of its own; as it is and, if it was, with its decoder refitted."""
-    found: dict[str, Dictionary] = {}
-    agreements: dict[str, Agreement] = {}
+def _agreements(
+    hybrids: Mapping[tuple[str, str], Hybrid],
+    choices: Iterable[str],
+    refit: str,
+    heard: Iterable[Tensor],
+) -> list[CompactHybrid]:
+    """Each compact hybrid beside the one with rivals that it stands for; both compact ones fire alike."""
+    batches, pairs = list(heard), []
     for choice in choices:
-        before = made[f"{choice}, {written}"]
-        alone, again = compacted(sample, before, written, by)
-        found |= {alone.name: alone, again.name: again}
-        agreements |= dict.fromkeys((alone.name, again.name), agreement(before, alone, heard))
-    return found, agreements
+        before, compact = hybrids[choice, refit], f"{refit}, {COMPACT}"
+        alone, again = hybrids[choice, f"{compact}, not refitted again"], hybrids[choice, compact]
+        agree = agreement(before.point.dictionary, alone.point.dictionary, batches)
+        pairs += [CompactHybrid(after, before, agree) for after in (alone, again)]
+    return pairs
 
 
-def _named(refit: str) -> Refit:
+def _named(refit: str) -> Refit | GradientRefit:
     """A refit by its full name."""
-    short: dict[str, Refit] = {"biases": "biases by gradient", "all": "all by gradient"}
-    full = short.get(refit, refit)
-    if full not in (*CLOSED, *BY_GRADIENT):
-        raise DictlabError(f"refit is {refit!r}; expected one of {', '.join((*CLOSED, *short))}.")
-    return full
+    full = GRADIENT.get(refit, refit)
+    for known in (*CLOSED, *BY_GRADIENT):
+        if full == known:
+            return known
+    raise DictlabError(f"refit is {refit!r}; expected one of {', '.join((*CLOSED, *GRADIENT))}.")
 
 
-def _file(choice: str) -> str:
-    return FILES.get(choice, choice.replace(" ", "_"))
-
-
-def _described(made: Dictionary, points: Sequence[Point], sample: Sample, how: Mapping[str, Any]) -> Dictionary:
+def _described(made: Point, batches: Sequence[Tensor], how: Mapping[str, Any]) -> Dictionary:
     """A dictionary that is written: firing rates, how it was made, and what was measured."""
-    found = next(point.evaluation for point in points if point.name == made.name)
-    rates, seen = firing_rates([made], sample.batches)
-    dead = int((emitting(made.activation, made.n_latents) & (rates[0] == 0)).sum())
-    metrics = found.record() | {"dead": dead, "firing_tokens": seen}
+    dictionary = made.dictionary
+    (rates,), tokens = firing_rates([dictionary], batches)
+    dead = int((emitting(dictionary.activation, dictionary.n_latents) & (rates == 0)).sum())
+    metrics = made.evaluation.record() | {"dead": dead, "firing_tokens": tokens}
+    training = dictionary.metadata.training | dict(how)
     return replace(
-        made,
-        firing_rate=rates[0].to(made.W_dec.device),
-        metadata=replace(made.metadata, training=made.metadata.training | dict(how), metrics=metrics),
+        dictionary,
+        firing_rate=rates.to(dictionary.W_dec.device),
+        metadata=replace(dictionary.metadata, training=training, metrics=metrics),
     )

@@ -1,21 +1,19 @@
 """What does a larger dictionary know that a smaller one does not?
 
-Each latent of LARGE is inserted into SMALL, alone, and called novel if the error falls (`insertion`; Bussmann, Leask
-et al. 2024; Leask et al. 2025). The published stand-in for this test is the cosine rule: novel where the max decoder
-cosine with SMALL is below a threshold (0.7 for GPT-2, 0.4 for Gemma). Both are computed, and how well the one foretells
-the other (`prediction`). What another seed of SMALL would add is the floor (`seed_control`). What the most useful
-latents are stands on cards (`portraits`); whether the model minds them is measured where it is asked for
-(`behaviour`, `closeup`).
+Each latent of LARGE is inserted into SMALL, alone, and called novel if the error falls (`insertion_effects`; Bussmann,
+Leask et al. 2024; Leask et al. 2025). The published stand-in for this test is the cosine rule: novel where the max
+decoder cosine with SMALL is below a threshold (0.7 for GPT-2, 0.4 for Gemma). Both are computed, and how well the one
+foretells the other (`cosine_predictor`). What another seed of SMALL would add is the floor (`seed_control`). What the
+most useful latents are stands on cards (`latent_cards`); whether the model minds them is measured where it is asked for
+(`insertion_in_model`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from tqdm import tqdm
 
 from analyses.common.chance import max_cosine_levels
 from analyses.common.inputs import (
@@ -27,51 +25,27 @@ from analyses.common.inputs import (
     open_activations,
     open_dictionaries,
 )
-from analyses.composition.cosine_predictor import (
-    PREDICTION,
-    THRESHOLDS,
-    groups,
-    kinds_of,
-    prediction_table,
-    threshold_table,
+from analyses.composition.insertion.cosine_predictor import groups, kinds_of, prediction_areas, threshold_rules
+from analyses.composition.insertion.insertion_in_model import Changes, changes, insertion_behaviour
+from analyses.composition.insertion.latent_cards import CardContext, portrait_cards, portrait_table, portraits
+from analyses.composition.insertion.seed_control import controlled, novelty_shares
+from analyses.composition.insertion.single_insertions import SingleInsertions, insert_each
+from analyses.composition.novelty_plots import behaviour_plot, effect_plot, prediction_plot
+from analyses.composition.novelty_report import (
+    NoveltyResult,
+    novelty_summary,
+    novelty_tables,
+    novelty_title,
+    novelty_warnings,
+    prediction_tables,
 )
-from analyses.composition.insertion import (
-    Effects,
-    agreement,
-    effects_caption,
-    insertion_effects,
-    latent_table,
-    nearest_alive,
-)
-from analyses.composition.latent_cards import Scenery
-from analyses.composition.latent_selection import Choose, Closeup, look_closely, looked_at
-from analyses.composition.novelty_plots import effect_plot, prediction_plot
-from analyses.composition.seed_control import (
-    Inserted,
-    control_warnings,
-    controlled,
-    excess,
-    is_control,
-    share_table,
-    shares_caption,
-)
+from dictlab import seeds
 from dictlab.data.activations import ModelActivations
-from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
+from dictlab.reports.cards import Cards
 from dictlab.reports.report import Plot, Report, Table
 
-SHRUNK = 1.02  # SMALL's reconstruction is too short from this factor on
-
-__all__ = [
-    "Effects",
-    "agreement",
-    "effect_plot",
-    "effects_caption",
-    "insertion_effects",
-    "latent_table",
-    "nearest_alive",
-    "novelty",
-]
+Choose = Literal["useful", "random"]
 
 
 def novelty(
@@ -128,138 +102,104 @@ def novelty(
     if data is not None and (behaviour or latents):
         raise DictlabError("behaviour and latents: what latents do to the output needs a model; data has none.")
     reading = open_activations(given, model=model, text=text, data=data, device=device)
-    small, large, *others = reading.dictionaries
-    of = [controlled(small, large, other) for other in others]
+    small, large, *controls = reading.dictionaries
+    of = [controlled(small, large, other) for other in controls]
     source = reading.part("train")
     pair, *floor = (
-        inserted(a, b, source.sample(tokens, seed=seed), threshold)
-        for a, b in ((small, large), *zip(of, others, strict=True))
+        insert_each(a, b, source.sample(tokens, seed=seed), threshold)
+        for a, b in ((small, large), *zip(of, controls, strict=True))
     )
-    counts = (len(latents) if cards else 0, len(latents)) if latents else (cards, behaviour)
-    closeup, held = Closeup({}, {}, {}, ""), None
+    n_cards, n_run = (len(latents) if cards else 0, len(latents)) if latents else (cards, behaviour)
     if not isinstance(source, ModelActivations):
-        counts = (0, 0)
-    else:
-        chosen = looked_at(pair, latents, choose, max(counts), seed)
-        held = source.as_split("heldout").sequences(contexts * source.context, seed) if counts[1] else None
-        scenery = Scenery(source.model, source.sequences(tokens, seed), seed)
-        closeup = look_closely(pair, chosen[: counts[0]], chosen[: counts[1]], scenery, held)
-    foretold, curves = predicted(pair, threshold, seed)
-    looked = {"cards": counts[0], "behaviour": counts[1], "contexts": 0 if held is None else len(held)}
+        n_cards = n_run = 0
+    selected = select_latents(pair, latents, choose, max(n_cards, n_run), seed)
+    shown, run = selected[:n_cards], selected[:n_run]
+    measured, held = None, 0
+    if isinstance(source, ModelActivations) and n_run:
+        sequences = source.as_split("heldout").sequences(contexts * source.context, seed)
+        measured = insertion_behaviour(small, large, run, source.model, sequences, seed=seed) if run else None
+        held = len(sequences)
+    parts = groups(pair.alive, kinds_of(large.activation, large.n_latents))
+    result = NoveltyResult(
+        pair=pair,
+        floor=floor,
+        shares=[novelty_shares(one, seed) for one in (pair, *floor)],
+        prediction=prediction_areas(parts, seed),
+        thresholds=threshold_rules(parts, threshold, seed),
+        behaviour_of=run,
+        behaviour=measured,
+    )
+    portrait_tables: dict[str, Table] = {}
+    latent_cards: dict[str, Cards] = {}
+    if isinstance(source, ModelActivations) and shown:
+        context = CardContext(source.model, source.sequences(tokens, seed), seed)
+        portrait_tables, latent_cards = build_latent_cards(result, shown, context)
     return Report(
-        title=_title(pair),
-        summary=" ".join(
-            [_summary(pair, foretold, threshold), *(excess(pair, one, seed) for one in floor), closeup.said]
-        ),
-        tables={
-            "latents": Table(pair.latents, effects_caption(pair.effects)),
-            "shares": Table(share_table([pair, *floor], seed), shares_caption()),
-            **closeup.tables,
-            **foretold,
-        },
-        plots={
-            name: effect_plot(one.latents, threshold, _level(one.small, seed), one.small, one.large)
-            for name, one in zip(("effects", "control"), (pair, *floor), strict=False)
-        }
-        | curves
-        | closeup.plots,
-        cards=closeup.cards,
+        title=novelty_title(pair),
+        summary=novelty_summary(result, seed),
+        tables=novelty_tables(result) | portrait_tables | prediction_tables(result),
+        plots=_plots(result, seed),
+        cards=latent_cards,
         settings={"tokens": pair.effects.tokens, "threshold": threshold, "seed": seed}
-        | {"chosen": list(latents) or choose, **looked}
+        | {"chosen": list(latents) or choose, "cards": n_cards, "behaviour": n_run, "contexts": held}
         | source.record(),
-        inputs=(small, large, *others),
-        warnings=(*_warnings(pair, floor), *reading.cautions),
+        inputs=(small, large, *controls),
+        warnings=(*novelty_warnings(result), *reading.cautions),
     )
 
 
-def inserted(
-    small: Dictionary, large: Dictionary, batches: Iterable[Float[Tensor, "batch context d_in"]], threshold: float
-) -> Inserted:
-    """Each latent of LARGE inserted alone into SMALL, on some activations.
+def select_latents(pair: SingleInsertions, latents: Sequence[int], choose: Choose, count: int, seed: int) -> list[int]:
+    """Which latents of LARGE are shown and run in the model, most useful first unless they were named.
+
+    Args:
+        pair: What was inserted.
+        latents: Those that were named, if any.
+        choose: Otherwise the most useful novel ones, or random active ones.
+        count: How many of these, at most.
+        seed: Of random ones.
 
     Raises:
-        DictlabError: No latent of LARGE is active on them, or none of SMALL is alive.
+        DictlabError: LARGE has no latent of a number that was named.
     """
-    effects = insertion_effects(small, large, tqdm(batches, desc=f"inserting {large.name}", leave=False))
-    if bool(effects.dead.all()):
+    unknown = [i for i in latents if not 0 <= i < pair.large.n_latents]
+    if unknown:
         raise DictlabError(
-            f"{large.name}: none of its {large.n_latents} latents adds anything on {effects.tokens} tokens: "
-            "they are never active, or have no decoder direction."
+            f"latents: {pair.large.name} has latents 0 to {pair.large.n_latents - 1}, and none called {unknown[0]}."
         )
-    return Inserted(small, large, effects, latent_table(effects, nearest_alive(large, small), threshold))
+    if latents:
+        return list(dict.fromkeys(latents))
+    alive: list[int] = pair.alive.latent.tolist()
+    if choose == "useful":
+        return alive[: min(count, int(pair.alive.novel.sum()))]
+    order = torch.randperm(len(alive), generator=seeds.generator(seed, "latents looked at"))[:count].tolist()
+    return [alive[i] for i in sorted(order)]
 
 
-def predicted(pair: Inserted, threshold: float, seed: int) -> tuple[dict[str, Table], dict[str, Plot]]:
-    """How well the cosine foretells the measured class: tables, and curves where there are two classes."""
-    parts = groups(pair.latents, kinds_of(pair.large.activation, pair.large.n_latents))
-    table, found = prediction_table(parts, seed), threshold_table(parts, threshold, seed)
-    tables = {
-        "prediction": Table(table, PREDICTION),
-        "thresholds": Table(found, THRESHOLDS),
-        "agreement": Table(
-            agreement(pair.latents), f"Active latents by measured effect and by the cosine rule at {threshold:g}."
-        ),
-    }
-    if found.empty:
-        return tables, {}
-    return tables, {"prediction": prediction_plot(pair.alive, table, found, pair.small.name, pair.large.name)}
+def build_latent_cards(
+    result: NoveltyResult, latents: Sequence[int], context: CardContext
+) -> tuple[dict[str, Table], dict[str, Cards]]:
+    """What some latents of LARGE are: a table and cards of the same name."""
+    pair = result.pair
+    behaviour: dict[int, dict[str, Changes]] = {}
+    if result.behaviour is not None:
+        of = {what: changes(result.behaviour, what) for what in ("CE", "KL")}
+        behaviour = {
+            latent: {what: Changes(*(values[i] for values in change)) for what, change in of.items()}
+            for i, latent in enumerate(result.behaviour_of)
+        }
+    drawn = portraits(pair, latents, context)
+    cards = portrait_cards(pair, drawn, behaviour)
+    return {"portraits": Table(portrait_table(pair, drawn), cards.caption)}, {"portraits": cards}
 
 
-def _level(small: Dictionary, seed: int) -> float:
-    return max_cosine_levels(small.W_dec[small.alive], seed)["shaped"]
-
-
-def _title(pair: Inserted) -> str:
-    small, large = pair.small.name, pair.large.name
-    if is_control(pair.small, pair.large):
-        return f"How much is novel between two seeds? {large} and {small}"
-    return f"What does {large} know that {small} does not?"
-
-
-def _summary(pair: Inserted, foretold: dict[str, Table], threshold: float) -> str:
-    by_cosine = float((pair.alive["class by cosine"] == "novel").mean())
-    kind = (
-        "This is the seed control: the two differ in their seed alone, so these shares are the floor. "
-        if is_control(pair.small, pair.large)
-        else ""
-    )
-    return (
-        f"{kind}Inserted alone, {pair.novel.mean():.0%} of {len(pair.alive)} active latents of {pair.large.name} lower "
-        f"the error of {pair.small.name} (novel); the cosine rule at {threshold:g} calls {by_cosine:.0%} novel. "
-        + _predicts(foretold)
-    )
-
-
-def _predicts(foretold: dict[str, Table]) -> str:
-    found = foretold["thresholds"].frame
-    if "all" not in set(found["latents"]):
-        return "All are of one class, so there is nothing for cosine to predict."
-    row = foretold["prediction"].frame.iloc[0]
-    given, best = found.iloc[0], found.iloc[1]
-    return (
-        "As a predictor of the measured effect, cosine has an area under the ROC curve of "
-        f"{row['ROC AUC']:.2f} [{row['ROC AUC low']:.2f}, {row['ROC AUC high']:.2f}]; it is right for "
-        f"{given['accuracy']:.0%} of latents at {given['threshold']:g} and for {best['accuracy']:.0%} at "
-        f"{best['threshold']:.2f}, the best by Youden's J."
-    )
-
-
-def _warnings(pair: Inserted, floor: Sequence[Inserted]) -> tuple[str, ...]:
-    """Equal weights, directions of length 0, and a control that is none."""
-    small, large, effects = pair.small, pair.large, pair.effects
-    said = []
-    if small.W_dec.shape == large.W_dec.shape and torch.equal(small.W_dec, large.W_dec):
-        said.append(
-            f"{large.name} and {small.name} have the same decoder: this is a test of the measurement, not of novelty."
-        )
-    if effects.stretch > SHRUNK:
-        said.append(
-            f"{small.name} shrinks: its reconstruction would serve best {effects.stretch:.2f} times as long. A latent "
-            "that only lengthens it lowers the error too, and counts as novel. Hold the share against --control."
-        )
-    empty = int((effects.dead & (effects.firing_rate > 0)).sum())
-    if empty:
-        said.append(
-            f"{empty} latents of {large.name} are active but have a decoder direction of length 0: counted as dead."
-        )
-    return (*said, *(w for one in floor for w in control_warnings(one.small, one.large)))
+def _plots(result: NoveltyResult, seed: int) -> dict[str, Plot]:
+    """All plots; curves of the cosine where there are two classes."""
+    plots = {}
+    for name, one in zip(("effects", "control"), (result.pair, *result.floor), strict=False):
+        small = one.small
+        plots[name] = effect_plot(one, max_cosine_levels(small.W_dec[small.alive], seed)["shaped"])
+    if result.thresholds:
+        plots["prediction"] = prediction_plot(result.pair, result.prediction, result.thresholds)
+    if result.behaviour is not None:
+        plots["behaviour"] = behaviour_plot(result.pair, result.behaviour_of, result.behaviour)
+    return plots

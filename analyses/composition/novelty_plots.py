@@ -1,38 +1,56 @@
-"""Figures of the novelty report."""
+"""What the report of novelty draws: effects against cosines, curves of the cosine rule, changes in the model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from analyses.common import plotting
-from analyses.composition.cosine_predictor import BOTH, BY_EFFECT, labelled, share_novel
-from dictlab.dictionary import Dictionary
+from analyses.composition.insertion.cosine_curves import share_novel
+from analyses.composition.insertion.cosine_predictor import (
+    ALL,
+    BEST_J,
+    BY_EFFECT,
+    GIVEN,
+    WEIGHTINGS,
+    PredictionAreas,
+    ThresholdRule,
+    labelled,
+)
+from analyses.composition.insertion.insertion_in_model import Changes, changes
+from analyses.composition.insertion.insertion_tables import NOVEL, RECONSTRUCTION
+from analyses.composition.insertion.single_insertions import SingleInsertions
 from dictlab.reports.report import Plot
+from dictlab.statistics import BySequence, Estimate
 
 
 @plotting.applied
-def effect_plot(latents: pd.DataFrame, threshold: float, level: float, small: Dictionary, large: Dictionary) -> Plot:
-    """Max cosine against change in MSE, one point a latent (Leask et al. 2025, figure 4)."""
-    alive = latents[latents["class"] != "dead"]
+def effect_plot(pair: SingleInsertions, level: float) -> Plot:
+    """Max cosine against change in MSE, one point a latent (Leask et al. 2025, figure 4).
+
+    Args:
+        pair: What was inserted.
+        level: The mean max cosine of random directions.
+    """
+    alive, small, large, threshold = pair.alive, pair.small, pair.large, pair.threshold
     figure, (ax,) = plotting.axes(width=6.5, height=4.5)
-    for number, kind in enumerate(("novel", "reconstruction")):
-        part = alive[alive["class"] == kind]
+    for number, (kind, mask) in enumerate(((NOVEL, alive.novel), (RECONSTRUCTION, ~alive.novel))):
+        part = alive.at(mask)
         ax.scatter(
-            part["max cosine"],
-            part["change in MSE"],
+            part.cosine,
+            part.change,
             s=9,
             alpha=0.6,
             lw=0,
             color=plotting.colour(number),
             marker=plotting.marker(number),
-            label=f"{kind} ({len(part)})",
+            label=f"{kind} ({len(part.latent)})",
         )
-    typical = float(alive["change in MSE"].abs().quantile(0.25)) or 1e-12
+    typical = float(np.quantile(np.abs(alive.change), 0.25)) or 1e-12
     ax.set_yscale("symlog", linthresh=typical)
     ax.axhline(0, color="black", lw=0.8)
     ax.axvline(threshold, color="#666666", ls="--", lw=1, label=f"cosine rule, {threshold:g}")
@@ -45,34 +63,35 @@ def effect_plot(latents: pd.DataFrame, threshold: float, level: float, small: Di
     ax.legend(loc="best")
     return Plot(
         figure,
-        f"Each point is one of {len(alive)} active latents of {large.name}: below the line it lowers the error of "
-        f"{small.name}. Dashed: the published threshold. Dotted: the mean max cosine of random directions.",
+        f"Each point is one of {len(alive.latent)} active latents of {large.name}: below the line it lowers the error "
+        f"of {small.name}. Dashed: the published threshold. Dotted: the mean max cosine of random directions.",
     )
 
 
 @plotting.applied
-def prediction_plot(alive: pd.DataFrame, prediction: pd.DataFrame, found: pd.DataFrame, small: str, large: str) -> Plot:
+def prediction_plot(
+    pair: SingleInsertions, prediction: Sequence[PredictionAreas], rules: Sequence[ThresholdRule]
+) -> Plot:
     """ROC and precision-recall curves of the cosine, by number of latents and by their effect."""
+    alive, small, large = pair.alive, pair.small.name, pair.large.name
     figure, (left, middle, right) = plotting.axes(3, width=4.6, height=4.2)
-    known = prediction[prediction["latents"] == "all"].set_index("weighting")
-    for number, weighting in enumerate(BOTH):
+    known = {one.weighting: one for one in prediction if one.group == ALL}
+    for number, weighting in enumerate(WEIGHTINGS):
         look: dict[str, Any] = {"color": plotting.colour(number), "ls": plotting.line(number), "lw": 1.6}
         name = "weighted by |change in MSE|" if weighting == BY_EFFECT else "each latent once"
         given = labelled(alive, weighting)
         fall_out, recall, _ = roc_curve(given.novel, -given.cosine, sample_weight=given.weight, drop_intermediate=False)
-        left.plot(fall_out, recall, label=f"{name}: {_area(known.loc[weighting], 'ROC AUC')}", **look)
-        for ax, positive, score, chance in (
-            (middle, given.novel, -given.cosine, share_novel(given)),
-            (right, ~given.novel, given.cosine, 1 - share_novel(given)),
+        left.plot(fall_out, recall, label=f"{name}: {_area(known[weighting].roc)}", **look)
+        for ax, positive, score, chance, found in (
+            (middle, given.novel, -given.cosine, share_novel(given), known[weighting].novel),
+            (right, ~given.novel, given.cosine, 1 - share_novel(given), known[weighting].reconstruction),
         ):
-            kind = "novel" if ax is middle else "reconstruction"
             precision, recall, _ = precision_recall_curve(positive, score, sample_weight=given.weight)
-            area = _area(known.loc[weighting], f"PR AUC ({kind})")
-            ax.plot(recall, precision, drawstyle="steps-pre", label=f"{name}: {area}", **look)
+            ax.plot(recall, precision, drawstyle="steps-pre", label=f"{name}: {_area(found)}", **look)
             ax.axhline(chance, color=plotting.colour(number), ls=":", lw=1, label=f"chance: {chance:.2f}")
-        rows = found[(found["latents"] == "all") & (found["weighting"] == weighting)].set_index("rule")
-        _mark(left, rows.loc["given"], "x", number)
-        _mark(left, rows.loc["best J"], "o", number)
+        by_rule = {rule.rule: rule for rule in rules if (rule.group, rule.weighting) == (ALL, weighting)}
+        _mark(left, by_rule[GIVEN], "x", number)
+        _mark(left, by_rule[BEST_J], "o", number)
     left.plot([0, 1], [0, 1], color="#666666", ls=":", lw=1, label="chance: 0.50")
     left.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC of the cosine rule")
     middle.set(xlabel="share of novel latents found", ylabel="precision", title="Positive: novel")
@@ -80,34 +99,33 @@ def prediction_plot(alive: pd.DataFrame, prediction: pd.DataFrame, found: pd.Dat
     for ax in (left, middle, right):
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), fontsize=7)
-    given = labelled(alive, BOTH[0])
     return Plot(
         figure,
-        f"How well the max cosine with {small} tells which of {len(alive)} active latents of {large} are novel by "
-        f"measured effect ({int(given.novel.sum())}); 95 % bootstrap intervals over latents of the areas. Cross: the "
-        "given threshold; circle: the best by Youden's J. Dotted: chance.",
+        f"How well the max cosine with {small} tells which of {len(alive.latent)} active latents of {large} are novel "
+        f"by measured effect ({int(alive.novel.sum())}); 95 % bootstrap intervals over latents of the areas. Cross: "
+        "the given threshold; circle: the best by Youden's J. Dotted: chance.",
     )
 
 
 @plotting.applied
-def behaviour_plot(table: pd.DataFrame, sequences: int, small: str) -> Plot:
-    """Change in MSE against change in CE and in KL, one point a latent that was looked at."""
+def behaviour_plot(pair: SingleInsertions, latents: Sequence[int], found: BySequence) -> Plot:
+    """Change in MSE against change in CE and in KL, one point a latent that was run in the model."""
+    novel = pair.novel.numpy()[list(latents)]
     figure, axes = plotting.axes(2, width=5.2, height=4.2)
     for ax, what in zip(axes, ("CE", "KL"), strict=True):
-        for number, kind in enumerate(("novel", "reconstruction")):
-            part = table[table["class"] == kind]
-            x, y = "held-out change in MSE", f"change in {what}"
-            bars = [np.abs(np.stack([part[of] - part[f"{of} low"], part[f"{of} high"] - part[of]])) for of in (x, y)]
+        for number, (kind, mask) in enumerate(((NOVEL, novel), (RECONSTRUCTION, ~novel))):
+            x, y = (Changes(*(values[mask] for values in changes(found, of))) for of in ("MSE", what))
+            bars = [np.abs(np.stack([of.value - of.low, of.high - of.value])) for of in (x, y)]
             ax.errorbar(
-                part[x],
-                part[y],
+                x.value,
+                y.value,
                 xerr=bars[0],
                 yerr=bars[1],
                 fmt=plotting.marker(number),
                 ms=4,
                 lw=0.8,
                 color=plotting.colour(number),
-                label=f"{kind} ({len(part)})",
+                label=f"{kind} ({int(mask.sum())})",
             )
         ax.axhline(0, color="black", lw=0.8)
         ax.axvline(0, color="black", lw=0.8)
@@ -118,22 +136,22 @@ def behaviour_plot(table: pd.DataFrame, sequences: int, small: str) -> Plot:
         ax.legend(loc="best")
     return Plot(
         figure,
-        f"Each point is a latent inserted alone into {small}: changes on {sequences} held-out sequences, bars are "
-        "95 % bootstrap intervals over sequences. Below 0 is better for the model, left of 0 for the error. Classes "
-        "are those of the training sample.",
+        f"Each point is a latent inserted alone into {pair.small.name}: changes on {found.n_sequences} held-out "
+        "sequences, bars are 95 % bootstrap intervals over sequences. Below 0 is better for the model, left of 0 for "
+        "the error. Classes are those of the training sample.",
     )
 
 
-def _area(row: pd.Series, name: str) -> str:
-    return f"{row[name]:.2f} [{row[f'{name} low']:.2f}, {row[f'{name} high']:.2f}]"
+def _area(area: Estimate) -> str:
+    return f"{area.value:.2f} [{area.low:.2f}, {area.high:.2f}]"
 
 
-def _mark(ax: Axes, row: pd.Series, marker: str, number: int) -> None:
+def _mark(ax: Axes, rule: ThresholdRule, marker: str, number: int) -> None:
     """A point of the ROC curve, with its threshold beside it."""
-    x, y = 1 - row["specificity"], row["sensitivity"]
+    x, y = 1 - rule.rates["specificity"], rule.rates["sensitivity"]
     ax.plot(x, y, marker=marker, ms=7, mfc="none", mew=1.5, ls="none", color=plotting.colour(number))
     ax.annotate(
-        f"{row['threshold']:.2f}",
+        f"{rule.threshold:.2f}",
         (x, y),
         xytext=(6, -11),
         textcoords="offset points",

@@ -7,29 +7,25 @@ Each rule gives a mask over the pool of all of them:
     cosine    SMALL, and of each larger one the latents whose max cosine with what has been stitched so far is below a
               threshold (the published rule)
     path      those that are there at a point of the path between sizes
-    optimal   those that a local search over all latents finds, under a budget of latents and L0; see `search`
+    optimal   those that a local search over all latents finds, under a budget of latents and L0; see `subset_search`
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool
 from tqdm import tqdm
 
-from analyses.composition.novelty import Effects, insertion_effects, latent_table, nearest_alive
-from analyses.composition.path_steps import Order
-from analyses.composition.size_chain import Chain, followed, kinships, ordered, point_until, point_with
-from analyses.pool.quadratic_error import form
+from analyses.composition.insertion.insertion_effects import effects_in_pool
+from analyses.composition.insertion.single_insertions import SingleInsertions, nearest_alive
+from analyses.composition.size_path.path_steps import Order
+from analyses.composition.size_path.size_path import match_latents, order_steps, point_until, point_with, trace_path
+from analyses.pool.dictionary_chain import DictionaryChain
+from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.ridge_refit import Refit, normal_equations
 from analyses.pool.search_starts import SEARCHED_REFITTED, best_of_starts
-from dictlab.dictionary import Dictionary
-
-CLASS = {"effect": "class", "cosine": "class by cosine"}  # the column of a latent table that each rule reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,49 +35,44 @@ class Choice:
     Attributes:
         rule: Its name.
         chosen: Which latents of the pool.
-        tables: Of the latents of each larger dictionary, where the rule looked at each.
-        effects: What the tables were made of.
-        into: What each larger dictionary was inserted into.
+        insertions: What was measured of each larger dictionary, where the rule looked at its latents one by one.
         point: On the path, if it is one of it.
         cautions: What is to be said of how it was found.
     """
 
     rule: str
     chosen: Bool[np.ndarray, " n_pool"]
-    tables: tuple[pd.DataFrame, ...] = ()
-    effects: tuple[Effects, ...] = ()
-    into: tuple[Dictionary, ...] = ()
+    insertions: tuple[SingleInsertions, ...] = ()
     point: int | None = None
     cautions: tuple[str, ...] = ()
 
 
-def by_insertion(
-    chain: Chain, batches: Sequence[Float[Tensor, "batch context d_in"]], threshold: float
-) -> tuple[Choice, Choice]:
+def by_insertion(chain: DictionaryChain, threshold: float) -> tuple[Choice, Choice]:
     """The choices by effect and by cosine.
 
     Args:
-        chain: The dictionaries.
-        batches: The activations that effects are measured on.
+        chain: The dictionaries, encoded on the tokens that effects are measured on.
         threshold: Cosine below which the cosine rule calls a latent novel.
     """
-    first = _looked_at(chain.dictionaries[0], chain.dictionaries[1], batches, threshold)
-    effect, cosine = (_inserted(chain, rule, batches, threshold, first) for rule in ("effect", "cosine"))
+    first = _insertions(chain, chain.mask_of(0), 1, threshold)
+    effect, cosine = (_inserted(chain, rule, threshold, first) for rule in ("effect", "cosine"))
     return effect, cosine
 
 
-def by_path(chain: Chain, threshold: float, order: Order, seed: int, at: int | None, until: str | None) -> Choice:
+def by_path(
+    chain: DictionaryChain, threshold: float, order: Order, seed: int, at: int | None, until: str | None
+) -> Choice:
     """A point of the path through the chain.
 
     Raises:
         DictlabError: There is no such point.
     """
-    found = followed(chain, ordered(chain, kinships(chain, threshold), order, seed))
-    point = point_with(found, at) if at is not None else point_until(found, str(until))
-    return Choice("path", found.route.chosen(point), point=point)
+    trace = trace_path(chain, order_steps(chain, match_latents(chain, threshold), order, seed))
+    point = point_with(trace, at) if at is not None else point_until(trace, str(until))
+    return Choice("path", trace.schedule.chosen(point), point=point)
 
 
-def by_search(chain: Chain, latents: int | None, l0: float | None, refit: Refit) -> Choice:
+def by_search(chain: DictionaryChain, latents: int | None, l0: float | None, refit: Refit) -> Choice:
     """The choice of a local search that begins with the best of the dictionaries, cut to the budgets.
 
     It minimises the error as the latents come, or, for a decoder that will be refitted, the refitted error; in pools
@@ -93,15 +84,12 @@ def by_search(chain: Chain, latents: int | None, l0: float | None, refit: Refit)
         l0: Active latents a token that are allowed; by default what the largest dictionary has.
         refit: What is refitted afterwards.
     """
-    made, n = form(chain.observations, chain.pool.W_dec), chain.pool.n_latents
-    starts = []
-    for number in range(len(chain.dictionaries)):
-        starts.append(np.zeros(n, dtype=bool))
-        starts[-1][chain.own(number)] = True
-    allowed = made.l0(starts[-1]) if l0 is None else l0
+    quadratic, n = QuadraticError.from_sample(chain.sample, chain.pool.W_dec), chain.pool.n_latents
+    starts = [chain.mask_of(number) for number in range(len(chain.dictionaries))]
+    allowed = quadratic.l0(starts[-1]) if l0 is None else l0
     refitted = refit == "decoder" and n <= SEARCHED_REFITTED
-    equations = normal_equations(chain.observations) if refitted else None
-    found = best_of_starts(made, starts, latents=latents, l0=allowed, equations=equations)
+    equations = normal_equations(chain.sample) if refitted else None
+    found = best_of_starts(quadratic, starts, latents=latents, l0=allowed, equations=equations)
     cautions = []
     if refit == "decoder" and not refitted:
         cautions.append(
@@ -113,27 +101,21 @@ def by_search(chain: Chain, latents: int | None, l0: float | None, refit: Refit)
     return Choice("optimal", found.chosen, cautions=tuple(cautions))
 
 
-def _inserted(
-    chain: Chain,
-    rule: str,
-    batches: Sequence[Tensor],
-    threshold: float,
-    first: tuple[Effects, pd.DataFrame],
-) -> Choice:
-    chosen = np.zeros(chain.pool.n_latents, dtype=bool)
-    chosen[chain.own(0)] = True
-    into, looked = [chain.dictionaries[0]], [first]
-    for number, large in enumerate(tqdm(chain.dictionaries[1:], desc=f"by {rule}", leave=False), start=1):
+def _inserted(chain: DictionaryChain, rule: str, threshold: float, first: SingleInsertions) -> Choice:
+    """Each larger dictionary in turn, its novel latents inserted into what has been stitched so far."""
+    chosen, insertions = chain.mask_of(0), [first]
+    for number in tqdm(range(1, len(chain.dictionaries)), desc=f"by {rule}", leave=False):
         if number > 1:
-            into.append(chain.part(chosen, None, "what was stitched so far"))
-            looked.append(_looked_at(into[-1], large, batches, threshold))
-        chosen[chain.own(number)] = looked[-1][1].sort_values("latent")[CLASS[rule]] == "novel"
-    effects, tables = zip(*looked, strict=True)
-    return Choice(rule, chosen, tables, effects, tuple(into))
+            insertions.append(_insertions(chain, chosen, number, threshold))
+        novel = insertions[-1].novel if rule == "effect" else insertions[-1].novel_by_cosine
+        chosen[chain.latents_of(number)] = novel.numpy()
+    return Choice(rule, chosen, tuple(insertions))
 
 
-def _looked_at(
-    small: Dictionary, large: Dictionary, batches: Sequence[Tensor], threshold: float
-) -> tuple[Effects, pd.DataFrame]:
-    effects = insertion_effects(small, large, batches)
-    return effects, latent_table(effects, nearest_alive(large, small), threshold)
+def _insertions(
+    chain: DictionaryChain, into: Bool[np.ndarray, " n_pool"], number: int, threshold: float
+) -> SingleInsertions:
+    """The latents of one dictionary inserted, each alone, into some of the pool's."""
+    large = chain.dictionaries[number]
+    small = chain.dictionaries[0] if number == 1 else chain.subset(into, None, "what was stitched so far")
+    return SingleInsertions(small, large, effects_in_pool(chain, into, number), nearest_alive(large, small), threshold)

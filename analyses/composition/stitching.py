@@ -5,7 +5,7 @@ the next larger dictionary to what has been stitched so far. Three things decide
 each is measured on held-out text (or on the held-out part of plain activations):
 
 * Which latents: by their measured effect, by the published cosine rule, or those at a point of the path between sizes;
-  see `choosing`.
+  see `selection_rules`.
 * How they are chosen at run time: every latent by its own dictionary's rule. A latent from a TopK dictionary fires
   where it beats its old rivals, so rivals that are not taken along still compete, but emit nothing.
 * The decoder: effects of single insertions do not add up, and a set can overshoot badly. With the encoders frozen,
@@ -22,40 +22,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analyses.common.chance import max_cosine_levels
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
-from analyses.composition.novelty import agreement, effect_plot, effects_caption
-from analyses.composition.path_steps import Order
 from analyses.composition.selection_rules import Choice, by_insertion, by_path, by_search
-from analyses.composition.size_chain import Chain, observed, open_chain
-from analyses.composition.stitching_tables import (
-    against,
-    differences_caption,
-    quality,
-    quality_caption,
-    quality_plot,
-    summary,
-    warnings,
+from analyses.composition.size_path.path_steps import Order
+from analyses.composition.stitching_report import (
+    StitchingResult,
+    listed,
+    stitching_plots,
+    stitching_summary,
+    stitching_tables,
+    stitching_warnings,
 )
-from analyses.pool.dictionary_pool import joinable, part_of, pooled
-from analyses.pool.ridge_refit import Parts, Refit
+from analyses.pool.dictionary_chain import DictionaryChain, check_active, encode_chain, open_chain
+from analyses.pool.dictionary_pool import part_of, pooled
+from analyses.pool.refitted_subsets import RefittedSubsets
+from analyses.pool.ridge_refit import Refit
+from analyses.quality.measured_points import Point
+from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
-from dictlab.dictionary.normalisation import Centred
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.reconstruction import evaluate_activations
-from dictlab.evaluation.recorded_selection import with_selection
-from dictlab.reports.report import Plot, Report, Table
+from dictlab.reports.report import Report
 
 Select = Literal["effect", "cosine", "optimal"]
-RAW = {
+STITCHED = "stitched"
+UNREFITTED = {  # names of what each rule's choice is without a decoder refit
     "effect": "inserted by effect",
     "cosine": "inserted by cosine",
     "path": "on the path",
@@ -113,7 +109,7 @@ def stitching(
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
         select: Novel latents by their measured effect, or by the published cosine rule; or, optimal, any latents of
             all dictionaries, by a local search for the smallest error under a budget.
-        threshold: Cosine below which the cosine rule calls a latent novel, and from which a path takes two for kin.
+        threshold: Cosine below which the cosine rule calls a latent novel, and from which a path matches two latents.
         refit: What is refitted in closed form, encoders frozen: decoder and bias, bias alone, or nothing. By default
             the decoder; at a point of the path the bias.
         at: Instead, take the path between sizes as far as so many latents.
@@ -142,122 +138,88 @@ def stitching(
         raise DictlabError("--at and --until both say where on the path to stop; give one.")
     parents = [_as_parent(parent) for parent in with_selection(open_chain(small, larger), token_selection)]
     reading = open_activations(parents, model=model, text=text, data=data, device=device)
-    parents, (seen, heldout) = reading.dictionaries, reading.parts()
-    joinable(parents)
-    fit = list(seen.sample(tokens, seed=seed))
-    chain = observed(parents, fit)
-    choices = {choice.rule: choice for choice in by_insertion(chain, fit, threshold)}
+    train, heldout = reading.parts()
+    chain = encode_chain(reading.dictionaries, train.sample(tokens, seed=seed))
+    check_active(chain)
+    choices = {choice.rule: choice for choice in by_insertion(chain, threshold)}
     rule: str = select
     refit = refit or ("decoder" if at is None and until is None else "bias")
     if select == "optimal":
         choices["optimal"] = by_search(chain, latents, l0, refit)
     if at is not None or until is not None:
         choices["path"], rule = by_path(chain, threshold, order, seed, at, until), "path"
-    candidates = _candidates(chain, choices, rule, refit)
-    evaluations = evaluate_activations(list(candidates.values()), heldout, contexts=contexts, seed=seed)
-    found = {evaluation.name: evaluation for evaluation in evaluations}
-    how = _how(choices[rule], chain, refit) | {"threshold": threshold, "tokens": chain.observations.n_tokens}
-    how |= {name: value for name, value in (("at", at), ("until", until), ("order", order)) if rule == "path" and value}
-    how |= {name: value for name, value in (("latents", latents), ("l0", l0)) if value is not None}
-    stitched = _described(candidates["stitched"], found["stitched"], how | seen.record())
-    shown = choices.get(rule if rule in ("effect", "cosine") else "effect", choices["effect"])
+    result = _measured(chain, choices, rule, refit, heldout, threshold=threshold, contexts=contexts, seed=seed)
+    how = {"select": rule, "refit": refit, "inserted": result.n_inserted, "kept": result.n_kept}
+    how |= {"point": result.choice.point, "threshold": threshold, "tokens": chain.sample.n_tokens}
+    how |= {"at": at, "until": until, "order": order if rule == "path" else None, "latents": latents, "l0": l0}
+    how = {name: value for name, value in how.items() if value is not None}
+    stitched = _described(result.stitched, how | train.record())
     return Report(
-        title=f"{parents[0].name} stitched with what {_listed(parents[1:])} adds",
-        summary=summary(found, parents, how),
-        tables={
-            "quality": Table(quality(found, candidates), quality_caption(found["stitched"])),
-            "differences": Table(against(found, parents[0].name), differences_caption(parents[0].name)),
-            **_latent_tables(shown, parents[1:], threshold),
-            "metrics": Table(
-                pd.concat([e.table() for e in evaluations], ignore_index=True), "Every metric, 95 % interval."
-            ),
-        },
-        plots={"quality": quality_plot(found), **_effect_plots(shown, parents[1:], threshold, seed)},
-        dictionaries={"stitched": stitched},
-        settings=stitched.metadata.training | {"seed": seed} | found["stitched"].sample,
-        inputs=tuple(parents),
-        warnings=(*warnings(found, parents, rule), *choices[rule].cautions, *_mean_lost(parents), *reading.cautions),
+        title=f"{parents[0].name} stitched with what {listed(parents[1:])} adds",
+        summary=stitching_summary(result),
+        tables=stitching_tables(result),
+        plots=stitching_plots(result),
+        dictionaries={STITCHED: stitched},
+        settings=stitched.metadata.training | {"seed": seed} | result.stitched.evaluation.sample,
+        inputs=chain.dictionaries,
+        warnings=(*stitching_warnings(result), *reading.cautions),
     )
 
 
 def _as_parent(dictionary: Dictionary) -> Dictionary:
     """The same under a name that no row of the report's own has: the parent may itself be a stitched dictionary."""
-    taken = dictionary.name == "stitched" or dictionary.name.startswith((*RAW.values(), "by "))
+    taken = dictionary.name == STITCHED or dictionary.name.startswith((*UNREFITTED.values(), "by "))
     return replace(dictionary, name=f"{dictionary.name} (parent)") if taken else dictionary
 
 
-def _candidates(chain: Chain, choices: Mapping[str, Choice], rule: str, refit: Refit) -> dict[str, Dictionary]:
-    """The parents, what each rule makes, the same refitted (the selected rule's is the result), and a control."""
-    parts, own = Parts(chain.pool, chain.observations), np.arange(chain.pool.n_latents) < chain.first[1]
-    made = list(chain.dictionaries)
-    for name, choice in choices.items():
-        if name in ("effect", "cosine"):
-            made.append(parts.made(choice.chosen, "none", RAW[name]))
-        elif name != rule or refit != "bias":  # the best bias belongs to these choices
-            made.append(parts.made(choice.chosen, "bias", RAW[name]))
-    if refit != "none":
-        made.append(parts.made(own, refit, f"{chain.dictionaries[0].name}, refitted"))
-        made += [parts.made(c.chosen, refit, f"by {name}, refitted") for name, c in choices.items() if name != rule]
-    made.append(parts.made(choices[rule].chosen, refit, "stitched"))
-    return {dictionary.name: dictionary for dictionary in made}
-
-
-def _how(choice: Choice, chain: Chain, refit: Refit) -> dict[str, Any]:
-    """How the result was made, for its metadata."""
-    of_small = int(choice.chosen[chain.own(0)].sum())
-    how = {"select": choice.rule, "refit": refit, "inserted": int(choice.chosen.sum()) - of_small, "kept": of_small}
-    return how if choice.point is None else how | {"point": choice.point}
-
-
-def _described(stitched: Dictionary, found: Evaluation, how: dict[str, Any]) -> Dictionary:
-    """The stitched dictionary with how it was made, and what was measured, in its metadata."""
-    dead = int((emitting(stitched.activation, stitched.n_latents) & ~stitched.alive.cpu()).sum())
-    metrics = found.record() | {"dead": dead, "firing_tokens": how["tokens"]}
-    training = stitched.metadata.training | how
-    return replace(stitched, metadata=replace(stitched.metadata, training=training, metrics=metrics))
-
-
-def _latent_tables(choice: Choice, larger: Sequence[Dictionary], threshold: float) -> dict[str, Table]:
-    """The latents of all larger dictionaries, and how far the two rules agree about them."""
-    several = len(larger) > 1
-    frames = [
-        frame.assign(dictionary=large.name) if several else frame
-        for frame, large in zip(choice.tables, larger, strict=True)
-    ]
-    agreed = [
-        agreement(frame).assign(**({"dictionary": large.name} if several else {}))
-        for frame, large in zip(choice.tables, larger, strict=True)
-    ]
-    into = " into what has been stitched so far; parents are numbered there" if several else ""
-    return {
-        "latents": Table(
-            pd.concat(frames, ignore_index=True),
-            f"Each latent of {_listed(larger)}, inserted alone{into}. {effects_caption(choice.effects[0])}",
-        ),
-        "agreement": Table(
-            pd.concat(agreed, ignore_index=True), f"Active latents by effect and by the cosine rule at {threshold:g}."
-        ),
+def _measured(
+    chain: DictionaryChain,
+    choices: Mapping[str, Choice],
+    rule: str,
+    refit: Refit,
+    heldout: Activations,
+    *,
+    threshold: float,
+    contexts: int,
+    seed: int,
+) -> StitchingResult:
+    """The parents, what each rule makes with and without a decoder refit, and controls, all measured held out."""
+    subsets, chosen = RefittedSubsets(chain.pool, chain.sample), choices[rule].chosen
+    unrefitted = {  # of choices that were made for the best bias, with it
+        name: subsets.subset(choice.chosen, "none" if choice.insertions else "bias", UNREFITTED[name])
+        for name, choice in choices.items()
+        if choice.insertions or name != rule or refit != "bias"
     }
-
-
-def _effect_plots(choice: Choice, larger: Sequence[Dictionary], threshold: float, seed: int) -> dict[str, Plot]:
-    plots = {}
-    for number, (frame, into, large) in enumerate(zip(choice.tables, choice.into, larger, strict=True), start=1):
-        level = max_cosine_levels(into.W_dec[into.alive], seed)["shaped"]
-        plots["effects" if number == 1 else f"effects_{number}"] = effect_plot(frame, threshold, level, into, large)
-    return plots
-
-
-def _mean_lost(parents: Sequence[Dictionary]) -> tuple[str, ...]:
-    small, others = parents[0], [d.name for d in parents[1:] if d.normalisation.kind != Centred.kind]
-    if small.normalisation.kind != Centred.kind or not others:
-        return ()
-    return (
-        f"{small.name} gives each token the mean that it takes away; {', '.join(others)} does not, and neither does "
-        "the result: a layer norm after the site takes it away all the same, but the squared error counts it.",
+    controls, refitted = [], {}
+    if refit != "none":
+        controls = [subsets.subset(chain.mask_of(0), refit, f"{chain.dictionaries[0].name}, refitted")]
+        others = {name: choice for name, choice in choices.items() if name != rule}
+        refitted = {n: subsets.subset(c.chosen, refit, f"by {n}, refitted") for n, c in others.items()}
+    stitched = subsets.subset(chosen, refit, STITCHED)
+    candidates = [*chain.dictionaries, *unrefitted.values(), *controls, *refitted.values(), stitched]
+    evaluations = evaluate_activations(candidates, heldout, contexts=contexts, seed=seed)
+    measured = {d.name: Point(d, e) for d, e in zip(candidates, evaluations, strict=True)}
+    n_kept = int(chosen[chain.latents_of(0)].sum())
+    return StitchingResult(
+        parents=[measured[parent.name] for parent in chain.dictionaries],
+        unrefitted={name: measured[candidate.name] for name, candidate in unrefitted.items()},
+        controls=[measured[control.name] for control in controls],
+        refitted={name: measured[candidate.name] for name, candidate in refitted.items()},
+        stitched=measured[STITCHED],
+        choices=choices,
+        rule=rule,
+        refit=refit,
+        threshold=threshold,
+        seed=seed,
+        n_inserted=int(chosen.sum()) - n_kept,
+        n_kept=n_kept,
     )
 
 
-def _listed(dictionaries: Sequence[Dictionary]) -> str:
-    names = [dictionary.name for dictionary in dictionaries]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _described(stitched: Point, how: Mapping[str, Any]) -> Dictionary:
+    """The stitched dictionary with how it was made, and what was measured, in its metadata."""
+    dictionary = stitched.dictionary
+    dead = int((emitting(dictionary.activation, dictionary.n_latents) & ~dictionary.alive.cpu()).sum())
+    metrics = stitched.evaluation.record() | {"dead": dead, "firing_tokens": how["tokens"]}
+    training = dictionary.metadata.training | dict(how)
+    return replace(dictionary, metadata=replace(dictionary.metadata, training=training, metrics=metrics))

@@ -31,18 +31,23 @@ def pooled(dictionaries: Sequence[Dictionary], name: str = "pool") -> Dictionary
     Raises:
         DictlabError: They normalise their inputs in different ways, so that no one encoder can serve all.
     """
-    own = joinable(dictionaries)
-    emits = torch.cat([emitting(d.activation, d.n_latents) for d in own])
-    parts = [part for d in own for part in donors(d.activation, d.n_latents)]
+    return pool_of_folded(with_common_normalisation(dictionaries), name)
+
+
+def pool_of_folded(folded: Sequence[Dictionary], name: str = "pool") -> Dictionary:
+    """The pool of dictionaries that `with_common_normalisation` has folded already."""
+    emits = torch.cat([emitting(d.activation, d.n_latents) for d in folded])
+    parts = [part for d in folded for part in activation_parts(d.activation, d.n_latents)]
+    first = folded[0]
     return Dictionary(
-        W_enc=torch.cat([d.W_enc for d in own], dim=1),
-        b_enc=torch.cat([d.b_enc for d in own]),
-        W_dec=torch.where(emits[:, None].to(own[0].W_dec.device), torch.cat([d.W_dec for d in own]), 0.0),
-        b_pre=own[0].b_pre,
-        b_out=own[0].b_out,
+        W_enc=torch.cat([d.W_enc for d in folded], dim=1),
+        b_enc=torch.cat([d.b_enc for d in folded]),
+        W_dec=torch.where(emits[:, None].to(first.W_dec.device), torch.cat([d.W_dec for d in folded]), 0.0),
+        b_pre=first.b_pre,
+        b_out=first.b_out,
         activation=side_by_side(parts, emits),
-        normalisation=own[0].normalisation,
-        metadata=_metadata(dictionaries),
+        normalisation=first.normalisation,
+        metadata=_metadata(folded),
         name=name,
     )
 
@@ -68,7 +73,7 @@ def part_of(
     """
     chosen = chosen.cpu() & emitting(pool.activation, pool.n_latents)
     parts, kept, start = [], [], 0
-    for width, activation in donors(pool.activation, pool.n_latents):
+    for width, activation in activation_parts(pool.activation, pool.n_latents):
         own = chosen[start : start + width]
         latents = own.nonzero().squeeze(1) if activation.elementwise else torch.arange(width if own.any() else 0)
         if len(latents):
@@ -90,7 +95,7 @@ def part_of(
     )
 
 
-def joinable(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
+def with_common_normalisation(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
     """All with everything folded into their encoders that keeps latents of the one from serving in another.
 
     Constant scales and pre-biases always; the centring of each token where another dictionary does not centre.
@@ -108,7 +113,7 @@ def joinable(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
     return own
 
 
-def donors(activation: Activation, n_latents: int) -> tuple[tuple[int, Activation], ...]:
+def activation_parts(activation: Activation, n_latents: int) -> tuple[tuple[int, Activation], ...]:
     """The parts of a union that a dictionary becomes: itself, or those that it was stitched from."""
     if isinstance(activation, Union):
         return activation.parts

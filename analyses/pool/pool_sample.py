@@ -26,7 +26,7 @@ from dictlab.dictionary import Dictionary
 
 
 @dataclass(frozen=True, eq=False)
-class Observations:
+class PoolSample:
     """Codes and targets on the same tokens.
 
     Attributes:
@@ -57,17 +57,17 @@ class Observations:
         """The same codes in compressed columns."""
         return self.codes.tocsc()
 
-    def tokens(self, which: slice) -> Observations:
+    def tokens(self, which: slice) -> PoolSample:
         """Some of the tokens."""
-        return Observations(self.codes[which], self.target[which], self.scale[which])
+        return PoolSample(self.codes[which], self.target[which], self.scale[which])
 
-    def columns(self, latents: NDArray[np.int64]) -> Observations:
+    def columns(self, latents: NDArray[np.int64]) -> PoolSample:
         """Some of the latents."""
-        return Observations(self.codes[:, latents], self.target, self.scale)
+        return PoolSample(self.codes[:, latents], self.target, self.scale)
 
 
 @torch.no_grad()
-def observe(pool: Dictionary, batches: Iterable[Float[Tensor, "*tokens d_in"]]) -> Observations:
+def encode_sample(pool: Dictionary, batches: Iterable[Float[Tensor, "*tokens d_in"]]) -> PoolSample:
     """Encode activations once.
 
     Args:
@@ -75,7 +75,7 @@ def observe(pool: Dictionary, batches: Iterable[Float[Tensor, "*tokens d_in"]]) 
         batches: Activations.
     """
     codes, targets, scales = zip(*(_observed(pool, batch.reshape(-1, pool.d_in)) for batch in batches), strict=True)
-    return Observations(sparse.vstack(codes, format="csr"), np.concatenate(targets), np.concatenate(scales))
+    return PoolSample(sparse.vstack(codes, format="csr"), np.concatenate(targets), np.concatenate(scales))
 
 
 def _observed(pool: Dictionary, x: Tensor) -> tuple[sparse.csr_array, NDArray[np.float32], NDArray[np.float64]]:

@@ -1,6 +1,6 @@
 """What does any subset of a pool of latents cost, and what does any change of it do? One quadratic form answers both.
 
-With g, y and s as in `observations`, chosen latents z in {0, 1}^n, decoder directions d_j and the means E over tokens:
+With g, y and s as in `sample`, chosen latents z in {0, 1}^n, decoder directions d_j and the means E over tokens:
 
     MSE(z) = constant - 2 h z + z Q z,      Q_ij = E[g_i g_j] d_i . d_j / d_in,    h_j = E[g_j y] . d_j / d_in
 
@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from analyses.pool.pool_sample import Observations
+from analyses.pool.pool_sample import PoolSample
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels.sparse import decode, products_at
 
@@ -33,11 +33,11 @@ ENTRIES = 1 << 24  # numbers in a block of decoded tokens
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
-    """The quadratic form of a pool on a sample of tokens; made by `form`.
+class QuadraticError:
+    """The quadratic form of a pool on a sample of tokens, as `from_sample` works it out.
 
     Attributes:
-        observations: The sample.
+        sample: The sample.
         directions: d_j, `[n_latents, d_in]`.
         constant: MSE with nothing but the bias.
         linear: h.
@@ -47,7 +47,7 @@ class Form:
         mean_square_scale: E[s^2].
     """
 
-    observations: Observations
+    sample: PoolSample
     directions: torch.Tensor
     constant: float
     linear: NDArray[np.float64]
@@ -55,6 +55,51 @@ class Form:
     bias: NDArray[np.float64] | None
     mean_codes: NDArray[np.float64]
     mean_square_scale: float
+
+    @classmethod
+    def from_sample(
+        cls,
+        sample: PoolSample,
+        directions: Float[torch.Tensor, "n_latents d_in"],
+        bias: Float[torch.Tensor, " d_in"] | None = None,
+    ) -> QuadraticError:
+        """The quadratic form of a pool.
+
+        Args:
+            sample: What the latents do on a sample of tokens.
+            directions: What they add, in the units of the targets.
+            bias: A fixed output bias; by default the best one for every subset.
+        """
+        directions = directions.detach().float().cpu()
+        scale, codes = sample.scale, sample.codes
+        b = np.zeros(directions.shape[1]) if bias is None else bias.detach().double().cpu().numpy()
+        square, mean_square_scale = 0.0, float(np.square(scale).mean())
+        linear, mean_target = np.zeros(sample.n_latents), np.zeros(len(b))
+        for block, rows in token_blocks(sample, max(1, ENTRIES // len(b))):
+            y = sample.target[rows] - scale[rows, None] * b
+            square += float(np.square(y).sum())
+            mean_target += scale[rows] @ y
+            linear += _sums(block, torch.from_numpy(y).float(), directions)
+        n, d = sample.n_tokens, len(b)
+        energy = _per_latent(codes.indices, np.square(codes.data, dtype=np.float64), sample.n_latents) / n
+        mean_codes = np.asarray(codes.T @ scale, dtype=np.float64) / n
+        linear, mean_target, square = linear / n, mean_target / n, square / n
+        if bias is None:
+            energy = energy - mean_codes**2 / mean_square_scale
+            along = (directions.double() @ torch.from_numpy(mean_target)).numpy()
+            linear = linear - mean_codes * along / mean_square_scale
+            square -= float(mean_target @ mean_target) / mean_square_scale
+        norms = directions.double().square().sum(dim=1).numpy()
+        return cls(
+            sample=sample,
+            directions=directions,
+            constant=square / d,
+            linear=linear / d,
+            diagonal=energy * norms / d,
+            bias=None if bias is None else b,
+            mean_codes=mean_codes,
+            mean_square_scale=mean_square_scale,
+        )
 
     @property
     def n_latents(self) -> int:
@@ -76,21 +121,21 @@ class Form:
 
     def together(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Latents that are ever active beside one, itself among them, and E[g_i g_j] d_i . d_j / d_in for these."""
-        by_latent, codes = self.observations.by_latent, self.observations.codes
+        by_latent, codes = self.sample.by_latent, self.sample.codes
         own = slice(by_latent.indptr[latent], by_latent.indptr[latent + 1])
         beside = codes[by_latent.indices[own]]
         weights = np.repeat(by_latent.data[own].astype(np.float64), np.diff(beside.indptr))
         sums = _per_latent(beside.indices, weights * beside.data, self.n_latents)
         others = np.flatnonzero(sums)
         cosines = (self.directions[torch.from_numpy(others)] @ self.directions[latent]).double().numpy()
-        return others, sums[others] * cosines / (self.observations.n_tokens * self.d_in)
+        return others, sums[others] * cosines / (self.sample.n_tokens * self.d_in)
 
     def product(self, weights: Float[np.ndarray, " n_latents"]) -> NDArray[np.float64]:
         """Q z for any weights z, at the cost of decoding the sample once."""
         out, scaled = np.zeros(self.n_latents), self._scaled(weights)
         for codes, _ in self._blocks():
             out += _sums(codes, decode(codes, scaled), self.directions)
-        out /= self.observations.n_tokens
+        out /= self.sample.n_tokens
         if self.bias is None:
             mean = torch.from_numpy(weights * self.mean_codes) @ self.directions.double()
             out -= self.mean_codes * (self.directions.double() @ mean).numpy() / self.mean_square_scale
@@ -121,11 +166,11 @@ class Form:
 
     def l0(self, chosen: Bool[np.ndarray, " n_latents"]) -> float:
         """Active latents a token."""
-        return float(self.observations.firing_rate[chosen].sum())
+        return float(self.sample.firing_rate[chosen].sum())
 
     def best_bias(self, chosen: Bool[np.ndarray, " n_latents"]) -> NDArray[np.float64]:
         """The output bias with which a subset has the smallest error, `[d_in]`."""
-        target, scale = self.observations.target, self.observations.scale
+        target, scale = self.sample.target, self.sample.scale
         mean = (scale @ target) / len(scale)
         decoded = torch.from_numpy(chosen * self.mean_codes) @ self.directions.double()
         return (mean - decoded.numpy()) / self.mean_square_scale  # type: ignore[no-any-return]
@@ -134,60 +179,16 @@ class Form:
         return torch.from_numpy(weights).to(self.directions)[:, None] * self.directions
 
     def _blocks(self) -> Iterator[tuple[Codes, slice]]:
-        return token_blocks(self.observations, max(1, ENTRIES // self.d_in))
+        return token_blocks(self.sample, max(1, ENTRIES // self.d_in))
 
 
-def form(
-    observations: Observations,
-    directions: Float[torch.Tensor, "n_latents d_in"],
-    bias: Float[torch.Tensor, " d_in"] | None = None,
-) -> Form:
-    """The quadratic form of a pool.
-
-    Args:
-        observations: What the latents do on a sample of tokens.
-        directions: What they add, in the units of the targets.
-        bias: A fixed output bias; by default the best one for every subset.
-    """
-    directions = directions.detach().float().cpu()
-    scale, codes = observations.scale, observations.codes
-    b = np.zeros(directions.shape[1]) if bias is None else bias.detach().double().cpu().numpy()
-    square, mean_square_scale = 0.0, float(np.square(scale).mean())
-    linear, mean_target = np.zeros(observations.n_latents), np.zeros(len(b))
-    for block, rows in token_blocks(observations, max(1, ENTRIES // len(b))):
-        y = observations.target[rows] - scale[rows, None] * b
-        square += float(np.square(y).sum())
-        mean_target += scale[rows] @ y
-        linear += _sums(block, torch.from_numpy(y).float(), directions)
-    n, d = observations.n_tokens, len(b)
-    energy = _per_latent(codes.indices, np.square(codes.data, dtype=np.float64), observations.n_latents) / n
-    mean_codes = np.asarray(codes.T @ scale, dtype=np.float64) / n
-    linear, mean_target, square = linear / n, mean_target / n, square / n
-    if bias is None:
-        energy = energy - mean_codes**2 / mean_square_scale
-        along = (directions.double() @ torch.from_numpy(mean_target)).numpy()
-        linear = linear - mean_codes * along / mean_square_scale
-        square -= float(mean_target @ mean_target) / mean_square_scale
-    norms = directions.double().square().sum(dim=1).numpy()
-    return Form(
-        observations,
-        directions,
-        square / d,
-        linear / d,
-        energy * norms / d,
-        None if bias is None else b,
-        mean_codes,
-        mean_square_scale,
-    )
-
-
-def token_blocks(observations: Observations, size: int) -> Iterator[tuple[Codes, slice]]:
+def token_blocks(sample: PoolSample, size: int) -> Iterator[tuple[Codes, slice]]:
     """The codes of the sample as `Codes`, a block of tokens at a time."""
-    for start in range(0, observations.n_tokens, size):
+    for start in range(0, sample.n_tokens, size):
         rows = slice(start, start + size)
-        part = observations.codes[rows]
+        part = sample.codes[rows]
         entries = (torch.from_numpy(part.data), torch.from_numpy(part.indices).long())
-        yield Codes(*entries, torch.from_numpy(part.indptr).long(), observations.n_latents), rows
+        yield Codes(*entries, torch.from_numpy(part.indptr).long(), sample.n_latents), rows
 
 
 def _sums(codes: Codes, vectors: torch.Tensor, directions: torch.Tensor) -> NDArray[np.float64]:

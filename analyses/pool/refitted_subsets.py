@@ -1,103 +1,151 @@
-"""A part of a pool as a dictionary, under every refit: nothing, the bias, the decoder, or some steps of gradient."""
+"""Some latents of a pool as a dictionary, refitted: bias or decoder in closed form, or some steps of gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from analyses.pool import ridge_refit
 from analyses.pool.dictionary_pool import part_of
-from analyses.pool.gradient_refit import Parameters, finetuned
-from analyses.pool.pool_sample import Observations, observe
-from analyses.pool.ridge_refit import best_ridge, normal_equations, refit_bias
+from analyses.pool.gradient_refit import finetuned
+from analyses.pool.pool_sample import PoolSample
+from analyses.pool.ridge_refit import (
+    NormalEquations,
+    Refit,
+    fit_decoder,
+    refit_bias,
+    refit_decoder,
+    split_equations,
+)
 from analyses.pool.threshold_calibration import Calibration, standing_alone
 from dictlab.dictionary import Dictionary
 
-Refit = Literal["none", "bias", "decoder", "biases by gradient", "all by gradient"]
+GradientRefit = Literal["biases by gradient", "all by gradient"]
 CLOSED: tuple[Refit, ...] = ("none", "bias", "decoder")
-BY_GRADIENT: tuple[Refit, ...] = ("biases by gradient", "all by gradient")
+BY_GRADIENT: tuple[GradientRefit, ...] = ("biases by gradient", "all by gradient")
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """What everything is chosen and refitted on.
+class RefittedSubsets:
+    """Subsets of a pool as dictionaries, refitted on a sample that was encoded once.
 
     Attributes:
-        pool: All latents of all donors.
-        batches: Activations.
-        observations: What the pool does on them.
-        b_out: The output bias where nothing is refitted.
-        steps: Of gradient.
-        seed: Of the order of tokens in these.
+        pool: Of `dictionary_pool.pooled`.
+        sample: What its latents do on the sample, tokens in random order or sequence by sequence.
     """
 
     pool: Dictionary
-    batches: Sequence[Float[Tensor, "*tokens d_in"]]
-    observations: Observations
-    b_out: Float[Tensor, " d_in"]
-    steps: int
-    seed: int
+    sample: PoolSample
+
+    def subset(
+        self,
+        chosen: Bool[np.ndarray, " n_pool"],
+        refit: Refit,
+        name: str,
+        *,
+        b_out: Float[Tensor, " d_in"] | None = None,
+    ) -> Dictionary:
+        """Some latents of the pool as they are, or with the bias or decoder that explains most; encoders frozen.
+
+        Directions of latents that never fire stay as they were.
+
+        Args:
+            chosen: Which latents.
+            refit: What is refitted.
+            name: Of the result.
+            b_out: The output bias where nothing is refitted; by default the pool's.
+
+        Raises:
+            DictlabError: There are too many latents to refit their decoder.
+        """
+        latents = torch.from_numpy(chosen)
+        if refit == "none":
+            return part_of(self.pool, latents, b_out=b_out, name=name)
+        if refit == "bias":
+            return part_of(self.pool, latents, b_out=self._best_bias(chosen).to(self.pool.b_out), name=name)
+        rows = torch.from_numpy(np.flatnonzero(chosen & (self.sample.firing_rate > 0)))
+        before = torch.cat([self.pool.W_dec[rows], self.pool.b_out[None]]).double().cpu()
+        solution, ridge = fit_decoder(*self._equations(rows), before)
+        after = solution.float().to(self.pool.W_dec)
+        W_dec = self.pool.W_dec.clone()
+        W_dec[rows] = after[:-1]
+        return noted(part_of(self.pool, latents, W_dec=W_dec, b_out=after[-1], name=name), ridge=ridge)
+
+    def tuned(
+        self,
+        chosen: Bool[np.ndarray, " n_pool"],
+        refit: GradientRefit,
+        name: str,
+        batches: Sequence[Float[Tensor, "*tokens d_in"]],
+        *,
+        steps: int,
+        seed: int,
+    ) -> Dictionary:
+        """Some latents of the pool after some steps of gradient on biases, or on all weights.
+
+        Steps begin at the best decoder, those on biases alone at the best output bias: what a closed form gives is not
+        left to Adam.
+
+        Args:
+            chosen: Which latents.
+            refit: What is tuned.
+            name: Of the result.
+            batches: The activations of the sample.
+            steps: Of Adam.
+            seed: Of the order of tokens in these.
+        """
+        biases = refit == "biases by gradient"
+        start = self.subset(chosen, "bias" if biases else "decoder", name)
+        result = finetuned(start, batches, "biases" if biases else "all", steps=steps, seed=seed)
+        return replace(noted(result.dictionary, best_step=result.step), name=name)
+
+    def _best_bias(self, chosen: Bool[np.ndarray, " n_pool"]) -> Float[Tensor, " d_in"]:
+        sample = self.sample
+        mean_codes = torch.from_numpy((sample.codes.T @ sample.scale) * chosen).double()
+        left = torch.from_numpy(sample.scale @ sample.target) - mean_codes @ self.pool.W_dec.double().cpu()
+        return left / float(np.square(sample.scale).sum())
+
+    def _equations(self, rows: Int[Tensor, " kept"]) -> tuple[NormalEquations, NormalEquations]:
+        """Of the first tokens and of the rest: parts of the whole pool's where it is small, else the rows' own."""
+        if self.sample.n_latents <= ridge_refit.LARGEST_REFIT:
+            fitted, rest = self._of_all
+            return fitted.of(rows), rest.of(rows)
+        return split_equations(self.sample.columns(rows.numpy()))
+
+    @cached_property
+    def _of_all(self) -> tuple[NormalEquations, NormalEquations]:
+        return split_equations(self.sample)
 
 
-def hybrid(sample: Sample, chosen: Bool[Tensor, " n_pool"], refit: Refit, name: str) -> Dictionary:
-    """Some latents of a pool as a dictionary.
-
-    By gradient everything starts from the best decoder, biases alone from the best output bias: what a closed form
-    gives is not left to Adam.
+def compacted(
+    dictionary: Dictionary,
+    batches: Sequence[Float[Tensor, "*tokens d_in"]],
+    refit: Refit | GradientRefit,
+    by: Calibration,
+) -> tuple[Dictionary, Dictionary]:
+    """The same latents with thresholds of their own: as they come, and refitted again in closed form.
 
     Args:
-        sample: The pool, and what it is refitted on.
-        chosen: Which latents.
-        refit: What is refitted, encoders frozen but for the last.
-        name: Of the result.
-
-    Raises:
-        DictlabError: There are too many latents to refit their decoder.
+        dictionary: Whose latents.
+        batches: What thresholds are calibrated on, and what is refitted on.
+        refit: How the dictionary was refitted; by gradient, its decoder is refitted again.
+        by: What thresholds are to reproduce.
     """
-    if refit in ("decoder", "all by gradient"):
-        made = _with_decoder(sample.pool, chosen, sample.observations, name)
-    else:
-        made = part_of(sample.pool, chosen, b_out=sample.b_out, name=name)
-        made = made if refit == "none" else refit_bias(made, sample.batches)
-    if refit in BY_GRADIENT:
-        parameters: Parameters = "biases" if refit == BY_GRADIENT[0] else "all"
-        tuned = finetuned(made, sample.batches, parameters, steps=sample.steps, seed=sample.seed)
-        made = _noted(tuned.dictionary, steps=sample.steps, best_step=tuned.step)
-    return _noted(replace(made, name=name), refit=refit)
-
-
-def compact(sample: Sample, made: Dictionary, refit: Refit, by: Calibration) -> tuple[Dictionary, Dictionary]:
-    """A hybrid whose latents have thresholds of their own: as they come, and refitted again in closed form."""
-    name = f"{made.name}, compact"
-    alone = standing_alone(made, sample.batches, by=by, name=f"{name}, not refitted again")
+    name = f"{dictionary.name}, compact"
+    alone = standing_alone(dictionary, batches, by=by, name=f"{name}, not refitted again")
     if refit == "none":
         return alone, replace(alone, name=name)
-    if refit == "bias":
-        return alone, replace(refit_bias(alone, sample.batches), name=name)
-    return alone, with_decoder(alone, sample.batches, name)
+    again = refit_bias(alone, batches) if refit == "bias" else refit_decoder(alone, batches)
+    return alone, replace(again, name=name)
 
 
-def with_decoder(dictionary: Dictionary, batches: Sequence[Float[Tensor, "*tokens d_in"]], name: str) -> Dictionary:
-    """A dictionary with the best decoder and bias for its own codes, latents that only compete left alone."""
-    everything = torch.ones(dictionary.n_latents, dtype=torch.bool)
-    return _with_decoder(dictionary, everything, observe(dictionary, batches), name)
-
-
-def _with_decoder(pool: Dictionary, chosen: Tensor, observations: Observations, name: str) -> Dictionary:
-    latents = (chosen.cpu() & torch.from_numpy(observations.firing_rate > 0)).nonzero().squeeze(1)
-    seen = observations.columns(latents.numpy())
-    before = torch.cat([pool.W_dec.cpu()[latents], pool.b_out.cpu()[None]]).double()
-    ridge = best_ridge(seen, before)
-    after = normal_equations(seen).solution(before, ridge).float()
-    directions = pool.W_dec.clone()
-    directions[latents.to(directions.device)] = after[:-1].to(directions)
-    made = part_of(pool, chosen, W_dec=directions, b_out=after[-1].to(pool.b_out), name=name)
-    return _noted(made, ridge=ridge)
-
-
-def _noted(dictionary: Dictionary, **how: object) -> Dictionary:
+def noted(dictionary: Dictionary, **how: object) -> Dictionary:
+    """The dictionary with how it was made in its metadata."""
     return replace(dictionary, metadata=replace(dictionary.metadata, training=dictionary.metadata.training | how))

@@ -1,7 +1,7 @@
 """Given the codes, which decoder and bias explain the activations best?
 
 With the encoder frozen this is linear, and needs no training: ridge regression on the codes g, pulled towards the
-directions D_0 that the latents came with, and a free bias (g, y and s as in `observations`):
+directions D_0 that the latents came with, and a free bias (g, y and s as in `sample`):
 
     min  sum_t |y_t - s_t b - g_t D|^2 + lambda |D - D_0|^2
 
@@ -18,17 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import sparse
 from torch import Tensor
 
-from analyses.pool.dictionary_pool import part_of
-from analyses.pool.pool_sample import Observations, observe
+from analyses.pool.pool_sample import PoolSample, encode_sample
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 
@@ -98,91 +96,43 @@ class NormalEquations:
         return self.gram + penalty.diag()
 
 
-def normal_equations(observations: Observations) -> NormalEquations:
+def normal_equations(sample: PoolSample) -> NormalEquations:
     """Of all latents of a sample.
 
     Raises:
         DictlabError: There are too many of them.
     """
-    if observations.n_latents > LARGEST_REFIT:
+    if sample.n_latents > LARGEST_REFIT:
         raise DictlabError(
-            f"refitting a decoder of {observations.n_latents} latents needs several matrices of their square; "
+            f"refitting a decoder of {sample.n_latents} latents needs several matrices of their square; "
             f"{LARGEST_REFIT} is the most. Use --refit bias."
         )
-    design = _design(observations)
-    target = observations.target.astype(np.float64)
+    design = _design(sample)
+    target = sample.target.astype(np.float64)
     gram, moment = torch.from_numpy((design.T @ design).toarray()), torch.from_numpy(design.T @ target)
     return NormalEquations(gram, moment, float(np.square(target).sum()), len(target))
 
 
-def best_ridge(observations: Observations, before: Float[Tensor, "n+1 d_in"]) -> float:
-    """That of `RIDGES` which, fitted on the first four fifths of the tokens, explains the last fifth best."""
-    first = observations.n_tokens - observations.n_tokens // VALIDATION
-    equations, rest = normal_equations(observations.tokens(slice(first))), observations.tokens(slice(first, None))
-    design = _design(rest)
-
-    def error(ridge: float) -> float:
-        return float(np.square(rest.target - design @ equations.solution(before, ridge).numpy()).sum())
-
-    return min(RIDGES, key=error)
-
-
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """Parts of a pool, refitted on a sample that was encoded once.
-
-    Attributes:
-        pool: Of `pool.pooled`.
-        observations: What its latents do on the sample, tokens in random order or sequence by sequence.
-    """
-
-    pool: Dictionary
-    observations: Observations
-
-    def made(self, chosen: Bool[np.ndarray, " n_pool"], refit: Refit, name: str) -> Dictionary:
-        """Some latents of the pool as a dictionary, as they are, or with the bias or decoder that explains most.
-
-        Raises:
-            DictlabError: There are too many latents to refit their decoder.
-        """
-        latents = torch.from_numpy(chosen)
-        if refit == "none":
-            return part_of(self.pool, latents, name=name)
-        if refit == "bias":
-            return part_of(self.pool, latents, b_out=self._best_bias(chosen).to(self.pool.b_out), name=name)
-        rows = latents.nonzero().squeeze(1)
-        fitted, rest = (equations.of(at) for equations, at in self._equations(rows))
-        before = torch.cat([self.pool.W_dec[rows], self.pool.b_out[None]]).double().cpu()
-        ridge = min(RIDGES, key=lambda share: rest.error(fitted.solution(before, share)))
-        after = (fitted + rest).solution(before, ridge).float().to(self.pool.W_dec)
-        W_dec = self.pool.W_dec.clone()
-        W_dec[rows] = after[:-1]
-        made = part_of(self.pool, latents, W_dec=W_dec, b_out=after[-1], name=name)
-        return replace(made, metadata=replace(made.metadata, training=made.metadata.training | {"ridge": ridge}))
-
-    def _best_bias(self, chosen: Bool[np.ndarray, " n_pool"]) -> Float[Tensor, " d_in"]:
-        seen = self.observations
-        mean_codes = torch.from_numpy((seen.codes.T @ seen.scale) * chosen).double()
-        left = torch.from_numpy(seen.scale @ seen.target) - mean_codes @ self.pool.W_dec.double().cpu()
-        return left / float(np.square(seen.scale).sum())
-
-    def _equations(self, rows: Int[Tensor, " kept"]) -> list[tuple[NormalEquations, Int[Tensor, " kept"]]]:
-        """Of the first tokens and of the rest, for the whole pool where it is small; and where the rows are in them."""
-        if self.observations.n_latents <= LARGEST_REFIT:
-            return [(equations, rows) for equations in self._of_all]
-        own = _halves(self.observations.columns(rows.numpy()))
-        return [(equations, torch.arange(len(rows))) for equations in own]
-
-    @cached_property
-    def _of_all(self) -> tuple[NormalEquations, NormalEquations]:
-        return _halves(self.observations)
-
-
-def _halves(observations: Observations) -> tuple[NormalEquations, NormalEquations]:
+def split_equations(sample: PoolSample) -> tuple[NormalEquations, NormalEquations]:
     """Normal equations of the first four fifths of the tokens, and of the last fifth."""
-    first = observations.n_tokens - observations.n_tokens // VALIDATION
-    whole = slice(first), slice(first, None)
-    return normal_equations(observations.tokens(whole[0])), normal_equations(observations.tokens(whole[1]))
+    first = sample.n_tokens - sample.n_tokens // VALIDATION
+    return normal_equations(sample.tokens(slice(first))), normal_equations(sample.tokens(slice(first, None)))
+
+
+def fit_decoder(
+    fitted: NormalEquations, rest: NormalEquations, before: Float[Tensor, "n+1 d_in"]
+) -> tuple[Float[Tensor, "n+1 d_in"], float]:
+    """The best decoder and bias for all tokens, and the ridge it is pulled with.
+
+    The ridge is that of `RIDGES` which, fitted on the first part of the tokens, explains the rest best.
+
+    Args:
+        fitted: Of the first part.
+        rest: Of the rest.
+        before: What the latents came with, bias last.
+    """
+    ridge = min(RIDGES, key=lambda share: rest.error(fitted.solution(before, share)))
+    return (fitted + rest).solution(before, ridge), ridge
 
 
 @torch.no_grad()
@@ -197,17 +147,18 @@ def refit_decoder(
     Args:
         dictionary: Whose decoder is to be refitted.
         batches: Activations to fit, in random order.
-        ridge: lambda as a share of the mean energy sum_t g_ti^2 of a latent; by default `best_ridge`.
+        ridge: lambda as a share of the mean energy sum_t g_ti^2 of a latent; by default that of `fit_decoder`.
 
     Raises:
         DictlabError: There are too many latents for the normal equations.
     """
-    observations = observe(dictionary, batches)
+    sample = encode_sample(dictionary, batches)
     before = torch.cat([dictionary.W_dec, dictionary.b_out[None]]).double().cpu()
-    equations = normal_equations(observations)
     if ridge is None:
-        ridge = best_ridge(observations, before)
-    after = equations.solution(before, ridge).float()
+        solution, ridge = fit_decoder(*split_equations(sample), before)
+    else:
+        solution = normal_equations(sample).solution(before, ridge)
+    after = solution.float()
     return replace(
         dictionary,
         W_dec=after[:-1].to(dictionary.W_dec),
@@ -231,13 +182,6 @@ def refit_bias(dictionary: Dictionary, batches: Iterable[Float[Tensor, "*tokens 
     return replace(dictionary, b_out=dictionary.b_out + (top / bottom).to(dictionary.b_out))
 
 
-def refitted(dictionary: Dictionary, batches: list[Tensor], refit: Refit) -> Dictionary:
-    """The dictionary after one of the refits."""
-    if refit == "decoder":
-        return refit_decoder(dictionary, batches)
-    return refit_bias(dictionary, batches) if refit == "bias" else dictionary
-
-
-def _design(observations: Observations) -> sparse.csr_array:
+def _design(sample: PoolSample) -> sparse.csr_array:
     """Regressors, [g, s]."""
-    return sparse.hstack([observations.codes.astype(np.float64), observations.scale[:, None]], format="csr")
+    return sparse.hstack([sample.codes.astype(np.float64), sample.scale[:, None]], format="csr")

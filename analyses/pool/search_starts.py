@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from analyses.pool.quadratic_error import Form
+from analyses.pool.quadratic_error import QuadraticError
+from analyses.pool.refitted_updates import Mask, RefittedDecoder, pull_of
 from analyses.pool.ridge_refit import NormalEquations
 from analyses.pool.subset_search import TRIALS, Search, budget_of, search, searched
-from analyses.pool.subset_updates import Mask, Refitted, pull_of
 
 SEARCHED_REFITTED = 2048  # latents of a pool up to which every choice is refitted in a search, unless asked otherwise
 
 
 def best_of_starts(
-    form: Form,
+    quadratic: QuadraticError,
     starts: Sequence[Bool[Mask, " n_latents"]],
     *,
     latents: int | None = None,
@@ -37,7 +37,7 @@ def best_of_starts(
     every step helps.
 
     Args:
-        form: The pool.
+        quadratic: The pool.
         starts: Where to begin beside nothing; what is over budget goes first.
         latents: As in `search`.
         l0: As in `search`.
@@ -45,16 +45,16 @@ def best_of_starts(
         ridge: Of these decoders.
         trials: As in `search`; a tenth of them with a refit, where each takes longer.
     """
-    nothing = np.zeros(form.n_latents, dtype=bool)
-    first = [search(form, start, latents=latents, l0=l0, trials=0) for start in (nothing, *starts)]
+    nothing = np.zeros(quadratic.n_latents, dtype=bool)
+    first = [search(quadratic, start, latents=latents, l0=l0, trials=0) for start in (nothing, *starts)]
     if equations is None:
         best = min(first, key=lambda one: one.error)
-        return search(form, best.chosen, latents=latents, l0=l0, trials=trials)
-    pull = pull_of(ridge, form.observations)
+        return search(quadratic, best.chosen, latents=latents, l0=l0, trials=trials)
+    pull = pull_of(ridge, quadratic.sample)
     kept = [torch.from_numpy(np.flatnonzero(one.chosen)) for one in first]
-    errors = [_refitted_error(equations.of(some), form.directions[some], pull) for some in kept]
-    state = Refitted(form, first[int(np.argmin(errors))].chosen, pull, equations)
-    return searched(state, budget_of(form, latents, l0), -(-trials // 10), form.constant)
+    errors = [_refitted_error(equations.of(some), quadratic.directions[some], pull) for some in kept]
+    state = RefittedDecoder(quadratic, first[int(np.argmin(errors))].chosen, pull, equations)
+    return searched(state, budget_of(quadratic, latents, l0), -(-trials // 10), quadratic.constant)
 
 
 def _refitted_error(equations: NormalEquations, directions: Tensor, pull: float) -> float:

@@ -1,7 +1,7 @@
 """Which latents of a pool, so many at most and so many active a token at most, leave the smallest error?
 
-Local search over the quadratic form of the pool (see `form`). From any start: what is over budget goes, the cheapest
-first; then, one at a time and until none helps,
+Local search over the quadratic form of the pool (see `quadratic_error`). From any start: what is over budget goes,
+the cheapest first; then, one at a time and until none helps,
 
     remove    a latent without which the error is smaller
     add       the one with the largest gain for what it takes of the budgets, of those that fit
@@ -26,9 +26,10 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
 from analyses.pool import ridge_refit as refits
-from analyses.pool.pool_sample import Observations
-from analyses.pool.quadratic_error import Form
-from analyses.pool.subset_updates import AsTheyAre, Moves, Refitted, pull_of
+from analyses.pool.pool_sample import PoolSample
+from analyses.pool.quadratic_error import QuadraticError
+from analyses.pool.refitted_updates import RefittedDecoder, pull_of
+from analyses.pool.subset_updates import FixedDecoder, SubsetMoves
 from dictlab.errors import DictlabError, check_at_least
 
 TRIALS = 2000  # chosen latents that a place is sought for another in, at most
@@ -107,7 +108,7 @@ class Budget:
 
 
 def search(
-    form: Form,
+    quadratic: QuadraticError,
     start: Bool[Mask, " n_latents"] | None = None,
     *,
     latents: int | None = None,
@@ -118,12 +119,12 @@ def search(
     """Choose latents of a pool so that the error is small and the budgets are kept.
 
     Args:
-        form: The pool on a sample of tokens.
+        quadratic: The pool on a sample of tokens.
         start: Where to begin; with nothing by default. With a refit: with what is found without one.
         latents: How many may be chosen.
         l0: How many of them may be active a token, on average over the sample.
         refit: Measure each set with its decoder and bias refitted by least squares, with this ridge as a share of the
-            mean energy of a latent; None for directions as they are, and the bias of the form.
+            mean energy of a latent; None for directions as they are, and the bias of the quadratic error.
         trials: How many chosen latents are tried against all others in their place, at most.
 
     Raises:
@@ -131,30 +132,30 @@ def search(
             can handle.
     """
     check_at_least(0, trials=trials)
-    budget = budget_of(form, latents, l0)
-    begin = np.zeros(form.n_latents, dtype=bool) if start is None else np.asarray(start, dtype=bool)
-    if len(begin) != form.n_latents:
-        raise DictlabError(f"the start of a search has {len(begin)} latents; its pool has {form.n_latents}.")
+    budget = budget_of(quadratic, latents, l0)
+    begin = np.zeros(quadratic.n_latents, dtype=bool) if start is None else np.asarray(start, dtype=bool)
+    if len(begin) != quadratic.n_latents:
+        raise DictlabError(f"the start of a search has {len(begin)} latents; its pool has {quadratic.n_latents}.")
     begin = begin & (budget.rates > 0)  # silent latents would take places
     if refit is None:
-        return searched(AsTheyAre(form, begin), budget, trials, form.constant)
-    plain = search(form, start, latents=latents, l0=l0, trials=trials) if start is None else None
+        return searched(FixedDecoder(quadratic, begin), budget, trials, quadratic.constant)
+    plain = search(quadratic, start, latents=latents, l0=l0, trials=trials) if start is None else None
     begin = begin if plain is None else plain.chosen
-    pull = pull_of(refit, form.observations)
-    if form.n_latents > refits.LARGEST_REFIT:
-        return _shortlisted(form, begin, budget, pull, trials)
-    return searched(Refitted(form, begin, pull), budget, trials, form.constant)
+    pull = pull_of(refit, quadratic.sample)
+    if quadratic.n_latents > refits.LARGEST_REFIT:
+        return _shortlisted(quadratic, begin, budget, pull, trials)
+    return searched(RefittedDecoder(quadratic, begin, pull), budget, trials, quadratic.constant)
 
 
-def budget_of(form: Form, latents: int | None, l0: float | None) -> Budget:
+def budget_of(quadratic: QuadraticError, latents: int | None, l0: float | None) -> Budget:
     """What may be spent of a pool; None is no limit."""
     check_at_least(0, **{name: value for name, value in (("latents", latents), ("l0", l0)) if value is not None})
-    most, rates = float("inf") if latents is None else float(latents), form.observations.firing_rate
-    slack = 1e-12 * form.n_latents  # of a sum of firing rates
+    most, rates = float("inf") if latents is None else float(latents), quadratic.sample.firing_rate
+    slack = 1e-12 * quadratic.n_latents  # of a sum of firing rates
     return Budget(most, float("inf") if l0 is None else l0 + slack, rates)
 
 
-def _shortlisted(form: Form, begin: Mask, budget: Budget, pull: float, trials: int) -> Search:
+def _shortlisted(quadratic: QuadraticError, begin: Mask, budget: Budget, pull: float, trials: int) -> Search:
     """A search with a refit among the latents of a large pool that promise most beside a start."""
     most, count = refits.LARGEST_REFIT, int(begin.sum())
     if count > most:
@@ -162,14 +163,19 @@ def _shortlisted(form: Form, begin: Mask, budget: Budget, pull: float, trials: i
             f"refitting {count} latents needs several matrices of their square; {most} is the most. "
             "Choose without a refit, or fewer latents."
         )
-    product = form.product(begin.astype(np.float64))
-    gains = np.divide((form.linear - product) ** 2, form.diagonal, out=np.zeros(len(begin)), where=form.diagonal > 0)
-    listed = np.sort(np.argsort(-np.where(begin, np.inf, gains), kind="stable")[:most])
-    some = _part(form, listed)
-    found = searched(
-        Refitted(some, begin[listed], pull), replace(budget, rates=budget.rates[listed]), trials, form.constant
+    product = quadratic.product(begin.astype(np.float64))
+    gains = np.divide(
+        (quadratic.linear - product) ** 2, quadratic.diagonal, out=np.zeros(len(begin)), where=quadratic.diagonal > 0
     )
-    chosen = np.zeros(form.n_latents, dtype=bool)
+    listed = np.sort(np.argsort(-np.where(begin, np.inf, gains), kind="stable")[:most])
+    some = _part(quadratic, listed)
+    found = searched(
+        RefittedDecoder(some, begin[listed], pull),
+        replace(budget, rates=budget.rates[listed]),
+        trials,
+        quadratic.constant,
+    )
+    chosen = np.zeros(quadratic.n_latents, dtype=bool)
     chosen[listed] = found.chosen
     moves = tuple(
         move._replace(
@@ -177,40 +183,41 @@ def _shortlisted(form: Form, begin: Mask, budget: Budget, pull: float, trials: i
         )
         for move in found.moves
     )
-    said = (
-        f"of {form.n_latents} latents, the {len(listed)} that promise most beside a choice without refit were searched"
+    approximate = (
+        f"of {quadratic.n_latents} latents, the {len(listed)} that promise most beside a choice without refit were "
+        "searched"
     )
-    return replace(found, chosen=chosen, moves=moves, approximate=said)
+    return replace(found, chosen=chosen, moves=moves, approximate=approximate)
 
 
-def _part(form: Form, latents: NDArray[np.int64]) -> Form:
-    """The form of some latents of the pool."""
-    seen: Observations = form.observations.columns(latents)
+def _part(quadratic: QuadraticError, latents: NDArray[np.int64]) -> QuadraticError:
+    """The quadratic error of some latents of the pool."""
+    seen: PoolSample = quadratic.sample.columns(latents)
     return replace(
-        form,
-        observations=seen,
-        directions=form.directions[latents],
-        linear=form.linear[latents],
-        diagonal=form.diagonal[latents],
-        mean_codes=form.mean_codes[latents],
+        quadratic,
+        sample=seen,
+        directions=quadratic.directions[latents],
+        linear=quadratic.linear[latents],
+        diagonal=quadratic.diagonal[latents],
+        mean_codes=quadratic.mean_codes[latents],
     )
 
 
-def searched(state: Moves, budget: Budget, trials: int, scale: float) -> Search:
+def searched(state: SubsetMoves, budget: Budget, trials: int, scale: float) -> Search:
     """A search from a state; changes smaller than `LEAST` of the scale do not count."""
-    walk = _Walk(state, budget, LEAST * scale, trials)
+    steps = _LocalSearch(state, budget, LEAST * scale, trials)
     while budget.over(state.chosen):
-        walk.reduce()
-    walk.descend()
-    while walk.swap():
-        walk.descend()
-    return Search(state.chosen.copy(), state.error, tuple(walk.moves), settled=not walk.exhausted)
+        steps.reduce()
+    steps.descend()
+    while steps.swap():
+        steps.descend()
+    return Search(state.chosen.copy(), state.error, tuple(steps.moves), settled=not steps.exhausted)
 
 
-class _Walk:
+class _LocalSearch:
     """The steps of a search, and how many swaps may still be tried."""
 
-    def __init__(self, state: Moves, budget: Budget, least: float, trials: int) -> None:
+    def __init__(self, state: SubsetMoves, budget: Budget, least: float, trials: int) -> None:
         self.state, self.budget, self.least, self.trials = state, budget, least, trials
         self.moves: list[Move] = []
         self.exhausted = False
@@ -241,7 +248,7 @@ class _Walk:
         changes, any_gave_way = self.state.changes(), False
         order, same = np.flatnonzero(self.state.chosen), np.ones(len(self.budget.rates))
         for latent in order[np.argsort(changes[order], kind="stable")]:
-            if self.state.hopeless(latent, changes):
+            if self.state.swap_cannot_help(latent, changes):
                 continue
             if self.trials == 0:
                 self.exhausted = True

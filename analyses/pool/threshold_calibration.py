@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from analyses.pool.dictionary_pool import donors
+from analyses.pool.dictionary_pool import activation_parts
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import Activation, Gated, JumpReLU, ReLU, emitting
 from dictlab.dictionary.codes import Codes
@@ -140,7 +140,7 @@ def _as_jumps(dictionary: Dictionary) -> tuple[Tensor, Tensor, Tensor, Bool[Tens
     """z' = scale z + shift, its threshold, and which latents need a calibrated one."""
     found = [
         _as_jump(activation, width, dictionary)
-        for width, activation in donors(dictionary.activation, len(dictionary.W_dec))
+        for width, activation in activation_parts(dictionary.activation, len(dictionary.W_dec))
     ]
     scales, shifts, thresholds, calibrated = (torch.cat(parts) for parts in zip(*found, strict=True))
     return scales, shifts, thresholds, calibrated

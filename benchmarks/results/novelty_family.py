@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from analyses.common import plotting
-from analyses.composition.cosine_predictor import groups, kinds_of, prediction_table, threshold_table
-from analyses.composition.insertion import insertion_effects, latent_table, nearest_alive
-from analyses.composition.seed_control import Inserted
+from analyses.composition.insertion.cosine_predictor import ALL, groups, kinds_of, prediction_areas, threshold_rules
+from analyses.composition.insertion.single_insertions import SingleInsertions, insert_each
 from benchmarks._common import CHECKPOINTS, shipped_model
 from dictlab import Dictionary, Text, load
 from dictlab.data import activations
@@ -38,7 +37,7 @@ ARCHITECTURES = (
 )
 PAPER = {"doubling": 0.35, "another seed": 0.06}  # GPT-2 small, cosine below 0.7 (Bussmann et al. 2024)
 
-Pairs = dict[tuple[str, str], Inserted]
+Pairs = dict[tuple[str, str], SingleInsertions]
 
 
 def name(width: int, seed: int) -> str:
@@ -62,19 +61,14 @@ def measured(names: list[tuple[str, str]], tokens: int) -> Pairs:
         model, Text.builtin("train"), site_of(first), context=model.context, tokens=tokens, seed=SEED
     )
     batches = list(sampled)
-    found = {}
-    for small, large in names:
-        effects = insertion_effects(known[small], known[large], batches)
-        latents = latent_table(effects, nearest_alive(known[large], known[small]), THRESHOLD)
-        found[small, large] = Inserted(known[small], known[large], effects, latents)
-    return found
+    return {(small, large): insert_each(known[small], known[large], batches, THRESHOLD) for small, large in names}
 
 
-def share(pairs: list[Inserted], rule: str) -> tuple[float, np.ndarray]:
+def share(pairs: list[SingleInsertions], by_cosine: bool) -> tuple[float, np.ndarray]:
     """Mean share of novel latents over some pairs, and its bootstrap draws over latents."""
-    columns = [(pair.alive[rule] == "novel").to_numpy() for pair in pairs]
-    draws = np.mean([pair.draws(own, SEED) for pair, own in zip(pairs, columns, strict=True)], axis=0)
-    return float(np.mean([own.mean() for own in columns])), draws
+    masks = [pair.alive.novel_by_cosine if by_cosine else pair.alive.novel for pair in pairs]
+    draws = np.mean([pair.share_draws(novel, SEED) for pair, novel in zip(pairs, masks, strict=True)], axis=0)
+    return float(np.mean([novel.mean() for novel in masks])), draws
 
 
 def shown(value: float, draws: np.ndarray, sign: str = "") -> str:
@@ -85,12 +79,12 @@ def shown(value: float, draws: np.ndarray, sign: str = "") -> str:
 def shares(found: Pairs) -> dict[str, dict[int, tuple[float, np.ndarray]]]:
     """By what is compared and by width of the smaller one: shares of novel latents, mean over both seeds."""
     result: dict[str, dict[int, tuple[float, np.ndarray]]] = {}
-    for label, rule in (("by effect", "class"), ("by cosine", "class by cosine")):
+    for label in ("by effect", "by cosine"):
         for what, pairs in (("doubling", doublings()), ("another seed", controls())):
-            own: dict[int, list[Inserted]] = {}
+            own: dict[int, list[SingleInsertions]] = {}
             for pair in pairs:
                 own.setdefault(found[pair].small.n_latents, []).append(found[pair])
-            result[f"{what}, {label}"] = {width: share(some, rule) for width, some in own.items()}
+            result[f"{what}, {label}"] = {width: share(some, label == "by cosine") for width, some in own.items()}
     return result
 
 
@@ -117,8 +111,8 @@ def print_worth(found: Pairs) -> None:
     print("|---|---|---|---|---|")
     for small, large in (pair for pair in (*doublings(), *controls()) if pair[0].endswith("s0")):
         pair = found[small, large]
-        change, error = pair.alive["change in MSE"], pair.alive["standard error"]
-        numbers = [(change < -2 * error).mean(), (change > 2 * error).mean(), (pair.alive["best scale"] > 0).mean()]
+        change, error = pair.alive.change, pair.alive.error
+        numbers = [(change < -2 * error).mean(), (change > 2 * error).mean(), (pair.alive.scale > 0).mean()]
         what = "another seed" if pair.small.n_latents == pair.large.n_latents else f"{pair.large.n_latents:,}"
         cells = [*(f"{n:.1%}" for n in numbers), f"{-change.min() / pair.effects.mse:.2%}"]
         print(f"| {what} into {pair.small.n_latents:,} | {' | '.join(cells)} |")
@@ -131,23 +125,13 @@ def print_prediction(found: Pairs, pairs: list[tuple[str, str]]) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for key in pairs:
         pair = found[key]
-        parts = {"all": groups(pair.latents, kinds_of(pair.large.activation, pair.large.n_latents))["all"]}
-        table, at = prediction_table(parts, SEED), threshold_table(parts, THRESHOLD, SEED)
-
-        def area(row: int, what: str, table: object = table) -> str:
-            own = table.iloc[row]  # type: ignore[attr-defined]
-            return f"{own[what]:.2f} [{own[f'{what} low']:.2f}, {own[f'{what} high']:.2f}]"
-
-        given, best = at.iloc[0], at.iloc[1]
-        cells = [
-            f"{pair.effects.stretch:.2f}",
-            f"{pair.novel.mean():.1%}",
-            area(0, "ROC AUC"),
-            area(1, "ROC AUC"),
-            area(0, "PR AUC (novel)"),
-        ]
-        cells += [f"{best['threshold']:.2f} [{best['low']:.2f}, {best['high']:.2f}]"]
-        cells += [f"{best['accuracy']:.0%}", f"{given['accuracy']:.0%}"]
+        alive = groups(pair.alive, kinds_of(pair.large.activation, pair.large.n_latents))[ALL]
+        plain, weighted = prediction_areas({ALL: alive}, SEED)
+        given, best = threshold_rules({ALL: alive}, THRESHOLD, SEED)[:2]
+        cells = [f"{pair.effects.stretch:.2f}", f"{pair.alive.novel.mean():.1%}"]
+        cells += [f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in (plain.roc, weighted.roc, plain.novel)]
+        cells += [f"{best.threshold:.2f} [{best.low:.2f}, {best.high:.2f}]"]
+        cells += [f"{best.rates['accuracy']:.0%}", f"{given.rates['accuracy']:.0%}"]
         print(f"| {pair.name} | {' | '.join(cells)} |")
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from analyses.composition.novelty import insertion_effects
+from analyses.composition.insertion.insertion_effects import insertion_effects
 from benchmarks._common import CHECKPOINTS, shipped_model
 from benchmarks.speed.path_gain import path_gain, tell
 from dictlab import Dictionary, Text, TopK, load

@@ -12,8 +12,9 @@ import time
 import numpy as np
 import torch
 
-from analyses.composition.path_steps import Route
-from analyses.composition.size_chain import Chain, followed, kinships, observed, ordered
+from analyses.composition.size_path.path_steps import StepSchedule
+from analyses.composition.size_path.size_path import match_latents, order_steps, trace_path
+from analyses.pool.dictionary_chain import DictionaryChain, encode_chain
 from benchmarks._common import CHECKPOINTS, shipped_model
 from dictlab import Dictionary, Text, load
 from dictlab.data import activations
@@ -36,9 +37,9 @@ def by_encoding(dictionary: Dictionary, batches: list[torch.Tensor]) -> tuple[fl
     return error / (tokens * dictionary.d_in), active / tokens
 
 
-def by_decoding(chain: Chain, chosen: np.ndarray, bias: np.ndarray) -> float:
+def by_decoding(chain: DictionaryChain, chosen: np.ndarray, bias: np.ndarray) -> float:
     """MSE at a point from codes that are kept: the least that a loop over points can do with them."""
-    seen = chain.observations
+    seen = chain.sample
     kept = np.flatnonzero(chosen)
     directions = chain.pool.W_dec.numpy()[kept]
     x_hat = seen.codes[:, kept] @ directions + seen.scale[:, None].astype(np.float32) * bias.astype(np.float32)
@@ -51,14 +52,14 @@ def path_gain(tokens: int = TOKENS, points: int = POINTS, rounds: int = ROUNDS) 
     model = shipped_model()
     site = site_of(dictionaries[0])
     batches = list(activations.sample_site(model, Text.builtin("train"), site, context=model.context, tokens=tokens))
-    chain = observed(dictionaries, batches)
-    way = ordered(chain, kinships(chain, 0.7), "cosine", 0)
+    chain = encode_chain(dictionaries, batches)
+    way = order_steps(chain, match_latents(chain, 0.7), "cosine", 0)
     where = np.unique(np.linspace(0, way.steps, points).astype(int))
     once, encoding, decoding = [], [], []
     for _ in range(rounds):  # alternating, so that a drift of the machine's speed falls on all
         began = time.perf_counter()
-        observed(dictionaries, batches)
-        found = followed(chain, way)
+        encode_chain(dictionaries, batches)
+        found = trace_path(chain, way)
         mse, l0 = found.mse("keep"), found.l0()
         once.append(time.perf_counter() - began)
         parts = [_part(chain, way, found.bias(int(point), "keep"), int(point)) for point in where]
@@ -84,8 +85,8 @@ def path_gain(tokens: int = TOKENS, points: int = POINTS, rounds: int = ROUNDS) 
     }
 
 
-def _part(chain: Chain, way: Route, bias: np.ndarray, point: int) -> Dictionary:
-    return chain.part(way.chosen(point), bias, f"point {point}")
+def _part(chain: DictionaryChain, way: StepSchedule, bias: np.ndarray, point: int) -> Dictionary:
+    return chain.subset(way.chosen(point), bias, f"point {point}")
 
 
 def main() -> None:

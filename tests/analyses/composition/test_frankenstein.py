@@ -9,11 +9,11 @@ from torch.nn.functional import normalize
 
 from analyses.composition.append_rule import appended
 from analyses.composition.frankenstein import frankenstein
-from analyses.composition.frankenstein_frontier import frontier_at
+from analyses.composition.trained_frontier import frontier_at
 from analyses.pool.dictionary_pool import pooled
 from analyses.pool.gradient_refit import finetuned
-from analyses.pool.pool_sample import observe
-from analyses.pool.quadratic_error import form
+from analyses.pool.pool_sample import encode_sample
+from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.search_starts import best_of_starts
 from dictlab import DictlabError, ReLU, TopK, load
 from tests.planted import random_dictionary, sparse_data, tiny_model
@@ -161,9 +161,9 @@ def test_what_is_chosen_by_error_is_no_worse_on_the_sample_than_what_the_rule_ch
     made = donors(ReLU())
     x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
     pool = pooled(made)
-    seen = observe(pool, [x])
+    seen = encode_sample(pool, [x])
     rule = appended([d.W_dec for d in made], list(torch.from_numpy(seen.firing_rate).split([12, 20, 30])))
-    whole = form(seen, pool.W_dec)
+    whole = QuadraticError.from_sample(seen, pool.W_dec)
     found = best_of_starts(whole, [rule.chosen], latents=int(rule.chosen.sum()))
     assert found.error <= whole.error(rule.chosen) + 1e-9
 

@@ -8,9 +8,16 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
-from analyses.composition.cosine_predictor import labelled
-from analyses.composition.novelty import agreement, insertion_effects, latent_table, nearest_alive, novelty
-from analyses.composition.seed_control import Inserted, twins
+from analyses.composition.insertion.insertion_effects import effects_in_pool, insertion_effects
+from analyses.composition.insertion.insertion_tables import agreement_table, latent_table
+from analyses.composition.insertion.single_insertions import (
+    SingleInsertions,
+    insert_each,
+    nearest_alive,
+    novel_with_a_twin,
+)
+from analyses.composition.novelty import novelty
+from analyses.pool.dictionary_chain import encode_chain
 from dictlab import Dictionary, DictlabError, Metadata, ReLU, TopK
 from dictlab.data.text import Text
 from dictlab.dictionary.normalisation import LayerNorm, Scale
@@ -77,19 +84,22 @@ def planted() -> tuple[Dictionary, Dictionary, torch.Tensor]:
 
 def test_directions_that_small_lacks_are_novel_and_those_it_has_are_not():
     small, large, x = planted()
-    effects = insertion_effects(small, large, [x])
-    table = latent_table(effects, nearest_alive(large, small), 0.9).sort_values("latent")
+    pair = insert_each(small, large, [x], 0.9)
+    assert pair.novel.nonzero().squeeze(1).tolist() == pair.novel_by_cosine.nonzero().squeeze(1).tolist()
+    assert pair.novel.nonzero().squeeze(1).tolist() == list(range(20, 32))
+    table = latent_table(pair).sort_values("latent")
     assert (table["class"][table["latent"] < 20] == "reconstruction").all()
     assert (table["class"][table["latent"] >= 20] == "novel").all()
     assert (table["class by cosine"] == table["class"]).all()
-    counts = agreement(table)
-    assert counts["latents"].tolist() == [12, 20]
+    assert agreement_table(pair)["latents"].tolist() == [12, 20]
 
 
 def test_dead_latents_are_called_dead_by_both_rules():
     small, large, x = planted()
     large = replace(large, b_enc=torch.where(torch.arange(32) == 25, -100.0, large.b_enc))
-    table = latent_table(insertion_effects(small, large, [x]), nearest_alive(large, small), 0.9)
+    pair = insert_each(small, large, [x], 0.9)
+    assert not pair.novel[25] and not pair.novel_by_cosine[25] and 25 not in pair.alive.latent
+    table = latent_table(pair)
     dead = table[table["latent"] == 25].iloc[0]
     assert dead["class"] == dead["class by cosine"] == "dead"
     assert dead["change in MSE"] == 0
@@ -103,6 +113,26 @@ def test_a_dictionary_adds_nothing_to_itself():
     cosines = nearest_alive(refit, refit).cosine
     torch.testing.assert_close(cosines, torch.ones_like(cosines))
     assert (effects.change > 0).all()
+
+
+@pytest.mark.parametrize("activations", [(TopK(4), TopK(6)), (ReLU(), TopK(6))])
+@pytest.mark.parametrize("normalisation", [None, Scale(0.2), LayerNorm()])
+def test_effects_out_of_the_codes_of_a_pool_are_those_of_encoding_again(activations, normalisation):
+    """Into SMALL, and into what is stitched so far. LARGE is folded, lest a code at its threshold fire in one alone."""
+    options = {"normalisation": normalisation}
+    kinds = (*activations, ReLU())
+    made = [random_dictionary(n, 8, seed=n, activation=k, **options) for n, k in zip((20, 30, 25), kinds, strict=True)]
+    x = (2 * torch.randn(12, 25, 8, generator=torch.Generator().manual_seed(0)) + 1).split(5)
+    chain = encode_chain(made, x)
+    into = chain.mask_of(0) | (chain.mask_of(1) & (np.arange(75) % 3 == 0))
+    for number, mask, small in ((1, chain.mask_of(0), made[0]), (2, into, chain.subset(into, None, "so far"))):
+        large = chain.subset(chain.mask_of(number), None, "large")
+        found, expected = effects_in_pool(chain, mask, number), insertion_effects(small, large, x)
+        for name in ("change", "error", "scale", "firing_rate", "strength", "mse", "stretch"):
+            one, other = (torch.as_tensor(getattr(effects, name)) for effects in (found, expected))
+            one, other = (torch.nan_to_num(values.double()) for values in (one, other))
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()), msg=name)
+        assert (found.tokens, found.sequences) == (300, 12) and torch.equal(found.dead, expected.dead)
 
 
 # Planted truth, found again
@@ -125,19 +155,18 @@ def test_known_directions_are_told_from_novel_ones_with_an_area_above_099(activa
     order = torch.randperm(128, generator=torch.Generator().manual_seed(seed))
     small = knows(directions, order[:85], activation, 10 + seed, bias)
     large = knows(directions, torch.arange(128), activation, 20 + seed, bias)
-    latents = latent_table(insertion_effects(small, large, [x.view(200, 100, 64)]), nearest_alive(large, small), 0.7)
-    novel = np.isin(latents["latent"], order[85:])
-    assert roc_auc_score(novel, -latents["change in MSE"]) > 0.99
-    assert roc_auc_score(novel, -latents["max cosine"]) > 0.99
-    assert ((latents["class"] == "novel") == novel).mean() > 0.9
-    assert ((latents["class by cosine"] == "novel") == novel).all()
+    latents = insert_each(small, large, [x.view(200, 100, 64)], 0.7).latents
+    novel = np.isin(latents.latent, order[85:])
+    assert roc_auc_score(novel, -latents.change) > 0.99
+    assert roc_auc_score(novel, -latents.cosine) > 0.99
+    assert (latents.novel == novel).mean() > 0.9
+    assert (latents.novel_by_cosine == novel).all()
 
 
 def test_a_latent_without_a_direction_is_dead_by_both_rules():
     small, large, x = planted()
     large = replace(large, W_dec=torch.where(torch.arange(32)[:, None] == 25, 0.0, large.W_dec))
-    effects = insertion_effects(small, large, [x])
-    row = latent_table(effects, nearest_alive(large, small), 0.9).set_index("latent").loc[25]
+    row = latent_table(insert_each(small, large, [x], 0.9)).set_index("latent").loc[25]
     assert row["class"] == row["class by cosine"] == "dead" and row["firing rate"] > 0
 
 
@@ -178,8 +207,7 @@ def test_latents_given_twice_are_twins_and_each_counted_alone():
     large = replace(large, W_enc=large.W_enc[:, both], b_enc=large.b_enc[both], W_dec=large.W_dec[both])
     effects = insertion_effects(small, large, [x])
     torch.testing.assert_close(effects.change[[25, 26]], effects.change[[32, 33]])
-    latents = latent_table(effects, nearest_alive(large, small), 0.9)
-    assert twins(Inserted(small, large, effects, latents)) == 4
+    assert novel_with_a_twin(SingleInsertions(small, large, effects, nearest_alive(large, small), 0.9)) == 4
 
 
 def test_codes_that_are_not_finite_are_refused():
@@ -225,8 +253,7 @@ def test_the_report_has_shares_curves_cards_and_behaviour(model, text, tmp_path)
     assert len(report.tables["behaviour"].frame) == 4
     latents = report.tables["latents"].frame
     alive = latents[latents["class"] != "dead"]
-    given = labelled(alive, "plain")
-    area = roc_auc_score(given.novel, -given.cosine)
+    area = roc_auc_score(alive["class"] == "novel", -alive["max cosine"])
     assert report.tables["prediction"].frame["ROC AUC"][0] == pytest.approx(area) and f"{area:.2f}" in report.summary
     counts = report.tables["thresholds"].frame.iloc[0].filter(like=", called ")
     assert counts.sum() == len(alive) == report.tables["agreement"].frame["latents"].sum()

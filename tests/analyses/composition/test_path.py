@@ -18,7 +18,7 @@ def chain() -> list[Dictionary]:
     return [random_dictionary(n, 16, seed=n, name=f"of {n}", activation=TopK(4)) for n in (12, 20, 30)]
 
 
-def followed(text, **options):
+def reported(text, **options):
     small, *larger = chain()
     return path(
         small, larger, model=tiny_model(), text=text, **{"threshold": 0.55, "random_orders": 2} | SAMPLE | options
@@ -31,7 +31,7 @@ def stitched(text, **options):
 
 
 def test_the_report_goes_by_every_dictionary_and_its_tables_agree(text, tmp_path):
-    report = followed(text, waypoints=2)
+    report = reported(text, waypoints=2)
     points, phases, waypoints = (report.tables[name].frame for name in ("path", "phases", "waypoints"))
     by_name = waypoints[waypoints["is"] != ""].set_index("is")
     assert list(by_name.index) == ["of 12", "of 20", "of 30"] and by_name["latents"].tolist() == [12, 20, 30]
@@ -50,7 +50,7 @@ def test_the_report_goes_by_every_dictionary_and_its_tables_agree(text, tmp_path
 
 
 def test_with_the_own_biases_the_waypoints_are_the_dictionaries_themselves(text):
-    waypoints = followed(text, bias="keep").tables["waypoints"].frame
+    waypoints = reported(text, bias="keep").tables["waypoints"].frame
     alone = stitched(text).tables["quality"].frame.set_index("dictionary")
     for name, row in waypoints[waypoints["is"] != ""].set_index("is").iterrows():
         for metric in ("MSE", "L0", "CE increase", "KL"):
@@ -59,13 +59,13 @@ def test_with_the_own_biases_the_waypoints_are_the_dictionaries_themselves(text)
 
 @pytest.mark.parametrize("order", ["effect", "random"])
 def test_ends_of_phases_do_not_depend_on_the_order(text, order):
-    one, other = followed(text).tables["phases"].frame, followed(text, order=order).tables["phases"].frame
+    one, other = reported(text).tables["phases"].frame, reported(text, order=order).tables["phases"].frame
     for column in ("steps", "latents after", "MSE after", "L0 after"):
         np.testing.assert_allclose(one[column], other[column], rtol=1e-5)
 
 
 def test_stitch_writes_the_dictionary_at_a_point_of_the_path(text, tmp_path):
-    points = followed(text).tables["path"].frame
+    points = reported(text).tables["path"].frame
     report = stitched(text, at=16)
     report.save(tmp_path / "out")
     made = load(tmp_path / "out" / "stitched.safetensors")
@@ -77,7 +77,7 @@ def test_stitch_writes_the_dictionary_at_a_point_of_the_path(text, tmp_path):
 
 
 def test_until_stops_where_a_value_is_first_reached_from_the_side_of_the_start(text):
-    points = followed(text).tables["path"].frame
+    points = reported(text).tables["path"].frame
     error, l0 = points["MSE"], points["L0"]
     for name, curve in (("mse", error), ("l0", l0)):
         value = (curve[0] + curve.max()) / 2
@@ -151,5 +151,5 @@ def test_odd_dictionaries_are_gone_through_all_the_same(analysis, text):
 
 
 def test_a_giant_component_is_warned_of(text):
-    assert not any("one component holds" in warning for warning in followed(text, threshold=0.99).warnings)
-    assert any("one component holds" in warning for warning in followed(text, threshold=0.1).warnings)
+    assert not any("one component holds" in warning for warning in reported(text, threshold=0.99).warnings)
+    assert any("one component holds" in warning for warning in reported(text, threshold=0.1).warnings)

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from analyses.composition.selection_rules import by_search
-from analyses.composition.size_chain import observed
 from analyses.composition.stitching import join, stitching
 from analyses.pool import ridge_refit as refit
+from analyses.pool.dictionary_chain import encode_chain
 from analyses.pool.dictionary_pool import part_of, pooled
-from analyses.pool.pool_sample import observe
+from analyses.pool.pool_sample import encode_sample
+from analyses.pool.refitted_subsets import RefittedSubsets
+from analyses.pool.refitted_updates import pull_of
 from analyses.pool.ridge_refit import refit_bias, refit_decoder
-from analyses.pool.subset_updates import pull_of
 from dictlab import DictlabError, ReLU, TopK, load, save
 from dictlab.data import activations
 from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, GroupMax, Union
@@ -318,12 +319,12 @@ def test_parts_are_refitted_as_the_dictionaries_that_they_are(monkeypatch):
     expected = {"bias": refit_bias(part, [X]), "decoder": refit_decoder(part, [X])}
     for limit in (8192, 40):
         monkeypatch.setattr(refit, "LARGEST_REFIT", limit)
-        parts = refit.Parts(pool, observe(pool, [X]))
+        subsets = RefittedSubsets(pool, encode_sample(pool, [X]))
         for kind, other in expected.items():
             torch.testing.assert_close(
-                parts.made(chosen, kind, "part").reconstruct(X), other.reconstruct(X), atol=1e-3, rtol=1e-3
+                subsets.subset(chosen, kind, "part").reconstruct(X), other.reconstruct(X), atol=1e-3, rtol=1e-3
             )
-        assert torch.equal(parts.made(chosen, "none", "part").reconstruct(X), part.reconstruct(X))
+        assert torch.equal(subsets.subset(chosen, "none", "part").reconstruct(X), part.reconstruct(X))
 
 
 @pytest.mark.parametrize(
@@ -360,8 +361,8 @@ def test_a_search_keeps_to_its_budgets_and_is_no_worse_than_large_where_it_was_m
 def test_a_search_for_a_decoder_that_is_refitted_is_no_worse_refitted_than_any_of_the_dictionaries():
     """Against dense least squares with the pull; every start fits the budget."""
     small, large = (random_dictionary(n, 8, seed=n) for n in (20, 40))
-    chain = observed([small, large], [X.view(3, 100, 8)])
-    seen, pull = chain.observations, pull_of(0.01, chain.observations)
+    chain = encode_chain([small, large], [X.view(3, 100, 8)])
+    seen, pull = chain.sample, pull_of(0.01, chain.sample)
 
     def error(chosen):
         design = np.hstack([seen.codes.toarray()[:, chosen], np.ones((seen.n_tokens, 1))])

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analyses.composition.novelty import insertion_effects
+from analyses.composition.insertion.insertion_effects import insertion_effects
 from analyses.pool.dictionary_pool import part_of, pooled
-from analyses.pool.pool_sample import Observations, observe
-from analyses.pool.quadratic_error import form
+from analyses.pool.pool_sample import PoolSample, encode_sample
+from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.ridge_refit import normal_equations, refit_bias
 from dictlab import Dictionary, ReLU, TopK
 from dictlab.dictionary.normalisation import LayerNorm, NoNormalisation, Normalisation, Scale
@@ -41,7 +41,7 @@ def subset(seed: int, n: int = N) -> np.ndarray:
 def test_error_changes_and_l0_of_subsets_equal_those_of_the_dictionary_that_they_make(normalisation, free):
     """To 1e-5 of the error: codes and targets are float32, sums float64."""
     whole = pool(normalisation)
-    made = form(observe(whole, X.split(90)), whole.W_dec, None if free else whole.b_out)
+    made = QuadraticError.from_sample(encode_sample(whole, X.split(90)), whole.W_dec, None if free else whole.b_out)
     for seed in range(6):
         chosen = subset(seed)
         bias = torch.from_numpy(made.best_bias(chosen)).float() if free else None
@@ -63,7 +63,7 @@ def test_error_changes_and_l0_of_subsets_equal_those_of_the_dictionary_that_they
 @pytest.mark.parametrize("free", [True, False])
 def test_columns_are_those_of_the_matrix_that_the_form_stands_for(free):
     whole = pool()
-    made = form(observe(whole, [X]), whole.W_dec, None if free else whole.b_out)
+    made = QuadraticError.from_sample(encode_sample(whole, [X]), whole.W_dec, None if free else whole.b_out)
     matrix = np.stack([made.column(j) for j in range(N)])
     np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
     np.testing.assert_allclose(matrix.diagonal(), made.diagonal, atol=1e-6)
@@ -75,7 +75,7 @@ def test_columns_are_those_of_the_matrix_that_the_form_stands_for(free):
 def test_adding_one_latent_costs_what_the_one_pass_measurement_says():
     small, large = (random_dictionary(n, 8, seed=n) for n in (24, 30))
     whole = pooled([small, large])
-    made = form(observe(whole, [X]), whole.W_dec, whole.b_out)
+    made = QuadraticError.from_sample(encode_sample(whole, [X]), whole.W_dec, whole.b_out)
     chosen = np.arange(54) < 24
     changes = made.changes(chosen, made.product(chosen.astype(float)))[24:]
     expected = insertion_effects(small, large, [X.view(4, 100, 8)]).change
@@ -88,10 +88,13 @@ def test_the_form_does_not_mind_in_which_order_latents_stand_or_how_they_are_sca
     """A permutation permutes it; f -> f / c with d -> c d is the same function."""
     generator = np.random.default_rng(seed)
     whole = pool()
-    seen = observe(whole, [X])
+    seen = encode_sample(whole, [X])
     order, factors = generator.permutation(N), generator.uniform(0.2, 5, N).astype(np.float32)
-    moved = Observations((seen.codes / factors)[:, order].tocsr(), seen.target, seen.scale)
-    a, b = form(seen, whole.W_dec), form(moved, whole.W_dec[order] * torch.from_numpy(factors[order])[:, None])
+    moved = PoolSample((seen.codes / factors)[:, order].tocsr(), seen.target, seen.scale)
+    a, b = (
+        QuadraticError.from_sample(seen, whole.W_dec),
+        QuadraticError.from_sample(moved, whole.W_dec[order] * torch.from_numpy(factors[order])[:, None]),
+    )
     chosen = subset(seed)
     assert b.error(chosen[order]) == pytest.approx(a.error(chosen), rel=1e-4)
     np.testing.assert_allclose(b.column(0), a.column(order[0])[order], atol=1e-4)
@@ -102,7 +105,7 @@ def test_silent_latents_and_zero_directions_cost_nothing():
     dead = replace(dead, b_enc=torch.full((12,), -1e6))
     flat = replace(random_dictionary(10, 8, seed=2), W_dec=torch.zeros(10, 8))
     whole = pooled([random_dictionary(24, 8), dead, flat])
-    made = form(observe(whole, [X]), whole.W_dec)
+    made = QuadraticError.from_sample(encode_sample(whole, [X]), whole.W_dec)
     chosen = np.arange(46) < 24
     changes = made.changes(chosen, made.product(chosen.astype(float)))
     np.testing.assert_allclose(changes[24:], 0, atol=1e-7)
@@ -112,7 +115,7 @@ def test_silent_latents_and_zero_directions_cost_nothing():
 def test_leaving_a_latent_out_of_a_refit_costs_what_the_inverse_says(normalisation):
     """Against refitting without it, in the error with its pull."""
     whole = pool(normalisation)
-    everything = normal_equations(observe(whole, [X]))
+    everything = normal_equations(encode_sample(whole, [X]))
     before = torch.cat([whole.W_dec, whole.b_out[None]]).double()
     before[:-1] = 0  # a pull towards nothing is an ordinary ridge
     ridge = 1e-2
@@ -136,6 +139,6 @@ def test_leaving_a_latent_out_of_a_refit_costs_what_the_inverse_says(normalisati
 
 def test_the_error_of_the_normal_equations_is_that_of_the_decoder():
     whole = pool()
-    equations = normal_equations(observe(whole, [X]))
+    equations = normal_equations(encode_sample(whole, [X]))
     decoder = torch.cat([whole.W_dec, whole.b_out[None]]).double()
     assert equations.error(decoder) == pytest.approx(brute_force(whole), rel=1e-5)

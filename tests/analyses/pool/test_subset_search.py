@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from analyses.pool import refitted_updates, subset_updates
 from analyses.pool import ridge_refit as refits
-from analyses.pool import subset_updates
-from analyses.pool.pool_sample import Observations
-from analyses.pool.quadratic_error import Form, form
+from analyses.pool.pool_sample import PoolSample
+from analyses.pool.quadratic_error import QuadraticError
+from analyses.pool.refitted_updates import RefittedDecoder, pull_of
 from analyses.pool.ridge_refit import normal_equations
 from analyses.pool.search_starts import best_of_starts
 from analyses.pool.subset_search import search
-from analyses.pool.subset_updates import AsTheyAre, Refitted, pull_of
+from analyses.pool.subset_updates import FixedDecoder
 from dictlab import DictlabError
 from tests.planted import sparse_data
 
@@ -28,7 +29,7 @@ def optimal(*given, **options):
     return search(*given, **options).chosen
 
 
-def pool(seed: int, n: int = 10, d: int = 6, tokens: int = 200) -> Form:
+def pool(seed: int, n: int = 10, d: int = 6, tokens: int = 200) -> QuadraticError:
     """Latents with rates from rare to common that partly explain the same things."""
     generator = np.random.default_rng(seed)
     rates = generator.uniform(0.05, 0.6, n)
@@ -37,11 +38,11 @@ def pool(seed: int, n: int = 10, d: int = 6, tokens: int = 200) -> Form:
     target = codes @ true * (generator.random(n) < 0.7)[:, None].mean() + generator.normal(size=(tokens, d)) + 1
     directions = true + 0.7 * generator.normal(size=(n, d))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    return form(seen(codes, target), torch.from_numpy(directions).float())
+    return QuadraticError.from_sample(seen(codes, target), torch.from_numpy(directions).float())
 
 
-def seen(codes: np.ndarray, target: np.ndarray) -> Observations:
-    return Observations(sparse.csr_array(codes.astype(np.float32)), target.astype(np.float32), np.ones(len(target)))
+def seen(codes: np.ndarray, target: np.ndarray) -> PoolSample:
+    return PoolSample(sparse.csr_array(codes.astype(np.float32)), target.astype(np.float32), np.ones(len(target)))
 
 
 def subsets(n: int, most: int):
@@ -52,9 +53,9 @@ def subsets(n: int, most: int):
             yield mask
 
 
-def penalised(made: Form, chosen: np.ndarray, ridge: float = RIDGE) -> float:
+def penalised(made: QuadraticError, chosen: np.ndarray, ridge: float = RIDGE) -> float:
     """The error of the refitted set with its pull, written out by the normal equations of the set alone."""
-    everything = normal_equations(made.observations)
+    everything = normal_equations(made.sample)
     energies = everything.gram.diagonal()[:-1]
     pull = ridge * float(energies[energies > 0].mean())
     kept = torch.from_numpy(np.flatnonzero(chosen))
@@ -64,7 +65,7 @@ def penalised(made: Form, chosen: np.ndarray, ridge: float = RIDGE) -> float:
     penalty[-1] = 0
     solution = before + torch.linalg.solve(own.gram + penalty.diag(), own.moment - own.gram @ before)
     pulled = pull * float((solution - before)[:-1].square().sum())
-    return own.error(solution) + pulled / (made.observations.n_tokens * made.d_in)
+    return own.error(solution) + pulled / (made.sample.n_tokens * made.d_in)
 
 
 # Against every subset
@@ -154,7 +155,7 @@ def test_changes_and_the_best_of_them_are_those_of_doing_it(candidates, seed, re
 
 
 def check_moves(made, start, refit, generator):
-    state = Refitted(made, start, pull_of(RIDGE, made.observations)) if refit else AsTheyAre(made, start)
+    state = RefittedDecoder(made, start, pull_of(RIDGE, made.sample)) if refit else FixedDecoder(made, start)
 
     def error(mask):
         return penalised(made, mask) if refit else made.error(mask)
@@ -165,7 +166,7 @@ def check_moves(made, start, refit, generator):
             moved = state.chosen.copy()
             moved[other] ^= True
             assert changes[other] == pytest.approx(error(moved) - here, abs=1e-6)
-        same, price, able = np.ones(14), made.observations.firing_rate + 0.1, ~state.chosen
+        same, price, able = np.ones(14), made.sample.firing_rate + 0.1, ~state.chosen
         for prices in (same, price):  # by their true order, whatever is known of them at the time
             found, change = state.best(able, prices)
             if able.any():
@@ -180,7 +181,7 @@ def check_moves(made, start, refit, generator):
                 after[other] = error(moved) - worse
             found, change = state.best(able, same, int(latent))
             assert change == pytest.approx(min(after.values(), default=np.inf), abs=1e-6)
-            if state.hopeless(latent, changes):
+            if state.swap_cannot_help(latent, changes):
                 assert changes[latent] + min(after.values(), default=0.0) >= -1e-7
         state.move(latent)
 
@@ -188,7 +189,7 @@ def check_moves(made, start, refit, generator):
 def test_working_everything_out_anew_after_some_moves_changes_nothing(monkeypatch):
     made = pool(1, n=40, d=12, tokens=500)
     expected = [search(made, latents=20, refit=refit) for refit in (None, RIDGE)]
-    monkeypatch.setattr(subset_updates, "REFRESH", 1)
+    monkeypatch.setattr(refitted_updates, "REFRESH", 1)
     monkeypatch.setattr(subset_updates, "SUMS", 1)
     for refit, other in zip((None, RIDGE), expected, strict=True):
         found = search(made, latents=20, refit=refit)
@@ -198,7 +199,7 @@ def test_working_everything_out_anew_after_some_moves_changes_nothing(monkeypatc
 # Planted truth
 
 
-def planted(copies: int = 2, n: int = 24) -> tuple[Form, np.ndarray]:
+def planted(copies: int = 2, n: int = 24) -> tuple[QuadraticError, np.ndarray]:
     """A pool of the true latents, copies of them, latents that fire on something else, and latents that never fire."""
     x, directions = sparse_data(2000, n, 24, 3)
     codes = np.clip(((x - 0.7) @ directions.T).numpy(), 0, None)
@@ -208,7 +209,7 @@ def planted(copies: int = 2, n: int = 24) -> tuple[Form, np.ndarray]:
     astray = torch.nn.functional.normalize(torch.randn(30, 24, generator=torch.Generator().manual_seed(1)), dim=1)
     all_codes = np.hstack([*[codes] * copies, noise, np.zeros((2000, 5))])
     rows = torch.cat([*[directions] * copies, astray, directions[:5]])
-    return form(seen(all_codes, x.numpy()), rows), np.arange(copies * n + 35) % n
+    return QuadraticError.from_sample(seen(all_codes, x.numpy()), rows), np.arange(copies * n + 35) % n
 
 
 @pytest.mark.parametrize("refit", [None, RIDGE])
@@ -227,11 +228,11 @@ def test_a_smaller_budget_takes_the_latents_that_matter_most():
     generator = np.random.default_rng(0)
     rates, sizes = np.linspace(0.05, 0.5, 8), generator.uniform(1, 3, 8)
     codes = sizes * (generator.random((20_000, 8)) < rates)
-    made = form(seen(codes, codes @ np.eye(8)), torch.eye(8))
+    made = QuadraticError.from_sample(seen(codes, codes @ np.eye(8)), torch.eye(8))
     variance = codes.var(axis=0)
     assert set(np.flatnonzero(optimal(made, latents=3))) == set(np.argsort(-variance)[:3])
-    cheap = np.argsort(-variance / made.observations.firing_rate)
-    allowed = float(made.observations.firing_rate[cheap[:3]].sum())
+    cheap = np.argsort(-variance / made.sample.firing_rate)
+    allowed = float(made.sample.firing_rate[cheap[:3]].sum())
     assert set(cheap[:3]) == set(np.flatnonzero(optimal(made, l0=allowed)))
 
 
@@ -242,8 +243,8 @@ def test_a_smaller_budget_takes_the_latents_that_matter_most():
 def test_the_order_of_latents_does_not_matter(refit):
     made = pool(5, n=30, d=8)
     order = np.random.default_rng(0).permutation(30)
-    other = form(
-        Observations(made.observations.codes[:, order].tocsr(), made.observations.target, made.observations.scale),
+    other = QuadraticError.from_sample(
+        PoolSample(made.sample.codes[:, order].tocsr(), made.sample.target, made.sample.scale),
         made.directions[order],
     )
     for budget in ({"latents": 10}, {"l0": 2.0}):
@@ -270,9 +271,9 @@ def test_a_budget_of_nothing_chooses_nothing_and_one_beyond_the_pool_is_no_budge
 @pytest.mark.parametrize("refit", [None, RIDGE])
 def test_pools_of_the_dead_and_of_one_latent_are_searched(refit):
     target = np.random.default_rng(0).normal(size=(50, 4))
-    dead = form(seen(np.zeros((50, 3)), target), torch.eye(4)[:3])
+    dead = QuadraticError.from_sample(seen(np.zeros((50, 3)), target), torch.eye(4)[:3])
     assert not optimal(dead, refit=refit).any()
-    one = form(seen(np.ones((50, 1)) * (np.arange(50) % 2)[:, None], target), torch.zeros(1, 4))
+    one = QuadraticError.from_sample(seen(np.ones((50, 1)) * (np.arange(50) % 2)[:, None], target), torch.zeros(1, 4))
     assert optimal(one, refit=refit).shape == (1,)
 
 
@@ -308,7 +309,7 @@ def test_a_start_of_another_pool_is_refused():
 
 def test_a_fixed_bias_is_respected():
     made = pool(0)
-    fixed = form(made.observations, made.directions, torch.full((made.d_in,), 0.3))
+    fixed = QuadraticError.from_sample(made.sample, made.directions, torch.full((made.d_in,), 0.3))
     found = search(fixed, latents=4)
     assert found.error == pytest.approx(fixed.error(found.chosen), rel=1e-6)
     assert replace(found, settled=True).chosen.sum() <= 4
@@ -319,7 +320,7 @@ def test_a_search_from_the_best_of_several_starts_is_no_worse_than_what_each_of_
     for seed in range(5):
         made = pool(seed, n=16)
         starts = [np.arange(16) < 8, np.arange(16) >= 8]
-        equations = normal_equations(made.observations) if refit else None
+        equations = normal_equations(made.sample) if refit else None
         found = best_of_starts(made, starts, latents=5, l0=2.0, equations=equations, ridge=RIDGE)
         assert found.chosen.sum() <= 5 and made.l0(found.chosen) <= 2.0
         for start in (np.zeros(16, dtype=bool), *starts):

@@ -14,19 +14,17 @@ is nothing to compare with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from analyses.quality.curve_comparison import estimate, interpolated
+from analyses.quality.curve_comparison import Estimate, estimate, interpolated
 from analyses.quality.measured_points import Point
-from dictlab.evaluation.metrics import METRICS
 
 Array = NDArray[np.float64]
 ERRORS = ("mse", "ce_increase", "kl")
-COSTS = {"l0": "L0", "latents": "latents"}
 CLOSE = 0.02  # a cost this near to a trained one, as a share of it, is the same
 
 
@@ -53,8 +51,43 @@ def frontier_at(
     return np.where(usable & (place >= x[:, 0] + np.log1p(-CLOSE)), found, np.nan)
 
 
-def compared(made: Sequence[Point], trained: Sequence[Point], cost: str) -> pd.DataFrame:
-    """One row a made dictionary and error: ratio to the trained frontier at equal cost, with its interval.
+class FrontierPlace(NamedTuple):
+    """What the trained frontier is at a cost.
+
+    Attributes:
+        kind: A "trained" dictionary has that cost within CLOSE; it lies "between" two; the frontier goes on "level"
+            beyond the largest; or there is "none" below the smallest.
+        end: The cost at which it ends, where the place is beyond that.
+    """
+
+    kind: Literal["trained", "between", "level", "none"]
+    end: float = float("nan")
+
+
+class FrontierRatio(NamedTuple):
+    """One error of one made dictionary, held against the trained frontier at equal cost.
+
+    Attributes:
+        made: The dictionary.
+        metric: Key of the error in METRICS.
+        cost: Its own.
+        value: Its own error.
+        frontier: The frontier's there; NaN where there is none.
+        ratio: The one over the other, with its paired interval.
+        place: What the frontier is there.
+    """
+
+    made: Point
+    metric: str
+    cost: float
+    value: float
+    frontier: float
+    ratio: Estimate
+    place: FrontierPlace
+
+
+def frontier_ratios(made: Sequence[Point], trained: Sequence[Point], cost: str) -> list[FrontierRatio]:
+    """Each error of each made dictionary over that of the trained frontier at equal cost.
 
     Args:
         made: Dictionaries to compare.
@@ -62,19 +95,19 @@ def compared(made: Sequence[Point], trained: Sequence[Point], cost: str) -> pd.D
         cost: "l0" or "latents".
     """
     costs = np.stack([_cost(point, cost) for point in trained], axis=1)
-    rows = []
+    ratios = []
     for point in made:
         at = _cost(point, cost)
         for key in point.evaluation.among(ERRORS):
             errors = np.stack([p.series(key) for p in trained], axis=1)
             level = frontier_at(costs, errors, at)
-            own = point.series(key)
-            series = np.divide(own, level, out=np.full_like(own, np.nan), where=np.isfinite(level) & (level > 0))
-            found = estimate(series)
-            where = _where(float(at[0]), costs[0], cost)
-            rows.append((point.name, float(at[0]), METRICS[key].label, own[0], level[0], *found[:3], where))
-    names = ["dictionary", COSTS[cost], "error", "value", "frontier", "ratio", "low", "high", "frontier there"]
-    return pd.DataFrame(rows, columns=names)
+            error = point.series(key)
+            series = np.divide(error, level, out=np.full_like(error, np.nan), where=np.isfinite(level) & (level > 0))
+            place = _place(float(at[0]), costs[0])
+            ratios.append(
+                FrontierRatio(point, key, float(at[0]), float(error[0]), float(level[0]), estimate(series), place)
+            )
+    return ratios
 
 
 def _cost(point: Point, cost: str) -> Array:
@@ -83,13 +116,11 @@ def _cost(point: Point, cost: str) -> Array:
     return np.full_like(point.series("l0"), float(point.dictionary.n_emitting))
 
 
-def _where(at: float, costs: Array, cost: str) -> str:
-    """What the frontier is at a place, in words."""
-    label = COSTS[cost]
+def _place(at: float, costs: Array) -> FrontierPlace:
     low, high = float(costs.min()), float(costs.max())
     if at < low * (1 - CLOSE):
-        return f"none: the smallest {label} is {low:.4g}"
+        return FrontierPlace("none", low)
     if at > high * (1 + CLOSE):
-        return f"level beyond {label} {high:.4g}"
+        return FrontierPlace("level", high)
     near = float(costs[np.abs(costs - at).argmin()])
-    return "trained" if abs(near - at) <= CLOSE * at else "between"
+    return FrontierPlace("trained" if abs(near - at) <= CLOSE * at else "between")

@@ -7,15 +7,16 @@ import torch
 from torch.nn.functional import normalize
 
 from analyses.common.max_activating import AFTER, BEFORE
-from analyses.composition.insertion import insertion_effects, latent_table, nearest_alive
-from analyses.composition.latent_cards import (
+from analyses.composition.insertion.insertion_effects import insertion_effects
+from analyses.composition.insertion.latent_cards import (
     CONTEXTS,
     NEAREST,
-    Scenery,
+    CardContext,
     portrait_cards,
     portrait_table,
     portraits,
 )
+from analyses.composition.insertion.single_insertions import SingleInsertions, nearest_alive
 from dictlab import Metadata, ReLU
 from dictlab.dictionary.activation_functions import AbsTopK
 from tests.planted import SITE, random_dictionary, tiny_model
@@ -24,22 +25,23 @@ LATENTS = [4, 0, 11]
 
 
 @pytest.fixture(scope="module")
-def scenery():
-    return Scenery(tiny_model(), torch.randint(1, 97, (9, 20), generator=torch.Generator().manual_seed(0)), 0)
+def context():
+    return CardContext(tiny_model(), torch.randint(1, 97, (9, 20), generator=torch.Generator().manual_seed(0)), 0)
 
 
-def drawn(scenery, activation, site=SITE, **changes):
+def drawn(context, activation, site=SITE, **changes):
     small = random_dictionary(10, 16, seed=1, name="small", metadata=Metadata(site=site))
     large = random_dictionary(14, 16, seed=2, name="large", activation=activation, metadata=Metadata(site=site))
     large = replace(large, **changes)
-    x = scenery.model.capture(scenery.sequences, site)[site]
-    effects = insertion_effects(small, large, [x])
-    return small, large, effects, portraits(small, large, LATENTS, effects, scenery), x
+    x = context.model.capture(context.sequences, site)[site]
+    pair = SingleInsertions(small, large, insertion_effects(small, large, [x]), nearest_alive(large, small), 0.7)
+    return pair, portraits(pair, LATENTS, context), x
 
 
 @pytest.mark.parametrize("activation", [ReLU(), AbsTopK(3)])
-def test_contexts_are_where_the_latent_is_most_active_and_shaded_by_it(scenery, activation):
-    _, large, _, found, x = drawn(scenery, activation)
+def test_contexts_are_where_the_latent_is_most_active_and_shaded_by_it(context, activation):
+    pair, found, x = drawn(context, activation)
+    large = pair.large
     codes = large.encode(x).dense().abs().view(9, 20, 14)
     for one in found:
         own = codes[:, :, one.latent]
@@ -51,12 +53,13 @@ def test_contexts_are_where_the_latent_is_most_active_and_shaded_by_it(scenery, 
             weights = torch.tensor([piece.weight for piece in passage.pieces])
             torch.testing.assert_close(weights, own[sequence, window] / own.max(), atol=1e-3, rtol=0)
             assert passage.peak == at - window.start
-            expected = scenery.model.tokenizer.decode(scenery.sequences[sequence, window])
+            expected = context.model.tokenizer.decode(context.sequences[sequence, window])
             assert "".join(piece.text for piece in passage.pieces) == expected.replace("\n", "↵")
 
 
-def test_neighbours_are_the_nearest_alive_latents_of_small(scenery):
-    small, large, _, found, _ = drawn(scenery, ReLU())
+def test_neighbours_are_the_nearest_alive_latents_of_small(context):
+    pair, found, _ = drawn(context, ReLU())
+    small, large = pair.small, pair.large
     cosine = normalize(large.W_dec, dim=1) @ normalize(small.W_dec, dim=1).T
     for one in found:
         best = cosine[one.latent].topk(NEAREST)
@@ -65,39 +68,36 @@ def test_neighbours_are_the_nearest_alive_latents_of_small(scenery):
         assert one.parent_contexts, "what the nearest one is stands beside it"
 
 
-def test_a_latent_that_points_at_a_token_promotes_it(scenery):
+def test_a_latent_that_points_at_a_token_promotes_it(context):
     """Also through the blocks that are left out: the direct effect is what is listed."""
     tokens = [40, 12, 77]
     W_dec = torch.randn(14, 16, generator=torch.Generator().manual_seed(3))
-    W_dec[LATENTS] = scenery.model.model.lm_head.weight[tokens].detach()
-    _, _, _, found, _ = drawn(scenery, ReLU(), W_dec=W_dec)
+    W_dec[LATENTS] = context.model.model.lm_head.weight[tokens].detach()
+    _, found, _ = drawn(context, ReLU(), W_dec=W_dec)
     for one, token in zip(found, tokens, strict=True):
-        assert one.promoted[0][0] == scenery.model.tokenizer.decode([token])
+        assert one.promoted[0][0] == context.model.tokenizer.decode([token])
         assert [v for _, v in one.promoted] == sorted((v for _, v in one.promoted), reverse=True)
         assert one.promoted[0][1] > 0 > one.suppressed[0][1]
 
 
-def test_no_tokens_are_listed_where_directions_are_not_of_the_stream(scenery):
-    small, large, effects, found, _ = drawn(scenery, ReLU(), site="blocks.1.attn.hook_z")
+def test_no_tokens_are_listed_where_directions_are_not_of_the_stream(context):
+    pair, found, _ = drawn(context, ReLU(), site="blocks.1.attn.hook_z")
     assert all(one.promoted is None and one.suppressed is None for one in found)
-    frame = latent_table(effects, nearest_alive(large, small), 0.7)
-    cards = portrait_cards(frame, found, effects, small, large, None)
+    cards = portrait_cards(pair, found)
     assert "No tokens are listed" in cards.caption and "promotes" not in cards.cards[0].fields
-    assert portrait_table(frame, found)["promoted"].isna().all()
+    assert portrait_table(pair, found)["promoted"].isna().all()
 
 
-def test_a_silent_latent_has_a_card_without_contexts(scenery):
-    small, large, effects, found, _ = drawn(scenery, ReLU(), b_enc=torch.full((14,), -1e6))
+def test_a_silent_latent_has_a_card_without_contexts(context):
+    pair, found, _ = drawn(context, ReLU(), b_enc=torch.full((14,), -1e6))
     assert all(one.contexts == () for one in found)
-    frame = latent_table(effects, nearest_alive(large, small), 0.7)
-    cards = portrait_cards(frame, found, effects, small, large, None)
+    cards = portrait_cards(pair, found)
     assert cards.cards[0].fields["class"].startswith("dead")
 
 
-def test_the_table_says_what_the_cards_say(scenery):
-    small, large, effects, found, _ = drawn(scenery, ReLU())
-    frame = latent_table(effects, nearest_alive(large, small), 0.7)
-    table, cards = portrait_table(frame, found), portrait_cards(frame, found, effects, small, large, None)
+def test_the_table_says_what_the_cards_say(context):
+    pair, found, _ = drawn(context, ReLU())
+    table, cards = portrait_table(pair, found), portrait_cards(pair, found)
     assert table["latent"].tolist() == LATENTS
     for (_, row), card, one in zip(table.iterrows(), cards.cards, found, strict=True):
         assert card.title == f"Latent {row['latent']} of large"

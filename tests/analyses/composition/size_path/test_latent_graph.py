@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from analyses.composition import latent_graph as module
-from analyses.composition.latent_graph import (
+from analyses.composition.latent_graph_report import percolation_plot
+from analyses.composition.size_path import latent_graph as module
+from analyses.composition.size_path.latent_graph import (
     Components,
-    component_table,
     components,
+    count_components,
     graph,
     percolates,
     percolation,
-    percolation_plot,
 )
 
 BASE = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0))).Q  # orthogonal directions
@@ -30,8 +30,7 @@ def of(small: torch.Tensor, large: torch.Tensor, threshold: float = 0.7, **optio
 
 
 def counts(found: Components) -> dict[str, int]:
-    table = component_table(found).set_index("kind")["components"]
-    return {kind: int(n) for kind, n in table.items() if n}
+    return {count.kind: count.components for count in count_components(found) if count.components}
 
 
 def flooded(cosine: np.ndarray, threshold: float) -> set[frozenset]:
@@ -123,9 +122,9 @@ def test_a_low_threshold_percolates_and_a_high_one_does_not():
     small, large = chain[::2], chain[1::2]
     made = graph(small, large, 0.9, everything(small), everything(large))
     assert percolates(components(made)) and components(made).largest == 60
-    table = percolation(made, thresholds=(0.5, 0.9999)).set_index("threshold")
-    assert table["share of latents"].tolist() == [1.0, 1.0, pytest.approx(1 / 60)]
-    assert table.loc[0.9999, ["novel", "orphan"]].tolist() == [30, 30]
+    points = percolation(made, thresholds=(0.5, 0.9999))
+    assert [point.share for point in points] == [1.0, 1.0, pytest.approx(1 / 60)]
+    assert points[-1].threshold == 0.9999 and points[-1].counts["novel"] == points[-1].counts["orphan"] == 30
     assert not percolates(of(BASE, BASE))
-    figure = percolation_plot({"a → b": table.reset_index()}, 0.9).figure
+    figure = percolation_plot({"a → b": points}, 0.9).figure
     assert len(figure.axes) == 2

@@ -14,22 +14,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from analyses.common.patching import FORWARD_TOKENS, PARTS, Scene, scenes
-from analyses.composition.insertion import in_units
+from analyses.composition.insertion.insertion_effects import in_units
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.statistics import Array, BySequence, Formula
 
 CHANGES = {"MSE": ("squared error", "coordinates"), "CE": ("CE", "predicted"), "KL": ("KL", "tokens")}
+
+
+class Changes(NamedTuple):
+    """What each of some latents changes, `[latents]`, with paired 95 % bootstrap intervals over sequences."""
+
+    value: Array
+    low: Array
+    high: Array
 
 
 @torch.no_grad()
@@ -76,46 +84,15 @@ def change(what: str) -> Formula:
     return lambda s: s[sums] / s[number]
 
 
-def behaviour_table(latents: pd.DataFrame, chosen: Sequence[int], found: BySequence) -> pd.DataFrame:
-    """One row a latent looked at: its change in MSE where it was chosen, and its changes here with intervals."""
-    rows = latents.set_index("latent").loc[list(chosen)]
-    frame = pd.DataFrame({"latent": list(chosen), "class": rows["class"].to_numpy()})
-    frame["change in MSE"] = rows["change in MSE"].to_numpy()
-    for what in CHANGES:
-        name = "held-out change in MSE" if what == "MSE" else f"change in {what}"
-        low, high = found.interval(change(what))
-        frame = frame.assign(**{name: found.value(change(what)), f"{name} low": low, f"{name} high": high})
-    return frame.assign(**{"sequences active": (found.sums["firings"] > 0).sum(axis=0)})
-
-
-def behaviour_caption(found: BySequence, small: str) -> str:
-    """What the columns of `behaviour_table` are."""
-    own = {}
-    for what in ("CE", "KL"):
-        low, high = found.interval(_of_small(what))
-        own[what] = f"{float(found.value(_of_small(what))[0]):.3g} [{float(low[0]):.3g}, {float(high[0]):.3g}]"
-    return (
-        f"Each inserted alone into {small}, on {found.n_sequences} held-out sequences "
-        f"({int(found.sums['tokens'].sum())} tokens): paired changes with 95 % bootstrap intervals over sequences, CE "
-        f"and KL in nats a token. {small} itself: CE increase {own['CE']}, KL {own['KL']}. The first change in MSE is "
-        "that of the training sample, by which latents were chosen."
-    )
-
-
-def behaviour_sentence(table: pd.DataFrame) -> str:
-    """How many of the latents make the model better or worse, beyond doubt."""
-    parts = []
-    for what in ("CE", "KL"):
-        better, worse = (
-            int((table[f"change in {what} {end}"] * sign > 0).sum()) for end, sign in (("high", -1), ("low", 1))
-        )
-        parts.append(f"{what} falls for {better} and rises for {worse}")
-    return f"Of {len(table)} latents run in the model, {' and '.join(parts)} beyond their intervals."
-
-
-def _of_small(what: str) -> Formula:
+def of_small(what: str) -> Formula:
+    """SMALL's own "CE" or "KL" beyond the clean run, mean a token."""
     number = CHANGES[what][1]
     return lambda s: s[f"{what} of SMALL"] / s[number]
+
+
+def changes(found: BySequence, what: str) -> Changes:
+    """The change of each latent in one of CHANGES, with its interval."""
+    return Changes(found.value(change(what)), *found.interval(change(what)))
 
 
 def _activations(large: Dictionary, latents: Sequence[int], x: Tensor) -> Float[Tensor, "batch context latents"]:

@@ -8,12 +8,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyses.composition.latent_graph import components, graph
-from analyses.composition.path_error import Walk, walk
-from analyses.composition.path_steps import PHASES, Kinship, cosines, effects, greedy, route, shuffled
-from analyses.pool.dictionary_pool import joinable, part_of, pooled
-from analyses.pool.pool_sample import Observations, observe
-from analyses.pool.quadratic_error import form
+from analyses.composition.size_path.latent_graph import components, graph
+from analyses.composition.size_path.path_error import PathTrace, trace_schedule
+from analyses.composition.size_path.path_steps import (
+    PHASES,
+    LatentMatching,
+    cosine_scores,
+    effect_scores,
+    greedy_scores,
+    random_scores,
+    schedule_steps,
+)
+from analyses.pool.dictionary_pool import part_of, pooled, with_common_normalisation
+from analyses.pool.pool_sample import PoolSample, encode_sample
+from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.ridge_refit import refit_bias
 from dictlab import Dictionary, ReLU, TopK
 from dictlab.dictionary.normalisation import LayerNorm, Normalisation, Scale
@@ -33,30 +41,32 @@ def family(normalisation: Normalisation | None = None) -> list[Dictionary]:
     return made
 
 
-def kinships(chain: list[Dictionary], threshold: float = THRESHOLD, dead: tuple[int, ...] = ()) -> list[Kinship]:
+def match_latents(
+    chain: list[Dictionary], threshold: float = THRESHOLD, dead: tuple[int, ...] = ()
+) -> list[LatentMatching]:
     alive = [~torch.isin(torch.arange(d.n_latents), torch.tensor(dead)) for d in chain]
     first = np.cumsum([0, *(d.n_latents for d in chain)])
     made = []
     for i in range(len(chain) - 1):
         own = graph(chain[i].W_dec, chain[i + 1].W_dec, threshold, alive[i], alive[i + 1])
-        made.append(Kinship(own, components(own), int(first[i]), int(first[i + 1])))
+        made.append(LatentMatching(own, components(own), int(first[i]), int(first[i + 1])))
     return made
 
 
-def walked(chain: list[Dictionary], order: str = "cosine", **options) -> tuple[Dictionary, Observations, Walk]:
+def walked(chain: list[Dictionary], order: str = "cosine", **options) -> tuple[Dictionary, PoolSample, PathTrace]:
     whole = pooled(chain)
-    seen, kin = observe(whole, X.split(60)), kinships(chain, **options)
-    made = form(seen, whole.W_dec)
+    seen, matching = encode_sample(whole, X.split(60)), match_latents(chain, **options)
+    made = QuadraticError.from_sample(seen, whole.W_dec)
     scores = {
-        "cosine": [cosines(k) for k in kin],
-        "effect": [effects(k, made) for k in kin],
-        "greedy": [greedy(k, made) for k in kin],
-        "random": [shuffled(k, 3) for k in kin],
+        "cosine": [cosine_scores(k) for k in matching],
+        "effect": [effect_scores(k, made) for k in matching],
+        "greedy": [greedy_scores(k, made) for k in matching],
+        "random": [random_scores(k, 3) for k in matching],
     }[order]
-    way = route(kin, whole.n_latents, scores, mixed=order == "greedy")
-    biases = np.stack([d.b_out.double().numpy() for d in joinable(chain)])
+    way = schedule_steps(matching, whole.n_latents, scores, mixed=order == "greedy")
+    biases = np.stack([d.b_out.double().numpy() for d in with_common_normalisation(chain)])
     marks = np.arange(0, way.steps + 1, 3)
-    return whole, seen, walk(seen, whole.W_dec, way, biases, context=CONTEXT, marks=marks)
+    return whole, seen, trace_schedule(seen, whole.W_dec, way, biases, context=CONTEXT, marks=marks)
 
 
 def squared(part: Dictionary) -> np.ndarray:
@@ -69,8 +79,8 @@ def test_error_and_l0_at_every_point_equal_those_of_the_dictionary_there(normali
     """To 1e-5 of the error: codes and targets are float32, sums float64."""
     whole, _, found = walked(family(normalisation))
     mse, l0, by_sequence = found.mse(bias), found.l0(), found.sequences(bias)
-    for point in range(found.route.steps + 1):
-        chosen = torch.from_numpy(found.route.chosen(point))
+    for point in range(found.schedule.steps + 1):
+        chosen = torch.from_numpy(found.schedule.chosen(point))
         part = part_of(whole, chosen, b_out=torch.from_numpy(found.bias(point, bias)).float())
         if bias == "best":
             part = refit_bias(part_of(whole, chosen), X.split(60))
@@ -88,45 +98,47 @@ def test_the_path_begins_at_the_smallest_and_reaches_each_larger_dictionary_exac
     chain = family()
     whole, _, found = walked(chain, order)
     assert squared(chain[0]).mean() == pytest.approx(found.mse(bias)[0], rel=1e-5)
-    ends = [int((found.route.stage <= stage).sum()) for stage in range(2)]
+    ends = [int((found.schedule.stage <= stage).sum()) for stage in range(2)]
     for end, dictionary in zip(ends, chain[1:], strict=True):
         part = part_of(
             whole,
-            torch.from_numpy(found.route.chosen(end)),
+            torch.from_numpy(found.schedule.chosen(end)),
             b_out=torch.from_numpy(found.bias(end, bias)).float(),
         )
         torch.testing.assert_close(part.reconstruct(X), dictionary.reconstruct(X), atol=1e-4, rtol=1e-4)
         assert found.mse(bias)[end] == pytest.approx(squared(dictionary).mean(), rel=1e-5)
-        assert found.route.latents()[end] == dictionary.n_latents
+        assert found.schedule.n_latents()[end] == dictionary.n_latents
 
 
 @given(st.integers(0, 10**6), st.sampled_from([-1.1, 0.3, 0.6, 0.8, 1.1]))
 def test_every_latent_comes_and_goes_once_and_phases_follow_each_other(seed, threshold):
     chain = [random_dictionary(n, 6, seed=seed + n) for n in (7, 12, 5)]
-    kin = kinships(chain, threshold, dead=(2, 4))
-    way = route(kin, 24, [shuffled(k, seed) for k in kin])
+    matching = match_latents(chain, threshold, dead=(2, 4))
+    way = schedule_steps(matching, 24, [random_scores(k, seed) for k in matching])
     assert way.chosen(0).tolist() == [True] * 7 + [False] * 17
     assert way.chosen(way.steps).tolist() == [False] * 19 + [True] * 5
     assert (way.enters < way.leaves).all()
     for point in range(1, way.steps + 1):
         assert (way.chosen(point) != way.chosen(point - 1)).any()
-        assert way.latents()[point] == way.chosen(point).sum()
+        assert way.n_latents()[point] == way.chosen(point).sum()
     numbers = [PHASES.index(str(phase)) for phase in way.phase]
     for stage in range(2):
         own = [n for n, s in zip(numbers, way.stage, strict=True) if s == stage]
         assert own == sorted(own) and own.count(3) == 1
-    assert way.ends()[0] == 0 and way.ends()[-1] == way.steps
+    assert way.phase_ends()[0] == 0 and way.phase_ends()[-1] == way.steps
 
 
 def test_orders_are_those_that_they_are_called_by():
     chain = family()
     whole, seen, _ = walked(chain)
-    made, (kin, *_) = form(seen, whole.W_dec), kinships(chain)
+    made, (matching, *_) = QuadraticError.from_sample(seen, whole.W_dec), match_latents(chain)
     cosine = (chain[0].directions @ chain[1].directions.T).numpy()
-    by_cosine, by_effect = cosines(kin), effects(kin, made)
+    by_cosine, by_effect = cosine_scores(matching), effect_scores(matching, made)
     base = made.error(np.arange(whole.n_latents) < 9)
-    for unit, kind in enumerate(kin.components.kind):
-        small, large = (np.flatnonzero(of == unit) for of in (kin.components.of_small, kin.components.of_large))
+    for unit, kind in enumerate(matching.components.kind):
+        small, large = (
+            np.flatnonzero(of == unit) for of in (matching.components.of_small, matching.components.of_large)
+        )
         edges = cosine[np.ix_(small, large)]
         expected = {"novel": cosine[:, large].max(initial=-1), "orphan": cosine[small].max(initial=-1)}
         least = edges[edges >= THRESHOLD].min(initial=np.inf)
@@ -135,13 +147,13 @@ def test_orders_are_those_that_they_are_called_by():
         chosen[small], chosen[9 + large] = False, True
         assert by_effect[unit] == pytest.approx(made.error(chosen) - base, abs=1e-5)
     for order, score in (("cosine", by_cosine), ("effect", by_effect)):
-        way = walked(chain, order)[2].route
+        way = walked(chain, order)[2].schedule
         for unit in range(len(score) - 1):
-            one, other = (np.flatnonzero(kin.components.of_large == u) for u in (unit, unit + 1))
-            alike = kin.components.kind[unit] == kin.components.kind[unit + 1]
+            one, other = (np.flatnonzero(matching.components.of_large == u) for u in (unit, unit + 1))
+            alike = matching.components.kind[unit] == matching.components.kind[unit + 1]
             if len(one) and len(other) and alike and abs(score[unit] - score[unit + 1]) > 1e-6:
                 assert (way.enters[9 + one[0]] < way.enters[9 + other[0]]) == (score[unit] < score[unit + 1])
-    assert not np.array_equal(shuffled(kin, 0), shuffled(kin, 1))
+    assert not np.array_equal(random_scores(matching, 0), random_scores(matching, 1))
 
 
 def test_swapping_a_copy_for_its_original_changes_nothing():
@@ -149,7 +161,7 @@ def test_swapping_a_copy_for_its_original_changes_nothing():
     _, _, found = walked([one, replace(one, name="other")])
     np.testing.assert_allclose(found.mse(), found.mse()[0], rtol=1e-5)
     np.testing.assert_allclose(found.l0(), found.l0()[0])
-    assert set(found.route.phase) == {"swap"}
+    assert set(found.schedule.phase) == {"swap"}
 
 
 def test_a_path_to_missing_latents_only_drops_and_one_to_more_only_inserts():
@@ -157,23 +169,23 @@ def test_a_path_to_missing_latents_only_drops_and_one_to_more_only_inserts():
     less = replace(one, W_enc=one.W_enc[:, :8], b_enc=one.b_enc[:8], W_dec=one.W_dec[:8], name="less")
     _, _, down = walked([one, less], threshold=0.999)
     _, _, up = walked([less, one], threshold=0.999)
-    assert (down.route.phase == "drop").sum() == 4 and set(down.route.phase) == {"swap", "drop"}
-    assert (up.route.phase == "insert").sum() == 4 and set(up.route.phase) == {"swap", "insert"}
+    assert (down.schedule.phase == "drop").sum() == 4 and set(down.schedule.phase) == {"swap", "drop"}
+    assert (up.schedule.phase == "insert").sum() == 4 and set(up.schedule.phase) == {"swap", "insert"}
     assert up.mse()[-1] == pytest.approx(down.mse()[0], rel=1e-5)
 
 
 def test_no_other_step_would_have_left_a_smaller_error_than_the_greedy_one():
     chain = family()[:2]
     whole, seen, found = walked(chain, "greedy")
-    made, (kin,) = form(seen, whole.W_dec), kinships(chain)
+    made, (matching,) = QuadraticError.from_sample(seen, whole.W_dec), match_latents(chain)
     units = [
-        np.concatenate([kin.components.of_small, kin.components.of_large]) == unit
-        for unit in range(len(kin.components.kind))
+        np.concatenate([matching.components.of_small, matching.components.of_large]) == unit
+        for unit in range(len(matching.components.kind))
     ]
     mse = found.mse()
-    for point in range(found.route.steps):
-        chosen = found.route.chosen(point)
+    for point in range(found.schedule.steps):
+        chosen = found.schedule.chosen(point)
         left = [own for own in units if (chosen[own] == (np.flatnonzero(own) < 9)).all()]
-        assert len(left) == found.route.steps - point
+        assert len(left) == found.schedule.steps - point
         least = min(made.error(chosen ^ own) for own in left)
         assert mse[point + 1] == pytest.approx(least, rel=1e-5)

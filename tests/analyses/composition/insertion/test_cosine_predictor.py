@@ -1,28 +1,31 @@
 """Curves of the cosine rule, against scikit-learn and against a search through every threshold."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score, roc_curve
 
-from analyses.composition.cosine_predictor import (
-    BOTH,
-    Labelled,
+from analyses.composition.insertion.cosine_curves import (
+    LabelledCosines,
     areas,
     areas_of,
     best,
     counts,
-    groups,
-    interval,
-    kinds_of,
-    prediction_table,
     resampled,
-    threshold_table,
     thresholds,
 )
+from analyses.composition.insertion.cosine_predictor import (
+    GIVEN,
+    WEIGHTINGS,
+    groups,
+    kinds_of,
+    prediction_areas,
+    threshold_rules,
+)
+from analyses.composition.insertion.single_insertions import LatentEffects
 from dictlab.dictionary.activation_functions import ReLU, TopK, Union
+from dictlab.statistics import interval
 
 
 def random_latents(n=40, seed=0, ties=False):
@@ -31,24 +34,14 @@ def random_latents(n=40, seed=0, ties=False):
     novel = generator.random(n) < 0.8 - 0.6 * cosine
     cosine = cosine.round(1) if ties else cosine
     novel[:2] = True, False
-    return Labelled(cosine, novel, generator.exponential(size=n))
+    return LabelledCosines(cosine, novel, generator.exponential(size=n))
 
 
-def table_of(given, dead=0):
-    """The columns of a latent table that predictions are made of."""
+def effects_of(given):
+    """Alive latents that predictions are made of."""
     n = len(given.cosine)
     change = np.where(given.novel, -given.weight, given.weight)
-    frame = pd.DataFrame(
-        {
-            "latent": np.arange(n),
-            "class": np.where(given.novel, "novel", "reconstruction"),
-            "change in MSE": change,
-            "standard error": 0.4,
-            "max cosine": given.cosine,
-        }
-    )
-    frame.loc[: dead - 1, "class"] = "dead"
-    return frame
+    return LatentEffects(np.arange(n), change, np.full(n, 0.4), np.ones(n), given.cosine, given.novel, given.novel)
 
 
 @given(st.integers(0, 10_000), st.booleans())
@@ -75,7 +68,7 @@ def test_areas_of_the_sample_are_those_of_each_drawn_once():
 
 def test_perfect_and_hopeless_cosines_have_areas_one_and_zero():
     novel = np.arange(10) < 4
-    perfect = Labelled(np.linspace(0, 1, 10), novel, np.ones(10))
+    perfect = LabelledCosines(np.linspace(0, 1, 10), novel, np.ones(10))
     assert areas(perfect) == pytest.approx((1, 1, 1))
     assert areas(perfect._replace(cosine=1 - perfect.cosine))[0] == 0
     assert areas(perfect._replace(cosine=np.full(10, 0.5))) == pytest.approx((0.5, 0.4, 0.6))
@@ -108,24 +101,22 @@ def test_the_best_thresholds_are_those_of_a_search_through_all(ties):
 
 def test_the_threshold_of_two_clean_groups_lies_in_the_gap_in_every_resample():
     cosine = np.concatenate([np.linspace(0.1, 0.3, 20), np.linspace(0.6, 0.9, 20)])
-    given = Labelled(cosine, cosine < 0.5, np.ones(40))
-    frame = threshold_table({"all": table_of(given)}, 0.7, 0)
-    row = frame[(frame["rule"] == "best J") & (frame["weighting"] == "plain")].iloc[0]
-    assert row["threshold"] == pytest.approx(0.45) and row["low"] <= 0.45 <= row["high"]
-    assert row["low"] > 0.3 and row["high"] < 0.7 and row["accuracy"] == row["J"] == 1
+    given = LabelledCosines(cosine, cosine < 0.5, np.ones(40))
+    rules = threshold_rules({"all": effects_of(given)}, 0.7, 0)
+    rule = next(rule for rule in rules if rule.rule == "best J" and rule.weighting == "plain")
+    assert rule.threshold == pytest.approx(0.45) and rule.low <= 0.45 <= rule.high
+    assert rule.low > 0.3 and rule.high < 0.7 and rule.rates["accuracy"] == rule.rates["J"] == 1
 
 
 def test_confusions_at_the_given_threshold_are_those_of_scikit_learn():
     given = random_latents(seed=5)
-    frame = threshold_table({"all": table_of(given)}, 0.7, 0)
-    assert set(frame["weighting"]) == set(BOTH)
-    names = [f"{a}, called {b}" for a in ("reconstruction", "novel") for b in ("reconstruction", "novel")]
-    expected = confusion_matrix(given.novel, given.cosine < 0.7).ravel()
-    for _, row in frame[frame["rule"] == "given"].iterrows():
-        assert row[names].tolist() == expected.tolist() and row["threshold"] == 0.7
-    weighted = frame[(frame["rule"] == "given") & (frame["weighting"] == "by effect")].iloc[0]
-    hit = given.weight[(given.cosine < 0.7) & given.novel].sum() / given.weight[given.novel].sum()
-    assert weighted["sensitivity"] == pytest.approx(hit)
+    rules = [rule for rule in threshold_rules({"all": effects_of(given)}, 0.7, 0) if rule.rule == GIVEN]
+    assert [rule.weighting for rule in rules] == list(WEIGHTINGS)
+    below = given.cosine < 0.7
+    (kept, called), (missed, found) = confusion_matrix(given.novel, below)
+    assert all(rule.confusion == (found, missed, called, kept) and rule.threshold == 0.7 for rule in rules)
+    hit = given.weight[below & given.novel].sum() / given.weight[given.novel].sum()
+    assert rules[1].rates["sensitivity"] == pytest.approx(hit)
 
 
 def test_intervals_cover_the_area_of_a_planted_distribution():
@@ -134,7 +125,7 @@ def test_intervals_cover_the_area_of_a_planted_distribution():
     for seed in range(40):
         generator = np.random.default_rng(seed)
         novel = generator.random(80) < 0.4
-        given = Labelled(generator.normal(size=80) - novel, novel, np.ones(80))
+        given = LabelledCosines(generator.normal(size=80) - novel, novel, np.ones(80))
         low, high = interval(np.concatenate([areas_of(c).roc for c in resampled(given, seed)]))
         hits += low <= 0.7602 <= high
     assert hits >= 34
@@ -149,23 +140,23 @@ def test_equal_seeds_draw_equal_latents_for_both_weightings():
 
 def test_a_single_class_has_no_areas_and_no_thresholds():
     given = random_latents()._replace(novel=np.zeros(40, dtype=bool))
-    table = prediction_table({"all": table_of(given)}, 0)
-    assert table[[c for c in table if "AUC" in c]].isna().all(axis=None)
-    assert threshold_table({"all": table_of(given)}, 0.7, 0).empty
-    nobody = prediction_table({"all": table_of(given).head(0)}, 0)
-    assert nobody["n"].tolist() == [0, 0] and nobody["share novel"].isna().all()
+    for one in prediction_areas({"all": effects_of(given)}, 0):
+        assert np.isnan([*one.roc, *one.novel, *one.reconstruction]).all()
+    assert threshold_rules({"all": effects_of(given)}, 0.7, 0) == []
+    nobody = prediction_areas({"all": effects_of(given).at(np.zeros(40, dtype=bool))}, 0)
+    assert [one.n for one in nobody] == [0, 0] and all(np.isnan(one.share_novel) for one in nobody)
 
 
-def test_groups_leave_out_the_dead_and_the_doubtful():
-    frame = table_of(random_latents(), dead=3)
-    found = groups(frame, ["topk"] * 40)
-    assert list(found) == ["all", "certain (> 2 s.e.)"] and len(found["all"]) == 37
-    assert (found["certain (> 2 s.e.)"]["change in MSE"].abs() > 0.8).all()
+def test_groups_leave_out_the_doubtful():
+    alive = effects_of(random_latents())
+    parts = groups(alive, ["topk"] * 40)
+    assert list(parts) == ["all", "certain (> 2 s.e.)"] and len(parts["all"].latent) == 40
+    certain = parts["certain (> 2 s.e.)"]
+    assert (np.abs(certain.change) > 0.8).all() and len(certain.latent) == (np.abs(alive.change) > 0.8).sum()
 
 
 def test_latents_of_several_activation_functions_are_groups_of_their_own():
     union = Union(((3, TopK(1)), (2, Union(((1, ReLU()), (1, TopK(1))), emits=np.ones(2)))), emits=np.ones(5))
     kinds = kinds_of(union, 5)
     assert kinds == ["topk"] * 3 + ["relu", "topk"]
-    frame = table_of(random_latents(n=5))
-    assert groups(frame, kinds)["relu latents"]["latent"].tolist() == [3]
+    assert groups(effects_of(random_latents(n=5)), kinds)["relu latents"].latent.tolist() == [3]

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,8 +18,11 @@ from torch import Tensor
 from analyses.common.max_activating import AFTER, BEFORE, peaks
 from analyses.common.neighbours import Neighbours
 from analyses.common.token_texts import token_text, token_texts
-from analyses.composition.direct_logits import extremes, leaving, logit_effects, writes_to_stream
-from analyses.composition.insertion import Effects, nearest_alive
+from analyses.composition.insertion.direct_logits import extremes, leaving, logit_effects, writes_to_stream
+from analyses.composition.insertion.insertion_effects import InsertionEffects
+from analyses.composition.insertion.insertion_in_model import Changes
+from analyses.composition.insertion.insertion_tables import classes
+from analyses.composition.insertion.single_insertions import SingleInsertions, nearest_alive
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
@@ -30,8 +33,8 @@ NEAREST = 3
 TOKENS = 8  # promoted, and suppressed
 
 
-class Scenery(NamedTuple):
-    """What latents are looked at with, and where."""
+class CardContext(NamedTuple):
+    """The model that latents are shown in, the token ids to find them active in, and the seed of what is drawn."""
 
     model: LanguageModel
     sequences: Int[Tensor, "sequences context"]
@@ -58,25 +61,22 @@ class Portrait(NamedTuple):
     suppressed: tuple[tuple[str, float], ...] | None
 
 
-def portraits(
-    small: Dictionary, large: Dictionary, latents: Sequence[int], effects: Effects, scenery: Scenery
-) -> list[Portrait]:
+def portraits(pair: SingleInsertions, latents: Sequence[int], context: CardContext) -> list[Portrait]:
     """Portraits of some latents of LARGE.
 
     Args:
-        small: The dictionary that they are new to; on the model's device, and reading its activations.
-        large: The dictionary that they are of, likewise.
+        pair: What was inserted; both dictionaries on the model's device, and reading its activations.
         latents: Which.
-        effects: Of inserting each latent, for the strength at which directions are added.
-        scenery: The model, and the tokens to find them active in.
+        context: The model, and the tokens to find them active in.
     """
+    small, large = pair.small, pair.large
     found = nearest_alive(large, small, NEAREST)
     near = Neighbours(found.cosine[list(latents)].cpu(), found.rows[list(latents)].cpu())
     parents = near.rows[:, 0].tolist()
-    of_small, of_large = peaks([small, large], scenery.model, scenery.sequences, top=CONTEXTS)
-    shown = passages(large, latents, of_large.sequence, of_large.position, of_large.activation, scenery)
-    beside = passages(small, parents, of_small.sequence, of_small.position, of_small.activation, scenery)
-    written = _written(large, latents, effects, scenery)
+    of_small, of_large = peaks([small, large], context.model, context.sequences, top=CONTEXTS)
+    shown = passages(large, latents, of_large.sequence, of_large.position, of_large.activation, context)
+    beside = passages(small, parents, of_small.sequence, of_small.position, of_small.activation, context)
+    written = _written(large, latents, pair.effects, context)
     return [
         Portrait(
             latent,
@@ -96,7 +96,7 @@ def passages(
     sequence: Int[Tensor, "n_latents top"],
     position: Int[Tensor, "n_latents top"],
     activation: Float[Tensor, "n_latents top"],
-    scenery: Scenery,
+    context: CardContext,
 ) -> dict[int, tuple[Passage, ...]]:
     """Text around the peaks of some latents, best first; pieces are weighted by activation beside the strongest."""
     made: dict[int, tuple[Passage, ...]] = {}
@@ -105,55 +105,65 @@ def passages(
         if not there:
             made[latent] = ()
             continue
-        tokens = scenery.sequences[sequence[latent, there]]
+        tokens = context.sequences[sequence[latent, there]]
         site = site_of(dictionary)
-        codes = dictionary.encode(scenery.model.capture(tokens, site)[site])
+        codes = dictionary.encode(context.model.capture(tokens, site)[site])
         strength = torch.zeros(codes.n_tokens, device=codes.values.device)
         own = codes.indices == latent
         strength[codes.rows[own]] = codes.values[own].abs().float()
         weights = (strength / activation[latent, 0].to(strength)).clamp(max=1).view(tokens.shape).cpu()
         made[latent] = tuple(
-            _passage(scenery.model.tokenizer, tokens[i], weights[i], int(position[latent, k]))
+            _passage(context.model.tokenizer, tokens[i], weights[i], int(position[latent, k]))
             for i, k in enumerate(there)
         )
     return made
 
 
-def portrait_table(latents: pd.DataFrame, found: Sequence[Portrait]) -> pd.DataFrame:
+def portrait_table(pair: SingleInsertions, found: Sequence[Portrait]) -> pd.DataFrame:
     """One row a portrait: what is measured of the latent, and what its card says."""
-    rows = latents.set_index("latent").loc[[one.latent for one in found]].reset_index()
-    return rows[["latent", "class", "change in MSE", "standard error", "firing rate"]].assign(
-        promoted=[_listed(one.promoted) for one in found],
-        suppressed=[_listed(one.suppressed) for one in found],
-        nearest=[_near(one) for one in found],
-        **{
+    latents = [one.latent for one in found]
+    effects = pair.effects
+    return pd.DataFrame(
+        {
+            "latent": latents,
+            "class": classes(pair)[latents],
+            "change in MSE": effects.change[latents].numpy(),
+            "standard error": effects.error[latents].numpy(),
+            "firing rate": effects.firing_rate[latents].numpy(),
+            "promoted": [_listed(one.promoted) for one in found],
+            "suppressed": [_listed(one.suppressed) for one in found],
+            "nearest": [_near(one) for one in found],
+        }
+        | {
             f"context {k + 1}": [str(one.contexts[k]) if k < len(one.contexts) else None for one in found]
             for k in range(CONTEXTS)
-        },
-        **{"context of the nearest": [str(one.parent_contexts[0]) if one.parent_contexts else None for one in found]},
+        }
+        | {"context of the nearest": [str(one.parent_contexts[0]) if one.parent_contexts else None for one in found]}
     )
 
 
 def portrait_cards(
-    latents: pd.DataFrame,
-    found: Sequence[Portrait],
-    effects: Effects,
-    small: Dictionary,
-    large: Dictionary,
-    behaviour: pd.DataFrame | None,
+    pair: SingleInsertions, found: Sequence[Portrait], behaviour: Mapping[int, Mapping[str, Changes]] | None = None
 ) -> Cards:
-    """The portraits as cards."""
-    rows = latents.set_index("latent")
+    """The portraits as cards.
+
+    Args:
+        pair: What was inserted.
+        found: Of `portraits`.
+        behaviour: For each latent that was run in the model, its changes in CE and KL.
+    """
+    small, large, effects = pair.small, pair.large, pair.effects
+    by_effect, by_cosine = classes(pair), classes(pair, by_cosine=True)
     cards = []
     for one in found:
-        row = rows.loc[one.latent]
+        i = one.latent
+        change, error = float(effects.change[i]), float(effects.error[i])
         fields = {
-            "class": f"{row['class']}; by cosine {row['class by cosine']}",
-            "change in MSE": f"{row['change in MSE']:+.4g} ± {row['standard error']:.2g} "
-            f"({effects.of_mse(row['change in MSE']):+.2%} of SMALL's)",
-            "best scale": f"{row['best scale']:.2f}",
-            "active on": f"{row['firing rate']:.2%} of tokens, at {effects.strength[one.latent]:.3g} on average",
-            **_behaviour_fields(one.latent, behaviour),
+            "class": f"{by_effect[i]}; by cosine {by_cosine[i]}",
+            "change in MSE": f"{change:+.4g} ± {error:.2g} ({effects.of_mse(change):+.2%} of SMALL's)",
+            "best scale": f"{float(effects.scale[i]):.2f}",
+            "active on": f"{float(effects.firing_rate[i]):.2%} of tokens, at {effects.strength[i]:.3g} on average",
+            **_behaviour_fields((behaviour or {}).get(i, {})),
             "nearest in SMALL": _near(one),
         }
         if one.promoted is not None:
@@ -164,10 +174,10 @@ def portrait_cards(
             f"Latent {parent} of {small.name} is most active at": one.parent_contexts,
         }
         cards.append(Card(f"Latent {one.latent} of {large.name}", fields, {k: v for k, v in headings.items() if v}))
-    return Cards(tuple(cards), cards_caption(effects, small, large, all(one.promoted is not None for one in found)))
+    return Cards(tuple(cards), _caption(pair, all(one.promoted is not None for one in found)))
 
 
-def cards_caption(effects: Effects, small: Dictionary, large: Dictionary, with_tokens: bool) -> str:
+def _caption(pair: SingleInsertions, with_tokens: bool) -> str:
     """How cards are to be read."""
     tokens = (
         "Promoted and suppressed tokens: logits, less their mean over the vocabulary, with the direction at its mean "
@@ -176,29 +186,28 @@ def cards_caption(effects: Effects, small: Dictionary, large: Dictionary, with_t
         else "No tokens are listed: directions at this site are not directions of the residual stream."
     )
     return (
-        f"Latents of {large.name} inserted alone into {small.name} (SMALL); contexts out of {effects.sequences} "
-        f"sequences ({effects.tokens} tokens), shaded by activation. ± is a standard error over sequences. {tokens}"
+        f"Latents of {pair.large.name} inserted alone into {pair.small.name} (SMALL); contexts out of "
+        f"{pair.effects.sequences} sequences ({pair.effects.tokens} tokens), shaded by activation. ± is a standard "
+        f"error over sequences. {tokens}"
     )
 
 
-def _behaviour_fields(latent: int, behaviour: pd.DataFrame | None) -> dict[str, str]:
-    if behaviour is None or latent not in set(behaviour["latent"]):
-        return {}
-    row = behaviour.set_index("latent").loc[latent]
+def _behaviour_fields(changes: Mapping[str, Changes]) -> dict[str, str]:
     return {
-        f"change in {what}": f"{row[f'change in {what}']:+.2g} "
-        f"[{row[f'change in {what} low']:+.2g}, {row[f'change in {what} high']:+.2g}] nats/token"
-        for what in ("CE", "KL")
+        f"change in {what}": f"{change.value:+.2g} [{change.low:+.2g}, {change.high:+.2g}] nats/token"
+        for what, change in changes.items()
     }
 
 
-def _written(large: Dictionary, latents: Sequence[int], effects: Effects, scenery: Scenery) -> list[tuple[Any, Any]]:
+def _written(
+    large: Dictionary, latents: Sequence[int], effects: InsertionEffects, context: CardContext
+) -> list[tuple[Any, Any]]:
     """Tokens promoted and suppressed by each latent, or nothing where the site is not in the residual stream."""
-    model, chosen = scenery.model, list(latents)
+    model, chosen = context.model, list(latents)
     if not writes_to_stream(model, site_of(large)):
         return [(None, None)] * len(chosen)
     strength = effects.strength[chosen].nan_to_num(0.0).float()
-    streams = leaving(model, scenery.sequences, seed=scenery.seed)
+    streams = leaving(model, context.sequences, seed=context.seed)
     known = min(model.vocabulary, len(model.tokenizer))
     found = []
     for effect in logit_effects(model, large.W_dec[chosen], strength, streams):

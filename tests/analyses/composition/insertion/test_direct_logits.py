@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from analyses.composition.direct_logits import extremes, leaving, logit_effects, writes_to_stream
+from analyses.composition.insertion.direct_logits import extremes, leaving, logit_effects, writes_to_stream
 from tests.planted import tiny_model
 
 

@@ -20,10 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
@@ -32,9 +31,6 @@ from scipy.sparse import csgraph
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
-
-from analyses.common import plotting
-from dictlab.reports.report import Plot
 
 KINDS = ("same", "split", "merge", "tangled", "novel", "orphan")
 THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(16))  # of the percolation curve
@@ -168,73 +164,58 @@ def components(graph: Graph, threshold: float | None = None) -> Components:
     return Components(of_small, of_large, n_small, n_large, _kinds(n_small, n_large))
 
 
-def component_table(found: Components) -> pd.DataFrame:
-    """How many components of each kind there are, and how many latents of each dictionary are in them."""
-    rows = []
+class ComponentCount(NamedTuple):
+    """How many components of one kind there are, and how many latents of each dictionary they and the largest hold."""
+
+    kind: str
+    components: int
+    of_small: int
+    of_large: int
+    largest: int
+
+
+class PercolationPoint(NamedTuple):
+    """The components at one threshold.
+
+    Attributes:
+        threshold: Cosine from which two latents are joined.
+        largest: Latents in the largest component.
+        share: The same as a share of all alive latents.
+        counts: Components of each of KINDS.
+    """
+
+    threshold: float
+    largest: int
+    share: float
+    counts: dict[str, int]
+
+
+def count_components(found: Components) -> list[ComponentCount]:
+    """Components of each of KINDS."""
+    counts = []
     for kind in KINDS:
-        own = found.kind == kind
-        sizes = (found.n_small + found.n_large)[own]
-        rows.append((kind, int(own.sum()), *(int(n[own].sum()) for n in (found.n_small, found.n_large)), _most(sizes)))
-    return pd.DataFrame(
-        rows, columns=["kind", "components", "latents of SMALL", "latents of LARGE", "largest (latents)"]
-    )
+        mask = found.kind == kind
+        n_small, n_large = found.n_small[mask], found.n_large[mask]
+        largest = int((n_small + n_large).max(initial=0))
+        counts.append(ComponentCount(kind, int(mask.sum()), int(n_small.sum()), int(n_large.sum()), largest))
+    return counts
 
 
-def percolation(graph: Graph, thresholds: Sequence[float] = THRESHOLDS) -> pd.DataFrame:
-    """The largest component and the number of components of each kind at each threshold."""
+def percolation(graph: Graph, thresholds: Sequence[float] = THRESHOLDS) -> list[PercolationPoint]:
+    """The largest component and the number of components of each kind at each threshold, the graph's own among them."""
     alive = int(graph.alive_small.sum() + graph.alive_large.sum())
-    rows = []
+    points = []
     for threshold in sorted({*thresholds, graph.threshold}):
         found = components(graph, threshold)
-        kinds = {kind: int((found.kind == kind).sum()) for kind in KINDS}
-        rows.append(
-            {"threshold": threshold, "largest": found.largest, "share of latents": found.largest / max(1, alive)}
-            | kinds
-        )
-    return pd.DataFrame(rows)
+        counts = {kind: int((found.kind == kind).sum()) for kind in KINDS}
+        points.append(PercolationPoint(threshold, found.largest, found.largest / max(1, alive), counts))
+    return points
 
 
 def percolates(found: Components) -> bool:
     """Whether one component holds so many latents that swapping it is no step but a jump."""
     alive = int(found.n_small.sum() + found.n_large.sum())
     return found.largest > max(2, PERCOLATES * alive)
-
-
-@plotting.applied
-def percolation_plot(curves: dict[str, pd.DataFrame], threshold: float) -> Plot:
-    """The size of the largest component, and the kinds of components, over thresholds.
-
-    Args:
-        curves: Of `percolation`, by the pair that it is of.
-        threshold: That was used.
-    """
-    figure, (left, right) = plotting.axes(2, width=5.4, height=3.8)
-    for number, (name, curve) in enumerate(curves.items()):
-        line: dict[str, Any] = {"color": plotting.colour(number), "marker": plotting.marker(number), "ms": 4}
-        left.plot(curve["threshold"], curve["share of latents"], label=plotting.short([name], 36)[0], **line)
-    first = next(iter(curves.values()))
-    for number, kind in enumerate(KINDS):
-        drawn: dict[str, Any] = {
-            "color": plotting.colour(number),
-            "ls": plotting.line(number),
-            "marker": plotting.marker(number),
-            "ms": 4,
-        }
-        right.plot(first["threshold"], first[kind], label=kind, **drawn)
-    left.axhline(PERCOLATES, color="#666666", ls=":", lw=1, label=f"one giant component, {PERCOLATES:g}")
-    for ax in (left, right):
-        ax.axvline(threshold, color="#666666", ls="--", lw=1)
-        ax.set_xlabel("cosine from which two latents are joined")
-        ax.legend(loc="best")
-    left.set(ylabel="share of alive latents in the largest component", ylim=(0, 1.02))
-    left.set_title("At which cosine does everything hang together?")
-    right.set(ylabel="components", yscale="symlog", ylim=(0, None))
-    right.set_title("What kinds of components are there?")
-    return Plot(
-        figure,
-        f"Components of the graph of decoder cosines over thresholds; right: {next(iter(curves))}. Dashed: "
-        f"{threshold:g}, as used.",
-    )
 
 
 def _blocks(alive: Bool[Tensor, " n"], block: int) -> list[NDArray[np.int64]]:
@@ -260,7 +241,3 @@ def _kinds(n_small: NDArray[np.int64], n_large: NDArray[np.int64]) -> NDArray[np
     several = (n_small > 1) & (n_large > 1)
     cases = [n_small == 0, n_large == 0, several, n_large > 1, n_small > 1]
     return np.select(cases, ["novel", "orphan", "tangled", "split", "merge"], "same")
-
-
-def _most(sizes: NDArray[np.int64]) -> int:
-    return int(sizes.max(initial=0))

@@ -1,0 +1,95 @@
+"""The path through a chain of dictionaries: which latents are matched, the order of its steps, and its points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.composition.size_path.latent_graph import components, graph
+from analyses.composition.size_path.path_error import Bias, PathTrace, trace_schedule
+from analyses.composition.size_path.path_steps import (
+    LatentMatching,
+    Order,
+    StepSchedule,
+    cosine_scores,
+    effect_scores,
+    greedy_scores,
+    random_scores,
+    schedule_steps,
+)
+from analyses.pool.dictionary_chain import DictionaryChain
+from analyses.pool.quadratic_error import QuadraticError
+from dictlab.errors import DictlabError
+
+
+def match_latents(chain: DictionaryChain, threshold: float) -> list[LatentMatching]:
+    """The latents of each dictionary matched with those of the next one, from a decoder cosine on."""
+    matchings = []
+    for number, (small, large) in enumerate(zip(chain.dictionaries, chain.dictionaries[1:], strict=False)):
+        edges = graph(small.W_dec, large.W_dec, threshold, chain.alive(number), chain.alive(number + 1))
+        first_small, first_large = chain.first_latents[number : number + 2]
+        matchings.append(
+            LatentMatching(edges, components(edges), first_small, first_large, small=small.name, large=large.name)
+        )
+    return matchings
+
+
+def order_steps(chain: DictionaryChain, matchings: Sequence[LatentMatching], order: Order, seed: int) -> StepSchedule:
+    """The steps through a chain in an order."""
+    if order in ("effect", "greedy"):
+        quadratic = QuadraticError.from_sample(chain.sample, chain.pool.W_dec)
+        score = effect_scores if order == "effect" else greedy_scores
+        scores = [score(matching, quadratic) for matching in matchings]
+    elif order == "cosine":
+        scores = [cosine_scores(matching) for matching in matchings]
+    else:
+        scores = [random_scores(matching, seed) for matching in matchings]
+    return schedule_steps(matchings, chain.pool.n_latents, scores, mixed=order == "greedy")
+
+
+def trace_path(chain: DictionaryChain, steps: StepSchedule, marks: NDArray[np.int64] | None = None) -> PathTrace:
+    """Error and L0 at every point of a path; sequence by sequence at its marks, by default the ends of phases."""
+    return trace_schedule(chain.sample, chain.pool.W_dec, steps, chain.biases, context=chain.context, marks=marks)
+
+
+def point_with(trace: PathTrace, latents: int) -> int:
+    """The first point of a path that has so many latents or more.
+
+    Raises:
+        DictlabError: The path never has as many, or it starts with more.
+    """
+    counts = trace.schedule.n_latents()
+    if latents < counts[0]:
+        raise DictlabError(f"--at {latents}: the path begins with the {counts[0]} latents of the smallest dictionary.")
+    if latents > counts.max():
+        raise DictlabError(f"--at {latents}: the path never has more than {counts.max()} latents.")
+    return int(np.argmax(counts >= latents))
+
+
+def point_until(trace: PathTrace, until: str, bias: Bias = "best") -> int:
+    """The first point of a path at which a quantity has reached a value, from the side that it starts on.
+
+    Args:
+        trace: The path.
+        until: `mse=VALUE` or `l0=VALUE`.
+        bias: With which the error is measured.
+
+    Raises:
+        DictlabError: It is something else, or the value is never reached.
+    """
+    name, _, text = until.partition("=")
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if name not in ("mse", "l0") or not np.isfinite(value):
+        raise DictlabError(f"--until {until}: expected mse=VALUE or l0=VALUE, such as mse=4.2.")
+    curve = trace.mse(bias) if name == "mse" else trace.l0()
+    reached = curve <= value if curve[0] >= value else curve >= value
+    if not reached.any():
+        raise DictlabError(
+            f"--until {until}: never reached; along the path {name} is {curve.min():.4g} to {curve.max():.4g}."
+        )
+    return int(np.argmax(reached))
