@@ -1,0 +1,127 @@
+"""Renaming every column of every table, and every cell of text, changes no number: frames are made last.
+
+While an analysis runs, every frame that its modules make comes out with other titles and other words in its cells. What
+reads a frame back by a title then fails, and what compares a cell with a word finds nothing; what works on the results of
+the mathematics notices nothing. Another analysis is one more entry of ANALYSES.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analyses import frankenstein, novelty, path, stitching
+from dictlab import Metadata, ReLU, TopK
+from dictlab.reports.report import Report
+from tests.planted import SITE, random_dictionary, tiny_model
+
+PACKAGES = ("analyses.",)  # whose frames are renamed
+MARK = "renamed "
+
+
+def dictionaries():
+    about = Metadata(site=SITE, objective="local")
+    kinds = ((12, TopK(4)), (20, TopK(4)), (12, ReLU()))
+    made = [random_dictionary(n, 16, seed=i, name=f"d{i}", activation=k) for i, (n, k) in enumerate(kinds)]
+    return [replace(d, metadata=replace(about, seed=i)) for i, d in enumerate(made)]
+
+
+def _novelty(given):
+    small, large, control = dictionaries()
+    return novelty(small, large, control=control, cards=3, behaviour=3, choose="random", contexts=4, **given)
+
+
+def _stitching(given):
+    small, *larger = dictionaries()
+    return stitching(small, larger, contexts=4, select="cosine", **given)
+
+
+def _search(given):
+    small, large, _ = dictionaries()
+    return stitching(small, large, contexts=4, select="optimal", latents=12, **given)
+
+
+def _path(given):
+    small, large, _ = dictionaries()
+    return path(small, large, threshold=0.4, random_orders=1, contexts=4, **given)
+
+
+def _frankenstein(given):
+    first, second, other = dictionaries()
+    return frankenstein([first, second], beside=[other], contexts=4, compact="codes", refit="bias", **given)
+
+
+ANALYSES = {
+    "novelty": _novelty,
+    "stitching": _stitching,
+    "stitching by search": _search,
+    "path": _path,
+    "frankenstein": _frankenstein,
+}
+
+
+def rename_frames(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on every frame made in PACKAGES has other titles and other words; returns who made one."""
+    original, makers = pd.DataFrame.__init__, []
+
+    def make(self: pd.DataFrame, *args: object, **kwargs: object) -> None:
+        original(self, *args, **kwargs)
+        maker = str(sys._getframe(1).f_globals.get("__name__", ""))
+        if not maker.startswith(PACKAGES):
+            return
+        makers.append(maker)
+        for i in range(self.shape[1]):
+            if not pd.api.types.is_numeric_dtype(self.dtypes.iloc[i]):
+                self.isetitem(i, [MARK + cell if isinstance(cell, str) else cell for cell in self.iloc[:, i]])
+        self.columns = pd.Index([f"{MARK}{name}" for name in self.columns])
+
+    monkeypatch.setattr(pd.DataFrame, "__init__", make)
+    return makers
+
+
+def numbers(report: Report) -> dict[str, np.ndarray]:
+    """All numbers of a report's tables and of the lines and points of its figures, by where they stand."""
+    found = {f"table {name}": table.frame.select_dtypes("number").to_numpy() for name, table in report.tables.items()}
+    for name, plot in report.plots.items():
+        for i, ax in enumerate(plot.figure.axes):
+            drawn = [np.asarray(line.get_xydata(), dtype=float) for line in ax.lines]
+            drawn += [
+                np.ma.filled(np.ma.asarray(points.get_offsets(), dtype=float), np.nan) for points in ax.collections
+            ]
+            found[f"plot {name}, panel {i}"] = np.concatenate([np.zeros((0, 2)), *drawn])
+    return found
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_renaming_every_column_and_cell_changes_no_number(name: str, text, monkeypatch):
+    analysis: Callable[[dict], Report] = ANALYSES[name]
+    given = {"model": tiny_model(), "text": text, "tokens": 1024}
+    plain = analysis(given)
+    makers = rename_frames(monkeypatch)
+    renamed = analysis(given)
+    monkeypatch.undo()
+    assert makers, "the analysis made no frame: nothing was tested"
+    assert any(str(c).startswith(MARK) for table in renamed.tables.values() for c in table.frame.columns)
+    assert (renamed.summary, renamed.warnings, renamed.title) == (plain.summary, plain.warnings, plain.title)
+    before, after = numbers(plain), numbers(renamed)
+    assert before.keys() == after.keys() and sum(map(np.size, before.values())) > 100
+    for where, expected in before.items():
+        np.testing.assert_array_equal(after[where], expected, err_msg=where)
+    for made, other in zip(plain.dictionaries.values(), renamed.dictionaries.values(), strict=True):
+        assert all(a.equal(b) for (_, a), (_, b) in zip(made._weights(), other._weights(), strict=True))
+
+
+def test_an_analysis_that_reads_its_table_back_is_found(text, monkeypatch):
+    """By a title: the column is not there. By a word in a cell: there are none such."""
+    source = "import pandas as pd\ndef by_title():\n    return pd.DataFrame({'a': [1.0]})['a'].sum()\n"
+    source += "def by_word():\n    return (pd.DataFrame({'a': ['novel']}).iloc[:, 0] == 'novel').sum()\n"
+    namespace = {"__name__": "analyses.relapse"}
+    exec(source, namespace)
+    assert (namespace["by_title"](), namespace["by_word"]()) == (1.0, 1)
+    rename_frames(monkeypatch)
+    with pytest.raises(KeyError):
+        namespace["by_title"]()
+    assert namespace["by_word"]() == 0
