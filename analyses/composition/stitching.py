@@ -47,6 +47,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.reconstruction import evaluate_activations
+from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.reports.report import Report
 
 Select = Literal["effect", "cosine", "optimal"]

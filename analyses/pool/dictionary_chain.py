@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.common.inputs import DictionaryLike, check_same_place, open_dictionaries
+from analyses.common.inputs import DictionaryLike, check_same_place, one_or_several, open_dictionaries
 from analyses.pool.dictionary_pool import part_of, pool_of_folded, with_common_normalisation
 from analyses.pool.pool_sample import PoolSample, encode_sample
 from dictlab.dictionary import Dictionary
@@ -69,7 +69,7 @@ def open_chain(small: DictionaryLike, larger: Sequence[DictionaryLike]) -> list[
     Raises:
         DictlabError: There is but one, one is given twice, or they are not of one place.
     """
-    given = [small, *([larger] if isinstance(larger, DictionaryLike) else larger)]
+    given = [small, *one_or_several(larger)]
     if len(given) < 2:
         raise DictlabError("one dictionary was given; SMALL and at least one LARGE are needed.")
     paths = [one if isinstance(one, Dictionary) else str(one) for one in given]

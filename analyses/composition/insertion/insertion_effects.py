@@ -170,7 +170,7 @@ class _EffectSums:
         self.overlap += overlap.sum(dim=0)
         self.squares += ((energy * self.norm - 2 * overlap) / (context * d_in)).square().sum(dim=0)
         self.emitted += by_sequence(f).sum(dim=0)
-        self.firings += codes.firings().cpu()
+        self.firings += codes.active_counts().cpu()
         square = explained.square().sum()
         self.lengths += torch.stack([(residual.double() * explained).sum() + square, square]).cpu()
         self.squared_error += float(residual.double().square().sum())
