@@ -1,8 +1,11 @@
-"""What a language model has answered, kept in one file: an interrupted run goes on, and a second one asks nothing.
+"""Requests to a language model, what they cost, and its answers, kept in one file.
 
-An answer is found by a hash of all that was sent for it: the endpoint's address, the model, the messages, the
-parameters. No key is part of that, so none gets into the file. Each answer is a transaction of SQLite: after a crash it
-is there or not, never half.
+An interrupted run goes on from that file, and a second one asks nothing. An answer is found by a hash of all that was
+sent for it: the endpoint's address, the model, the messages, the parameters. No key is part of that, so none gets into
+the file. Each answer is a transaction of SQLite: after a crash it is there or not, never half.
+
+Which tokenizer an endpoint has is not known. Tokens are estimated from bytes, rather too many, and answers are taken to
+be as long as they may be.
 """
 
 from __future__ import annotations
@@ -12,15 +15,33 @@ import json
 import sqlite3
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dictlab.errors import DictlabError
 
+BYTES_A_TOKEN = 3  # of UTF-8; English has 4 and more, code and other scripts about 3
+MESSAGE_TOKENS = 4  # that a chat template puts around each message
+MILLION = 10**6
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS answers "
     "(hash TEXT PRIMARY KEY, request TEXT, text TEXT, tokens_in INTEGER, tokens_out INTEGER, counted INTEGER)"
 )
+
+
+class Request(NamedTuple):
+    """What is sent.
+
+    Attributes:
+        model: Who is asked.
+        messages: The conversation so far, as OpenAI's chat completions have it: `role` and `content` of each message.
+        max_tokens: Tokens of the answer, at most.
+    """
+
+    model: str
+    messages: tuple[Mapping[str, str], ...]
+    max_tokens: int
 
 
 class Answer(NamedTuple):
@@ -28,9 +49,9 @@ class Answer(NamedTuple):
 
     Attributes:
         text: The answer.
-        tokens_in: Of the request.
-        tokens_out: Of the answer.
-        counted: Whether the endpoint counted these tokens; else they are reckoned from bytes.
+        tokens_in: Tokens of the request.
+        tokens_out: Tokens of the answer.
+        counted: Whether the endpoint counted these tokens; else they are estimated from bytes.
     """
 
     text: str
@@ -39,7 +60,37 @@ class Answer(NamedTuple):
     counted: bool
 
 
-class Answers:
+@dataclass(frozen=True)
+class Cost:
+    """Requests and their tokens, expected or sent."""
+
+    requests: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """The sum of both."""
+        return Cost(
+            self.requests + other.requests, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out
+        )
+
+    def money(self, price: tuple[float, float] | None) -> float | None:
+        """At a price for a million tokens in, and out."""
+        return None if price is None else (self.tokens_in * price[0] + self.tokens_out * price[1]) / MILLION
+
+
+def estimated_tokens(text: str) -> int:
+    """Tokens of a text, from its bytes; rather too many."""
+    return -(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN)
+
+
+def cost_of(request: Request) -> Cost:
+    """One request with the longest answer that is asked for."""
+    tokens_in = sum(estimated_tokens(message["content"]) + MESSAGE_TOKENS for message in request.messages)
+    return Cost(1, tokens_in, request.max_tokens)
+
+
+class AnswerCache:
     """A file of answers, which several threads may use.
 
     Args:
@@ -85,7 +136,7 @@ class Answers:
             ) from error
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             self._file.close()
 

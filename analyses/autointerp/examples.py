@@ -50,48 +50,57 @@ class Trial(NamedTuple):
 
     Attributes:
         window: Which.
-        marks: Tokens that are marked; none in detection.
+        marks: Positions of the tokens that are marked; none in detection.
         truth: Whether the latent is active there, or active at the marks.
+        answer: The judgement, 1 or 0; None where there is none, or it could not be read.
     """
 
     window: Window
     marks: tuple[int, ...]
     truth: bool
+    answer: int | None = None
 
 
 class Grid(NamedTuple):
-    """Sequences of tokens cut into windows. Tokens that lead a sequence are in none, nor is what is left at its end."""
+    """Sequences of tokens cut into windows of one length; what is left at the end of a sequence is in none.
+
+    Attributes:
+        sequences: Token ids.
+        tokenizer: Of the language model.
+        width: Tokens of a window.
+        n_leading: Tokens that lead each sequence, which are in no window.
+    """
 
     sequences: Int[Tensor, "sequences context"]
     tokenizer: Any
     width: int
-    first: int
+    n_leading: int
 
     @property
-    def each(self) -> int:
+    def n_columns(self) -> int:
         """Windows of a sequence."""
-        return (self.sequences.shape[1] - self.first) // self.width
+        return (self.sequences.shape[1] - self.n_leading) // self.width
 
     def strengths(self, latent: LatentFirings) -> Float[ndarray, " windows"]:
-        """Strength of each window; 0 for a silent one."""
+        """The largest |activation| in each window; 0 for a silent one."""
         row, position = np.divmod(latent.token, self.sequences.shape[1])
-        column = (position - self.first) // self.width
-        inside = (position >= self.first) & (column < self.each)
-        found = np.zeros(len(self.sequences) * self.each)
-        np.maximum.at(found, (row * self.each + column)[inside], np.abs(latent.activation)[inside])
-        return found
+        column = (position - self.n_leading) // self.width
+        inside = (position >= self.n_leading) & (column < self.n_columns)
+        largest = np.zeros(len(self.sequences) * self.n_columns)
+        np.maximum.at(largest, (row * self.n_columns + column)[inside], np.abs(latent.activation[inside]))
+        return largest
 
     def start(self, number: int) -> tuple[int, int]:
         """Sequence and position at which a window begins."""
-        row, column = divmod(number, self.each)
-        return row, self.first + column * self.width
+        row, column = divmod(number, self.n_columns)
+        return row, self.n_leading + column * self.width
 
     def strength(self, row: int, start: int, latent: LatentFirings) -> Float[ndarray, " window"]:
         """|activation| at each token of a window anywhere in a sequence."""
-        begin, found = row * self.sequences.shape[1] + start, np.zeros(self.width)
+        begin, strength = row * self.sequences.shape[1] + start, np.zeros(self.width)
         low, high = np.searchsorted(latent.token, [begin, begin + self.width])
-        found[latent.token[low:high] - begin] = np.abs(latent.activation)[low:high]
-        return found
+        strength[latent.token[low:high] - begin] = np.abs(latent.activation[low:high])
+        return strength
 
     def window(self, row: int, start: int, latent: LatentFirings) -> Window:
         """A window anywhere in a sequence, with its text."""
@@ -99,21 +108,21 @@ class Grid(NamedTuple):
         return Window(tuple(text.translate(SIGNS) for text in texts), self.strength(row, start, latent))
 
 
-def shown(grid: Grid, latent: LatentFirings, count: int) -> list[Window]:
+def top_windows(grid: Grid, latent: LatentFirings, count: int) -> list[Window]:
     """Windows around the largest activations, each out of another sequence, the strongest first."""
-    length, made, used = grid.sequences.shape[1], list[Window](), set[int]()
+    length, windows, used = grid.sequences.shape[1], list[Window](), set[int]()
     for i in np.argsort(-np.abs(latent.activation), kind="stable").tolist():
         row, position = divmod(int(latent.token[i]), length)
-        if len(made) == count:
+        if len(windows) == count:
             break
-        if row not in used and position >= grid.first:
-            start = min(max(grid.first, position - round(PEAK_AT * grid.width)), length - grid.width)
-            made.append(grid.window(row, start, latent))
+        if row not in used and position >= grid.n_leading:
+            start = min(max(grid.n_leading, position - round(PEAK_AT * grid.width)), length - grid.width)
+            windows.append(grid.window(row, start, latent))
             used.add(row)
-    return made
+    return windows
 
 
-def detection(grid: Grid, latent: LatentFirings, half: int, generator: Generator) -> list[Trial]:
+def detection_trials(grid: Grid, latent: LatentFirings, half: int, generator: Generator) -> list[Trial]:
     """`half` active windows and `half` silent ones in random order; none at all where there are too few of either."""
     strength = grid.strengths(latent)
     silent = np.flatnonzero(strength == 0)
@@ -123,15 +132,14 @@ def detection(grid: Grid, latent: LatentFirings, half: int, generator: Generator
     silent = silent[torch.randperm(len(silent), generator=generator)[:half].numpy()]
     trials = [Trial(grid.window(*grid.start(i), latent), (), True) for i in active]
     trials += [Trial(grid.window(*grid.start(i), latent), (), False) for i in silent.tolist()]
-    return shuffled(trials, generator)
+    return _shuffled(trials, generator)
 
 
-def fuzzing(grid: Grid, latent: LatentFirings, half: int, generator: Generator) -> list[Trial]:
+def fuzzing_trials(grid: Grid, latent: LatentFirings, half: int, generator: Generator) -> list[Trial]:
     """Up to `half` windows with right marks and as many other ones with wrong marks, in random order."""
     strength = grid.strengths(latent)
-    movable = {
-        i: found for i in np.flatnonzero(strength).tolist() if (found := moved(grid.strength(*grid.start(i), latent)))
-    }
+    ways = {i: shifted_marks(grid.strength(*grid.start(i), latent)) for i in np.flatnonzero(strength).tolist()}
+    movable = {i: own for i, own in ways.items() if own}
     able = np.array(sorted(movable), dtype=np.int64)
     half = min(half, len(able) // 2)
     right = stratified(able, strength, half, generator)
@@ -143,10 +151,10 @@ def fuzzing(grid: Grid, latent: LatentFirings, half: int, generator: Generator) 
     for i in wrong:
         pick = int(torch.randint(len(movable[i]), (1,), generator=generator))
         trials.append(Trial(grid.window(*grid.start(i), latent), movable[i][pick], False))
-    return shuffled(trials, generator)
+    return _shuffled(trials, generator)
 
 
-def moved(strength: Float[ndarray, " window"]) -> list[tuple[int, ...]]:
+def shifted_marks(strength: Float[ndarray, " window"]) -> list[tuple[int, ...]]:
     """The active tokens of a window moved on in a circle, in every way that leaves none of them on an active token.
 
     A way in which a run of them is cut in two at the end of the window, or two runs become one, is left out.
@@ -160,8 +168,8 @@ def moved(strength: Float[ndarray, " window"]) -> list[tuple[int, ...]]:
 def _runs(marks: Bool[ndarray, "*ways window"]) -> Int[ndarray, "*ways"]:
     """Runs of marked tokens."""
     begins = marks[..., 1:] & ~marks[..., :-1]
-    found: ndarray = begins.sum(axis=-1) + marks[..., 0]
-    return found
+    runs: ndarray = begins.sum(axis=-1) + marks[..., 0]
+    return runs
 
 
 def stratified(
@@ -176,6 +184,6 @@ def stratified(
     ]
 
 
-def shuffled(trials: list[Trial], generator: Generator) -> list[Trial]:
-    """In random order."""
+def _shuffled(trials: list[Trial], generator: Generator) -> list[Trial]:
+    """The trials in random order."""
     return [trials[i] for i in torch.randperm(len(trials), generator=generator).tolist()]

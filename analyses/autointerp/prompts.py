@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from itertools import groupby
 
 import numpy as np
 
-from analyses.autointerp.conversation import BYTES_A_TOKEN
+from analyses.autointerp.answer_cache import BYTES_A_TOKEN
 from analyses.autointerp.examples import Trial, Window
 from analyses.autointerp.questions import Question
 
@@ -39,8 +40,8 @@ TASKS = {
     ),
 }
 KINDS = tuple(TASKS)
-LIST = re.compile(r"\[\s*[01](?:\s*,\s*[01])*\s*,?\s*\]")
-THOUGHT = "</think>"
+LIST = re.compile(r"\[\s*[01](?:\s*,\s*[01])*\s*(?:,\s*)?\]")
+END_OF_THOUGHT = "</think>"
 
 
 def explanation_question(windows: Sequence[Window], model: str) -> Question:
@@ -69,24 +70,20 @@ def judgement_question(kind: str, explanation: str, trials: Sequence[Trial], mod
 
 def read_explanation(text: str) -> str | None:
     """The explanation in an answer: in one line, without what a model said to itself before. None where it is empty."""
-    said = text.rpartition(THOUGHT)[2]
-    line = " ".join("".join(c if c.isprintable() else " " for c in said).split())
+    answer = text.rpartition(END_OF_THOUGHT)[2]
+    line = " ".join("".join(c if c.isprintable() else " " for c in answer).split())
     return line.encode()[:EXPLANATION_BYTES].decode(errors="ignore").strip() or None
 
 
 def read_judgements(text: str, count: int) -> tuple[int, ...] | None:
     """The last list of 0 and 1 in an answer; None where there is none, or it has another length."""
-    found = LIST.findall(text.rpartition(THOUGHT)[2])
-    said = tuple(int(digit) for digit in re.findall("[01]", found[-1])) if found else ()
-    return said if len(said) == count else None
+    lists = LIST.findall(text.rpartition(END_OF_THOUGHT)[2])
+    judgements = tuple(int(digit) for digit in re.findall("[01]", lists[-1])) if lists else ()
+    return judgements if len(judgements) == count else None
 
 
 def marked(pieces: Sequence[str], marks: Collection[int]) -> str:
     """The text, with each run of marked tokens between « and »."""
-    inside, said, chosen = False, "", set(marks)
-    for i, piece in enumerate(pieces):
-        if (i in chosen) != inside:
-            inside = not inside
-            said += "«" if inside else "»"
-        said += piece
-    return said + ("»" if inside else "")
+    runs = groupby(range(len(pieces)), lambda i: i in marks)
+    texts = ((is_marked, "".join(pieces[i] for i in run)) for is_marked, run in runs)
+    return "".join(f"«{text}»" if is_marked else text for is_marked, text in texts)

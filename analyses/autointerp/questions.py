@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from analyses.autointerp.answer_cache import Answer
-from analyses.autointerp.conversation import Cost, Message, Request
+from analyses.autointerp.answer_cache import Answer, Cost, Request
 from analyses.autointerp.llm_client import Endpoint
 from dictlab.errors import DictlabError
 
 ATTEMPTS = 3
 UNREADABLE = 0.2  # share of the questions that may stay without an answer
-SAID = 120  # characters of an answer in a message
+MESSAGE_LENGTH = 120  # characters of an answer in a message
 
 
 class Question(NamedTuple):
@@ -32,39 +31,39 @@ class Question(NamedTuple):
         model: Who is asked.
         task: What is to be done.
         given: What it is to be done with.
-        form: How to answer; said again where an answer cannot be read.
-        tokens: Of an answer, at most.
-        read: What an answer says; None where it cannot be read.
+        answer_format: How to answer; said again where an answer cannot be read.
+        max_tokens: Tokens of an answer, at most.
+        read: From an answer's text to what it says; None where it cannot be read.
     """
 
     model: str
     task: str
     given: str
-    form: str
-    tokens: int
+    answer_format: str
+    max_tokens: int
     read: Callable[[str], Any]
 
     def request(self) -> Request:
         """The question as it is asked first."""
-        said = (Message("system", f"{self.task} {self.form}"), Message("user", self.given))
-        return Request(self.model, said, self.tokens)
+        messages = (_message("system", f"{self.task} {self.answer_format}"), _message("user", self.given))
+        return Request(self.model, messages, self.max_tokens)
 
 
-class Settled(NamedTuple):
-    """What became of a question.
+class Reading(NamedTuple):
+    """What was read in the answers to a question.
 
     Attributes:
-        said: What was read; None if nothing could be.
+        value: What was read; None if nothing could be.
         attempts: Times it was asked.
         last: The last answer as it came.
     """
 
-    said: Any
+    value: Any
     attempts: int
     last: str
 
 
-def settled(question: Question, ask: Callable[[Request], Answer | None]) -> Settled | None:
+def read_answers(question: Question, ask: Callable[[Request], Answer | None]) -> Reading | None:
     """Ask until an answer can be read, `ATTEMPTS` times at most; None where `ask` has no answer."""
     request, text = question.request(), ""
     for attempt in range(1, ATTEMPTS + 1):
@@ -72,47 +71,65 @@ def settled(question: Question, ask: Callable[[Request], Answer | None]) -> Sett
         if answer is None:
             return None
         text = answer.text
-        said = question.read(text)
-        if said is not None:
-            return Settled(said, attempt, text)
-        reminder = f"This cannot be read. {question.form}"
-        more = (Message("assistant", text or "(nothing)"), Message("user", reminder))
+        value = question.read(text)
+        if value is not None:
+            return Reading(value, attempt, text)
+        reminder = f"This cannot be read. {question.answer_format}"
+        more = (_message("assistant", text or "(nothing)"), _message("user", reminder))
         request = request._replace(messages=(*request.messages, *more))
-    return Settled(None, ATTEMPTS, text)
+    return Reading(None, ATTEMPTS, text)
 
 
 def outstanding(question: Question, endpoint: Endpoint) -> Cost:
-    """What a question still costs, if the next answer can be read; nothing where it is settled by answers kept."""
-    wanted: list[Request] = []
+    """What a question still costs, if the next answer can be read; nothing where the answers kept can be read."""
+    missing: list[Request] = []
 
-    def look(request: Request) -> Answer | None:
-        found = endpoint.known(request)
-        if found is None:
-            wanted.append(request)
-        return found
+    def look_up(request: Request) -> Answer | None:
+        answer = endpoint.known(request)
+        if answer is None:
+            missing.append(request)
+        return answer
 
-    settled(question, look)
-    return sum(map(endpoint.cost, wanted), Cost())
+    read_answers(question, look_up)
+    return sum(map(endpoint.cost, missing), Cost())
 
 
-def ask_all(questions: Sequence[Question], endpoint: Endpoint, what: str) -> list[Settled]:
-    """The answers to all questions, in their order.
+def ask_all(questions: Sequence[Question], endpoint: Endpoint, topic: str) -> list[Reading]:
+    """What is read in the answers to all questions, in their order. The first failure stops all others.
 
     Args:
         questions: Asked `concurrency` at a time.
         endpoint: Who answers.
-        what: What the questions are about, for the progress bar and messages.
+        topic: What the questions are about, for the progress bar and messages.
 
     Raises:
         DictlabError: The endpoint fails, or more than a share of `UNREADABLE` of the answers cannot be read.
     """
-    watch, pool = _Watch(endpoint, len(questions), what), ThreadPoolExecutor(endpoint.interpreter.concurrency)
-    with tqdm(total=len(questions), desc=what, unit="question", leave=False) as bar:
+    failures: list[BaseException] = []
+    n_unread, lock, pool = 0, Lock(), ThreadPoolExecutor(endpoint.interpreter.concurrency)
+
+    def ask(question: Question) -> Reading:
+        nonlocal n_unread
         try:
-            futures = [pool.submit(watch.settled, question, bar) for question in questions]
+            reading = read_answers(question, endpoint.ask)
+            assert reading is not None  # `ask` answers, or raises
+            with lock:
+                bar.update()
+                n_unread += reading.value is None
+                if reading.value is None and n_unread > UNREADABLE * len(questions):
+                    raise _too_many(reading, n_unread, len(questions), endpoint, topic)
+        except BaseException as error:
+            failures.append(error)
+            endpoint.stopped.set()
+            raise
+        return reading
+
+    with tqdm(total=len(questions), desc=topic, unit="question", leave=False) as bar:
+        try:
+            futures = [pool.submit(ask, question) for question in questions]
             wait(futures, return_when=FIRST_EXCEPTION)
-            if watch.failure is not None:
-                raise watch.failure
+            if failures:
+                raise failures[0]
             return [future.result() for future in futures]
         except KeyboardInterrupt:
             say(f"Stopping. Answers are kept in {endpoint.interpreter.answers}: the same command goes on from there.")
@@ -123,40 +140,18 @@ def ask_all(questions: Sequence[Question], endpoint: Endpoint, what: str) -> lis
             endpoint.stopped.clear()
 
 
-class _Watch:
-    """Settles questions in several threads, and keeps the first reason to end."""
+def _too_many(last: Reading, n_unread: int, n_questions: int, endpoint: Endpoint, topic: str) -> DictlabError:
+    text = " ".join(last.last.split())
+    return DictlabError(
+        f"endpoint {endpoint.interpreter.endpoint}: {n_unread} of {n_questions} questions ({topic}) were asked "
+        f"{ATTEMPTS} times without an answer that can be read; the last one was {text[:MESSAGE_LENGTH]!r}. "
+        + ("" if text else "A model that thinks first needs more tokens: see --parameters. ")
+        + "Give a model that follows instructions with --explainer or --scorer."
+    )
 
-    def __init__(self, endpoint: Endpoint, questions: int, what: str) -> None:
-        self.endpoint, self.questions, self.what = endpoint, questions, what
-        self.failure: BaseException | None = None
-        self._unread, self._lock = 0, Lock()
 
-    def settled(self, question: Question, bar: Any) -> Settled:
-        """What became of a question. What fails here stops all others."""
-        try:
-            found = settled(question, self.endpoint.ask)
-            assert found is not None  # `ask` answers, or raises
-            with self._lock:
-                bar.update()
-                self._unread += found.said is None
-            if found.said is None and self._unread > UNREADABLE * self.questions:
-                raise self._too_many(found)
-        except BaseException as error:
-            with self._lock:
-                self.failure = self.failure or error
-            self.endpoint.stopped.set()
-            raise
-        return found
-
-    def _too_many(self, one: Settled) -> DictlabError:
-        last = " ".join(one.last.split())
-        return DictlabError(
-            f"endpoint {self.endpoint.interpreter.endpoint}: {self._unread} of {self.questions} questions "
-            f"({self.what}) were asked {ATTEMPTS} times without an answer that can be read; the last one was "
-            f"{last[:SAID]!r}. "
-            + ("" if last else "A model that thinks first needs more tokens: see --parameters. ")
-            + "Give a model that follows instructions with --explainer or --scorer."
-        )
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def say(text: str) -> None:

@@ -1,7 +1,7 @@
 """Can a language model say when a latent is active, and does another one find it by what was said?
 
 For each latent: an explanation from the contexts with its largest activations in training text, then two scores on
-held-out text (`interpretation_contexts` chooses, `interpretation_questions` asks):
+held-out text (`examples` chooses them, `prompts` words the questions):
 
     detection   is the latent active anywhere in this context?
     fuzzing     are the marked tokens of this context those at which it is active?
@@ -16,127 +16,114 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from analyses.autointerp import examples as contexts
-from analyses.autointerp.conversation import Cost
-from analyses.autointerp.examples import Grid, Trial, Window
+from analyses.autointerp.answer_cache import Cost
+from analyses.autointerp.examples import Grid, Trial, Window, detection_trials, fuzzing_trials, top_windows
 from analyses.autointerp.llm_client import Endpoint
 from analyses.autointerp.prompts import EXPLANATION_BYTES, KINDS, explanation_question, judgement_question
-from analyses.autointerp.questions import Question, ask_all, outstanding, say, settled
+from analyses.autointerp.questions import Question, ask_all, outstanding, read_answers, say
 from analyses.autointerp.settings import Interpreter
 from analyses.common.firings import Firings
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 
-STAND_IN = "x" * EXPLANATION_BYTES  # an explanation that is not there yet, as long as any can be
+UNKNOWN_EXPLANATION = "x" * EXPLANATION_BYTES  # stands for one that is not there yet, as long as any can be
 
 
-class Sheet(NamedTuple):
-    """What is asked about one latent.
+@dataclass(frozen=True, eq=False)
+class InterpretedLatent:
+    """One latent: what is asked about it, and what was answered.
 
     Attributes:
-        latent: Which.
+        latent: Its index.
         shown: Contexts that it is explained from.
         trials: Contexts that are judged, by score.
+        explanation: In words; None before it is asked for, and where no answer could be read. Then nothing is judged.
+        n_questions: Questions asked.
+        n_unread: How many of them got no answer that could be read.
     """
 
     latent: int
     shown: list[Window]
     trials: Mapping[str, list[Trial]]
-
-
-class Judged(NamedTuple):
-    """A context, and what was said of it: 1, 0, or None where the answer could not be read."""
-
-    trial: Trial
-    answer: int | None
-
-
-class Interpreted(NamedTuple):
-    """What became of one latent.
-
-    Attributes:
-        latent: Which.
-        shown: Contexts that it was explained from.
-        explanation: What it is; None where no answer could be read. Then nothing was judged.
-        judged: Contexts with their answers, by score.
-        questions: How many were asked.
-        unread: How many of them got no answer that could be read.
-    """
-
-    latent: int
-    shown: list[Window]
-    explanation: str | None
-    judged: Mapping[str, list[Judged]]
-    questions: int
-    unread: int
+    explanation: str | None = None
+    n_questions: int = 0
+    n_unread: int = 0
 
     def score(self, kind: str) -> float:
-        """Balanced accuracy of one kind of judgement; NaN where there is none of right or of wrong contexts."""
-        return balanced_accuracy(self.judged.get(kind, []))
+        """Balanced accuracy of one kind of judgement; NaN where no right or no wrong context has an answer."""
+        return balanced_accuracy(self.trials.get(kind, []))
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class InterpretedDictionary:
     """A dictionary of which latents are interpreted.
 
     Attributes:
         dictionary: Which.
-        sheets: Its latents.
+        latents: Those that are interpreted.
         left_out: Latents that are active in too few contexts, or silent in too few, to be judged.
     """
 
     dictionary: Dictionary
-    sheets: list[Sheet]
+    latents: list[InterpretedLatent]
     left_out: list[int]
+
+    @property
+    def name(self) -> str:
+        """The dictionary's name."""
+        return self.dictionary.name
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
-    """What came of it all.
+class Interpretation:
+    """Dictionaries with the explanations and scores of their latents, and what these cost.
 
     Attributes:
-        subjects: The dictionaries.
-        latents: What became of the latents of each; None where only the cost was asked for.
+        dictionaries: In the order given; without answers where only the cost was asked for.
         expected: What was still to be sent, by kind of question.
-        sent: What was sent.
-        found: Answers that were there already.
-        reckoned: Requests of which the endpoint did not count the tokens.
+        sent: What was sent; None where only the cost was asked for.
+        n_cached: Answers that were there already.
+        n_uncounted: Requests of which the endpoint did not count the tokens.
     """
 
-    subjects: Sequence[Subject]
-    latents: Sequence[list[Interpreted]] | None
+    dictionaries: Sequence[InterpretedDictionary]
     expected: Mapping[str, Cost]
-    sent: Cost
-    found: int
-    reckoned: int
+    sent: Cost | None = None
+    n_cached: int = 0
+    n_uncounted: int = 0
+
+    @property
+    def total_expected(self) -> Cost:
+        """What was still to be sent."""
+        return sum(self.expected.values(), Cost())
 
 
-def balanced_accuracy(judged: Sequence[Judged]) -> float:
-    """Mean of the shares of right and of wrong contexts that were judged so."""
+def balanced_accuracy(trials: Sequence[Trial]) -> float:
+    """Mean of the shares of right and of wrong contexts that were judged so; trials without answer are left out."""
     shares = []
     for truth in (True, False):
-        correct = [bool(one.answer) == truth for one in judged if one.trial.truth == truth and one.answer is not None]
+        correct = [bool(one.answer) == truth for one in trials if one.truth == truth and one.answer is not None]
         shares.append(float(np.mean(correct)) if correct else float("nan"))
     return float(np.mean(shares))
 
 
-def subject(
+def choose_contexts(
     dictionary: Dictionary,
     latents: Sequence[int],
     splits: tuple[Firings, Firings],
     grids: tuple[Grid, Grid],
     interpreter: Interpreter,
     seed: int,
-) -> Subject:
-    """Choose the contexts of each latent.
+) -> InterpretedDictionary:
+    """Choose the contexts from which each latent is explained, and those on which the explanation is judged.
 
     Args:
         dictionary: Which.
@@ -146,23 +133,24 @@ def subject(
         interpreter: How many contexts, and of what length.
         seed: Of the choice.
     """
-    sheets, left_out, half = [], [], interpreter.judged // 2
+    interpreted, left_out, half = [], [], interpreter.judged // 2
+    train, held = grids
     for number, latent in enumerate(latents):
-        before, after = (split.latents[number] for split in splits)
+        in_train, in_held = (split.latents[number] for split in splits)
         generator = seeds.generator(seed, f"contexts to judge: latent {latent} of {dictionary.name}")
-        shown = contexts.shown(grids[0], before, interpreter.shown)
-        detection = contexts.detection(grids[1], after, half, generator)
-        enough = np.count_nonzero(grids[1].strengths(after)) >= interpreter.judged
+        shown = top_windows(train, in_train, interpreter.shown)
+        detection = detection_trials(held, in_held, half, generator)
+        enough = np.count_nonzero(held.strengths(in_held)) >= interpreter.judged
         if len(shown) == interpreter.shown and detection and enough:
-            trials = {"detection": detection, "fuzzing": contexts.fuzzing(grids[1], after, half, generator)}
-            sheets.append(Sheet(latent, shown, trials))
+            trials = {"detection": detection, "fuzzing": fuzzing_trials(held, in_held, half, generator)}
+            interpreted.append(InterpretedLatent(latent, shown, trials))
         else:
             left_out.append(latent)
-    return Subject(dictionary, sheets, left_out)
+    return InterpretedDictionary(dictionary, interpreted, left_out)
 
 
 def grid(sequences: Int[Tensor, "sequences context"], tokenizer: Any, lead: int, interpreter: Interpreter) -> Grid:
-    """A text in windows.
+    """A text cut into windows.
 
     Raises:
         DictlabError: A context is shorter than a window.
@@ -173,54 +161,56 @@ def grid(sequences: Int[Tensor, "sequences context"], tokenizer: Any, lead: int,
     return Grid(sequences, tokenizer, interpreter.window, lead)
 
 
-def interpret(subjects: Sequence[Subject], interpreter: Interpreter) -> Outcome:
+def interpret(dictionaries: Sequence[InterpretedDictionary], interpreter: Interpreter) -> Interpretation:
     """Say what it will cost, and then ask: first for all explanations, then for all judgements.
 
     Raises:
-        DictlabError: There is nothing to ask, the cost is above the budget, or the endpoint fails (`endpoint`).
+        DictlabError: There is nothing to ask, the cost is above the budget, or the endpoint fails (`llm_client`).
     """
-    sheets = [sheet for one in subjects for sheet in one.sheets]
-    if not sheets:
+    latents = [latent for one in dictionaries for latent in one.latents]
+    if not latents:
         raise DictlabError(
-            f"none of the {sum(len(one.left_out) for one in subjects)} latents can be interpreted: each needs "
+            f"none of the {sum(len(one.left_out) for one in dictionaries)} latents can be interpreted: each needs "
             f"{interpreter.shown} training sequences in which it is active, and on held-out text "
             f"{interpreter.judged} windows in which it is and {interpreter.judged // 2} in which it is not. Give more "
             "--tokens, or a smaller --judged."
         )
     with closing(Endpoint(interpreter)) as endpoint:
-        expected = estimate(sheets, endpoint)
-        _check_budget(sum(expected.values(), Cost()), interpreter)
+        estimate = Interpretation(dictionaries, estimated_costs(latents, endpoint))
+        _check_budget(estimate.total_expected, interpreter)
         if interpreter.estimate:
-            return Outcome(subjects, None, expected, Cost(), 0, 0)
-        for words in filter(None, (said_cost(expected, len(sheets), interpreter), interpreter.exposed())):
+            return estimate
+        for words in filter(None, (cost_in_words(estimate, interpreter), interpreter.exposed())):
             say(words)
-        found = _interpreted(sheets, endpoint)
-        latents = [[found[id(sheet)] for sheet in one.sheets] for one in subjects]
-        return Outcome(subjects, latents, expected, endpoint.sent, endpoint.found, endpoint.reckoned)
+        answered = iter(_interpreted(latents, endpoint))
+        return Interpretation(
+            [replace(one, latents=[next(answered) for _ in one.latents]) for one in dictionaries],
+            estimate.expected, endpoint.sent, endpoint.n_cached, endpoint.n_uncounted,
+        )  # fmt: skip
 
 
-def estimate(sheets: Sequence[Sheet], endpoint: Endpoint) -> dict[str, Cost]:
+def estimated_costs(latents: Sequence[InterpretedLatent], endpoint: Endpoint) -> dict[str, Cost]:
     """What is still to be sent, by kind of question, if each answer can be read.
 
     An explanation that is not there yet is taken to be as long as one may be.
     """
     interpreter, costs = endpoint.interpreter, dict.fromkeys(("explanation", *KINDS), Cost())
-    for sheet in sheets:
-        question = explanation_question(sheet.shown, interpreter.explainer)
+    for latent in latents:
+        question = explanation_question(latent.shown, interpreter.explainer)
         costs["explanation"] += outstanding(question, endpoint)
-        known = settled(question, endpoint.known)
-        explanation = STAND_IN if known is None else known.said
-        for kind, _, judgement in _judgements(sheet, explanation, interpreter):
+        known = read_answers(question, endpoint.known)
+        explanation = UNKNOWN_EXPLANATION if known is None else known.value
+        for kind, _, judgement in _judgement_questions(latent, explanation, interpreter):
             costs[kind] += outstanding(judgement, endpoint)
     return costs
 
 
-def said_cost(expected: Mapping[str, Cost], latents: int, interpreter: Interpreter) -> str:
+def cost_in_words(estimate: Interpretation, interpreter: Interpreter) -> str:
     """The estimate in words."""
-    cost = sum(expected.values(), Cost())
+    cost, n_latents = estimate.total_expected, sum(len(one.latents) for one in estimate.dictionaries)
     money = cost.money(interpreter.price)
     return (
-        f"{latents} latents at {interpreter.endpoint}: {cost.requests:,} requests to send, {cost.tokens_in:,} tokens "
+        f"{n_latents} latents at {interpreter.endpoint}: {cost.requests:,} requests to send, {cost.tokens_in:,} tokens "
         f"in and at most {cost.tokens_out:,} out"
         + ("" if money is None else f", at most {money:.4g} at the price given")
         + " (tokens reckoned as a third of the bytes; an answer that cannot be read is asked for again)."
@@ -236,36 +226,39 @@ def _check_budget(cost: Cost, interpreter: Interpreter) -> None:
         )
 
 
-def _judgements(
-    sheet: Sheet, explanation: str | None, interpreter: Interpreter
+def _judgement_questions(
+    latent: InterpretedLatent, explanation: str | None, interpreter: Interpreter
 ) -> list[tuple[str, list[Trial], Question]]:
     """The questions whether an explanation fits, with what they are about; none without an explanation."""
     if explanation is None:
         return []
-    made = []
-    for kind, trials in sheet.trials.items():
-        for start in range(0, len(trials), interpreter.together):
-            some = trials[start : start + interpreter.together]
-            made.append((kind, some, judgement_question(kind, explanation, some, interpreter.scores_with)))
-    return made
-
-
-def _interpreted(sheets: Sequence[Sheet], endpoint: Endpoint) -> dict[int, Interpreted]:
-    """What became of each sheet, by its identity."""
-    interpreter = endpoint.interpreter
-    questions = [explanation_question(sheet.shown, interpreter.explainer) for sheet in sheets]
-    explanations = [one.said for one in ask_all(questions, endpoint, "explanations")]
-    asked = [
-        _judgements(sheet, explanation, interpreter) for sheet, explanation in zip(sheets, explanations, strict=True)
+    return [
+        (kind, group, judgement_question(kind, explanation, group, interpreter.scores_with))
+        for kind, trials in latent.trials.items()
+        for start in range(0, len(trials), interpreter.together)
+        for group in [trials[start : start + interpreter.together]]
     ]
-    answers = iter(ask_all([question for own in asked for *_, question in own], endpoint, "judgements"))
-    found = {}
-    for sheet, explanation, own in zip(sheets, explanations, asked, strict=True):
-        judged: dict[str, list[Judged]] = {kind: [] for kind in KINDS}
-        unread = int(explanation is None)
-        for kind, trials, _ in own:
-            said = next(answers).said
-            unread += said is None
-            judged[kind] += [Judged(trial, None if said is None else said[i]) for i, trial in enumerate(trials)]
-        found[id(sheet)] = Interpreted(sheet.latent, sheet.shown, explanation, judged, 1 + len(own), unread)
-    return found
+
+
+def _interpreted(latents: Sequence[InterpretedLatent], endpoint: Endpoint) -> list[InterpretedLatent]:
+    """The latents with their explanations and judgements."""
+    interpreter = endpoint.interpreter
+    questions = [explanation_question(latent.shown, interpreter.explainer) for latent in latents]
+    explanations = [reading.value for reading in ask_all(questions, endpoint, "explanations")]
+    asked = [
+        _judgement_questions(latent, explanation, interpreter)
+        for latent, explanation in zip(latents, explanations, strict=True)
+    ]
+    answers = iter(ask_all([question for groups in asked for *_, question in groups], endpoint, "judgements"))
+    interpreted = []
+    for latent, explanation, groups in zip(latents, explanations, asked, strict=True):
+        trials: dict[str, list[Trial]] = {kind: [] for kind in KINDS}
+        n_unread = int(explanation is None)
+        for kind, group, _ in groups:
+            judgements = next(answers).value
+            n_unread += judgements is None
+            trials[kind] += [one._replace(answer=judgements[i] if judgements else None) for i, one in enumerate(group)]
+        interpreted.append(
+            replace(latent, trials=trials, explanation=explanation, n_questions=1 + len(groups), n_unread=n_unread)
+        )
+    return interpreted

@@ -6,7 +6,7 @@ import ipaddress
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dictlab.errors import DictlabError, check_at_least
 KEY, OPENAI_KEY = "DICTLAB_API_KEY", "OPENAI_API_KEY"
 OPENAI = "api.openai.com"
 LENGTHS = ("max_completion_tokens", "max_tokens")
-OWN = ("model", "messages", "n", "stream")  # parameters of a request that are not the user's to set
+RESERVED = ("model", "messages", "n", "stream")  # parameters of a request that are not the user's to set
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Interpreter:
         window: Tokens of a context that is shown or judged.
         per_minute: Requests a minute, at most; by default as many as the endpoint takes.
         concurrency: Requests under way at once.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds to wait for an answer, to its last byte.
         retries: Times that a request is repeated which failed for a while (429, 5xx, no answer), ever later.
         price: Money for a million tokens in, and out.
         budget: Money to spend, at most; needs a price. More than that is refused before, and stops a run.
@@ -112,24 +112,23 @@ class Interpreter:
             DictlabError: They are no JSON object, or say what is not theirs to say.
         """
         try:
-            found = json.loads(self.parameters)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            parameters = json.loads(self.parameters)
+        except (ValueError, RecursionError):
+            parameters = None
+        if not isinstance(parameters, dict):
             raise DictlabError(
                 f"--parameters {self.parameters!r}: expected a JSON object such as "
                 '\'{"max_tokens": null, "max_completion_tokens": 2000}\'.'
             )
-        taken = sorted(set(found) & set(OWN))
+        taken = sorted(set(parameters) & set(RESERVED))
         if taken:
             raise DictlabError(f"--parameters: {', '.join(taken)} cannot be set there.")
-        return found
+        return parameters
 
     @property
     def answer_tokens(self) -> int | None:
         """Tokens that an answer may have by the user's own parameters; None where they do not say."""
-        said = [self.extra.get(name) for name in LENGTHS]
-        return next((value for value in said if isinstance(value, int)), None)
+        return next((n for name in LENGTHS if isinstance(n := self.extra.get(name), int)), None)
 
     def key(self) -> str | None:
         """The key, out of the environment; None where there is none.
@@ -147,18 +146,14 @@ class Interpreter:
 
     def exposed(self) -> str | None:
         """A warning where the key travels in the clear."""
-        if self.is_local or not self.endpoint.startswith("http:") or self.key() is None:
+        if self.is_local or urlsplit(self.endpoint).scheme != "http" or self.key() is None:
             return None
         return f"The key goes to {self.host} over http, where others on the way can read it; https hides it."
 
     def settings(self) -> dict[str, Any]:
         """What a report says of it. There is no key in it."""
-        return {
-            "endpoint": self.endpoint, "explainer": self.explainer, "scorer": self.scores_with, "shown": self.shown,
-            "judged": self.judged, "together": self.together, "window": self.window, "per_minute": self.per_minute,
-            "concurrency": self.concurrency, "timeout": self.timeout, "retries": self.retries, "price": self.price,
-            "budget": self.budget, "parameters": dict(self.extra), "answers": str(self.answers),
-        }  # fmt: skip
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "estimate"}
+        return settings | {"scorer": self.scores_with, "parameters": dict(self.extra), "answers": str(self.answers)}
 
 
 def _check_address(address: str) -> None:

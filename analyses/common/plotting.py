@@ -7,6 +7,9 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -78,3 +81,30 @@ def bins(values: Sequence[Tensor]) -> list[float]:
 def short(names: Sequence[str], longest: int = 28) -> list[str]:
     """Names that fit an axis: cut in the middle where they are long."""
     return [name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}" for name in names]
+
+
+def bar_lengths(frame: pd.DataFrame, name: str) -> Float[np.ndarray, "2 rows"]:
+    """Lengths of error bars below and above a column, from its columns `low` and `high`; 0 where these are NaN."""
+    ends = np.stack([frame[name] - frame[f"{name} low"], frame[f"{name} high"] - frame[name]]).astype(float)
+    lengths: np.ndarray = np.nan_to_num(ends).clip(min=0)
+    return lengths
+
+
+def points(ax: Axes, frame: pd.DataFrame, name: str, places: Any, number: int, **options: Any) -> None:
+    """Values of a column with their intervals, side by side along x, each at its place along y.
+
+    Args:
+        ax: Where.
+        frame: One row a point.
+        name: Its column, beside which `low` and `high` stand.
+        places: Of each point along y.
+        number: Of the series, for its colour and marker.
+        options: Of `Axes.errorbar`.
+    """
+    look: dict[str, Any] = {"ls": "none", "ms": 6, "elinewidth": 1, "color": colour(number), "marker": marker(number)}
+    ax.errorbar(frame[name], places, xerr=bar_lengths(frame, name), **(look | options))
+
+
+def named_rows(ax: Axes, places: Any, names: Sequence[str], **options: Any) -> None:
+    """Names of rows along y, cut where they are long."""
+    ax.set_yticks(places, short(names), **options)

@@ -142,12 +142,12 @@ def explanations(
         "bigram_tokens": int(bigrams.tokens.sum()), "bigram_strength": bigrams.strength, "seed": seed,
     }  # fmt: skip
     outcome = None if interpreter is None else _interpreted(sampled, plan, interpreter)
-    if interpreter is not None and outcome is not None and outcome.latents is None:
-        return interpretation_report.costs(outcome, interpreter, settings, opened)
+    if interpreter is not None and outcome is not None and outcome.sent is None:
+        return interpretation_report.cost_report(outcome, interpreter, settings, opened)
     report = _report([_explained(one, plan) for one in sampled], opened, plan, settings, tokens // length)
     if interpreter is None or outcome is None:
         return report
-    return interpretation_report.added(report, outcome, interpreter, seed)
+    return interpretation_report.with_interpretation(report, outcome, interpreter, seed)
 
 
 def _sampled(own: Dictionary, placed: Dictionary, plan: Plan) -> Sampled:
@@ -156,13 +156,13 @@ def _sampled(own: Dictionary, placed: Dictionary, plan: Plan) -> Sampled:
     return Sampled(own, placed, chosen, (before, after))
 
 
-def _interpreted(sampled: Sequence[Sampled], plan: Plan, interpreter: Interpreter) -> interpretation.Outcome:
+def _interpreted(sampled: Sequence[Sampled], plan: Plan, interpreter: Interpreter) -> interpretation.Interpretation:
     """What a language model says of the same latents."""
     tokenizer = plan.model.tokenizer
     lead = len(leading_tokens(tokenizer))
     train, held = (interpretation.grid(split, tokenizer, lead, interpreter) for split in (plan.train, plan.held))
     subjects = [
-        interpretation.subject(one.own, one.chosen, one.splits, (train, held), interpreter, plan.seed)
+        interpretation.choose_contexts(one.own, one.chosen, one.splits, (train, held), interpreter, plan.seed)
         for one in sampled
     ]
     return interpretation.interpret(subjects, interpreter)

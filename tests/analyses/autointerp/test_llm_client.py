@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from analyses.autointerp.conversation import Cost, Message, Request, cost_of
-from analyses.autointerp.llm_client import Endpoint, Pace
+from analyses.autointerp.answer_cache import Cost, Request, cost_of
+from analyses.autointerp.llm_client import Endpoint, RateLimit
 from analyses.autointerp.questions import Question, ask_all, outstanding
 from analyses.autointerp.settings import Interpreter
 from dictlab.errors import DictlabError
@@ -44,7 +44,8 @@ def opened(tmp_path):
 
 
 def say(text="Hello?", model="model", tokens=10):
-    return Request(model, (Message("system", "Be brief."), Message("user", text)), tokens)
+    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": text})
+    return Request(model, messages, tokens)
 
 
 def echo(messages):
@@ -223,11 +224,11 @@ def test_tokens_are_counted_by_the_server_or_reckoned(opened):
     with serving(echo) as server:
         counting = opened(server)
         counting.ask(say())
-        assert counting.sent == Cost(1, cost_of(say()).tokens_in, 2) and not counting.reckoned
+        assert counting.sent == Cost(1, cost_of(say()).tokens_in, 2) and not counting.n_uncounted
         server.usage = False
         silent = opened(server)
         silent.ask(say("Hello you"))
-        assert silent.sent == Cost(1, cost_of(say("Hello you")).tokens_in, 3) and silent.reckoned == 1
+        assert silent.sent == Cost(1, cost_of(say("Hello you")).tokens_in, 3) and silent.n_uncounted == 1
 
 
 def test_spending_stops_at_the_budget(opened):
@@ -245,20 +246,20 @@ def test_spending_stops_at_the_budget(opened):
 def test_requests_begin_evenly_within_the_rate():
     now = [0.0]
     began = []
-    pace = Pace(120, clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    rate = RateLimit(120, clock=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
     for _ in range(5):
-        pace.wait()
+        rate.wait()
         began.append(now[0])
     assert began == pytest.approx([0, 0.5, 1, 1.5, 2])
     now[0] = 100.0  # a pause earns nothing
-    pace.wait()
-    pace.wait()
+    rate.wait()
+    rate.wait()
     assert now[0] == pytest.approx(100.5)
 
 
 def test_repeated_requests_keep_the_rate_too(opened, monkeypatch):
     waits = []
-    monkeypatch.setattr(Pace, "wait", lambda self: waits.append(self))
+    monkeypatch.setattr(RateLimit, "wait", lambda self: waits.append(self))
     with serving(echo, [error(500, "oops", **SOON)] * 2) as server:
         opened(server, per_minute=600).ask(say())
     assert len(waits) == len(server.requests) == 3
@@ -277,7 +278,7 @@ def question(text, read=lambda text: text or None):
 def test_questions_are_answered_in_their_order(opened):
     with serving(echo) as server:
         found = ask_all([question(f"number {i}") for i in range(20)], opened(server), "numbers")
-    assert [one.said for one in found] == [f"NUMBER {i}" for i in range(20)]
+    assert [one.value for one in found] == [f"NUMBER {i}" for i in range(20)]
 
 
 def test_the_first_failure_ends_the_run_and_nothing_more_is_sent(opened):

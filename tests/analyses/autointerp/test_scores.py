@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from analyses import explanations
-from analyses.autointerp.examples import Grid, Trial, Window, detection, fuzzing, moved, shown, stratified
+from analyses.autointerp.examples import (
+    Grid,
+    Trial,
+    Window,
+    detection_trials,
+    fuzzing_trials,
+    shifted_marks,
+    stratified,
+    top_windows,
+)
 from analyses.autointerp.prompts import (
     EXPLANATION_BYTES,
     explanation_question,
@@ -20,7 +29,7 @@ from analyses.autointerp.prompts import (
     read_explanation,
     read_judgements,
 )
-from analyses.autointerp.scores import Judged, balanced_accuracy
+from analyses.autointerp.scores import balanced_accuracy
 from analyses.autointerp.settings import Interpreter
 from analyses.common.firings import LatentFirings
 from dictlab import Dictionary, Metadata, ReLU, cli, save
@@ -313,17 +322,17 @@ def test_windows_have_the_strength_that_a_search_finds():
 
 def test_shown_windows_hold_the_strongest_token_of_the_strongest_sequences():
     grid, firing, strength = random_firing(1)
-    found = shown(grid, firing, 5)
+    found = top_windows(grid, firing, 5)
     best = np.sort(strength[:, 1:].max(axis=1))[::-1][:5]
     assert [window.strength.max() for window in found] == best.tolist()
 
 
 def test_detection_has_as_many_silent_windows_as_active_ones():
     grid, firing, _ = random_firing(2, rows=30)
-    trials = detection(grid, firing, 8, torch.Generator().manual_seed(0))
+    trials = detection_trials(grid, firing, 8, torch.Generator().manual_seed(0))
     assert [trial.truth for trial in trials].count(True) == 8 == len(trials) / 2
     assert all((trial.window.strength.max() > 0) == trial.truth and not trial.marks for trial in trials)
-    assert detection(grid, firing, 80, torch.Generator()) == []
+    assert detection_trials(grid, firing, 80, torch.Generator()) == []
 
 
 def test_active_windows_come_from_all_of_the_order_of_strength():
@@ -336,7 +345,7 @@ def test_active_windows_come_from_all_of_the_order_of_strength():
 
 def test_wrong_marks_are_as_many_as_right_ones_and_all_of_them_wrong():
     grid, firing, _ = random_firing(3, rows=40, share=0.15)
-    trials = fuzzing(grid, firing, 9, torch.Generator().manual_seed(0))
+    trials = fuzzing_trials(grid, firing, 9, torch.Generator().manual_seed(0))
     assert len(trials) == 18 and sum(trial.truth for trial in trials) == 9
     texts = ["".join(trial.window.pieces) for trial in trials]
     assert len(set(texts)) == 18  # no window twice
@@ -357,13 +366,13 @@ def test_marks_are_moved_in_every_way_that_a_search_finds():
         active = set(np.flatnonzero(strength))
         shifts = [{(i + by) % 7 for i in active} for by in range(1, 7)]
         expected = [one for one in shifts if not one & active and len(runs(one)) == len(runs(active))]
-        assert [set(one) for one in moved(strength)] == expected
+        assert [set(one) for one in shifted_marks(strength)] == expected
 
 
 def test_balanced_accuracy_is_that_of_a_count_by_hand():
     window = Window((), np.zeros(1))
     said = [(True, 1), (True, 0), (True, None), (True, 1), (False, 0), (False, 1)]
-    judged = [Judged(Trial(window, (), truth), answer) for truth, answer in said]
+    judged = [Trial(window, (), truth, answer) for truth, answer in said]
     assert balanced_accuracy(judged) == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert np.isnan(balanced_accuracy(judged[:4])) and np.isnan(balanced_accuracy([]))
 
