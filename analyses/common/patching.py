@@ -1,8 +1,8 @@
 """What do replacements of an activation do to the model's output, at the cost of the blocks behind it?
 
-A `Scene` is a batch of sequences at one site, run once without any change. Replacements are carried from the site to
-the end of the blocks, and compared with the clean output there, block by block of tokens. Those of a single late token
-share what the tokens before it leave to it.
+A `CleanRun` is a batch of sequences, run once without any change. Replacements are carried from the site to the end of
+the blocks, and compared with the clean output there, block by block of tokens. Those of a single late token share the
+keys and values of the tokens before it.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
 
 FORWARD_TOKENS = 4096  # tokens carried at once
-PARTS = ("tokens", "x", "residual", "leaving", "after")  # one entry a token each
+PARTS = ("tokens", "x", "residual", "final_residual", "next_tokens")  # one entry a token each
 HELD = 1 << 25  # numbers of residual streams that wait for their comparison: 128 MiB in float32
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """Sequences at a site, without any change.
+class CleanRun:
+    """A batch of sequences run through the model without any change.
 
     Attributes:
         model: The language model.
         site: Where activations are replaced.
         tokens: Token ids.
-        x: Activations there.
-        residual: The stream entering the block of the site.
-        leaving: The stream leaving the last block.
-        after: The token that follows each, or -1.
-        past: What earlier tokens, which are not part of the scene, leave to these.
-        before: How many they are.
+        x: Activations at the site.
+        residual: The residual stream that enters the block of the site.
+        final_residual: The residual stream that leaves the last block.
+        next_tokens: The token that follows each, or -1.
+        kv_cache: Keys and values of earlier tokens, which are not part of `tokens`; None where there are none.
+        n_past: How many earlier tokens these are.
     """
 
     model: LanguageModel
@@ -44,68 +44,75 @@ class Scene:
     tokens: Int[Tensor, "batch context"]
     x: Float[Tensor, "batch context d_in"]
     residual: Float[Tensor, "batch context d_model"]
-    leaving: Float[Tensor, "batch context d_model"]
-    after: Int[Tensor, "batch context"]
-    past: KVCache | None = None
-    before: int = 0
+    final_residual: Float[Tensor, "batch context d_model"]
+    next_tokens: Int[Tensor, "batch context"]
+    kv_cache: KVCache | None = None
+    n_past: int = 0
 
-    def first(self, sequences: int) -> Scene:
-        """The same with fewer sequences."""
+    def first(self, sequences: int) -> CleanRun:
+        """Its first sequences."""
         parts = {name: getattr(self, name)[:sequences] for name in PARTS}
         return replace(self, **parts)
 
-    def tail(self, position: int, tokens: int) -> Scene:
-        """Some tokens from a position on, with the past of the tokens before."""
+    def tail(self, position: int, tokens: int) -> CleanRun:
+        """Some tokens from a position on, with keys and values of the tokens before."""
         here = slice(position, position + tokens)
         parts = {name: getattr(self, name)[:, here] for name in PARTS}
         early = slice(position)
-        past = self.model.kv_cache(
+        kv_cache = self.model.kv_cache(
             self.x[:, early], self.site, residual=self.residual[:, early], tokens=self.tokens[:, early]
         )
-        return replace(self, past=past, before=position, **parts)
+        return replace(self, kv_cache=kv_cache, n_past=position, **parts)
 
-    def carried(self, versions: Float[Tensor, "versions batch context d_in"]) -> Tensor:
-        """The streams that leave the last block with each version in place of `x`."""
+    def final_residuals(self, versions: Float[Tensor, "versions batch context d_in"]) -> Tensor:
+        """The residual streams that leave the last block with each version in place of `x`."""
         batch, context = self.x.shape[:2]
         parts = []
-        for some in versions.split(max(1, FORWARD_TOKENS // (batch * (context + self.before)))):
+        for some in versions.split(max(1, FORWARD_TOKENS // (batch * (context + self.n_past)))):
             residual = self.residual.repeat(len(some), 1, 1)
             new = some.flatten(0, 1).to(self.x.dtype)
             streams = self.model.final_residual(
-                new, self.site, residual=residual, tokens=self.tokens.repeat(len(some), 1), kv_cache=self.past
+                new, self.site, residual=residual, tokens=self.tokens.repeat(len(some), 1), kv_cache=self.kv_cache
             )
             parts.append(streams.unflatten(0, (len(some), batch)))
         return torch.cat(parts)
 
     def outputs(self, replacements: Iterable[Float[Tensor, "versions batch context d_in"]]) -> OutputDivergence:
-        """What each version does: KL and CE as `[versions, batch, context]`, all replacements one after the other."""
-        found: list[OutputDivergence] = []
+        """KL from the clean output, and CE, of each version: `[versions, batch, context]`, in nats.
+
+        Args:
+            replacements: Versions of `x`, one group after the other; all groups are joined.
+        """
+        compared: list[OutputDivergence] = []
         waiting: list[Tensor] = []
 
-        def settle() -> None:
-            altered = torch.cat(waiting)
-            found.append(kl_and_ce(self.model, self.leaving.flatten(0, 1), altered.flatten(1, 2), self.after.flatten()))
+        def compare_waiting() -> None:
+            altered = torch.cat(waiting).flatten(1, 2)
+            compared.append(
+                kl_and_ce(self.model, self.final_residual.flatten(0, 1), altered, self.next_tokens.flatten())
+            )
             waiting.clear()
 
         for versions in replacements:
-            for some in versions.split(max(1, HELD // self.leaving.numel())):
-                streams = self.carried(some)
+            for some in versions.split(max(1, HELD // self.final_residual.numel())):
+                streams = self.final_residuals(some)
                 if waiting and sum(map(torch.numel, waiting)) + streams.numel() > HELD:
-                    settle()
+                    compare_waiting()
                 waiting.append(streams)
-        settle()
-        kl, ce = (torch.cat([getattr(f, name) for f in found]).unflatten(1, self.after.shape) for name in ("kl", "ce"))
-        return OutputDivergence(kl, ce, *(t.unflatten(0, self.after.shape) for t in found[0][2:]))
+        compare_waiting()
+        shape = self.next_tokens.shape
+        kl, ce = (torch.cat([getattr(c, name) for c in compared]).unflatten(1, shape) for name in ("kl", "ce"))
+        return OutputDivergence(kl, ce, *(t.unflatten(0, shape) for t in compared[0][2:]))
 
 
 @torch.no_grad()
-def scenes(model: LanguageModel, tokens: Int[Tensor, "batch context"], sites: Sequence[str]) -> dict[str, Scene]:
-    """One clean forward, seen from each of several sites."""
+def clean_runs(model: LanguageModel, tokens: Int[Tensor, "batch context"], sites: Sequence[str]) -> dict[str, CleanRun]:
+    """One clean forward, by each of several sites."""
     starts = {site: model.block_input(site) for site in sites}
     clean = model.capture(tokens, list(dict.fromkeys([*sites, *starts.values(), model.last_site])))
     tokens = tokens.to(model.device)
     after = next_tokens(tokens)
     return {
-        site: Scene(model, site, tokens, clean[site], clean[start], clean[model.last_site], after)
+        site: CleanRun(model, site, tokens, clean[site], clean[start], clean[model.last_site], after)
         for site, start in starts.items()
     }

@@ -65,7 +65,7 @@ def probes(
     pool: Pool = "mean",
     rows: int = 4096,
     examples: int = 20,
-    found: float = 0.7,
+    min_f1: float = 0.7,
     ridge: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
@@ -86,7 +86,7 @@ def probes(
         pool: What stands for a text that has one label: the mean over its tokens, or its last token.
         rows: Rows of the table to use at most.
         examples: Examples of either kind that a task must have in each split.
-        found: F1 from which on a dictionary has a latent for a task.
+        min_f1: F1 from which on a dictionary has a latent for a task.
         ridge: Inverse weight of the ridge on standardised coefficients, the C of scikit-learn.
         seed: Of the sample, the split of a table, and the bootstrap.
         device: Where to run: cpu, cuda, ...
@@ -95,7 +95,7 @@ def probes(
         dictlab report probes a.safetensors b.safetensors --contexts 256
         dictlab report probes a.safetensors --table reviews.csv --column review --labels positive
     """
-    check_at_least(0, seed=seed, found=found)
+    check_at_least(0, seed=seed, min_f1=min_f1)
     check_at_least(1, examples=examples, rows=rows)
     check_at_least(2, contexts=contexts)
     if not ridge > 0:
@@ -112,9 +112,9 @@ def probes(
     done = [d for d in opened if any(d.name == one.name for one in measured if one.dictionary)]
     if len(done) < len(opened):
         sample.notes.append(f"PARTIAL: interrupted after {len(done)} of {len(opened)} dictionaries.")
-    return _report(measured, sample, done, found, {
+    return _report(measured, sample, done, min_f1, {
         "text": table or open_text(text).name, "model": model.name, "context": sample.held.tokens.shape[1],
-        "pool": pool if table else None, "examples": examples, "found": found, "ridge": ridge, "seed": seed,
+        "pool": pool if table else None, "examples": examples, "min_f1": min_f1, "ridge": ridge, "seed": seed,
         "training_sequences": len(sample.train.tokens), "heldout_sequences": len(sample.held.tokens),
     })  # fmt: skip
 
@@ -196,24 +196,26 @@ def _measured(
 
 
 def _report(
-    measured: Sequence[Probed], sample: Sample, opened: Sequence[Dictionary], found: float, settings: dict[str, Any]
+    measured: Sequence[Probed], sample: Sample, opened: Sequence[Dictionary], min_f1: float, settings: dict[str, Any]
 ) -> Report:
     held = sample.held
     n = f"n = {len(held.labels)} held-out {'texts' if held.pooled else 'tokens'} of {len(held.tokens)} sequences"
-    overview = tables.overview(measured, found)
+    overview = tables.overview(measured, min_f1)
     made = {
         "overview": Table(
             overview,
             f"{len(held.tasks)} tasks, {n}; {INTERVAL}. probe loss: cross-entropy (nats) of the best feature of each "
             "task, mean over tasks; of the label's entropy: the share of it that is left, mean over tasks; has: tasks "
-            f"with an F1 of {found:g} or more.",
+            f"with an F1 of {min_f1:g} or more.",
         ),
         "tasks": Table(
-            tables.tasks(measured, held.tasks, found),
+            tables.tasks(measured, held.tasks, min_f1),
             f"The best feature of each task; {n}; {INTERVAL}. direction: whether the task is true where the latent is "
             "active, or silent. F1, precision and recall at the threshold with the best F1 on the training split.",
         ),
-        "who": Table(tables.who(measured, held.tasks, found), f"Which dictionaries have a task: F1 {found:g} or more."),
+        "who": Table(
+            tables.who(measured, held.tasks, min_f1), f"Which dictionaries have a task: F1 {min_f1:g} or more."
+        ),
     }
     if sample.left_out:
         frame = tables.left_out(sample.left_out)
@@ -229,7 +231,7 @@ def _report(
         warnings.append(f"Intervals over {len(held.tokens)} sequences are rough.")
     return Report(
         title="Which known features does each dictionary have a latent for?",
-        summary=_summary(measured, overview, len(held.tasks), found),
+        summary=_summary(measured, overview, len(held.tasks), min_f1),
         tables=made,
         plots=drawn,
         settings=settings | {"tasks": len(held.tasks)},
@@ -238,7 +240,7 @@ def _report(
     )
 
 
-def _summary(measured: Sequence[Probed], overview: Any, tasks: int, found: float) -> str:
+def _summary(measured: Sequence[Probed], overview: Any, tasks: int, min_f1: float) -> str:
     frame = overview.set_index("features")
     own = frame[frame["kind"] == "dictionary"]
     best = own["probe loss"].idxmin()
@@ -246,7 +248,7 @@ def _summary(measured: Sequence[Probed], overview: Any, tasks: int, found: float
     said = [
         f"{best}: probe loss {row['probe loss']:.4f} [{row['probe loss low']:.4f}, {row['probe loss high']:.4f}] nats "
         f"over {tasks} tasks, {row['of entropy']:.2f} of the labels' entropy; it has {row['has']:.0f} tasks at an F1 "
-        f"of {found:g} or more."
+        f"of {min_f1:g} or more."
     ]
     if len(own) > 1:
         worst = own["probe loss"].idxmax()

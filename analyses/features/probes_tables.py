@@ -20,7 +20,7 @@ def label(one: Probed, measured: Sequence[Probed]) -> str:
     return f"{one.name} at {one.site}" if several and one.dictionary is None else one.name
 
 
-def overview(measured: Sequence[Probed], found: float) -> pd.DataFrame:
+def overview(measured: Sequence[Probed], min_f1: float) -> pd.DataFrame:
     """One row a set of features: means over the tasks."""
     rows = []
     for one in measured:
@@ -33,7 +33,7 @@ def overview(measured: Sequence[Probed], found: float) -> pd.DataFrame:
             "of entropy", one, single_latent_probes.relative
         )
         row |= _mean("F1", one, single_latent_probes.f1)
-        row["has"] = int((one.f1 >= found).sum())
+        row["has"] = int((one.f1 >= min_f1).sum())
         row["width"] = d.n_latents if d else None
         row["objective"] = (d.metadata.objective or "unknown") if d else None
         row["activation"] = _activation(d) if d else None
@@ -42,7 +42,7 @@ def overview(measured: Sequence[Probed], found: float) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"width": "Int64"})
 
 
-def tasks(measured: Sequence[Probed], names: Sequence[str], found: float) -> pd.DataFrame:
+def tasks(measured: Sequence[Probed], names: Sequence[str], min_f1: float) -> pd.DataFrame:
     """One row a task and set of features."""
     frames = []
     for one in measured:
@@ -59,7 +59,7 @@ def tasks(measured: Sequence[Probed], names: Sequence[str], found: float) -> pd.
             one.sums.value(single_latent_probes.precision),
             one.sums.value(single_latent_probes.recall),
         )
-        frame["has"] = one.f1 >= found
+        frame["has"] = one.f1 >= min_f1
         frames.append(frame)
     merged = pd.concat(frames, ignore_index=True)
     merged = merged.astype({name: "Int64" for name in ("latent", "coordinate") if name in merged})
@@ -70,7 +70,7 @@ def tasks(measured: Sequence[Probed], names: Sequence[str], found: float) -> pd.
     return merged[[*front, *rest]].sort_values("F1", ascending=False, ignore_index=True)
 
 
-def who(measured: Sequence[Probed], names: Sequence[str], found: float) -> pd.DataFrame:
+def who(measured: Sequence[Probed], names: Sequence[str], min_f1: float) -> pd.DataFrame:
     """One row a task: who has it, and who has it best."""
     own = [one for one in measured if one.dictionary is not None]
     scores = np.stack([one.f1 for one in own], axis=1)
@@ -78,7 +78,7 @@ def who(measured: Sequence[Probed], names: Sequence[str], found: float) -> pd.Da
     share = totals["true"].sum(axis=0) / totals["n"].sum()
     rows = []
     for i, name in enumerate(names):
-        having = [one.name for one, score in zip(own, scores[i], strict=True) if score >= found]
+        having = [one.name for one, score in zip(own, scores[i], strict=True) if score >= min_f1]
         best = int(scores[i].argmax())
         row = (
             name,

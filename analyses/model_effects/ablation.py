@@ -33,7 +33,7 @@ from analyses.common.inputs import (
     open_text,
     sites_of,
 )
-from analyses.common.patching import scenes
+from analyses.common.patching import clean_runs
 from analyses.common.token_texts import token_text
 from analyses.model_effects import ablation_plots as plots
 from analyses.model_effects import ablation_tables as tables
@@ -80,7 +80,7 @@ def ablation(
     text: TextLike = "builtin",
     tokens: int = 64,
     latents: int = 16,
-    follow: int = 16,
+    n_positions: int = 16,
     seed: int = 0,
     device: str = "cpu",
 ) -> Report:
@@ -92,7 +92,7 @@ def ablation(
         text: Where tokens come from; its held-out split is used.
         tokens: Tokens at which latents are ablated, each in a sequence of its own.
         latents: Active latents at each of them, drawn where there are more; and as many channels.
-        follow: Positions at which logits are compared, the token's own the first.
+        n_positions: Positions at which logits are compared, the token's own the first.
         seed: Of the sample of text, tokens and latents, and the bootstrap.
         device: Where to run: cpu, cuda, ...
 
@@ -100,7 +100,7 @@ def ablation(
         dictlab report ablation topk8.safetensors topk64.safetensors --tokens 128
     """
     check_at_least(0, seed=seed)
-    check_at_least(1, latents=latents, follow=follow)
+    check_at_least(1, latents=latents, n_positions=n_positions)
     check_at_least(2, tokens=tokens)
     opened = open_dictionaries(dictionaries)
     model, source = open_model(model, opened, device), open_text(text)
@@ -108,18 +108,18 @@ def ablation(
     for site in sites:
         model.block_input(site)
     length = context_of(opened, model, source)
-    if follow >= length:
+    if n_positions >= length:
         raise DictlabError(
-            f"follow is {follow}; in contexts of {length} tokens, 1 to {length - 1} have a token before."
+            f"n_positions is {n_positions}; in contexts of {length} tokens, 1 to {length - 1} have a token before."
         )
     sample = source.as_split("heldout").sample(model.tokenizer, length, tokens, seed=seed)
-    found, done = _measured(opened, in_model(opened, model), model, sample, latents, follow, seed)
+    found, done = _measured(opened, in_model(opened, model), model, sample, latents, n_positions, seed)
     notes = [] if len(sample) == tokens else [f"The text holds {len(sample)} contexts, {tokens} were asked for."]
     if done < len(sample):
         notes.append(f"PARTIAL: interrupted after {done} of {len(sample)} tokens.")
     return _report(found, opened, {
         "text": source.name, "model": model.name, "context": length, "tokens": done, "latents": latents,
-        "follow": follow, "vocabulary": model.vocabulary, "seed": seed,
+        "n_positions": n_positions, "vocabulary": model.vocabulary, "seed": seed,
     }, notes)  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _measured(
     model: LanguageModel,
     sample: Int[Tensor, "tokens context"],
     latents: int,
-    follow: int,
+    n_positions: int,
     seed: int,
 ) -> tuple[list[Effect], int]:
     """Every ablation at the chosen token of every sequence, and how many of these were done.
@@ -138,7 +138,7 @@ def _measured(
     Interrupted by Ctrl-C, it returns what is complete, if that is two tokens or more.
     """
     generator = seeds.generator(seed, "tokens to ablate at")
-    positions = torch.randint(1, sample.shape[1] - follow + 1, (len(sample),), generator=generator).tolist()
+    positions = torch.randint(1, sample.shape[1] - n_positions + 1, (len(sample),), generator=generator).tolist()
     sites = list(dict.fromkeys(site_of(d) for d in placed))
     found: list[Effect] = []
     done = 0
@@ -146,10 +146,10 @@ def _measured(
         for position in tqdm(positions, desc="ablation", unit="token", leave=False):
             word = token_text(model.tokenizer, int(sample[done, position]))
             own: list[Effect] = []
-            for site, scene in scenes(model, sample[done : done + 1, : position + follow], sites).items():
+            for site, clean_run in clean_runs(model, sample[done : done + 1, : position + n_positions], sites).items():
                 here = [(d.name, p) for d, p in zip(opened, placed, strict=True) if site_of(p) == site]
-                sets = _sets(here, scene.x[0].float(), position, latents, seed, done)
-                outcome = effects(scene.tail(position, follow), torch.cat([some.steps for some in sets]))
+                sets = _sets(here, clean_run.x[0].float(), position, latents, seed, done)
+                outcome = effects(clean_run.tail(position, n_positions), torch.cat([some.steps for some in sets]))
                 rows = zip(*(part.tolist() for part in outcome), strict=True)
                 for some in sets:
                     which = zip(*(part.tolist() for part in (some.which, some.rate, some.activation)), strict=True)
@@ -224,7 +224,7 @@ def _report(
     found: Sequence[Effect], opened: Sequence[Dictionary], settings: dict[str, Any], notes: list[str]
 ) -> Report:
     frame = tables.effects(found)
-    numbers = settings["vocabulary"] * settings["follow"]
+    numbers = settings["vocabulary"] * settings["n_positions"]
     overview = tables.overview(frame, opened, settings["tokens"], numbers, settings["seed"])
     n = f"n = {settings['tokens']} tokens of as many held-out sequences; {INTERVAL}"
     made = {

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.common.patching import Scene
+from analyses.common.patching import CleanRun
 from dictlab.model.output_divergence import LOGITS
 
 
@@ -69,7 +69,7 @@ def medians(values: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows 1"]:
 
 
 @torch.no_grad()
-def effects(tail: Scene, steps: Float[Tensor, "steps d_in"]) -> Effects:
+def effects(tail: CleanRun, steps: Float[Tensor, "steps d_in"]) -> Effects:
     """What each step away from the activation does to the logits from its token on.
 
     Args:
@@ -77,11 +77,13 @@ def effects(tail: Scene, steps: Float[Tensor, "steps d_in"]) -> Effects:
         steps: Each is subtracted from the activation at the first token of the tail.
     """
     model = tail.model
-    clean = model.unembed(tail.carried(tail.x[None])[0, 0]).float()  # carried as the altered ones are: equal rounding
+    clean = model.unembed(
+        tail.final_residuals(tail.x[None])[0, 0]
+    ).float()  # carried as the altered ones are: equal rounding
     found = []
     for some in steps.split(max(1, LOGITS // clean.numel())):
         versions = tail.x[None].float().repeat(len(some), 1, 1, 1)
         versions[:, 0, 0] -= some
-        streams = tail.carried(versions)[:, 0].flatten(0, 1)
+        streams = tail.final_residuals(versions)[:, 0].flatten(0, 1)
         found.append(spread(model.unembed(streams).float().view(len(some), *clean.shape) - clean))
     return Effects(*map(torch.cat, zip(*found, strict=True)))

@@ -32,9 +32,9 @@ from analyses.common.inputs import (
 from analyses.common.token_texts import token_text
 from analyses.model_effects import pathology_plots as plots
 from analyses.model_effects import pathology_tables as tables
-from analyses.model_effects.pathology_measurements import Measured
-from analyses.model_effects.replacement_damage import Plan, measured, surroundings_of
-from analyses.model_effects.replacements import COVARIANCE, ISOTROPIC
+from analyses.model_effects.dictionary_damage import DictionaryDamage
+from analyses.model_effects.replacement_damage import DamageSettings, measure_damage, measure_sites
+from analyses.model_effects.replacements import COVARIANCE, ISOTROPIC, RECONSTRUCTION
 from dictlab.data.packing import leading_tokens
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
@@ -58,8 +58,8 @@ def pathology(
     begin: bool = False,
     draws: int = 2,
     position: int | None = None,
-    follow: int = 16,
-    far: int = 500,
+    n_positions_after: int = 16,
+    n_random_points: int = 500,
     sweep: int = 8,
     occurrences: int = 10,
     seed: int = 0,
@@ -76,8 +76,9 @@ def pathology(
         begin: Begin each sequence with the tokenizer's beginning-of-text token.
         draws: Draws of each random intervention at every token.
         position: The token that is replaced alone; by default 32, or the middle of a shorter sequence.
-        follow: Positions after it to follow; 0 leaves single-token interventions out.
-        far: Random points that the reconstruction of that token is placed among; 0 leaves this out.
+        n_positions_after: Positions after it at which the damage is measured; 0 leaves single-token interventions out.
+        n_random_points: Random points at the same distance, to rank the KL of that token's reconstruction against; 0
+            leaves this out.
         sweep: Sequences on which steps of many lengths are taken; 0 leaves these out.
         occurrences: How often a token has to occur for a row of its own.
         seed: Of the sample of text, the random interventions and the bootstrap.
@@ -85,35 +86,38 @@ def pathology(
 
     Example:
         dictlab report pathology local.safetensors e2e.safetensors stitched.safetensors --contexts 64
-        dictlab report pathology gpt2-layer6.safetensors --contexts 1600 --context 128 --begin --sweep 0 --far 0
+        dictlab report pathology gpt2-layer6.safetensors --contexts 1600 --context 128 --begin --sweep 0
     """
-    check_at_least(0, follow=follow, sweep=sweep, seed=seed)
+    check_at_least(0, n_positions_after=n_positions_after, sweep=sweep, seed=seed)
     check_at_least(1, draws=draws, occurrences=occurrences)
     check_at_least(2, contexts=contexts)
-    if far == 1 or far < 0:
-        raise DictlabError(f"far is {far}; expected 2 or more points to be among, or 0 to leave this out.")
+    if n_random_points == 1 or n_random_points < 0:
+        raise DictlabError(
+            f"n_random_points is {n_random_points}; expected 2 or more points to be among, or 0 to leave this out."
+        )
     opened = open_dictionaries(dictionaries)
     sites = list(dict.fromkeys(site_of(dictionary) for dictionary in opened))
     model, text = open_model(model, opened, device), open_text(text)
     for site in sites:
         model.block_input(site)  # refuses, before any work, what cannot be resumed from
     size = model.context_length(context) if context else context_of(opened, model, text)
-    plan = Plan(draws, _position(position, size), min(follow, size - 1 - _position(position, size)), far, sweep, seed)
+    position = _position(position, size)
+    damage = DamageSettings(draws, position, min(n_positions_after, size - 1 - position), n_random_points, sweep, seed)
     elsewhere, tokens = _tokens(model, text, size, begin, (_needed(opened, size), contexts), seed)
-    around = surroundings_of(model, elsewhere, sites)
+    site_statistics = measure_sites(model, elsewhere, sites)
     on_device = in_model(opened, model)
-    arrays = measured(on_device, model, tokens, around, plan)
+    arrays = measure_damage(on_device, model, tokens, site_statistics, damage)
     found = [
-        Measured(dictionary, own, around[site_of(dictionary)].spread, seed)
+        DictionaryDamage(dictionary, own, site_statistics[site_of(dictionary)].spread, seed)
         for dictionary, own in zip(opened, arrays, strict=True)
     ]
     words, frequency = _words(model, tokens), _frequencies(model, torch.cat([elsewhere, tokens]))
-    made = _tables(found, plan, words, frequency, occurrences)
+    made = _tables(found, damage, words, frequency, occurrences)
     return Report(
         title="Is the error of a reconstruction worse than others of its size?",
-        summary=_summary(found, made["comparison"]),
+        summary=_summary(found),
         tables=made,
-        plots=_plots(found, made, plan),
+        plots=_plots(found, made, damage),
         settings={
             "text": text.name,
             "model": model.name,
@@ -124,7 +128,7 @@ def pathology(
             "occurrences": occurrences,
             "device": str(model.device),
         }
-        | plan._asdict(),
+        | damage._asdict(),
         inputs=tuple(opened),
         warnings=(*_warnings(found, contexts, tokens, elsewhere), *all_tokens_warning(opened)),
     )
@@ -182,7 +186,11 @@ def _frequencies(model: LanguageModel, tokens: Tensor) -> np.ndarray:
 
 
 def _tables(
-    found: Sequence[Measured], plan: Plan, words: Mapping[int, str], frequency: np.ndarray, occurrences: int
+    found: Sequence[DictionaryDamage],
+    damage: DamageSettings,
+    words: Mapping[int, str],
+    frequency: np.ndarray,
+    occurrences: int,
 ) -> dict[str, Table]:
     sample = plots.sample_of(found[0])
     made = {
@@ -207,17 +215,18 @@ def _tables(
             f"Tokens with {occurrences} occurrences or more, by the gap: KL of the reconstruction less {ISOTROPIC}'s.",
         ),
     }
-    if plan.follow:
+    if damage.n_positions_after:
         made["single_token"] = Table(
-            tables.alone(found), f"Only the token at position {plan.position} replaced; KL there and after it."
+            tables.alone(found), f"Only the token at position {damage.position} replaced; KL there and after it."
         )
-    if plan.far:
+    if damage.n_random_points:
         made["far_out"] = Table(
-            tables.far_out(found, plan.position, found[0].arrays["tokens"], words),
-            f"The token at position {plan.position} replaced alone: KL of its reconstruction among {plan.far} random "
-            "points at the same distance; z in their standard deviations, percentile among them.",
+            tables.far_out(found, damage.position, found[0].arrays["tokens"], words),
+            f"The token at position {damage.position} replaced alone: KL of its reconstruction among "
+            f"{damage.n_random_points} random points at the same distance; z in their standard deviations, percentile "
+            "among them.",
         )
-    if plan.sweep:
+    if damage.sweep:
         swept = f"{len(found[0].arrays['reach'])} sequences"
         made["equal_damage"] = Table(
             tables.equal_damage(found),
@@ -236,7 +245,7 @@ def _tables(
     return made
 
 
-def _plots(found: Sequence[Measured], made: Mapping[str, Table], plan: Plan) -> dict[str, Plot]:
+def _plots(found: Sequence[DictionaryDamage], made: Mapping[str, Table], damage: DamageSettings) -> dict[str, Plot]:
     frames: dict[str, Any] = {name: table.frame for name, table in made.items()}
     drawn = {
         "ratios": plots.ratios(frames["comparison"], found),
@@ -244,51 +253,48 @@ def _plots(found: Sequence[Measured], made: Mapping[str, Table], plan: Plan) -> 
         "histograms": plots.histograms(found),
         "positions": plots.by_position(frames["positions"], found),
     }
-    if plan.follow:
-        drawn["single_token"] = plots.decay(frames["single_token"], found, plan.position)
-    if plan.far:
+    if damage.n_positions_after:
+        drawn["single_token"] = plots.decay(frames["single_token"], found, damage.position)
+    if damage.n_random_points:
         drawn["far_out"] = plots.strip(found)
-    if plan.sweep:
+    if damage.sweep:
         drawn["equal_damage"] = plots.equal_damage(frames["lengths"], frames["equal_damage"], found)
         drawn["sensitivity"] = plots.sensitivity(frames["sensitivity"], found)
-    if frames["comparison"]["site"].nunique() > 1:
+    if len({site_of(one.dictionary) for one in found}) > 1:
         drawn["sites"] = plots.sites(frames["comparison"])
     return drawn
 
 
-def _summary(found: Sequence[Measured], comparison: Table) -> str:
-    frame = comparison.frame
-    said = [_said(row) for _, row in frame.iterrows()] if len(frame) <= 2 else [_range(frame)]
-    if frame["objective"].nunique() > 1:
-        said.append(
+def _summary(found: Sequence[DictionaryDamage]) -> str:
+    sentences = [_sentence(one) for one in found] if len(found) <= 2 else [_range(found)]
+    if len({one.dictionary.metadata.objective or "unknown" for one in found}) > 1:
+        sentences.append(
             "Objectives differ, and so does the size of their errors: compare the absolute KL before the ratios."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
-def _said(row: Any) -> str:
-    parts = [
-        f"{row[f'over {name}']:.2f} [{row[f'over {name} low']:.2f}, {row[f'over {name} high']:.2f}] times {name}"
-        for name in (ISOTROPIC, COVARIANCE)
-    ]
+def _sentence(one: DictionaryDamage) -> str:
+    kl = one.mean(one.kl(RECONSTRUCTION))
+    ratios = {name: one.over(name) for name in (ISOTROPIC, COVARIANCE)}
+    parts = [f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times {name}" for name, ratio in ratios.items()]
     return (
-        f"{row['dictionary']}: KL {row['KL']:.3g} [{row['KL low']:.3g}, {row['KL high']:.3g}] nats a token, "
+        f"{one.name}: KL {kl.value:.3g} [{kl.low:.3g}, {kl.high:.3g}] nats a token, "
         f"{' and '.join(parts)} at the same distance."
     )
 
 
-def _range(frame: Any) -> str:
+def _range(found: Sequence[DictionaryDamage]) -> str:
     parts = []
     for name in (ISOTROPIC, COVARIANCE):
-        key = f"over {name}"
-        low, high = frame.loc[frame[key].idxmin()], frame.loc[frame[key].idxmax()]
-        parts.append(
-            f"from {low[key]:.2f} ({low['dictionary']}) to {high[key]:.2f} ({high['dictionary']}) times {name}"
-        )
+        known = [(ratio, one.name) for one in found if (ratio := one.over(name).value) == ratio]
+        if known:
+            (low, least), (high, most) = min(known), max(known)
+            parts.append(f"from {low:.2f} ({least}) to {high:.2f} ({most}) times {name}")
     return f"KL of reconstructions at the same distance: {', and '.join(parts)}."
 
 
-def _warnings(found: Sequence[Measured], contexts: int, tokens: Tensor, elsewhere: Tensor) -> tuple[str, ...]:
+def _warnings(found: Sequence[DictionaryDamage], contexts: int, tokens: Tensor, elsewhere: Tensor) -> tuple[str, ...]:
     said, n = [], found[0].sequences
     if n < len(tokens):
         said.append(f"Interrupted: a partial report, of {n} of {len(tokens)} contexts.")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analyses.common import plotting
-from analyses.model_effects.pathology_measurements import Measured
+from analyses.model_effects.dictionary_damage import DictionaryDamage
 from analyses.model_effects.replacement_damage import NAMES
 from analyses.model_effects.replacements import BASELINES, COVARIANCE, ISOTROPIC, RECONSTRUCTION, STEPS
 from analyses.model_effects.step_curves import CLASSES, REFERENCES
@@ -22,7 +22,7 @@ CLIP = 1.0  # nats; where histograms end, as in the published figure
 NATS = "KL (nats/token)"
 
 
-def sample_of(one: Measured) -> str:
+def sample_of(one: DictionaryDamage) -> str:
     """What every caption says of the sample."""
     positions = one.arrays["kl"].shape[2]
     return f"{one.sequences} held-out sequences, {one.sequences * positions} tokens"
@@ -36,7 +36,7 @@ def _bars(frame: pd.DataFrame, name: str) -> np.ndarray:
 
 
 @plotting.applied
-def bars(table: pd.DataFrame, found: Sequence[Measured]) -> Plot:
+def bars(table: pd.DataFrame, found: Sequence[DictionaryDamage]) -> Plot:
     """Mean KL of each intervention, and CE increase beside it."""
     every = table[table["tokens"] == "all"]
     figure, panels = plotting.axes(2, width=6.6, height=1.2 + 0.32 * len(NAMES))
@@ -74,7 +74,7 @@ def bars(table: pd.DataFrame, found: Sequence[Measured]) -> Plot:
 
 
 @plotting.applied
-def ratios(table: pd.DataFrame, found: Sequence[Measured]) -> Plot:
+def ratios(table: pd.DataFrame, found: Sequence[DictionaryDamage]) -> Plot:
     """The ratio to each baseline, and the absolute figures that it must be read with."""
     figure, panels = plotting.axes(3, width=5.0, height=4.4)
     rows = np.arange(len(BASELINES))[::-1]
@@ -141,7 +141,7 @@ def _same_height(panels: Sequence[Axes]) -> None:
 
 
 @plotting.applied
-def histograms(found: Sequence[Measured]) -> Plot:
+def histograms(found: Sequence[DictionaryDamage]) -> Plot:
     """Whole distributions of KL, not their means alone."""
     shown = (RECONSTRUCTION, ISOTROPIC, COVARIANCE)
     bins = np.linspace(0, CLIP, 41)
@@ -189,7 +189,7 @@ def _lines(ax: Axes, frame: pd.DataFrame, x: str, names: Sequence[str]) -> None:
 
 
 @plotting.applied
-def by_position(table: pd.DataFrame, found: Sequence[Measured]) -> Plot:
+def by_position(table: pd.DataFrame, found: Sequence[DictionaryDamage]) -> Plot:
     """KL by position, all tokens replaced."""
     figure, panels = plotting.axes(len(found), width=4.2, height=3.2)
     table = table.assign(middle=np.sqrt((table["from"] + 1) * (table["to"] + 1)))
@@ -210,7 +210,7 @@ def by_position(table: pd.DataFrame, found: Sequence[Measured]) -> Plot:
 
 
 @plotting.applied
-def decay(table: pd.DataFrame, found: Sequence[Measured], position: int) -> Plot:
+def decay(table: pd.DataFrame, found: Sequence[DictionaryDamage], position: int) -> Plot:
     """KL after one token alone was replaced."""
     figure, panels = plotting.axes(len(found), width=4.2, height=3.2)
     for ax, one in zip(panels, found, strict=True):
@@ -228,7 +228,7 @@ def decay(table: pd.DataFrame, found: Sequence[Measured], position: int) -> Plot
 
 
 @plotting.applied
-def strip(found: Sequence[Measured]) -> Plot:
+def strip(found: Sequence[DictionaryDamage]) -> Plot:
     """Each token's reconstruction among its random points."""
     figure, panels = plotting.axes(len(found), width=5.4, height=3.6)
     for ax, one in zip(panels, found, strict=True):
@@ -267,7 +267,7 @@ def strip(found: Sequence[Measured]) -> Plot:
 
 
 @plotting.applied
-def sensitivity(table: pd.DataFrame, found: Sequence[Measured]) -> Plot:
+def sensitivity(table: pd.DataFrame, found: Sequence[DictionaryDamage]) -> Plot:
     """KL along unit directions, a panel for each kind of direction."""
     classes = [name for name in CLASSES if (table["direction"] == name).any()]
     figure, panels = plotting.axes(len(classes), width=4.4, height=3.6)
@@ -300,7 +300,7 @@ def sensitivity(table: pd.DataFrame, found: Sequence[Measured]) -> Plot:
 
 
 @plotting.applied
-def equal_damage(table: pd.DataFrame, reached: pd.DataFrame, found: Sequence[Measured]) -> Plot:
+def equal_damage(table: pd.DataFrame, reached: pd.DataFrame, found: Sequence[DictionaryDamage]) -> Plot:
     """KL along each baseline against the multiple of epsilon, and where it meets the reconstruction's."""
     figure, panels = plotting.axes(len(found), width=4.2, height=3.4)
     for ax, one in zip(panels, found, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.model_effects.pathology_measurements import Measured
+from analyses.model_effects.dictionary_damage import DictionaryDamage
 from analyses.model_effects.replacement_damage import CLOUDS, NAMES
 from analyses.model_effects.replacements import BASELINES, COVARIANCE, ISOTROPIC, RECONSTRUCTION, STEPS
 from analyses.model_effects.step_curves import CLASSES, MULTIPLES, REFERENCES, SCALES, effective_length
@@ -29,7 +29,7 @@ from dictlab.statistics import (
 FAR = 3.0  # standard deviations beyond which a reconstruction is counted as far out
 
 
-def comparison(found: Sequence[Measured]) -> pd.DataFrame:
+def comparison(found: Sequence[DictionaryDamage]) -> pd.DataFrame:
     """One row a dictionary: ratios, absolute damage, and how large the error is, side by side."""
     rows = []
     for one in found:
@@ -57,14 +57,14 @@ def comparison(found: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _far_out(one: Measured) -> dict[str, float]:
+def _far_out(one: DictionaryDamage) -> dict[str, float]:
     if "cloud" not in one.arrays:
         return {}
     z = one.z[:, 0]
     return {"median z": float(np.nanmedian(z)), f"share beyond z = {FAR:g}": float((z > FAR).mean())}
 
 
-def interventions(found: Sequence[Measured]) -> pd.DataFrame:
+def interventions(found: Sequence[DictionaryDamage]) -> pd.DataFrame:
     """One row for each dictionary, intervention, and with or without first positions."""
     rows = []
     for one in found:
@@ -93,7 +93,7 @@ def edges(positions: int) -> list[int]:
     return [*starts, positions]
 
 
-def positions(found: Sequence[Measured]) -> pd.DataFrame:
+def positions(found: Sequence[DictionaryDamage]) -> pd.DataFrame:
     """Mean KL by position, in bins that double."""
     rows = []
     for one in found:
@@ -112,7 +112,7 @@ def positions(found: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def alone(found: Sequence[Measured]) -> pd.DataFrame:
+def alone(found: Sequence[DictionaryDamage]) -> pd.DataFrame:
     """KL where one token alone is replaced: there, and at each of the next positions."""
     rows = []
     for one in found:
@@ -132,7 +132,7 @@ def alone(found: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def far_out(found: Sequence[Measured], position: int, tokens: Array, words: Mapping[int, str]) -> pd.DataFrame:
+def far_out(found: Sequence[DictionaryDamage], position: int, tokens: Array, words: Mapping[int, str]) -> pd.DataFrame:
     """One row a token that was replaced alone: where the reconstruction lies among random points."""
     rows = []
     for one in found:
@@ -157,7 +157,7 @@ def far_out(found: Sequence[Measured], position: int, tokens: Array, words: Mapp
     return pd.DataFrame(rows)
 
 
-def when(found: Sequence[Measured], frequency: Array) -> pd.DataFrame:
+def when(found: Sequence[DictionaryDamage], frequency: Array) -> pd.DataFrame:
     """Rank correlation of the gap, KL of the reconstruction less that of ε-random, with what is known of a token."""
     rows = []
     for one in found:
@@ -181,7 +181,7 @@ def when(found: Sequence[Measured], frequency: Array) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def by_token(found: Sequence[Measured], least: int, words: Mapping[int, str]) -> pd.DataFrame:
+def by_token(found: Sequence[DictionaryDamage], least: int, words: Mapping[int, str]) -> pd.DataFrame:
     """Mean damage at each token that occurs often enough, largest gap first."""
     rows = []
     for one in found:
@@ -207,7 +207,7 @@ def by_token(found: Sequence[Measured], least: int, words: Mapping[int, str]) ->
     return frame.sort_values(["dictionary", "gap"], ascending=[True, False], kind="stable", ignore_index=True)
 
 
-def steps(found: Sequence[Measured]) -> pd.DataFrame:
+def steps(found: Sequence[DictionaryDamage]) -> pd.DataFrame:
     """KL along the error, along decoder directions, and along directions of no dictionary."""
     rows = []
     for one in found:
@@ -228,7 +228,7 @@ def steps(found: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def curves(found: Sequence[Measured]) -> pd.DataFrame:
+def curves(found: Sequence[DictionaryDamage]) -> pd.DataFrame:
     """KL along each baseline's direction at multiples of the error's norm."""
     rows = []
     for one in found:
@@ -242,7 +242,7 @@ def curves(found: Sequence[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def equal_damage(found: Sequence[Measured]) -> pd.DataFrame:
+def equal_damage(found: Sequence[DictionaryDamage]) -> pd.DataFrame:
     """The multiple of the error's norm at which each baseline does what the reconstruction does."""
     rows = []
     for one in found:
@@ -273,7 +273,7 @@ def _outside(value: float) -> str:
     return f"above {MULTIPLES[-1]:g}" if np.isinf(value) else ""
 
 
-def family(found: Sequence[Measured]) -> pd.DataFrame:
+def family(found: Sequence[DictionaryDamage]) -> pd.DataFrame:
     """Each dictionary beside those that it was made from: differences of KL, quotients of ratios, both paired."""
     named = {one.name: one for one in found}
     rows = []

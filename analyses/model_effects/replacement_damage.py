@@ -1,4 +1,4 @@
-"""What does each intervention of `perturbations` cost the model, for each dictionary, sequence by sequence?
+"""What does each intervention of `replacements` cost the model, for each dictionary, sequence by sequence?
 
 One clean forward of a batch serves all interventions of all dictionaries. x_hat is always that of the clean
 activations. Everything is kept by token or by sequence, so that intervals can be had of anything.
@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from analyses.common.patching import Scene, scenes
+from analyses.common.patching import CleanRun, clean_runs
 from analyses.model_effects.replacements import (
     COVARIANCE,
     INTERVENTIONS,
     ISOTROPIC,
-    Given,
-    Surroundings,
-    length,
-    surroundings,
+    ErrorSample,
+    SiteStatistics,
+    norm_of,
+    site_statistics,
 )
 from analyses.model_effects.step_curves import reach, references, sensitivity
 from dictlab import seeds
@@ -46,30 +46,30 @@ NAMES = tuple(INTERVENTIONS)
 Arrays = dict[str, NDArray[np.float64]]
 
 
-class Plan(NamedTuple):
+class DamageSettings(NamedTuple):
     """How much is measured.
 
     Attributes:
         draws: Of each random intervention, at every token.
         position: The token that is replaced alone.
-        follow: How many positions after it are followed; 0 for no single-token interventions.
-        far: Random points beside the reconstruction of that token; 0 for none.
+        n_positions_after: Positions after it at which the damage is measured; 0 for no single-token interventions.
+        n_random_points: Random points beside the reconstruction of that token; 0 for none.
         sweep: Sequences on which steps of many lengths are taken; 0 for none.
         seed: Of all random numbers.
     """
 
     draws: int
     position: int
-    follow: int
-    far: int
+    n_positions_after: int
+    n_random_points: int
     sweep: int
     seed: int
 
 
 @torch.no_grad()
-def surroundings_of(
+def measure_sites(
     model: LanguageModel, tokens: Int[Tensor, "contexts context"], sites: Iterable[str]
-) -> dict[str, Surroundings]:
+) -> dict[str, SiteStatistics]:
     """Moments (in float64, first positions left out) and a pool of activations at each site."""
     batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
     pooled = max(8, POOL_TOKENS // tokens.shape[1])
@@ -87,16 +87,16 @@ def surroundings_of(
                 yield x[:, 1:]
 
         site_moments = moments(activations(), covariance=True)
-        found[site] = surroundings(site_moments, torch.cat(pool)[:pooled])
+        found[site] = site_statistics(site_moments, torch.cat(pool)[:pooled])
     return found
 
 
-def measured(
+def measure_damage(
     dictionaries: Sequence[Dictionary],
     model: LanguageModel,
     tokens: Int[Tensor, "contexts context"],
-    around: Mapping[str, Surroundings],
-    plan: Plan,
+    sites: Mapping[str, SiteStatistics],
+    settings: DamageSettings,
 ) -> list[Arrays]:
     """Everything that is measured, for each dictionary; the first dimension of each array is the sequence.
 
@@ -106,15 +106,17 @@ def measured(
         DictlabError: A reconstruction is not finite.
         KeyboardInterrupt: Fewer than two sequences were complete.
     """
-    errors = {d.name: d.reconstruct(pool) - pool for d in dictionaries for pool in [around[site_of(d)].pool]}
+    errors = {d.name: d.reconstruct(pool) - pool for d in dictionaries for pool in [sites[site_of(d)].pool]}
     rows: list[list[dict[str, Tensor]]] = []
     done, batches = 0, tokens.split(max(2, BATCH_TOKENS // tokens.shape[1]))
     try:
         with tqdm(total=len(batches) * len(dictionaries), desc="pathology", unit="dictionary-batch") as progress:
             for number, batch in enumerate(batches):
-                swept = min(len(batch), max(0, plan.sweep - done))
+                swept = min(len(batch), max(0, settings.sweep - done))
                 points = min(len(batch), max(0, POINTS - done))
-                rows.append(_batch(dictionaries, model, batch, around, errors, plan, (number, swept, points), progress))
+                rows.append(
+                    _batch(dictionaries, model, batch, sites, errors, settings, (number, swept, points), progress)
+                )
                 done += len(batch)
     except KeyboardInterrupt:
         if done < 2:
@@ -130,29 +132,34 @@ def _batch(
     dictionaries: Sequence[Dictionary],
     model: LanguageModel,
     tokens: Int[Tensor, "batch context"],
-    around: Mapping[str, Surroundings],
+    sites: Mapping[str, SiteStatistics],
     errors: Mapping[str, Tensor],
-    plan: Plan,
-    share: tuple[int, int, int],
+    settings: DamageSettings,
+    extent: tuple[int, int, int],
     progress: tqdm,
 ) -> list[dict[str, Tensor]]:
-    """All dictionaries on one batch. The same normal numbers serve each dictionary: their differences are paired."""
-    number, swept, points = share
-    seen = scenes(model, tokens, list(around))
+    """All dictionaries on one batch. The same normal numbers serve each dictionary: their differences are paired.
+
+    `extent`: number of the batch, and how many of its sequences are swept, and placed among random points.
+    """
+    number, swept, points = extent
+    seen = clean_runs(model, tokens, list(sites))
     found = []
     beside: dict[str, Tensor] = {}
     for dictionary in dictionaries:
         site = site_of(dictionary)
-        scene = seen[site]
-        codes, x_hat = dictionary(scene.x.float())
+        clean_run = seen[site]
+        codes, x_hat = dictionary(clean_run.x.float())
         check_finite(dictionary, x_hat)
-        generator = seeds.generator(plan.seed, f"perturbations {number}")
-        given = Given(scene.x.float(), x_hat, around[site], errors[dictionary.name], generator, plan.draws)
-        row = _described(given, codes) | _everywhere(scene, given, plan) | {"tokens": tokens}
-        if points and plan.far:
-            row |= _cloud(scene.first(points), given.first(points), plan)
+        generator = seeds.generator(settings.seed, f"perturbations {number}")
+        sample = ErrorSample(
+            clean_run.x.float(), x_hat, sites[site], errors[dictionary.name], generator, settings.draws
+        )
+        row = _described(sample, codes) | _everywhere(clean_run, sample, settings) | {"tokens": tokens}
+        if points and settings.n_random_points:
+            row |= _cloud(clean_run.first(points), sample.first(points), settings)
         if swept:
-            part, few, here = scene.first(swept), given.first(swept), _leading(codes, swept * tokens.shape[1])
+            part, few, here = clean_run.first(swept), sample.first(swept), _leading(codes, swept * tokens.shape[1])
             if site not in beside:
                 beside[site] = references(part, few)
             row |= {"references": beside[site], "reach": reach(part, few)}
@@ -162,29 +169,29 @@ def _batch(
     return found
 
 
-def _described(given: Given, codes: Codes) -> dict[str, Tensor]:
+def _described(sample: ErrorSample, codes: Codes) -> dict[str, Tensor]:
     """What is known of each token that has a next one, before any damage."""
-    x, x_hat = given.x[:, :-1], given.x_hat[:, :-1]
+    x, x_hat = sample.x[:, :-1], sample.x_hat[:, :-1]
     return {
-        "epsilon": length(x_hat - x)[..., 0],
-        "norm": length(x)[..., 0],
-        "norm_hat": length(x_hat)[..., 0],
+        "epsilon": norm_of(x_hat - x)[..., 0],
+        "norm": norm_of(x)[..., 0],
+        "norm_hat": norm_of(x_hat)[..., 0],
         "cosine": cosine_similarity(x, x_hat, dim=-1),
-        "l0": codes.l0().view(given.x.shape[:-1])[:, :-1],
+        "l0": codes.l0().view(sample.x.shape[:-1])[:, :-1],
     }
 
 
-def _everywhere(scene: Scene, given: Given, plan: Plan) -> dict[str, Tensor]:
+def _everywhere(clean_run: CleanRun, sample: ErrorSample, settings: DamageSettings) -> dict[str, Tensor]:
     """Every intervention at all tokens at once, and at one token alone; `[batch, interventions, positions]`."""
     at_position: list[Tensor] = []
 
     def replacements() -> Iterator[Tensor]:
         for intervention in INTERVENTIONS.values():
-            made = intervention.make(given)
-            at_position.append(made[:, :, plan.position].clone())
+            made = intervention.make(sample)
+            at_position.append(made[:, :, settings.position].clone())
             yield made
 
-    out = scene.outputs(replacements())
+    out = clean_run.outputs(replacements())
     kl, ce = (t[..., :-1].split([len(made) for made in at_position]) for t in (out.kl, out.ce))
     clean = out.ce_clean[:, :-1]
     row = {
@@ -194,12 +201,12 @@ def _everywhere(scene: Scene, given: Given, plan: Plan) -> dict[str, Tensor]:
         "kl_once": torch.stack([some[0] for some in kl], dim=1),
         "ce": torch.stack([some.mean(dim=0) - clean for some in ce], dim=1),
     }
-    if plan.follow:
-        row["alone"] = _alone(scene.tail(plan.position, plan.follow + 1), at_position)
+    if settings.n_positions_after:
+        row["alone"] = _alone(clean_run.tail(settings.position, settings.n_positions_after + 1), at_position)
     return row
 
 
-def _alone(tail: Scene, made: list[Tensor]) -> Float[Tensor, "batch interventions positions"]:
+def _alone(tail: CleanRun, made: list[Tensor]) -> Float[Tensor, "batch interventions positions"]:
     """KL where only the first token of `tail` is replaced, and at the tokens after it."""
     new = torch.cat(made)
     versions = tail.x.float().expand(len(new), *tail.x.shape).clone()
@@ -208,13 +215,13 @@ def _alone(tail: Scene, made: list[Tensor]) -> Float[Tensor, "batch intervention
     return torch.stack([some.mean(dim=0) for some in kl], dim=1)
 
 
-def _cloud(scene: Scene, given: Given, plan: Plan) -> dict[str, Tensor]:
+def _cloud(clean_run: CleanRun, sample: ErrorSample, settings: DamageSettings) -> dict[str, Tensor]:
     """One token's KL under its reconstruction, and under many random points at the same distance."""
-    here = slice(plan.position, plan.position + 1)
-    one = given._replace(x=given.x[:, here], x_hat=given.x_hat[:, here], draws=plan.far)
-    points = (INTERVENTIONS[name].make(one) for name in CLOUDS)
-    kl = scene.tail(plan.position, 1).outputs(chain([one.x_hat[None]], points)).kl[..., 0]
-    return {"point": kl[0], "cloud": kl[1:].unflatten(0, (len(CLOUDS), plan.far)).permute(2, 0, 1)}
+    here = slice(settings.position, settings.position + 1)
+    at_token = sample._replace(x=sample.x[:, here], x_hat=sample.x_hat[:, here], n_draws=settings.n_random_points)
+    points = (INTERVENTIONS[name].make(at_token) for name in CLOUDS)
+    kl = clean_run.tail(settings.position, 1).outputs(chain([at_token.x_hat[None]], points)).kl[..., 0]
+    return {"point": kl[0], "cloud": kl[1:].unflatten(0, (len(CLOUDS), settings.n_random_points)).permute(2, 0, 1)}
 
 
 def _leading(codes: Codes, tokens: int) -> Codes:

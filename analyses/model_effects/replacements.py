@@ -40,26 +40,26 @@ X = Float[Tensor, "*tokens d_in"]
 Draws = Float[Tensor, "draws *tokens d_in"]
 
 
-class Surroundings(NamedTuple):
-    """What is known of the activations at a site beside the tokens at hand.
+class SiteStatistics(NamedTuple):
+    """Moments of the activations at a site, and activations of other sequences there.
 
     Attributes:
         mean: Mean activation.
-        root: Square root of the covariance, symmetric.
-        pool: Activations of whole sequences from elsewhere in the text.
+        covariance_root: Symmetric square root of the covariance, shrunk towards isotropy.
+        pool: Activations of whole sequences of the training split.
     """
 
     mean: Float[Tensor, " d_in"]
-    root: Float[Tensor, "d_in d_in"]
+    covariance_root: Float[Tensor, "d_in d_in"]
     pool: Float[Tensor, "sequences context d_in"]
 
     @property
     def spread(self) -> float:
         """Root mean square distance of an activation from the mean."""
-        return float(self.root.double().square().sum().sqrt())
+        return float(self.covariance_root.double().square().sum().sqrt())
 
 
-def surroundings(moments: Moments, pool: Float[Tensor, "sequences context d_in"]) -> Surroundings:
+def site_statistics(moments: Moments, pool: Float[Tensor, "sequences context d_in"]) -> SiteStatistics:
     """Mean, root of the shrunk covariance, and the pool.
 
     Args:
@@ -71,55 +71,55 @@ def surroundings(moments: Moments, pool: Float[Tensor, "sequences context d_in"]
     sigma = sigma + SHRINKAGE * sigma.trace() / len(sigma) * torch.eye(len(sigma), dtype=sigma.dtype).to(sigma)
     values, vectors = torch.linalg.eigh(sigma)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    return Surroundings(moments.mean.to(pool), root.to(pool), pool)
+    return SiteStatistics(moments.mean.to(pool), root.to(pool), pool)
 
 
-class Given(NamedTuple):
-    """What an intervention is made of.
+class ErrorSample(NamedTuple):
+    """Activations with their reconstructions, and what random replacements are drawn from.
 
     Attributes:
-        x: Activations of a batch.
+        x: Activations of a batch of sequences.
         x_hat: Their reconstructions.
-        around: The site's surroundings.
+        site_statistics: Of the site.
         pool_errors: Errors of the same dictionary on the pool.
-        generator: Of the random interventions.
-        draws: Of each of them.
+        generator: Of the random replacements.
+        n_draws: Draws of each of them.
     """
 
     x: Float[Tensor, "batch context d_in"]
     x_hat: Float[Tensor, "batch context d_in"]
-    around: Surroundings
+    site_statistics: SiteStatistics
     pool_errors: Float[Tensor, "sequences context d_in"]
     generator: torch.Generator
-    draws: int
+    n_draws: int
 
     @property
     def error(self) -> Float[Tensor, "batch context d_in"]:
         """x~ - x."""
         return self.x_hat - self.x
 
-    def first(self, sequences: int) -> Given:
-        """The same with fewer sequences."""
+    def first(self, sequences: int) -> ErrorSample:
+        """Its first sequences."""
         return self._replace(x=self.x[:sequences], x_hat=self.x_hat[:sequences])
 
     def normal(self) -> Float[Tensor, "draws batch context d_in"]:
         """z: fresh normal numbers for each token and draw."""
-        drawn = torch.randn(self.draws, *self.x.shape, generator=self.generator)
+        drawn = torch.randn(self.n_draws, *self.x.shape, generator=self.generator)
         return drawn.to(self.x)
 
     def integers(self, low: int, high: int) -> Int[Tensor, "draws batch context"]:
         """Fresh integers from `low` to below `high` for each token and draw."""
-        drawn = torch.randint(low, high, (self.draws, *self.x.shape[:-1]), generator=self.generator)
+        drawn = torch.randint(low, high, (self.n_draws, *self.x.shape[:-1]), generator=self.generator)
         return drawn.to(self.x.device)
 
 
-def length(x: X) -> Float[Tensor, "*tokens 1"]:
+def norm_of(x: X) -> Float[Tensor, "*tokens 1"]:
     """|x|, with a last dimension of 1."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm
 
 
-def across(x: X, direction: X) -> X:
+def orthogonal_part(x: X, direction: X) -> X:
     """The part of `direction` that is orthogonal to x."""
     u = normalize(x, dim=-1)
     # twice: what rounding leaves along x after the first time matters where |direction| is mostly along x
@@ -130,24 +130,24 @@ def across(x: X, direction: X) -> X:
 
 def norm_corrected(x: X, x_hat: X) -> X:
     """The reconstruction at the activation's norm."""
-    return normalize(x_hat, dim=-1) * length(x)
+    return normalize(x_hat, dim=-1) * norm_of(x)
 
 
 def norm_only(x: X, x_hat: X) -> X:
     """The activation at the reconstruction's norm."""
-    return normalize(x, dim=-1) * length(x_hat)
+    return normalize(x, dim=-1) * norm_of(x_hat)
 
 
 def at_distance(x: X, x_hat: X, direction: Draws) -> Draws:
     """As far from x as the reconstruction is, in other directions."""
-    return x + length(x_hat - x) * normalize(direction, dim=-1)
+    return x + norm_of(x_hat - x) * normalize(direction, dim=-1)
 
 
 def at_angle(x: X, x_hat: X, direction: Draws) -> Draws:
     """With the reconstruction's norm, angle and distance from x, turned to another side."""
     u = normalize(x, dim=-1)
     along = (x_hat * u).sum(dim=-1, keepdim=True)
-    return along * u + length(across(x, x_hat)) * normalize(across(x, direction), dim=-1)
+    return along * u + norm_of(orthogonal_part(x, x_hat)) * normalize(orthogonal_part(x, direction), dim=-1)
 
 
 def at_angle_and_norm(x: X, x_hat: X, direction: Draws) -> Draws:
@@ -155,41 +155,41 @@ def at_angle_and_norm(x: X, x_hat: X, direction: Draws) -> Draws:
     return norm_corrected(x, at_angle(x, x_hat, direction))
 
 
-def coloured(given: Given) -> Draws:
+def covariance_noise(sample: ErrorSample) -> Draws:
     """Directions with the covariance of the activations."""
-    return given.normal() @ given.around.root
+    return sample.normal() @ sample.site_statistics.covariance_root
 
 
-def mixture(given: Given) -> Draws:
+def real_difference(sample: ErrorSample) -> Draws:
     """Differences of two activations of the pool, neither from a first position."""
-    pool = given.around.pool[:, 1:].flatten(0, 1)
-    first = given.integers(0, len(pool))
-    other = (first + given.integers(1, len(pool))) % len(pool)
+    pool = sample.site_statistics.pool[:, 1:].flatten(0, 1)
+    first = sample.integers(0, len(pool))
+    other = (first + sample.integers(1, len(pool))) % len(pool)
     return pool[first] - pool[other]
 
 
-def shuffled(given: Given) -> Draws:
+def shuffled_error(sample: ErrorSample) -> Draws:
     """Errors made at tokens of the pool, none from a first position."""
-    errors = given.pool_errors[:, 1:].flatten(0, 1)
-    return errors[given.integers(0, len(errors))]
+    errors = sample.pool_errors[:, 1:].flatten(0, 1)
+    return errors[sample.integers(0, len(errors))]
 
 
-def shuffled_in_place(given: Given) -> Draws:
+def shuffled_error_at_position(sample: ErrorSample) -> Draws:
     """Errors made at the same position of sequences of the pool."""
-    positions = torch.arange(given.x.shape[-2], device=given.x.device)
-    return given.pool_errors[given.integers(0, len(given.pool_errors)), positions]
+    positions = torch.arange(sample.x.shape[-2], device=sample.x.device)
+    return sample.pool_errors[sample.integers(0, len(sample.pool_errors)), positions]
 
 
 class Intervention(NamedTuple):
     """A replacement of the activation.
 
     Attributes:
-        make: From what is given to replacements, draws first.
+        make: From a sample to replacements of its activations, `[draws, batch, context, d_in]`.
         random: Whether it differs from draw to draw; the others have one.
         distance: Whether it lies as far from x as the reconstruction, and so is a baseline for it.
     """
 
-    make: Callable[[Given], Draws]
+    make: Callable[[ErrorSample], Draws]
     random: bool = False
     distance: bool = False
 
@@ -203,20 +203,22 @@ INTERVENTIONS = {
     ISOTROPIC: Intervention(lambda g: at_distance(g.x, g.x_hat, g.normal()), True, True),
     "θ-random, SAE norm": Intervention(lambda g: at_angle(g.x, g.x_hat, g.normal()), True, True),
     "θ-random, true norm": Intervention(lambda g: at_angle_and_norm(g.x, g.x_hat, g.normal()), True),
-    COVARIANCE: Intervention(lambda g: at_distance(g.x, g.x_hat, coloured(g)), True, True),
-    REAL: Intervention(lambda g: at_distance(g.x, g.x_hat, mixture(g)), True, True),
-    SHUFFLED: Intervention(lambda g: at_distance(g.x, g.x_hat, shuffled(g)), True, True),
-    f"{SHUFFLED}, same position": Intervention(lambda g: at_distance(g.x, g.x_hat, shuffled_in_place(g)), True, True),
-    PARALLEL: Intervention(lambda g: at_angle(g.x, g.x_hat, coloured(g)), True, True),
-    "data mean": Intervention(lambda g: g.around.mean.expand_as(g.x)[None]),
+    COVARIANCE: Intervention(lambda g: at_distance(g.x, g.x_hat, covariance_noise(g)), True, True),
+    REAL: Intervention(lambda g: at_distance(g.x, g.x_hat, real_difference(g)), True, True),
+    SHUFFLED: Intervention(lambda g: at_distance(g.x, g.x_hat, shuffled_error(g)), True, True),
+    f"{SHUFFLED}, same position": Intervention(
+        lambda g: at_distance(g.x, g.x_hat, shuffled_error_at_position(g)), True, True
+    ),
+    PARALLEL: Intervention(lambda g: at_angle(g.x, g.x_hat, covariance_noise(g)), True, True),
+    "data mean": Intervention(lambda g: g.site_statistics.mean.expand_as(g.x)[None]),
     "batch mean": Intervention(lambda g: g.x.mean(dim=(-3, -2)).expand_as(g.x)[None]),
     "zero": Intervention(lambda g: torch.zeros_like(g.x)[None]),
 }
 BASELINES = tuple(name for name, one in INTERVENTIONS.items() if one.distance)
 # Steps of any length are taken along these, to see at which length each does the reconstruction's damage.
-STEPS: dict[str, Callable[[Given], Draws]] = {
-    ISOTROPIC: Given.normal,
-    COVARIANCE: coloured,
-    REAL: mixture,
-    SHUFFLED: shuffled,
+STEPS: dict[str, Callable[[ErrorSample], Draws]] = {
+    ISOTROPIC: ErrorSample.normal,
+    COVARIANCE: covariance_noise,
+    REAL: real_difference,
+    SHUFFLED: shuffled_error,
 }

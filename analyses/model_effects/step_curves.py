@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from analyses.common.patching import Scene
-from analyses.model_effects.replacements import COVARIANCE, ISOTROPIC, STEPS, Given, coloured
+from analyses.common.patching import CleanRun
+from analyses.model_effects.replacements import COVARIANCE, ISOTROPIC, STEPS, ErrorSample, covariance_noise
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.dictionary.codes import Codes
@@ -28,40 +28,40 @@ CLASSES = ("error", "active", "alive, not active", "dead")
 TRIES = 20
 
 
-def reach(scene: Scene, given: Given) -> Float[Tensor, "batch baselines multiples"]:
+def reach(clean_run: CleanRun, sample: ErrorSample) -> Float[Tensor, "batch baselines multiples"]:
     """Mean KL of each sequence where each baseline direction is followed to each multiple of epsilon."""
-    epsilon = given.error.norm(dim=-1, keepdim=True)
-    directions = (normalize(make(given)[0], dim=-1) for make in STEPS.values())
-    steps = (torch.stack([given.x + m * epsilon * v for m in MULTIPLES]) for v in directions)
-    kl = scene.outputs(steps).kl[..., :-1].mean(dim=-1)
+    epsilon = sample.error.norm(dim=-1, keepdim=True)
+    directions = (normalize(make(sample)[0], dim=-1) for make in STEPS.values())
+    steps = (torch.stack([sample.x + m * epsilon * v for m in MULTIPLES]) for v in directions)
+    kl = clean_run.outputs(steps).kl[..., :-1].mean(dim=-1)
     by_sequence: Tensor = kl.unflatten(0, (len(STEPS), len(MULTIPLES))).permute(2, 0, 1).cpu()
     return by_sequence
 
 
-def references(scene: Scene, given: Given) -> Float[Tensor, "batch references scales"]:
+def references(clean_run: CleanRun, sample: ErrorSample) -> Float[Tensor, "batch references scales"]:
     """Mean KL of each sequence along directions that belong to no dictionary."""
-    return along(scene, [given.normal()[0], coloured(given)[0]], given.around.spread)
+    return along(clean_run, [sample.normal()[0], covariance_noise(sample)[0]], sample.site_statistics.spread)
 
 
 def sensitivity(
-    scene: Scene, given: Given, dictionary: Dictionary, codes: Codes
+    clean_run: CleanRun, sample: ErrorSample, dictionary: Dictionary, codes: Codes
 ) -> Float[Tensor, "batch classes scales"]:
     """Mean KL of each sequence along the directions of CLASSES; NaN where a class has none."""
-    tokens = given.x.shape[:-1]
-    chosen = [one.view(*tokens, -1) for one in decoder_directions(dictionary, codes, given.generator)]
-    return along(scene, [given.error, *chosen], given.around.spread)
+    tokens = sample.x.shape[:-1]
+    chosen = [one.view(*tokens, -1) for one in decoder_directions(dictionary, codes, sample.generator)]
+    return along(clean_run, [sample.error, *chosen], sample.site_statistics.spread)
 
 
-def along(scene: Scene, directions: list[Tensor], scale: float) -> Float[Tensor, "batch directions scales"]:
+def along(clean_run: CleanRun, directions: list[Tensor], scale: float) -> Float[Tensor, "batch directions scales"]:
     """Mean KL of each sequence along each direction at each of SCALES; tokens whose direction is NaN are left out."""
     found = []
     for direction in directions:
         known = direction.isfinite().all(dim=-1)
         if not known.any():
-            found.append(torch.full((len(scene.x), len(SCALES)), torch.nan))
+            found.append(torch.full((len(clean_run.x), len(SCALES)), torch.nan))
             continue
         v = normalize(direction.nan_to_num(0), dim=-1)
-        kl = scene.outputs([torch.stack([scene.x + s * scale * v for s in SCALES])]).kl
+        kl = clean_run.outputs([torch.stack([clean_run.x + s * scale * v for s in SCALES])]).kl
         kl = torch.where(known, kl, torch.nan)[..., :-1]
         found.append(kl.nanmean(dim=-1).T.cpu())
     return torch.stack(found, dim=1)

@@ -33,7 +33,7 @@ from analyses.common.inputs import (
     open_text,
     sites_of,
 )
-from analyses.common.patching import Scene, scenes
+from analyses.common.patching import CleanRun, clean_runs
 from analyses.quality import shrinkage_plots as plots
 from analyses.quality import shrinkage_tables as tables
 from analyses.quality.refinement import PLAIN, refined, thresholds, with_k, with_threshold
@@ -65,7 +65,7 @@ class Place(NamedTuple):
         dictionaries: As they read what is there.
         keys: Which activations each of them reads: its site, or of an array the empty word.
         before: What thresholds are chosen on, by key.
-        held: What is measured on, a few sequences at a time, by key; scenes where there is a model.
+        held: What is measured on, a few sequences at a time, by key; clean_runs where there is a model.
         means: The mean of these.
         record: What settings say of it.
         size: How much is measured, in words.
@@ -77,7 +77,7 @@ class Place(NamedTuple):
     dictionaries: Sequence[Dictionary]
     keys: Sequence[str]
     before: Mapping[str, Tensor]
-    held: Iterable[Mapping[str, Scene | Tensor]]
+    held: Iterable[Mapping[str, CleanRun | Tensor]]
     means: Mapping[str, Tensor]
     record: dict[str, Any]
     size: str
@@ -150,7 +150,7 @@ def _in_model(
         in_model(opened, lm),
         keys,
         {site: x.flatten(0, 1).float() for site, x in lm.capture(elsewhere, sites).items()},
-        (scenes(lm, some, sites) for some in batches),
+        (clean_runs(lm, some, sites) for some in batches),
         {site: moments(lm.capture(some, site)[site] for some in batches).mean for site in sites},
         {"text": source.name, "model": lm.name, "context": length, "contexts": len(tokens), "tokens": tokens.numel()},
         f"{len(tokens)} held-out sequences ({tokens.numel()} tokens)",
@@ -229,11 +229,11 @@ def _measured(place: Place, rules: Sequence[Sequence[Rule]], seed: int) -> tuple
 
 
 def _batch(
-    dictionary: Dictionary, rules: Sequence[Rule], there: Scene | Tensor, mean: Tensor
+    dictionary: Dictionary, rules: Sequence[Rule], there: CleanRun | Tensor, mean: Tensor
 ) -> tuple[dict[str, NDArray[np.float64]], Tensor]:
     """Sums over the tokens of each sequence for each version, `[sequences, versions]`; refined over plain values."""
-    scene = there if isinstance(there, Scene) else None
-    given = there.x if isinstance(there, Scene) else there
+    clean_run = there if isinstance(there, CleanRun) else None
+    given = there.x if isinstance(there, CleanRun) else there
     x, shape = given.float().flatten(0, 1), given.shape[:2]
     l0: list[Tensor] = []
     squares: list[Tensor] = []
@@ -255,10 +255,10 @@ def _batch(
 
     tokens = torch.full((shape[0], 1), float(shape[1]), dtype=torch.double)
     found: dict[str, Tensor] = {}
-    if scene is None:
+    if clean_run is None:
         deque(versions(), maxlen=0)  # for what it writes down
     else:
-        out = scene.outputs(versions())
+        out = clean_run.outputs(versions())
         found = {"ce": (out.ce - out.ce_clean)[..., :-1].double().sum(dim=-1).T, "predicted": tokens - 1}
     found |= {
         "l0": torch.stack(l0, dim=1),

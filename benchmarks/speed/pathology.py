@@ -24,7 +24,7 @@ import torch
 from torch.nn.functional import log_softmax, nll_loss
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from analyses.common.patching import Scene, scenes
+from analyses.common.patching import CleanRun, clean_runs
 from benchmarks._common import shipped_model
 from dictlab import LanguageModel
 
@@ -54,11 +54,11 @@ def tokens_of(model: LanguageModel, batch: int, context: int) -> torch.Tensor:
     return torch.randint(model.vocabulary, (batch, context), generator=torch.Generator().manual_seed(0))
 
 
-def made(scene: Scene, versions: int) -> torch.Tensor:
+def made(clean_run: CleanRun, versions: int) -> torch.Tensor:
     """Replacements: the activation and noise, a tenth of its size."""
     generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(versions, *scene.x.shape, generator=generator)
-    return scene.x + 0.1 * scene.x.std() * noise
+    noise = torch.randn(versions, *clean_run.x.shape, generator=generator)
+    return clean_run.x + 0.1 * clean_run.x.std() * noise
 
 
 @torch.no_grad()
@@ -82,8 +82,8 @@ def obvious(
 
 
 @torch.no_grad()
-def ours(scene: Scene, replacements: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    out = scene.outputs([replacements])
+def ours(clean_run: CleanRun, replacements: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    out = clean_run.outputs([replacements])
     return out.kl, out.ce[..., :-1].flatten(1)
 
 
@@ -97,14 +97,17 @@ def measured(name: str, block: int, rounds: int = ROUNDS, versions: int = INTERV
     """Gain at one site, and how far the two ways agree."""
     model, shape = model_of(name), TOKENS[name]
     tokens, site = tokens_of(model, *shape), f"blocks.{block}.hook_resid_pre"
-    scene = scenes(model, tokens, [site])[site]
-    replacements = made(scene, versions)
+    clean_run = clean_runs(model, tokens, [site])[site]
+    replacements = made(clean_run, versions)
     with torch.no_grad():
         log_p = log_softmax(model.forward(tokens).logits, dim=-1)
-    (kl, ce), (expected_kl, expected_ce) = ours(scene, replacements), obvious(model, tokens, log_p, block, replacements)
+    (kl, ce), (expected_kl, expected_ce) = (
+        ours(clean_run, replacements),
+        obvious(model, tokens, log_p, block, replacements),
+    )
     fast, slow = [], []
     for _ in range(rounds):  # alternating, so that a drift of the machine's speed falls on both
-        fast.append(timed(ours, scene, replacements) / versions)
+        fast.append(timed(ours, clean_run, replacements) / versions)
         slow.append(timed(obvious, model, tokens, log_p, block, replacements) / versions)
     n = model.n_blocks
     return {
@@ -129,13 +132,13 @@ def _peak(folder: Path, way: str, shape: tuple[int, int], versions: int) -> floa
     torch.set_num_threads(1)
     model, block = LanguageModel(GPT2LMHeadModel.from_pretrained(folder), None, LARGE), 4
     site = f"blocks.{block}.hook_resid_pre"
-    scenes(model, tokens_of(model, 1, 8), [site])
+    clean_runs(model, tokens_of(model, 1, 8), [site])
     before = _high_water()
     tokens = tokens_of(model, *shape)
-    scene = scenes(model, tokens, [site])[site]
-    replacements = made(scene, versions)
+    clean_run = clean_runs(model, tokens, [site])[site]
+    replacements = made(clean_run, versions)
     if way == "ours":
-        ours(scene, replacements)
+        ours(clean_run, replacements)
     else:
         with torch.no_grad():
             obvious(model, tokens, log_softmax(model.forward(tokens).logits, dim=-1), block, replacements)
@@ -157,10 +160,10 @@ def growth() -> None:
         tokens, draws, vocabulary = case
         model = model_of(LARGE, blocks=4, width=256, vocabulary=vocabulary)
         site = "blocks.2.hook_resid_pre"
-        scene = scenes(model, tokens_of(model, tokens // 128, 128), [site])[site]
-        replacements = made(scene, draws)
-        ours(scene, replacements[:1])
-        seconds = sorted(timed(ours, scene, replacements) for _ in range(3))[1]
+        clean_run = clean_runs(model, tokens_of(model, tokens // 128, 128), [site])[site]
+        replacements = made(clean_run, draws)
+        ours(clean_run, replacements[:1])
+        seconds = sorted(timed(ours, clean_run, replacements) for _ in range(3))[1]
         print(
             f"| {tokens} | {draws} | {vocabulary} | {seconds:.2f} | {1e6 * seconds / tokens / draws:.0f} |", flush=True
         )

@@ -10,7 +10,11 @@ from collections.abc import Mapping
 
 # Analysis or command -> old option -> new option, as parameters are spelt. An option that is gone for good has, in
 # place of a new name, a sentence that says what to do: it is told apart by its spaces.
-OPTIONS: Mapping[str, Mapping[str, str]] = {}
+OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "ablation": {"follow": "n_positions"},
+    "pathology": {"far": "n_random_points", "follow": "n_positions_after"},
+    "probes": {"found": "min_f1"},
+}
 
 # Analysis -> old column of its tables -> new column, or a sentence that says where its content is now.
 COLUMNS: Mapping[str, Mapping[str, str]] = {}

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.common.patching import FORWARD_TOKENS, PARTS, Scene, scenes
+from analyses.common.patching import FORWARD_TOKENS, PARTS, CleanRun, clean_runs
 from analyses.composition.insertion.insertion_effects import in_units
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
@@ -69,12 +69,14 @@ def insertion_behaviour(
     rows: list[dict[str, Array]] = []
     size = max(1, FORWARD_TOKENS // sequences.shape[1])
     for tokens in tqdm(sequences.split(size), desc="behaviour", leave=False):
-        scene = scenes(model, tokens, [site])[site]
-        x = scene.x.float()
+        clean_run = clean_runs(model, tokens, [site])[site]
+        x = clean_run.x.float()
         x_hat = small.reconstruct(x)
         check_finite(small, x_hat)
         added = _activations(large, latents, x)
-        rows += [_sequence(_one(scene, i), x_hat[i], added[i], large.W_dec[list(latents)].to(x)) for i in range(len(x))]
+        rows += [
+            _sequence(_one(clean_run, i), x_hat[i], added[i], large.W_dec[list(latents)].to(x)) for i in range(len(x))
+        ]
     return BySequence({name: np.stack([row[name] for row in rows]) for name in rows[0]}, seed)
 
 
@@ -107,14 +109,14 @@ def _activations(large: Dictionary, latents: Sequence[int], x: Tensor) -> Float[
     return out.view(*x.shape[:-1], len(latents))
 
 
-def _one(scene: Scene, number: int) -> Scene:
-    """One sequence of a scene."""
+def _one(clean_run: CleanRun, number: int) -> CleanRun:
+    """One sequence of a clean_run."""
     here = slice(number, number + 1)
-    return replace(scene, **{name: getattr(scene, name)[here] for name in PARTS})
+    return replace(clean_run, **{name: getattr(clean_run, name)[here] for name in PARTS})
 
 
 def _sequence(
-    scene: Scene,
+    clean_run: CleanRun,
     x_hat: Float[Tensor, "context d_in"],
     added: Float[Tensor, "context latents"],
     directions: Float[Tensor, "latents d_in"],
@@ -128,10 +130,10 @@ def _sequence(
         for some in firing.split(max(1, FORWARD_TOKENS // context)) if len(firing) else ():
             yield (x_hat + added.T[some, :, None] * directions[some, None])[:, None]
 
-    out = scene.outputs(versions())
+    out = clean_run.outputs(versions())
     ce, kl = out.ce[:, 0, :-1].double().sum(dim=1).cpu(), out.kl[:, 0].double().sum(dim=1).cpu()
     # |r - f d|^2 - |r|^2 = f^2 |d|^2 - 2 f (d . r)
-    residual = (scene.x[0].float() - x_hat).double()
+    residual = (clean_run.x[0].float() - x_hat).double()
     overlap = ((residual @ directions.double().T) * added).sum(dim=0)
     squared = added.double().square().sum(dim=0) * directions.double().square().sum(dim=1) - 2 * overlap
     changes = {name: np.zeros(added.shape[1]) for name in ("CE", "KL")}

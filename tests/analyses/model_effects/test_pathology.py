@@ -9,9 +9,16 @@ from torch.nn.functional import cosine_similarity, normalize
 
 import analyses.model_effects.replacement_damage as running
 from analyses import pathology
-from analyses.common.patching import scenes
+from analyses.common.patching import clean_runs
 from analyses.composition.stitching import join
-from analyses.model_effects.replacements import BASELINES, INTERVENTIONS, SHRINKAGE, Given, at_angle, surroundings
+from analyses.model_effects.replacements import (
+    BASELINES,
+    INTERVENTIONS,
+    SHRINKAGE,
+    ErrorSample,
+    at_angle,
+    site_statistics,
+)
 from analyses.model_effects.step_curves import MULTIPLES, decoder_directions, effective_length
 from dictlab import Codes, DictlabError, Metadata, Text, TopK
 from dictlab.data.activations import moments
@@ -21,22 +28,22 @@ from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_mod
 B, T, D, DRAWS = 3, 5, 12, 4
 
 
-def given(seed: int = 0, draws: int = DRAWS) -> Given:
+def error_sample(seed: int = 0, draws: int = DRAWS) -> ErrorSample:
     torch.manual_seed(seed)
     x = 3 * torch.randn(B, T, D) + 1
     x[0, 0] *= 100  # first tokens have huge norms in real models
     x_hat = 0.8 * x + torch.randn(B, T, D)
     pool = torch.randn(4, T, D) @ torch.diag(torch.arange(1.0, D + 1)) + 2
-    around = surroundings(moments([pool[:, 1:]], covariance=True), pool)
-    return Given(x, x_hat, around, torch.randn_like(pool), torch.Generator().manual_seed(seed), draws)
+    at_site = site_statistics(moments([pool[:, 1:]], covariance=True), pool)
+    return ErrorSample(x, x_hat, at_site, torch.randn_like(pool), torch.Generator().manual_seed(seed), draws)
 
 
-def made(name: str, g: Given) -> torch.Tensor:
+def made(name: str, g: ErrorSample) -> torch.Tensor:
     return INTERVENTIONS[name].make(g)
 
 
 def test_interventions_without_chance_are_their_formulas():
-    g = given()
+    g = error_sample()
     x, x_hat = g.x, g.x_hat
     norm = lambda v: v.norm(dim=-1, keepdim=True)  # noqa: E731
     expected = {
@@ -45,7 +52,7 @@ def test_interventions_without_chance_are_their_formulas():
         "norm only": x * norm(x_hat) / norm(x),
         "zero": 0 * x,
         "batch mean": x.mean(dim=(0, 1)).expand_as(x),
-        "data mean": g.around.pool[:, 1:].mean(dim=(0, 1)).expand_as(x),
+        "data mean": g.site_statistics.pool[:, 1:].mean(dim=(0, 1)).expand_as(x),
     }
     assert set(expected) == {name for name, one in INTERVENTIONS.items() if not one.random}
     for name, value in expected.items():
@@ -54,7 +61,7 @@ def test_interventions_without_chance_are_their_formulas():
 
 def test_the_published_formula_of_theta_random_holds():
     """|x~| (c u + sqrt(1 - c²) o) with o = unit(z - (z.u) u), for one token written out."""
-    g = given()
+    g = error_sample()
     x, x_hat, z = g.x[1, 2].double(), g.x_hat[1, 2].double(), torch.randn(D).double()
     u, c = x / x.norm(), float(x @ x_hat / x.norm() / x_hat.norm())
     o = z - (z @ u) * u
@@ -64,7 +71,7 @@ def test_the_published_formula_of_theta_random_holds():
 
 @pytest.mark.parametrize("name", [name for name, one in INTERVENTIONS.items() if one.random])
 def test_controls_match_what_they_promise_to_1e_4(name):
-    g = given()
+    g = error_sample()
     new = made(name, g)
     assert new.shape == (DRAWS, B, T, D)
     epsilon, distance = g.error.norm(dim=-1), (new - g.x).norm(dim=-1)
@@ -81,7 +88,7 @@ def test_controls_match_what_they_promise_to_1e_4(name):
 
 
 def test_keeping_the_parallel_part_with_isotropic_noise_is_theta_random_at_sae_norm():
-    g, z = given(), torch.randn(DRAWS, B, T, D)
+    g, z = error_sample(), torch.randn(DRAWS, B, T, D)
     u = normalize(g.x, dim=-1)
     parallel = (g.error * u).sum(-1, keepdim=True) * u
     o = normalize(z - (z * u).sum(-1, keepdim=True) * u, dim=-1)
@@ -90,26 +97,26 @@ def test_keeping_the_parallel_part_with_isotropic_noise_is_theta_random_at_sae_n
 
 
 def test_without_an_error_every_baseline_is_the_activation():
-    g = given()._replace(x_hat=given().x)
+    g = error_sample()._replace(x_hat=error_sample().x)
     for name in BASELINES:
         torch.testing.assert_close(made(name, g), g.x.expand(DRAWS, -1, -1, -1), rtol=1e-5, atol=1e-4)
 
 
 def test_covariance_mixtures_have_the_covariance_of_the_activations():
     """Directions of unit(Σ^½ z), weighted by their length, against Σ; 40,000 draws give 3 %."""
-    g = given(draws=1)
-    root, pool = g.around.root.double(), g.around.pool[:, 1:].flatten(0, 1).double()
+    g = error_sample(draws=1)
+    root, pool = g.site_statistics.covariance_root.double(), g.site_statistics.pool[:, 1:].flatten(0, 1).double()
     sigma = torch.cov(pool.T, correction=0)
     shrunk = sigma + SHRINKAGE * sigma.trace() / D * torch.eye(D)
     torch.testing.assert_close(root @ root, shrunk, rtol=1e-4, atol=1e-3)
     drawn = torch.randn(40_000, D).double() @ root
     assert (torch.cov(drawn.T) - shrunk).norm() < 0.03 * shrunk.norm()
-    assert g.around.spread == pytest.approx(float(shrunk.trace().sqrt()), rel=1e-4)
+    assert g.site_statistics.spread == pytest.approx(float(shrunk.trace().sqrt()), rel=1e-4)
 
 
 def test_mixtures_and_shuffled_errors_come_from_the_pool_and_not_from_first_positions():
-    g = given(draws=50)
-    pool, errors = g.around.pool[:, 1:].flatten(0, 1), g.pool_errors
+    g = error_sample(draws=50)
+    pool, errors = g.site_statistics.pool[:, 1:].flatten(0, 1), g.pool_errors
     differences = normalize((pool[:, None] - pool).flatten(0, 1), dim=-1)
     steps = normalize(made("real mixture", g) - g.x, dim=-1)[:, 1:]
     assert ((steps[:5].flatten(0, 2) @ differences.T).amax(dim=1) > 0.999).all()
@@ -126,14 +133,14 @@ def test_the_past_changes_nothing_about_a_token_replaced_alone():
     model = tiny_model()
     tokens = torch.randint(97, (2, 12))
     for site in (SITE, "transformer.h.1.attn.c_proj:in", "blocks.1.hook_mlp_out"):
-        scene = scenes(model, tokens, [site])[site]
-        new = scene.x + torch.randn(3, *scene.x.shape)
-        tail = scene.tail(4, 5)
+        clean_run = clean_runs(model, tokens, [site])[site]
+        new = clean_run.x + torch.randn(3, *clean_run.x.shape)
+        tail = clean_run.tail(4, 5)
         versions = tail.x.expand(3, *tail.x.shape).clone()
         versions[:, :, 0] = new[:, :, 4]
-        whole = scene.x.expand(3, *scene.x.shape).clone()
+        whole = clean_run.x.expand(3, *clean_run.x.shape).clone()
         whole[:, :, 4] = new[:, :, 4]
-        expected = scene.outputs([whole]).kl
+        expected = clean_run.outputs([whole]).kl
         torch.testing.assert_close(tail.outputs([versions]).kl, expected[..., 4:9], rtol=1e-3, atol=1e-5)
         assert expected[..., :4].abs().max() < 1e-6  # the past cannot know
 
@@ -193,8 +200,16 @@ def model():
     return tiny_model()
 
 
-FAST = {"contexts": 6, "context": 16, "draws": 1, "far": 8, "sweep": 2, "follow": 3, "occurrences": 3}
-SPARSE = {"contexts": 6, "context": 16, "draws": 1, "far": 0, "sweep": 0, "follow": 0}
+FAST = {
+    "contexts": 6,
+    "context": 16,
+    "draws": 1,
+    "n_random_points": 8,
+    "sweep": 2,
+    "n_positions_after": 3,
+    "occurrences": 3,
+}
+SPARSE = {"contexts": 6, "context": 16, "draws": 1, "n_random_points": 0, "sweep": 0, "n_positions_after": 0}
 
 
 def at(site: str, d: int = 16, **options):
@@ -313,7 +328,7 @@ def damaged(name="damaged"):
         (damaged(), {}, r"damaged.*of \d+ of \d+ tokens is not finite"),
         (at(SITE), {"contexts": 1}, "contexts is 1"),
         (at(SITE), {"draws": 0}, "draws is 0"),
-        (at(SITE), {"far": 1}, "far is 1"),
+        (at(SITE), {"n_random_points": 1}, "n_random_points is 1"),
         (at(SITE), {"position": 15}, "position is 15"),
         (at(SITE), {"context": 33}, "context is 33"),
         (at(SITE), {"text": "no/such/text"}, "no/such/text"),

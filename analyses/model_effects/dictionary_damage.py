@@ -18,12 +18,12 @@ from dictlab.statistics import Array, Estimate, ratio
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class DictionaryDamage:
     """What was measured of one dictionary.
 
     Attributes:
         dictionary: Which.
-        arrays: As `interventions.measured` gives them.
+        arrays: As `replacement_damage.measure_damage` gives them.
         spread: Root mean square distance of the site's activations from their mean.
         seed: Of the resampling.
     """
