@@ -13,7 +13,8 @@ each is measured on held-out text (or on the held-out part of plain activations)
 
       min  sum_t |x_t - b - f_t D|^2 + lambda |D - D_0|^2
 
-A refit helps any dictionary, so SMALL with its own decoder refitted stands beside the result as a control.
+A refit helps any dictionary, so every parent with its own decoder refitted stands beside the result as a control, and
+the result is held against the best of them.
 """
 
 from __future__ import annotations
@@ -193,7 +194,8 @@ def _measured(
     }
     controls, refitted = [], {}
     if refit != "none":
-        controls = [subsets.subset(chain.mask_of(0), refit, f"{chain.dictionaries[0].name}, refitted")]
+        parents = enumerate(chain.dictionaries)
+        controls = [subsets.subset(chain.mask_of(i), refit, f"{parent.name}, refitted") for i, parent in parents]
         others = {name: choice for name, choice in choices.items() if name != rule}
         refitted = {n: subsets.subset(c.chosen, refit, f"by {n}, refitted") for n, c in others.items()}
     stitched = subsets.subset(chosen, refit, STITCHED)

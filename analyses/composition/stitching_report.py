@@ -20,7 +20,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.normalisation import Centred
 from dictlab.evaluation.metrics import METRICS
 from dictlab.reports.report import Plot, Table
-from dictlab.statistics import interval
+from dictlab.statistics import Estimate, interval
 
 REFITTED = {"decoder": "and the decoder refitted", "bias": "and the bias refitted", "none": "and nothing refitted"}
 PANELS = {  # of the plot: axis and title of each metric
@@ -38,7 +38,7 @@ class StitchingResult:
     Attributes:
         parents: As they were given, SMALL first.
         unrefitted: What each rule's choice is without a decoder refit, by rule.
-        controls: Parents refitted in the same way.
+        controls: Every parent, refitted in the same way; none where nothing is refitted.
         refitted: What the rules that were not selected make, with the same refit.
         stitched: The result.
         choices: What each rule chose.
@@ -72,6 +72,20 @@ class StitchingResult:
     def choice(self) -> Choice:
         """What the selected rule chose."""
         return self.choices[self.rule]
+
+    @property
+    def best_parent(self) -> Point:
+        """The parent with the smallest error, refitted as the result is."""
+        return min(self.controls or self.parents, key=lambda point: point.value("mse"))
+
+    @property
+    def ratio_to_best(self) -> Estimate:
+        """The result's MSE over that of the best parent, with its paired interval; NaN for a single sequence."""
+        own, other = self.stitched, self.best_parent
+        value = own.value("mse") / other.value("mse")
+        if own.evaluation.n_sequences < 2:
+            return Estimate(value)
+        return Estimate(value, *interval(own.evaluation.draws("mse") / other.evaluation.draws("mse")))
 
     @property
     def shown(self) -> Choice:
@@ -122,15 +136,29 @@ def stitching_plots(result: StitchingResult) -> dict[str, Plot]:
 
 
 def stitching_summary(result: StitchingResult) -> str:
-    """What was made, and how good it is beside its parents."""
+    """How much the result is better or worse than the best parent, what it is made of, and the parents as they came."""
     stitched, parents = result.stitched, result.parents
     low, high = stitched.interval("mse")
     span = "" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]"
     before = ", ".join(f"{p.name} {p.value('mse'):.4g} (L0 {p.value('l0'):.1f})" for p in parents)
     suffers = f", CE increase {stitched.value('ce_increase'):.3g}" if stitched.evaluation.has_model else ""
     return (
-        f"{_chosen(result)} {REFITTED[result.refit]}, the held-out MSE is "
+        f"{_beside_best(result)} {_chosen(result)} {REFITTED[result.refit]}, the held-out MSE is "
         f"{stitched.value('mse'):.4g}{span} at L0 {stitched.value('l0'):.1f}{suffers}; before: {before}."
+    )
+
+
+def _beside_best(result: StitchingResult) -> str:
+    """The result's MSE and L0 beside those of the best parent."""
+    best, ratio, stitched = result.best_parent, result.ratio_to_best, result.stitched
+    percent = [100 * (end - 1) for end in ratio]
+    verdict = "WORSE" if ratio.value > 1 else "better"
+    span = "" if np.isnan(ratio.low) else f" [{percent[1]:+.1f}, {percent[2]:+.1f}]"
+    noise = ", within the noise" if ratio.low <= 1 <= ratio.high else ""
+    alike = "the best parent refitted in the same way" if result.controls else "the best parent"
+    return (
+        f"The stitched dictionary is {verdict} than {alike}{noise}: MSE {percent[0]:+.1f} %{span} at L0 "
+        f"{stitched.value('l0'):.1f}, beside {best.name} at L0 {best.value('l0'):.1f}."
     )
 
 

@@ -1,12 +1,14 @@
 """The stitched dictionary: its codes, its decoder in closed form, and its honesty."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from analyses.composition.novelty import novelty
 from analyses.composition.selection_rules import by_search
 from analyses.composition.stitching import join, stitching
 from analyses.pool import ridge_refit as refit
@@ -20,7 +22,9 @@ from dictlab import DictlabError, ReLU, TopK, load, save
 from dictlab.data import activations
 from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, GroupMax, Union
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.evaluation.evaluate import evaluate
 from dictlab.formats import conversion
+from dictlab.statistics import interval
 from tests.analyses.composition.test_novelty import planted
 from tests.dictionary.test_activation_functions import gated, jumprelu
 from tests.planted import SITE, random_dictionary, tiny_model
@@ -208,7 +212,7 @@ def run(text, **options):
     return stitching(*parents(), model=tiny_model(), text=text, tokens=2000, contexts=20, **options)
 
 
-def test_the_report_measures_both_parents_both_rules_the_control_and_the_result(text):
+def test_the_report_measures_both_parents_both_rules_the_controls_and_the_result(text):
     report = run(text)
     quality = report.tables["quality"].frame.set_index("dictionary")
     assert list(quality.index) == [
@@ -217,6 +221,7 @@ def test_the_report_measures_both_parents_both_rules_the_control_and_the_result(
         "inserted by effect",
         "inserted by cosine",
         "small, refitted",
+        "large, refitted",
         "by cosine, refitted",
         "stitched",
     ]
@@ -229,6 +234,38 @@ def test_the_report_measures_both_parents_both_rules_the_control_and_the_result(
     assert quality["latents"]["stitched"] == 20 + len(novel)
     taken = stitched.alive.nonzero().squeeze(1)[20:] - 20
     assert set(taken.tolist()) == set(novel)
+
+
+@pytest.mark.parametrize("refit", ["decoder", "bias", "none"])
+def test_the_first_sentence_holds_the_result_against_the_best_parent_with_the_same_refit(text, refit):
+    """Against parents that are refitted alone, from their own codes, and measured on the same sequences."""
+    report, model, (small, large) = run(text, refit=refit), tiny_model(), parents()
+    sample = list(activations.sample_site(model, text.as_split("train"), SITE, context=32, tokens=2000))
+    again = {"decoder": refit_decoder, "bias": refit_bias, "none": lambda dictionary, _: dictionary}[refit]
+    alone = [again(dictionary, sample) for dictionary in (small, large)]
+    stitched, *measured = evaluate(
+        [report.dictionaries["stitched"], *alone], model, text.as_split("heldout"), contexts=20
+    )
+    best = min(measured, key=lambda evaluation: evaluation.value("mse"))
+    percent = 100 * (stitched.value("mse") / best.value("mse") - 1)
+    low, high = interval(100 * (stitched.draws("mse") / best.draws("mse") - 1))
+    verdict = "WORSE" if percent > 0 else "better"
+    name = best.name if refit == "none" else f"{best.name}, refitted"
+    assert report.summary.startswith(f"The stitched dictionary is {verdict} than the best parent")
+    assert f"MSE {percent:+.1f} % [{low:+.1f}, {high:+.1f}] at L0 {stitched.value('l0'):.1f}" in report.summary
+    assert f"beside {name} at L0 {best.value('l0'):.1f}." in report.summary
+    assert ("within the noise" in report.summary.split(".")[0]) == (low <= 0 <= high)
+
+
+def test_what_a_stitching_returns_goes_into_the_next_analysis_from_any_folder(tmp_path, monkeypatch):
+    """The model lies beside the parents' files, which the stitched dictionary itself has none of."""
+    checkpoints = Path(__file__).parents[3] / "checkpoints"
+    small, large, other = (checkpoints / f"local-topk16-{name}.safetensors" for name in ("256-s0", "512-s0", "256-s1"))
+    monkeypatch.chdir(tmp_path)
+    stitched = stitching(small, large, tokens=512, contexts=2, refit="bias").dictionaries["stitched"]
+    assert stitched.path is None
+    report = novelty(other, stitched, tokens=512, cards=0)
+    assert len(report.tables["latents"].frame) == stitched.n_latents and report.inputs[1].name == "stitched"
 
 
 def test_a_result_that_is_worse_than_small_says_so(text):
