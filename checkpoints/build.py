@@ -16,8 +16,8 @@ import torch
 
 from dictlab import Dictionary, LanguageModel, Text, load, save
 from dictlab.training import TrainConfig, train
+from dictlab.training.learner.firing_counts import FIRING_TOKENS
 from dictlab.training.measure import measure
-from dictlab.training.sources.base import FIRING_TOKENS
 
 HERE = Path(__file__).parent
 STATE = HERE / ".state"

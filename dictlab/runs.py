@@ -1,12 +1,13 @@
-"""What a training run's folder holds, for whoever writes and whoever reads it.
+"""The files of a training run's folder.
 
 config.toml          what was asked for; `dictlab train config.toml` does it again
 run.json             what became of it: state, steps, seconds, versions, members
 metrics.jsonl        a record for each member and logged step, as it goes
-metrics.parquet      the same as a table, in the end
-state.safetensors    what an unfinished run goes on from
+metrics.parquet      the same as a table, once the run is complete
+state.safetensors    the state that an incomplete run goes on from
 state.rows.N/        a part of that, where its latents are those of several processes
 NAME.safetensors     the dictionaries
+.dictlab.lock        who is writing, while somebody is
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CONFIG, ABOUT, METRICS, TABLE, STATE = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as its folder tells it.
+    """A run as its folder records it.
 
     Attributes:
         path: The folder.
@@ -51,7 +52,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end."""
+        """Whether it has taken all of its steps and was measured."""
         return self.about.get("state") == "finished"
 
     def metrics(self) -> pd.DataFrame:
@@ -74,28 +75,66 @@ def open_run(folder: str | Path) -> RunFolder:
         raise DictlabError(f"{folder}: holds no training run (no {CONFIG}). Give the folder that was --out of `train`.")
     try:
         config = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise DictlabError(f"{path / CONFIG}: cannot be read as TOML ({error}).") from error
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8")) if (path / ABOUT).is_file() else {}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DictlabError(f"{path / ABOUT}: cannot be read as JSON ({error}).") from error
+    _check_about(path / ABOUT, about)
     return RunFolder(path, config, about)
+
+
+ABOUT_KINDS: dict[str, type] = {  # fields of run.json
+    "id": str,
+    "state": str,
+    "members": list,
+    "sittings": list,
+    "diverged": dict,
+    "flops": dict,
+    "steps": int,
+    "tokens": int,
+}
+
+
+def _check_about(path: Path, about: Any) -> None:
+    """Refuse a run.json whose fields are of other kinds than a run writes.
+
+    Raises:
+        DictlabError: One is named.
+    """
+    if not isinstance(about, dict):
+        raise DictlabError(f"{path}: holds {type(about).__name__}; expected an object with the fields of a run.")
+    for name, kind in ABOUT_KINDS.items():
+        if name in about and type(about[name]) is not kind:
+            raise DictlabError(f"{path}: {name} is {str(about[name])[:60]!r}; expected {kind.__name__}.")
+    inside = {"members": str, "sittings": dict}
+    for name, kind in inside.items():
+        if not all(isinstance(entry, kind) for entry in about.get(name, ())):
+            raise DictlabError(f"{path}: {name} is {str(about[name])[:60]!r}; expected a list of {kind.__name__}.")
+    if not all(type(step) is int for step in about.get("diverged", {}).values()):
+        raise DictlabError(f"{path}: diverged is {str(about['diverged'])[:60]!r}; expected steps by member.")
+    if any("/" in name or "\\" in name or name in ("", ".", "..") for name in about.get("members", ())):
+        raise DictlabError(
+            f"{path}: members are {str(about['members'])[:60]!r}; expected names of files in this folder."
+        )
 
 
 def records(path: Path) -> list[dict[str, Any]]:
     """The lines of a log; a last line that is being written, or was when the run was killed, is left out.
 
     Raises:
-        DictlabError: There is no such file, or a line is no JSON.
+        DictlabError: There is no such file, or a line is no record in JSON.
     """
     if not path.is_file():
         raise DictlabError(f"{path}: no such file; the run has logged nothing yet.")
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    found = []
-    for number, line in enumerate(lines, start=1):
+    entries = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            found.append(json.loads(line))
-        except ValueError as error:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise DictlabError(f"{path}: line {number} is damaged ({error}).") from error
-    return found
+        if not isinstance(entry, dict):
+            raise DictlabError(f"{path}: line {number} is damaged (it is no record).")
+        entries.append(entry)
+    return entries

@@ -19,6 +19,9 @@ BASE = {
     "dictlab.flops",
     "dictlab.statistics",
     "dictlab.interruption",
+    "dictlab.atomic_files",
+    "dictlab.folder_lock",
+    "dictlab.progress",
 }
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),

@@ -18,7 +18,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import training_quality_measures as measures
 import training_quality_tables as tables
@@ -26,14 +25,12 @@ import training_quality_tables as tables
 from benchmarks._common import CHECKPOINTS, shipped_model
 from dictlab import Dictionary, LanguageModel, TrainConfig, load, runs, train
 from dictlab.training import resume
-from dictlab.training.sources import base
 
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
 BASE = TrainConfig(MODEL, SITE, width=(1024,), batch=1024, save_minutes=1)
 
 Setting = dict[str, Any]
 TUNING_SEED = 100
-TUNING_FIRING = 1 << 14  # tokens for firing rates, which tuning does not look at
 LRS: tuple[Setting, ...] = ({"lr": 2e-3}, {"lr": 4e-3}, {"lr": 8e-3})
 HIGHER: Setting = {"lr": 1.6e-2}
 SMALLER: Setting = {"lr": 4e-3, "batch": 256}  # more steps of fewer tokens
@@ -106,8 +103,7 @@ class Bench:
         for what, settings in TRIED.items():
             for setting in settings if what != "then-e2e" or self.tuned("local") else ():
                 name = f"tuning/{what}-" + "-".join(f"{key}{value:g}" for key, value in setting.items())
-                with patch.object(base, "FIRING_TOKENS", TUNING_FIRING):
-                    made = self.run(name, self.trial(short, what, setting))
+                made = self.run(name, self.trial(short, what, setting))
                 if made:
                     self.tried[what].append((setting, made))
 

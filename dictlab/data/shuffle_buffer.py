@@ -91,6 +91,11 @@ class ShuffledStream:
         self._block_tokens, self._tried = forwards * forward, FORWARDS_WITHOUT_TOKENS * forwards
         self._at: dict[str, Any] = dict(start or {"chunk": 0, "carried": 0, "batches": 0, "text": Position().record()})
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that are captured at once, before the batches that they are part of go out."""
+        return self._block_tokens
+
     def position(self) -> dict[str, Any]:
         """The chunk, its batches handed out, what was kept for it, and where in the text the block of that begins."""
         return dict(self._at)

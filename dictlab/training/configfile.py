@@ -27,7 +27,7 @@ def read(path: str | Path) -> dict[str, Any]:
         entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DictlabError(f"{path}: no such file; expected a TOML file of training settings.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise DictlabError(f"{path}: cannot be read as TOML ({error}).") from error
     return checked(entries, str(path))
 
@@ -45,6 +45,11 @@ def checked(entries: Mapping[str, Any], where: str) -> dict[str, Any]:
 def known() -> list[str]:
     """The names of all settings."""
     return [field.name for field in fields(TrainConfig)]
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings as a file holds them: without those left to their default, with lists for tuples."""
+    return tomllib.loads(dumped(config))
 
 
 def dumped(config: TrainConfig) -> str:

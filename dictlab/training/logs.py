@@ -1,4 +1,4 @@
-"""Where metrics go while a run is going: JSON lines in its folder always, other libraries' loggers where asked for."""
+"""Where the metrics of a run are logged: JSON lines in its folder always, other libraries' loggers where asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,41 +14,50 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from dictlab import runs
+from dictlab import progress, runs
+from dictlab.atomic_files import replaced, synchronise
 from dictlab.errors import DictlabError
 from dictlab.training.config import TrainConfig
 
-WHERE = ("member", "step", "tokens")  # what a record is about; everything else is a metric
+KEYS = ("member", "step", "tokens")  # what a record is about; everything else is a metric
 
 
 class Logger(Protocol):
-    """Somebody who is told each record."""
+    """What each record is written to."""
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One record: member, step, tokens, and metrics."""
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """No more records follow."""
         ...
 
 
 class JsonLines:
-    """The run's own log. It is cut back to where the state was saved, so that resuming repeats no line.
+    """The run's own log, cut back to where the state was saved, so that resuming repeats no line.
+
+    A log that is lost or damaged costs no more than its own lines: those that are whole are kept, what is missing is
+    said, and the log goes on.
 
     Args:
         folder: The run's.
-        size: Bytes to keep of a log that is there; all that follows was logged after the state that is gone on from.
+        size: Bytes of the log when the state was saved that the run goes on from; 0 for a new run.
+
+    Raises:
+        DictlabError: It is a link, or no regular file.
     """
 
     def __init__(self, folder: Path, size: int = 0) -> None:
         self.path = folder / runs.METRICS
-        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-        self._file.truncate(size)
-        self._file.seek(size)
+        if size:
+            self._repair(size)
+        self._file = os.fdopen(_opened(self.path), "r+b")
+        self._file.truncate(min(size, os.fstat(self._file.fileno()).st_size))
+        self._file.seek(0, os.SEEK_END)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one line; what is no number is written as null."""
+        """Append one line; a value that is not finite is written as null."""
         values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._file.write((json.dumps(values, allow_nan=False) + "\n").encode())
         self._file.flush()
@@ -63,28 +73,72 @@ class JsonLines:
         self._file.close()
 
     def table(self) -> None:
-        """The whole log as a Parquet file beside it."""
+        """Write the whole log as a Parquet file beside it."""
         frame = pd.DataFrame(runs.records(self.path))
-        partial = self.path.with_name(f".{runs.TABLE}.partial")
-        frame.to_parquet(partial, index=False)
-        os.replace(partial, self.path.with_name(runs.TABLE))
+        with replaced(self.path.with_name(runs.TABLE)) as partial:
+            frame.to_parquet(partial, index=False)
+
+    def _repair(self, size: int) -> None:
+        """Keep the whole lines of a log that is not as long as it was, or has others among them."""
+        with os.fdopen(_opened(self.path), "rb") as file:
+            kept = file.read(min(size, os.fstat(file.fileno()).st_size))
+        lines = kept.splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n") and _is_record(line)]
+        if len(kept) == size and len(whole) == len(lines):
+            return
+        missing = f"{size - len(kept):,} of {size:,} bytes are gone" if len(kept) < size else "it is damaged"
+        progress.write(
+            f"dictlab: {self.path}: {missing}, and {len(lines) - len(whole)} of its {len(lines)} lines are none of a "
+            f"log; they are left out, and the log goes on. The run itself is whole.\n"
+        )
+        with replaced(self.path) as partial:
+            partial.write_bytes(b"".join(whole))
 
 
-class Silent:
-    """The log of a process that writes nothing."""
+def _opened(path: Path) -> int:
+    """A descriptor of a regular file, made if it is not there; never of what a link points to.
+
+    Raises:
+        DictlabError: It is a link, or no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise DictlabError(f"{path}: cannot be written ({error}); a log is written to a regular file.") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DictlabError(f"{path}: this is no regular file; a log is not written to it. Remove it.")
+    synchronise(path.parent)
+    return descriptor
+
+
+def _is_record(line: bytes) -> bool:
+    """Whether a line is one that `write` can have written."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(record, dict) or not isinstance(record.get("member", ""), str):
+        return False
+    numbers = [value for key, value in record.items() if key != "member"]
+    return type(record.get("step")) is int and all(value is None or type(value) in (int, float) for value in numbers)
+
+
+class NoLog:
+    """The log of a process that writes none."""
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Nowhere."""
+        """Write nothing."""
 
     def synchronise(self) -> int:
-        """Nothing was written."""
+        """Wait for nothing; the size is 0."""
         return 0
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Close nothing."""
 
     def table(self) -> None:
-        """Nor to put in a table."""
+        """Write no table."""
 
 
 class TensorBoard:
@@ -154,7 +208,7 @@ def check_loggers(config: TrainConfig) -> None:
 
 
 def _metrics(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in WHERE}
+    return {name: value for name, value in record.items() if name not in KEYS}
 
 
 def _installed(module: str, extra: str) -> Any:

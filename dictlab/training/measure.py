@@ -1,19 +1,15 @@
-"""How good is a dictionary at the end of training? Firing rates on training data, metrics on held-out data."""
+"""How good is a dictionary at the end of training? Firing rates of training itself, metrics on held-out data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
-from dictlab.data import activations
-from dictlab.data.activations import Activations
+from dictlab.data.activations import sample_site
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import evaluate, firing_rates, site_of
 from dictlab.evaluation.metrics import Evaluation
-from dictlab.evaluation.reconstruction import evaluate_reconstruction
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
 
@@ -21,7 +17,8 @@ from dictlab.model.language_model import LanguageModel
 def measure(
     dictionaries: Sequence[Dictionary], model: LanguageModel, text: Text, *, context: int, tokens: int, contexts: int
 ) -> list[Dictionary]:
-    """The same dictionaries with firing rates and metrics, on the tokens that they were trained on.
+    """Measure dictionaries anew, whose weights were changed after training: firing rates and held-out metrics, both on
+    the tokens that they were trained on.
 
     Args:
         dictionaries: Each at the site in its metadata.
@@ -31,40 +28,26 @@ def measure(
         tokens: Training tokens that firing rates are measured on.
         contexts: Held-out sequences that metrics are measured on.
     """
-    train = text.as_split("train")
-    found: dict[str, Tensor] = {}
+    train, rated = text.as_split("train"), {}
     for site in dict.fromkeys(map(site_of, dictionaries)):
-        here = [d for d in dictionaries if d.metadata.site == site]
-        sample = activations.sample_site(
-            model, train, site, context=context, tokens=tokens, selection=recorded_selection(dictionaries)
-        )
-        rates, seen = firing_rates(here, sample)
-        found |= {d.name: rate for d, rate in zip(here, rates, strict=True)}
+        at_site = [d for d in dictionaries if d.metadata.site == site]
+        selection = recorded_selection(dictionaries)
+        sample = sample_site(model, train, site, context=context, tokens=tokens, selection=selection)
+        rates, seen = firing_rates(at_site, sample)
+        for dictionary, rate in zip(at_site, rates, strict=True):
+            rated[dictionary.name] = with_firing_tokens(replace(dictionary, firing_rate=rate), seen)
     evaluations = evaluate(dictionaries, model, text.as_split("heldout"), contexts=contexts, context=context)
-    return [_with(d, found[d.name], seen, e) for d, e in zip(dictionaries, evaluations, strict=True)]
+    return [with_metrics(rated[d.name], e) for d, e in zip(dictionaries, evaluations, strict=True)]
 
 
-def measure_on(
-    dictionaries: Sequence[Dictionary], train: Activations, heldout: Activations, *, firing_tokens: int, tokens: int
-) -> list[Dictionary]:
-    """The same where there are activations and no model: L0, MSE and explained variance.
-
-    Args:
-        dictionaries: Of the width of the activations.
-        train: What firing rates are measured on.
-        heldout: What metrics are measured on.
-        firing_tokens: Activations for the firing rates.
-        tokens: Activations for the metrics.
-    """
-    rates, seen = firing_rates(dictionaries, train.sample(firing_tokens))
-    evaluations = evaluate_reconstruction(dictionaries, heldout, tokens=tokens)
-    return [_with(d, rate, seen, e) for d, rate, e in zip(dictionaries, rates, evaluations, strict=True)]
+def with_firing_tokens(dictionary: Dictionary, tokens: int) -> Dictionary:
+    """Put into the metadata how many latents never fired, and on how many tokens its firing rates were counted."""
+    assert dictionary.firing_rate is not None
+    counts = {"dead": int((dictionary.firing_rate == 0).sum()), "firing_tokens": tokens}
+    return replace(dictionary, metadata=replace(dictionary.metadata, metrics=dictionary.metadata.metrics | counts))
 
 
-def _with(dictionary: Dictionary, rate: Tensor, seen: int, evaluation: Evaluation) -> Dictionary:
-    metrics = evaluation.record() | {"dead": int((rate == 0).sum()), "firing_tokens": seen}
-    return replace(
-        dictionary,
-        firing_rate=rate.to(dictionary.W_dec.device),
-        metadata=replace(dictionary.metadata, metrics=metrics),
-    )
+def with_metrics(dictionary: Dictionary, evaluation: Evaluation) -> Dictionary:
+    """Put held-out metrics into the metadata."""
+    metrics = dictionary.metadata.metrics | evaluation.record()
+    return replace(dictionary, metadata=replace(dictionary.metadata, metrics=metrics))

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 from uuid import uuid4
 
 import torch
-from torch import Tensor
 
 from dictlab import runs
-from dictlab.data.activations import Moments, moments
+from dictlab.atomic_files import replace_text
 from dictlab.data.arrays import ArrayActivations, ArrayLike
 from dictlab.data.text import Text
 from dictlab.data.token_selection import ALL
 from dictlab.errors import DictlabError
+from dictlab.folder_lock import folder_lock
 from dictlab.formats.loading import load
 from dictlab.model.language_model import LanguageModel, check_device
+from dictlab.progress import Phase
 from dictlab.runs import RunFolder
 from dictlab.training import completion, configfile, run_state
 from dictlab.training.config import TrainConfig
-from dictlab.training.distributed.launch import together
+from dictlab.training.distributed.launch import training_processes
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks, check_width
-from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner
 from dictlab.training.logs import check_loggers
 from dictlab.training.member import Member
-from dictlab.training.run import Run, check_free, replace_text, tell
+from dictlab.training.run import Run, check_free, check_links, write_record
 from dictlab.training.run_state import State
+from dictlab.training.sample_statistics import SampleStatistics
 from dictlab.training.sources.array import ArraySource
 from dictlab.training.sources.base import Source
 from dictlab.training.sources.model import ModelSource
+from dictlab.training.state_checks import check_record, check_sample, check_settings
 from dictlab.training.training_loop import TrainingLoop
 
 
@@ -66,17 +68,17 @@ def train(
         DictlabError: The model, site, text, data or device is not there, the folder is taken, every member diverged, or
             the disk is full.
     """
-    config = _settled(config)
+    config = _with_precision(config)
     check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
-    with together(config.device, config.shards) as ranks:
-        source = ranks.on_every_rank(lambda: _opened(config, model, text, data, ranks))
+    with training_processes(config.device, config.shards) as ranks, _only_writer(folder, ranks):
+        ranks.broadcast_from_rank_zero(lambda: check_free(folder, (), force))  # before the model is loaded
+        source = ranks.on_every_rank(lambda: _open_source(config, model, text, data, ranks))
         config = source.config
         ranks.broadcast_from_rank_zero(lambda: check_free(folder, [member.name for member in source.members], force))
-        keep = ranks.broadcast_from_rank_zero(lambda: _beginning(source))
-        return completion.run(
-            _loop(folder, source, ranks.broadcast_from_rank_zero(lambda: _begin(folder, config)), keep, ranks=ranks)
-        )
+        beginning = ranks.broadcast_from_rank_zero(lambda: _beginning(source))
+        identity = ranks.broadcast_from_rank_zero(lambda: _begin(folder, config))
+        return completion.run(_loop(folder, source, identity, beginning, ranks=ranks))
 
 
 def resume(
@@ -102,27 +104,54 @@ def resume(
         DictlabError: It is no run's folder, or the model, text or data are not those it began with.
     """
     known = runs.open_run(folder)
-    # A run that says nothing of it began before tokens were selected.
-    settings = {"token_selection": str(ALL)} | known.config | ({} if shards is None else {"shards": shards})
-    config = TrainConfig(**configfile.checked(settings, str(known.path / runs.CONFIG)))
-    check_loggers(config)
     if known.finished:
-        return _finished(known, config)
-    config = _settled(config)
-    with together(config.device, config.shards) as ranks:
-        source = ranks.on_every_rank(lambda: _opened(config, model, text, data, ranks))
-        path = known.path / runs.STATE
-        # None: it was killed before the first step.
-        saved = run_state.read(path, ranks) if ranks.broadcast_from_rank_zero(path.exists) else None
-        keep = _kept(folder, source, saved) if saved else ranks.broadcast_from_rank_zero(lambda: _beginning(source))
-        return completion.run(_loop(known.path, source, known.about["id"], keep, saved, ranks))
+        return _finished_run(known)
+    config = _config_of(known, shards)
+    check_loggers(config)
+    with training_processes(config.device, config.shards) as ranks, _only_writer(Path(folder), ranks):
+        known = runs.open_run(folder)  # as the one who wrote there before has left it
+        if known.finished:
+            return _finished_run(known)
+        ranks.broadcast_from_rank_zero(lambda: check_links(known.path))
+        if "id" not in known.about:
+            raise DictlabError(
+                f"{known.path / runs.ABOUT}: missing, or without the run's id; put back a copy, or train anew."
+            )
+        config = _config_of(known, shards)
+        source = ranks.on_every_rank(lambda: _open_source(config, model, text, data, ranks))
+        saved = ranks.on_every_rank(lambda: _saved_state(known, config, source, ranks))
+        beginning = _kept(saved) if saved else ranks.broadcast_from_rank_zero(lambda: _beginning(source))
+        return completion.run(_loop(known.path, source, known.about["id"], beginning, saved, ranks))
 
 
-def _settled(config: TrainConfig) -> TrainConfig:
-    """The settings with what the device decides.
+@contextmanager
+def _only_writer(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Be the only run that writes a folder.
 
     Raises:
-        DictlabError: It is not there.
+        DictlabError: Another process writes there; it is named.
+    """
+    with ExitStack() as stack:
+        ranks.broadcast_from_rank_zero(lambda: stack.enter_context(folder_lock(folder, "train")))
+        yield
+
+
+def _config_of(known: RunFolder, shards: int | None) -> TrainConfig:
+    """The settings of a run's folder.
+
+    Raises:
+        DictlabError: A setting is none, or its device is not there.
+    """
+    # A run that says nothing of its token selection began before there was one.
+    settings = {"token_selection": str(ALL)} | known.config | ({} if shards is None else {"shards": shards})
+    return _with_precision(TrainConfig(**configfile.checked(settings, str(known.path / runs.CONFIG))))
+
+
+def _with_precision(config: TrainConfig) -> TrainConfig:
+    """The settings with the precision that the device decides where none is given.
+
+    Raises:
+        DictlabError: The device is not there.
     """
     check_device(config.device)
     if config.precision is not None:
@@ -131,14 +160,14 @@ def _settled(config: TrainConfig) -> TrainConfig:
     return replace(config, precision="bfloat16" if fast else "float32")
 
 
-def _opened(
+def _open_source(
     config: TrainConfig,
     model: LanguageModel | None,
     text: Text | None,
     data: ArrayLike | ArrayActivations | None,
     ranks: Ranks,
 ) -> Source:
-    """What a run trains on, by all of its processes: what a configuration names, or what is open already.
+    """What a run trains on, in every process: what a configuration names, or what is open already.
 
     Raises:
         DictlabError: Something of it is not there, or does not fit the rest.
@@ -152,17 +181,23 @@ def _opened(
         raise DictlabError("train: a model or text, and plain activations; give one of the two.")
     else:
         source = ArraySource(config, data, ranks)
-    _check_shared(source.members, ranks)
+    for member in source.members:
+        _check_member(member, config, ranks)
     return source
 
 
-def _check_shared(members: Sequence[Member], ranks: Ranks) -> None:
-    """Refuse dictionaries whose latents cannot be shared out.
+def _check_member(member: Member, config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse a dictionary that cannot be trained with these settings.
 
     Raises:
-        DictlabError: One of them is named.
+        DictlabError: Its latents cannot be shared out over processes, or its AuxK cannot be computed.
     """
-    for member in members if ranks.shards > 1 else ():
+    if member.variant.revived and config.batch < 2:
+        raise DictlabError(
+            f"batch is {config.batch}: {member.variant.label} divides its AuxK by the variance of the error over a "
+            "batch, and one token has none; expected 2 tokens or more."
+        )
+    if ranks.shards > 1:
         check_width(member.width, ranks.shards)
         if not member.variant.shared:
             raise DictlabError(
@@ -171,17 +206,35 @@ def _check_shared(members: Sequence[Member], ranks: Ranks) -> None:
             )
 
 
-def _kept(folder: str | Path, source: Source, saved: State) -> State:
-    """What a run that goes on began with.
+def _saved_state(known: RunFolder, config: TrainConfig, source: Source, ranks: Ranks) -> State | None:
+    """The state that a run goes on from, its record checked; None where it was killed before the first one.
 
     Raises:
-        DictlabError: The source is another one now.
+        DictlabError: It is damaged, of other settings, or the source is another one now.
     """
-    if saved.record["identity"] != source.identity():
-        changed = [what for what, value in source.identity().items() if saved.record["identity"].get(what) != value]
+    path = known.path / runs.STATE
+    if not path.exists():
+        return None
+    saved = run_state.read(path, {member.name: member.width for member in source.members}, ranks)
+    first = config.steps - config.finetune_steps
+    steps = [first, config.finetune_steps] if config.finetune else [first]
+    check_settings(path, saved.record, configfile.settings(config))
+    check_record(path, saved.record, steps, config.batch, [member.name for member in source.members])
+    check_sample(path, saved.tensors, saved.record.get("variances"), len(config.sites or ("",)))
+    began = saved.record.get("identity")
+    changed = [
+        what for what, value in source.identity().items() if not isinstance(began, dict) or began.get(what) != value
+    ]
+    if changed:
         raise DictlabError(
-            f"{folder}: the {' and '.join(changed)} of this run changed since it began; it goes on with the same only."
+            f"{known.path}: the {' and '.join(changed)} of this run changed since it began; "
+            "it goes on with the same only."
         )
+    return saved
+
+
+def _kept(saved: State) -> State:
+    """The part of a state that a run has from its beginning to its end."""
     return State(
         {name: t for name, t in saved.tensors.items() if name.startswith("start/")},
         {name: saved.record[name] for name in ("identity", "variances")},
@@ -189,68 +242,53 @@ def _kept(folder: str | Path, source: Source, saved: State) -> State:
 
 
 def _beginning(source: Source) -> State:
-    """What a run begins with, and keeps: moments of a sample at each site, and what the source is."""
-    starts = [Start.of(x, site, source.config) for site, x in source.samples().items()]
+    """Measure what a run starts from: statistics of a sample at each site, and what identifies the source."""
+    config, starts = source.config, []
+    for site, x in source.samples().items():
+        what = f"site {site}: the activations of {config.text}" if site else f"data {config.data}: the activations"
+        with Phase(f"measure {len(x):,} activations{f' at {site}' if site else ''}"):
+            starts.append(SampleStatistics.of(x, what))
     tensors = {f"start/{i}/{name}": t for i, start in enumerate(starts) for name, t in start.tensors().items()}
-    return State(tensors, {"identity": source.identity(), "variances": [s.statistics.variance for s in starts]})
+    with Phase("fingerprint of model and text" if config.model else "fingerprint of the data"):
+        identity = source.identity()
+    return State(tensors, {"identity": identity, "variances": [start.moments.variance for start in starts]})
 
 
 def _loop(
-    folder: Path, source: Source, identity: str, keep: State, saved: State | None = None, ranks: Ranks = SINGLE_PROCESS
+    folder: Path,
+    source: Source,
+    identity: str,
+    beginning: State,
+    saved: State | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> TrainingLoop:
-    """The members, made of what the run began with, and the sitting that trains them."""
+    """Make the members from the statistics of the sample, and the loop that trains them."""
     config, starts = source.config, {}
     for i, site in enumerate(config.sites or ("",)):
-        tensors = run_state.below(f"start/{i}", keep.tensors)
-        starts[site] = Start.again(tensors, keep.record["variances"][i], config.device)
-    learners = [Learner(member, config, *starts[member.site], ranks) for member in source.members]
-    return TrainingLoop(folder, source, learners, identity=identity, beginning=keep, saved=saved, ranks=ranks)
-
-
-class Start(NamedTuple):
-    """What a learner is made of besides its settings: moments of a sample, and its geometric median."""
-
-    statistics: Moments
-    centre: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor, site: str, config: TrainConfig) -> Start:
-        """Of a sample `[n, d_in]`.
-
-        Raises:
-            DictlabError: It does not vary.
-        """
-        sample_moments = moments([x])
-        if not sample_moments.variance > 0:
-            what = f"site {site}: the activations of {config.text}" if site else f"data {config.data}: the activations"
-            raise DictlabError(f"{what} do not vary; nothing to learn.")
-        return cls(sample_moments, geometric_median(x))
-
-    @classmethod
-    def again(cls, tensors: Mapping[str, Tensor], variance: float, device: str) -> Start:
-        """Out of a saved state."""
-        kept = {name: t.to(device) for name, t in tensors.items()}
-        return cls(Moments(int(kept["n"]), kept["mean"], variance, None), kept["centre"])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What a state keeps as tensors."""
-        tensors = {"n": torch.tensor(self.statistics.n), "mean": self.statistics.mean, "centre": self.centre}
-        return {name: t.cpu() for name, t in tensors.items()}
+        tensors = run_state.below(f"start/{i}", beginning.tensors)
+        starts[site] = SampleStatistics.from_tensors(tensors, beginning.record["variances"][i], config.device)
+    with Phase("initialise the dictionaries", shown=ranks.is_rank_zero):
+        learners = [Learner(member, config, *starts[member.site], ranks) for member in source.members]
+    return TrainingLoop(folder, source, learners, identity=identity, beginning=beginning, saved=saved, ranks=ranks)
 
 
 def _begin(folder: Path, config: TrainConfig) -> str:
     """Take the folder: an earlier run's records go, then config.toml makes it a run. Returns the run's identity."""
-    folder.mkdir(parents=True, exist_ok=True)
     run_state.remove(folder / runs.STATE)
     for name in (runs.CONFIG, runs.ABOUT, runs.METRICS, runs.TABLE, "config.json"):
         (folder / name).unlink(missing_ok=True)
     identity = uuid4().hex[:12]
-    tell(folder, {"id": identity, "state": "running"})
+    write_record(folder, {"id": identity, "state": "running"})
     replace_text(folder / runs.CONFIG, configfile.dumped(config))
     return identity
 
 
-def _finished(known: RunFolder, config: TrainConfig) -> Run:
-    """A run that came to its end already, from its files."""
-    kept = tuple(load(known.path / f"{name}.safetensors") for name in known.about["members"])
-    return Run(known.path, config, kept, None, known.about["diverged"])
+def _finished_run(known: RunFolder) -> Run:
+    """A run that is complete already, from its files.
+
+    Raises:
+        DictlabError: Its records are damaged, or one of its dictionaries is gone.
+    """
+    config = TrainConfig(**configfile.checked(known.config, str(known.path / runs.CONFIG)))
+    dictionaries = tuple(load(known.path / f"{name}.safetensors") for name in known.about.get("members", ()))
+    return Run(known.path, config, dictionaries, None, known.about.get("diverged", {}))

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import sys
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm import tqdm
 
-from dictlab import runs
+from dictlab import progress, runs
 from dictlab.errors import DictlabError
-from dictlab.training import run_state
+from dictlab.progress import Phase
+from dictlab.training import configfile, run_state
 from dictlab.training.costs import Cost
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from dictlab.training.learner import learner_state
 from dictlab.training.learner.learner import Learner
-from dictlab.training.logs import JsonLines, Silent, open_loggers
+from dictlab.training.logs import JsonLines, NoLog, open_loggers
 from dictlab.training.objectives import Batch, Splice
-from dictlab.training.run import interruptible
+from dictlab.training.run import StopSignal, interruptible
 from dictlab.training.run_state import State
 from dictlab.training.sources.base import Source
+from dictlab.training.state_checks import check_tensors
 
-Spliced: TypeAlias = tuple[dict[str, Batch], Mapping[str, Splice | None]]
+SiteBatches: TypeAlias = tuple[dict[str, Batch], Mapping[str, Splice | None]]
 
 LOG_EVERY = 25  # steps
 SHOWN = {"loss": "loss", "l0": "L0", "explained_variance": "EV", "dead": "dead"}
+DIVERGED = -1e6  # an explained variance below: reconstructions a thousand times as long as activations
 
 
 class TrainingLoop:
@@ -43,14 +45,18 @@ class TrainingLoop:
         learners: The members, as they start.
         identity: Of the run, for loggers that continue an earlier one.
         beginning: What every saved state holds besides the learners: statistics of the sample, identity of the source.
-        saved: The state to continue from.
+        saved: The state to continue from, its record checked.
         ranks: The processes that share each batch, and the latents; rank zero writes.
 
     Attributes:
         learners: Those that have not diverged, by name.
-        diverged: The first step whose loss was not finite, by member.
+        diverged: The first step at which the loss was not finite, or had exploded, by member.
         step: Steps taken.
         saved_step: Steps taken when the state was saved.
+        stop_signal: The signal that stopped it, if one did.
+
+    Raises:
+        DictlabError: The saved tensors are not those of these learners.
     """
 
     def __init__(
@@ -68,33 +74,35 @@ class TrainingLoop:
         self.learners = {learner.member.name: learner for learner in learners}
         self.diverged: dict[str, int] = {}
         self.step = self.saved_step = 0
+        self.stop_signal: int | None = None
         self._beginning = beginning
         self._first = self.config.steps - self.config.finetune_steps
-        self._own = {name: [0.0, 0.0] for name in self.learners}  # seconds of its steps at first, and while fine-tuning
+        self._seconds = {name: [0.0, 0.0] for name in self.learners}  # of its steps at first, and while fine-tuning
         self._total, position, size = [0.0, 0.0], None, 0
         if saved is not None:
             position, size = saved.record["position"], saved.record["log"]
             self._restore(saved)
         for learner in self.learners.values():
             ranks.broadcast_weights(learner.parameters, learner.common)  # machines may round differently
+        self._resumed_step = self.step
         self._batches = source.batches(position)
         device = torch.device(self.config.device)
         self._failed = {name: torch.full((), -1, dtype=torch.long, device=device) for name in self.learners}
-        self.log = ranks.on_rank_zero(lambda: JsonLines(folder, size)) or Silent()
+        self.log = ranks.on_rank_zero(lambda: JsonLines(folder, size)) or NoLog()
         self._loggers = [self.log, *(ranks.on_rank_zero(lambda: open_loggers(self.config, folder, identity)) or ())]
         self._saved_at = time.monotonic()
         self._logged_step, self._logged_seconds = self.step, self.elapsed
 
     @property
     def costs(self) -> dict[str, Cost]:
-        """What each member cost, in all sittings: its own steps, and its share of the stream that serves all alike."""
-        spent = [sum(own[part] for own in self._own.values()) for part in (0, 1)]
-        shared = [(total - own) / len(self._own) for total, own in zip(self._total, spent, strict=True)]
-        return {name: Cost(own[0] + shared[0], own[1] + shared[1]) for name, own in self._own.items()}
+        """Seconds of each member, in all sessions: its own steps, and its share of the stream that serves all alike."""
+        spent = [sum(seconds[part] for seconds in self._seconds.values()) for part in (0, 1)]
+        shared = [(total - own) / len(self._seconds) for total, own in zip(self._total, spent, strict=True)]
+        return {name: Cost(own[0] + shared[0], own[1] + shared[1]) for name, own in self._seconds.items()}
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training, in all sittings, without those of saving."""
+        """Seconds of training, in all sessions, without those of saving."""
         return sum(self._total)
 
     @property
@@ -103,67 +111,50 @@ class TrainingLoop:
         return self.folder / runs.STATE
 
     def fit(self) -> str | None:
-        """Take the steps that are left, and save the state. Says why it stopped before the last one, if it did.
+        """Take the steps that are left, and save the state.
+
+        Returns:
+            Why it stopped before the last step, if it did.
 
         Raises:
             DictlabError: Every member diverged, the data cannot be read, or the disk is full.
         """
         config, stopped = self.config, None
         total, done = config.steps * config.batch, self.step * config.batch
-        bar = tqdm(
-            total=total, initial=done, unit="tok", unit_scale=True, desc="train", disable=not self.ranks.is_rank_zero
-        )
-        with interruptible() as asked, bar:
-            self.save()
+        phase = Phase("train", total, done=done, unit="tokens", shown=self.ranks.is_rank_zero)
+        with interruptible() as stop, phase:
+            self.source.show_progress(phase)
+            self.save(phase)
             batches = iter(self._batches)
             while self.step < config.steps and not stopped:
                 began, part = time.monotonic(), int(self.step >= self._first)
-                batch = self._next(batches)
+                batch = self._next(batches, phase)
                 if batch is None:
                     return self._exhausted()
                 logged = (self.step + 1) % LOG_EVERY == 0 or self.step + 1 == config.steps
                 terms = self._step(*batch, part, logged)
-                bar.update(config.batch)
                 self._total[part] += time.monotonic() - began
                 if logged:
-                    self._report(terms, bar)
-                due = time.monotonic() - self._saved_at >= 60 * config.save_minutes
-                asked_any, due = self.ranks.any_flags(asked.is_set(), due)
-                if asked_any and self.step < config.steps:
+                    self._report(terms, phase)
+                phase.advance(config.batch)
+                if self._asked_to_stop(stop, phase) and self.step < config.steps:
                     stopped = "interrupted"
-                elif due:
-                    self.save()
-            self.save()
+            self.save(phase)
         return stopped
 
-    def save(self) -> None:
+    def save(self, phase: Phase | None = None) -> None:
         """Replace the saved state by the present one, all of it finite.
 
         Raises:
             DictlabError: Every member diverged, or it cannot be written; the state saved before is left as it was.
         """
-        self._drop(self._fallen() | {n: self.step for n, own in self.learners.items() if not own.finite})
+        if phase is not None:
+            phase.stage = f"saving the state of step {self.step}"
+        self._drop(self._failed_steps() | {n: self.step for n, learner in self.learners.items() if not learner.finite})
         self._write()
         self.saved_step, self._saved_at = self.step, time.monotonic()
-
-    def _write(self) -> None:
-        tensors, members = dict(self._beginning.tensors), {}
-        for name, learner in self.learners.items():
-            own = learner_state.learner_state(learner)
-            tensors |= {f"{name}/{key}": value for key, value in own.tensors.items()}
-            members[name] = own.record
-        tensors["random"] = torch.get_rng_state()
-        record = self._beginning.record | {
-            "step": self.step,
-            "position": self._batches.position(),
-            "seconds": {"own": self._own, "total": self._total},
-            "diverged": self.diverged,
-            "members": members,
-        }
-        widths = {name: learner.member.width for name, learner in self.learners.items()}
-        with self.writing():
-            now = State(tensors, record | {"log": self.log.synchronise()})
-            run_state.write(self.state_path, now, widths, self.ranks)
+        if phase is not None:
+            phase.stage = ""
 
     def close(self) -> None:
         """Close the logs, with the table of all that was logged."""
@@ -174,7 +165,7 @@ class TrainingLoop:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """What a disk that is full, or gone, means to the user."""
+        """Say what a disk that is full, or gone, means for the run."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -183,25 +174,64 @@ class TrainingLoop:
                 f"Free space, and go on with: dictlab train --resume {self.folder}"
             ) from error
 
+    def _asked_to_stop(self, stop: StopSignal, phase: Phase) -> bool:
+        """Whether a process got a signal to stop; where the state is due, it is saved."""
+        due = time.monotonic() - self._saved_at >= 60 * self.config.save_minutes
+        interrupt, terminate, due = self.ranks.any_flags(
+            stop.number == signal.SIGINT, stop.number == signal.SIGTERM, due
+        )
+        if interrupt or terminate:
+            self.stop_signal = int(signal.SIGTERM if terminate else signal.SIGINT)
+        elif due:
+            self.save(phase)
+        return interrupt or terminate
+
+    def _write(self) -> None:
+        tensors, optimized = dict(self._beginning.tensors), {}
+        for name, learner in self.learners.items():
+            tensors |= {f"{name}/{key}": value for key, value in learner_state.learner_tensors(learner).items()}
+            optimized[name] = learner_state.optimized(learner)
+        tensors["random"] = torch.get_rng_state()
+        record: dict[str, Any] = self._beginning.record | {
+            "settings": configfile.settings(self.config),
+            "step": self.step,
+            "position": self._batches.position(),
+            "seconds": {"members": self._seconds, "total": self._total},
+            "diverged": self.diverged,
+            "optimized": optimized,
+        }
+        widths = {name: learner.member.width for name, learner in self.learners.items()}
+        with self.writing():
+            state = State(tensors, record | {"log": self.log.synchronise()})
+            run_state.write(self.state_path, state, widths, self.ranks)
+
     def _restore(self, saved: State) -> None:
         record = saved.record
         self.step = self.saved_step = record["step"]
-        self.diverged, self._own, self._total = record["diverged"], record["seconds"]["own"], record["seconds"]["total"]
+        self.diverged, self._seconds = record["diverged"], record["seconds"]["members"]
+        self._total = record["seconds"]["total"]
         for name in self.diverged:
             self.learners.pop(name, None)
         for name, learner in self.learners.items():
-            learner_state.restore(learner, State(run_state.below(name, saved.tensors), record["members"][name]))
-        torch.set_rng_state(saved.tensors["random"])
+            tensors = run_state.below(name, saved.tensors)
+            expected = learner_state.expected_tensors(learner, record["optimized"][name])
+            check_tensors(self.state_path, name, tensors, expected)
+            learner_state.restore(learner, tensors, self.step)
+        random = saved.tensors.get("random", torch.empty(0))
+        check_tensors(self.state_path, "random", {"": random}, {"": torch.get_rng_state()})
+        torch.set_rng_state(random)
 
-    def _next(self, batches: Iterator[Spliced]) -> Spliced | None:
+    def _next(self, batches: Iterator[SiteBatches], phase: Phase) -> SiteBatches | None:
         """The next batch; None where the data ended. Where it cannot be read, the state is saved first."""
         try:
-            return next(batches, None)
+            batch = next(batches, None)
         except DictlabError as error:
             self.save()
             raise DictlabError(
                 f"{error} The state of step {self.step} is kept; go on with: dictlab train --resume {self.folder}"
             ) from error
+        phase.stage = ""
+        return batch
 
     def _step(
         self, batch: Mapping[str, Batch], splices: Mapping[str, Splice | None], part: int, logged: bool
@@ -212,14 +242,19 @@ class TrainingLoop:
         for name, learner in self.learners.items():
             began, site = time.monotonic(), learner.member.site
             terms[name] = learner.step(batch[site], splices[site], logged=logged)
-            failed = self._failed[name]
-            first = (failed < 0) & ~torch.isfinite(terms[name]["loss"])
-            self._failed[name] = torch.where(first, self.step, failed)  # no waiting for the device
-            self._own[name][part] += time.monotonic() - began
+            self._note_failure(name, ~torch.isfinite(terms[name]["loss"]))
+            if logged:
+                self._note_failure(name, terms[name]["explained_variance"] < DIVERGED)
+            self._seconds[name][part] += time.monotonic() - began
         return terms
 
-    def _report(self, terms: Mapping[str, Mapping[str, Tensor]], bar: tqdm[None]) -> None:
-        """Metrics to the logs and to the bar; members that diverged are given up."""
+    def _note_failure(self, name: str, failing: Tensor) -> None:
+        """Keep the first step at which a member failed, on the device: the host does not wait for it."""
+        failed = self._failed[name]
+        self._failed[name] = torch.where((failed < 0) & failing, self.step, failed)
+
+    def _report(self, terms: Mapping[str, Mapping[str, Tensor]], phase: Phase) -> None:
+        """Write metrics to the logs and the line of progress; members that diverged are given up."""
         tokens = self.step * self.config.batch
         rate = (self.step - self._logged_step) * self.config.batch / max(self.elapsed - self._logged_seconds, 1e-9)
         self._logged_step, self._logged_seconds = self.step, self.elapsed
@@ -229,23 +264,28 @@ class TrainingLoop:
                 where = {"member": name, "step": self.step, "tokens": tokens}
                 for logger in self._loggers:
                     logger.write(where | {"seconds": self.elapsed, "tokens_per_second": rate} | values)
-        self._drop(self._fallen())
-        going = [records[name] for name in self.learners]
-        ranges = {label: (min(r[key] for r in going), max(r[key] for r in going)) for key, label in SHOWN.items()}
-        bar.set_postfix({label: f"{a:.3g}" if a == b else f"{a:.3g}..{b:.3g}" for label, (a, b) in ranges.items()})
+        self._drop(self._failed_steps())
+        remaining = [records[name] for name in self.learners]
+        ranges = {
+            label: (min(r[key] for r in remaining), max(r[key] for r in remaining)) for key, label in SHOWN.items()
+        }
+        phase.note = ", ".join(
+            f"{label} {low:.3g}" if low == high else f"{label} {low:.3g}..{high:.3g}"
+            for label, (low, high) in ranges.items()
+        )
 
-    def _fallen(self) -> dict[str, int]:
-        """Members whose loss was no number, and since which step."""
+    def _failed_steps(self) -> dict[str, int]:
+        """Members that failed, and since which step."""
         steps = {name: int(self._failed[name]) for name in self.learners}
         return {name: step for name, step in steps.items() if step >= 0}
 
-    def _drop(self, fallen: Mapping[str, int]) -> None:
+    def _drop(self, failed: Mapping[str, int]) -> None:
         """Give members up.
 
         Raises:
             DictlabError: None is left.
         """
-        for name, step in fallen.items():
+        for name, step in failed.items():
             peak = self.learners.pop(name).lr
             self.diverged[name] = step
             message = f"the loss of {name} is no finite number at step {step}. Lower --lr (it peaks at {peak:.2g})"
@@ -254,11 +294,11 @@ class TrainingLoop:
                     f"train: {message}; the log so far is in {self.folder / runs.METRICS}, and the last good state, "
                     f"of step {self.saved_step}, in {self.state_path}."
                 )
-            bar_safe = f"dictlab: {message}; it is given up, and the other {len(self.learners)} go on."
-            self.ranks.on_rank_zero(partial(tqdm.write, bar_safe, file=sys.stderr))
+            rest = f"dictlab: {message}; it is given up, and the other {len(self.learners)} go on.\n"
+            self.ranks.on_rank_zero(partial(progress.write, rest))
 
     def _exhausted(self) -> str:
-        """The data ended before its time."""
+        """Save the state of a run whose data ended before its time, and say so."""
         self.save()
         config = self.config
         return (

@@ -55,6 +55,8 @@ def on_meta(monkeypatch):
         for own in (learner.weights, learner.counters):
             own.update({key: t.detach().to("meta").requires_grad_(t.requires_grad) for key, t in own.items()})
         learner.since_fired, learner.emits = learner.since_fired.to("meta"), learner.emits.to("meta")
+        counts = learner.firing_counts
+        counts.present, counts.before = counts.present.to("meta"), counts.before.to("meta")
         learner.average = [t.to("meta") for t in learner.average]
         learner.begin(finetune=False)
         return learner

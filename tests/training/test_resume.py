@@ -13,12 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dictlab import DictlabError, Text, load
+from dictlab import DictlabError, Text, atomic_files, load
 from dictlab.data import shuffle_buffer
 from dictlab.formats import native
 from dictlab.runs import open_run, records
-from dictlab.training import TrainConfig, completion, configfile, measure, resume, train, training_loop
-from dictlab.training import run_state as state
+from dictlab.training import TrainConfig, completion, configfile, resume, train, training_loop
 from dictlab.training.learner.learner import Learner
 from dictlab.training.sources import model as model_source
 from dictlab.training.training_loop import LOG_EVERY
@@ -143,11 +142,11 @@ def test_a_kill_in_the_middle_of_any_write_costs_nothing(tmp_path, text, moment,
     """The process dies inside the very call."""
     where = {
         "first": (training_loop.TrainingLoop, "fit"),
-        "saving": (state.os, "replace"),
+        "saving": (atomic_files.os, "replace"),
         "logging": (training_loop.JsonLines, "write"),
         "writing": (native, "save"),
-        "measuring": (measure, "measure"),
-        "cleaning": (completion, "tell"),
+        "measuring": (model_source, "evaluate"),
+        "cleaning": (completion, "write_record"),
     }
     owner, name = where[moment]
     wanted = {"saving": 30, "logging": 2, "cleaning": 2}.get(moment, 1)

@@ -91,8 +91,8 @@ class DataParallelRanks(Ranks):
     def all_reduce_min(self, own: Tensor) -> Tensor:
         return reduced(own, dist.ReduceOp.MIN, None)
 
-    def all_reduce_max(self, own: Tensor) -> Tensor:
-        return self._reduced(own, dist.ReduceOp.MAX)
+    def all_reduce_sum(self, own: Tensor) -> Tensor:
+        return self._reduced(own, dist.ReduceOp.SUM)
 
     def gather_tokens(self, own: Tensor) -> Tensor:
         return gathered(own, self._tokens)

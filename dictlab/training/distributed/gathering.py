@@ -68,13 +68,24 @@ def _groups(start: int, stop: int, d_in: int) -> Iterator[slice]:
 def _parts(own: Dictionary, group: slice) -> list[Tensor]:
     """All that some latents have of their own, on the CPU, a row for each: weights, then the activation function's."""
     function = own.activation.tensors()
-    rows = [own.W_enc.T[group], own.b_enc[group], own.W_dec[group], *(t[group] for t in function.values())]
+    assert own.firing_rate is not None
+    weights = [own.W_enc.T, own.b_enc, own.W_dec, own.firing_rate]
+    rows = [t[group] for t in (*weights, *function.values())]
     return [t.detach().cpu().contiguous() for t in rows]
 
 
 def _made(parts: list[Tensor], like: Dictionary) -> Dictionary:
-    W_enc, b_enc, W_dec, *function = parts
+    W_enc, b_enc, W_dec, firing_rate, *function = parts
     activation: Any = like.activation  # a value whose fields are its tensors
     activation = replace(activation, **dict(zip(activation.tensors(), function, strict=True)))
     b_pre, b_out = like.b_pre.detach().cpu(), like.b_out.detach().cpu()
-    return replace(like, W_enc=W_enc.T, b_enc=b_enc, W_dec=W_dec, b_pre=b_pre, b_out=b_out, activation=activation)
+    return replace(
+        like,
+        W_enc=W_enc.T,
+        b_enc=b_enc,
+        W_dec=W_dec,
+        b_pre=b_pre,
+        b_out=b_out,
+        firing_rate=firing_rate,
+        activation=activation,
+    )

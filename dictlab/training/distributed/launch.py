@@ -15,7 +15,7 @@ from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 
 
 @contextmanager
-def together(device: str, shards: int = 1) -> Iterator[Ranks]:
+def training_processes(device: str, shards: int = 1) -> Iterator[Ranks]:
     """The processes that train together.
 
     Args:

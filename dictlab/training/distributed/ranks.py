@@ -79,8 +79,8 @@ class Ranks:
         """The elementwise minimum over all processes."""
         return own
 
-    def all_reduce_max(self, own: Tensor) -> Tensor:
-        """The elementwise maximum over the processes that share a batch's tokens."""
+    def all_reduce_sum(self, own: Tensor) -> Tensor:
+        """The elementwise sum over the processes that share a batch's tokens."""
         return own
 
     def gather_tokens(self, own: Float[Tensor, "tokens d"]) -> Float[Tensor, "batch d"]:

@@ -22,6 +22,7 @@ from dictlab.training import objectives
 from dictlab.training.config import TrainConfig
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from dictlab.training.learner import initialisation, optimizer_step, resampling
+from dictlab.training.learner.firing_counts import FiringCounts, active_counts
 from dictlab.training.member import Member
 from dictlab.training.objectives import Batch, Splice
 from dictlab.training.variants import ForwardPass, Term
@@ -77,6 +78,7 @@ class Learner:
         self.dtype = torch.bfloat16 if config.precision == "bfloat16" else None
         self.resampling_steps = frozenset() if self.variant.revived else resampling.resampling_steps(config)
         self.since_fired = torch.zeros(len(self.decoder), dtype=torch.long, device=device)  # tokens
+        self.firing_counts = FiringCounts(len(self.decoder), config.batch, device)
         self.average = [p.detach().clone().zero_() for p in self.parameters] if config.ema else None
         self.steps = self.averaged = 0
         self.begin(finetune=False)
@@ -148,8 +150,9 @@ class Learner:
         self._update()
         with torch.no_grad():
             self.variant.observe(forward, self.counters)
-            fired = self.ranks.all_reduce_max(forward.codes.active_latents().byte()) > 0
-            self.since_fired = torch.where(fired, 0, self.since_fired + forward.codes.n_tokens * self.ranks.count)
+            counts = self.ranks.all_reduce_sum(active_counts(forward.codes))
+            self.firing_counts.add(counts)
+            self.since_fired = torch.where(counts > 0, 0, self.since_fired + forward.codes.n_tokens * self.ranks.count)
             if errors is not None:
                 self._resample(forward, errors)
         log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}
@@ -160,13 +163,15 @@ class Learner:
     def finished(self) -> Dictionary:
         """The trained dictionary in the activations' units: averaged weights if asked for, exact decoder norms.
 
-        Where latents are shared out over processes, this process's part of it.
+        Where latents are shared out over processes, this process's part of it. Firing rates are those of
+        `firing_counts`.
         """
         self.optimizer.zero_grad()  # the copies take the memory of the gradients
         values = self.average if self.average is not None and self.averaged else self.parameters
         weights = {name: value.detach().clone() for name, value in zip(self.weights, values, strict=True)}
         weights["decoder"] = self._with_lengths(weights["decoder"])
-        return self.variant.finished(self._dictionary(weights), weights, self.counters).in_input_units()
+        finished = self.variant.finished(self._dictionary(weights), weights, self.counters).in_input_units()
+        return replace(finished, firing_rate=self.firing_counts.rates)
 
     @property
     def finite(self) -> bool:
@@ -256,6 +261,7 @@ class Learner:
                 if not common:
                     average[dead] = weight[dead]
         self.since_fired[dead] = 0
+        self.firing_counts.forget(dead)
 
     @torch.no_grad()
     def _update(self) -> None:
@@ -275,6 +281,20 @@ class Learner:
         if self.average is not None and self.config.ema is not None:
             self.averaged += 1
             optimizer_step.average(self.average, self.parameters, self.config.ema, self.averaged)
+
+    def continue_from(self, steps: int) -> None:
+        """Take up the objective, the schedule and the counts of a learner that has taken so many steps."""
+        first = self.config.steps - self.config.finetune_steps
+        in_part = steps if steps <= first else steps - first
+        if steps > first:
+            self.begin(finetune=True)
+        self.steps = self.firing_counts.steps = steps
+        self.averaged = in_part if self.average is not None else 0
+        self.schedule.last_epoch = in_part
+        for group, base_lr, factor in zip(
+            self.optimizer.param_groups, self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base_lr * factor(in_part)
 
     def begin(self, *, finetune: bool) -> None:
         """Begin a part of the run, with Adam and a schedule of its own: gradients of objectives differ in size."""

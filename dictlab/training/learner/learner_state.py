@@ -1,55 +1,76 @@
 """The state of a learner, from which training continues bit for bit.
 
 Tensors are named `weight.W`, `average.W` and `optimizer.W.moment` for each weight W, `counter.C` for each counter C of
-the variant, and `since_fired`. Most have a row for each latent (`run_state.has_rows`); of these a process has the
-rows of its own latents.
+the variant, `since_fired`, `firings.present` and `firings.before`. Most have a row for each latent
+(`run_state.has_rows`); of these a process has the rows of its own latents. Everything else (Adam's settings, learning
+rates, how often averages were taken) follows from the settings and the number of steps.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from dictlab.training.learner.learner import Learner
-from dictlab.training.run_state import State
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what Adam keeps of a weight
 
 
-def learner_state(learner: Learner) -> State:
-    """Weights, Adam's moments, learning rate schedule, counters and averages of a learner."""
-    names = list(learner.weights)
+def learner_tensors(learner: Learner) -> dict[str, Tensor]:
+    """Weights, Adam's moments, counters and averages of a learner."""
     tensors = {f"weight.{name}": t for name, t in learner.weights.items()}
     tensors |= {f"counter.{name}": t for name, t in learner.counters.items()}
-    tensors |= {f"average.{name}": t for name, t in zip(names, learner.average or [], strict=False)}
+    tensors |= {f"average.{n}": t for n, t in zip(learner.weights, learner.average or [], strict=False)}
+    tensors |= {"firings.present": learner.firing_counts.present, "firings.before": learner.firing_counts.before}
     tensors["since_fired"] = learner.since_fired
-    optimizer = learner.optimizer.state_dict()
-    for number, entries in optimizer["state"].items():
-        tensors |= {f"optimizer.{names[number]}.{moment}": value for moment, value in entries.items()}
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer["param_groups"]]
-    schedule = {k: v for k, v in learner.schedule.state_dict().items() if k != "lr_lambdas"}
-    record = {"steps": learner.steps, "averaged": learner.averaged, "groups": groups, "schedule": schedule}
-    return State(tensors, record)
+    for name in optimized(learner):
+        moments = learner.optimizer.state[learner.weights[name]]
+        tensors |= {f"optimizer.{name}.{moment}": moments[moment] for moment in MOMENTS}
+    return tensors
+
+
+def optimized(learner: Learner) -> list[str]:
+    """The weights that Adam has taken a step of, since the present part of the run began."""
+    return [name for name, weight in learner.weights.items() if weight in learner.optimizer.state]
+
+
+def expected_tensors(learner: Learner, with_moments: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors of the names, shapes and dtypes that a state of this learner has.
+
+    Args:
+        learner: Fresh, of the same member and settings.
+        with_moments: The weights that Adam had taken a step of.
+    """
+    tensors = {name: t for name, t in learner_tensors(learner).items() if not name.startswith("optimizer.")}
+    for name in with_moments:
+        weight = learner.weights[name]
+        like = {"exp_avg": weight, "exp_avg_sq": weight, "step": torch.zeros((), dtype=torch.float32)}
+        tensors |= {f"optimizer.{name}.{moment}": like[moment] for moment in MOMENTS}
+    return tensors
 
 
 @torch.no_grad()
-def restore(learner: Learner, state: State) -> None:
-    """Put a state back into a learner made of the same member, settings and statistics."""
-    kept, record, names = state.tensors, state.record, list(learner.weights)
-    if learner.config.finetune and record["steps"] > learner.config.steps - learner.config.finetune_steps:
-        learner.begin(finetune=True)
+def restore(learner: Learner, tensors: dict[str, Tensor], steps: int) -> None:
+    """Put a state back into a fresh learner of the same member, settings and statistics.
+
+    Args:
+        learner: The learner.
+        tensors: Those of `learner_tensors`, checked.
+        steps: How many it had taken.
+    """
+    learner.continue_from(steps)
     for name, weight in learner.weights.items():
-        weight.copy_(kept[f"weight.{name}"])
+        weight.copy_(tensors[f"weight.{name}"])
+        moments = {m: tensors[key] for m in MOMENTS if (key := f"optimizer.{name}.{m}") in tensors}
+        if moments:
+            on_device = {m: t.to(weight.device) for m, t in moments.items()}
+            learner.optimizer.state[weight] = on_device
     for name, counter in learner.counters.items():
-        counter.copy_(kept[f"counter.{name}"])
-    for name, average in zip(names, learner.average or [], strict=False):
-        average.copy_(kept[f"average.{name}"])
-    learner.since_fired.copy_(kept["since_fired"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key in kept:
-        if key.startswith("optimizer."):
-            _, name, moment = key.split(".")
-            moments.setdefault(names.index(name), {})[moment] = kept[key]
-    own = learner.optimizer.state_dict()["param_groups"]
-    groups = [a | b | {"betas": tuple(b["betas"])} for a, b in zip(own, record["groups"], strict=True)]
-    learner.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    learner.schedule.load_state_dict(record["schedule"] | {"lr_lambdas": [None] * len(groups)})
-    learner.steps, learner.averaged = record["steps"], record["averaged"]
+        counter.copy_(tensors[f"counter.{name}"])
+    for name, average in zip(learner.weights, learner.average or [], strict=False):
+        average.copy_(tensors[f"average.{name}"])
+    learner.since_fired.copy_(tensors["since_fired"])
+    learner.firing_counts.present.copy_(tensors["firings.present"])
+    learner.firing_counts.before.copy_(tensors["firings.before"])

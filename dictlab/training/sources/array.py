@@ -15,15 +15,16 @@ from dictlab.data.arrays import ArrayActivations, ArrayLike, RowStream, open_arr
 from dictlab.data.token_selection import ALL
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.evaluation.reconstruction import evaluate_reconstruction
 from dictlab.formats.loading import load
-from dictlab.training import measure
+from dictlab.progress import Phase
 from dictlab.training.config import TrainConfig
 from dictlab.training.costs import counted
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from dictlab.training.learner.warm_start import load_for_array
+from dictlab.training.measure import with_metrics
 from dictlab.training.member import Member
 from dictlab.training.objectives import Batch
-from dictlab.training.sources import base
 from dictlab.training.sources.base import FINETUNE_SEED, SAMPLE, goals_of
 from dictlab.training.sources.batches import Batches, Part
 
@@ -51,7 +52,8 @@ class ArraySource:
 
     def samples(self) -> dict[str, Tensor]:
         """Rows to start from."""
-        return {"": torch.cat([x.flatten(0, 1) for x in self.train.sample(SAMPLE)])}
+        with Phase(f"sample {self.data.name}", shown=self._ranks.is_rank_zero):
+            return {"": torch.cat([x.flatten(0, 1) for x in self.train.sample(SAMPLE)])}
 
     def batches(self, start: Mapping[str, Any] | None) -> Batches:
         """Rows in random order."""
@@ -68,6 +70,9 @@ class ArraySource:
             self._ranks,
         )
 
+    def show_progress(self, phase: Phase) -> None:
+        """Nothing is waited for."""
+
     def identity(self) -> dict[str, Any]:
         """The array's content."""
         return {"data": self.data.fingerprint}
@@ -79,12 +84,10 @@ class ArraySource:
             return {"training": training}
         return {"training": training | {"on": list(self.config.on)}, "sources": (Path(self.config.on[1]).stem,)}
 
-    def measured(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-        """Firing rates on rows of the training split, metrics on rows of the held-out one."""
-        found = measure.measure_on(
-            dictionaries, self.train, self.heldout, firing_tokens=base.FIRING_TOKENS, tokens=EVALUATION_ROWS
-        )
-        return [counted(d, self.config, 0) for d in found]
+    def with_metrics(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
+        """Metrics of the reconstruction, on held-out rows."""
+        evaluations = evaluate_reconstruction(dictionaries, self.heldout, tokens=EVALUATION_ROWS)
+        return [counted(with_metrics(d, e), self.config, 0) for d, e in zip(dictionaries, evaluations, strict=True)]
 
 
 def decoder_rows(dictionary: Dictionary) -> ArrayActivations:

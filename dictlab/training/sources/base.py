@@ -1,6 +1,6 @@
-"""What can be trained on? Activations of a model at one or more sites, an array, or another dictionary's decoder.
+"""Sources of activations to train on: a model at one or more sites, an array, or another dictionary's decoder.
 
-A source gives a sample to start from, a stream of batches that can be taken up again, and the measurement in the end.
+A source gives a sample to start from, a stream of batches that can be resumed, and the held-out metrics in the end.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary
+from dictlab.progress import Phase
 from dictlab.training.config import TrainConfig
 from dictlab.training.member import Member
 from dictlab.training.objectives import Objective
 from dictlab.training.sources.batches import Batches
 
 SAMPLE = 32_768  # activations that the scale and the initial bias are taken from
-FIRING_TOKENS = 1 << 18  # training tokens on which firing rates are measured in the end
 FINETUNE_SEED = 1 << 20  # added to the seed of the data's order: other documents come first
 
 
@@ -40,16 +40,20 @@ class Source(Protocol):
         """Batches from the beginning, or from a position."""
         ...
 
+    def show_progress(self, phase: Phase) -> None:
+        """Show on a run's line of progress what batches wait for."""
+        ...
+
     def identity(self) -> dict[str, Any]:
-        """What must be the same when a run goes on."""
+        """What must be the same when a run is resumed."""
         ...
 
     def described(self) -> dict[str, Any]:
         """Fields of a dictionary's metadata; `training` holds settings."""
         ...
 
-    def measured(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-        """The dictionaries with firing rates, metrics and the operations of their training."""
+    def with_metrics(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
+        """The dictionaries with held-out metrics and the operations of their training in their metadata."""
         ...
 
 

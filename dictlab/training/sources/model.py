@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictlab import progress
 from dictlab.data import activations
 from dictlab.data.activation_cache import ActivationCache
 from dictlab.data.attention_sinks import find_sinks, sinks_warning
@@ -21,21 +21,22 @@ from dictlab.data.text import Text
 from dictlab.data.token_selection import ALL, AUTO, NORM_MULTIPLE, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.evaluate import evaluate, site_of
 from dictlab.evaluation.recorded_selection import KEY
 from dictlab.model.language_model import LanguageModel
-from dictlab.training import measure
+from dictlab.progress import Phase
 from dictlab.training.config import TrainConfig
 from dictlab.training.costs import counted
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from dictlab.training.learner.warm_start import load_for_model
+from dictlab.training.measure import with_metrics
 from dictlab.training.member import Member
 from dictlab.training.objectives import Batch, Objective, Splice
-from dictlab.training.sources import base
 from dictlab.training.sources.base import FINETUNE_SEED, SAMPLE, goals_of
 from dictlab.training.sources.batches import Batches, Part
+from dictlab.training.sources.capture_progress import CaptureProgress
 
-EVALUATION_CONTEXTS = 64
+EVALUATION_CONTEXTS, FEWEST_CONTEXTS = 64, 4
 CHECKED = 4  # contexts of the stream that tell one text from another
 
 
@@ -46,10 +47,15 @@ class ModelSource:
         self, config: TrainConfig, model: LanguageModel | None, text: Text | None, ranks: Ranks = SINGLE_PROCESS
     ) -> None:
         assert config.model is not None
-        self._ranks = ranks
+        self._ranks, self._capture_progress = ranks, CaptureProgress()
         ranks.check_divisible(config.batch, "tokens")
-        self.model = model or LanguageModel.load(config.model, device=config.device)
-        self.text = text or Text.open(config.text)
+        shown = ranks.is_rank_zero
+        if model is None:
+            with Phase(f"load {config.model}", shown=shown):
+                model = LanguageModel.load(config.model, device=config.device)
+        self.model = model
+        with Phase(f"open text {config.text}", shown=shown and text is None):
+            self.text = text or Text.open(config.text)
         self.context = self.model.context_length(config.context)
         self.config = replace(config, model=self.model.name, text=self.text.name, context=self.context)
         for site in config.sites:
@@ -62,7 +68,8 @@ class ModelSource:
         self._splices = [self._splices_for(goals) for goals in goals_of(self.config)]
         if config.cache and any(splice for splices in self._splices for splice in splices.values()):
             raise DictlabError("cache: spliced objectives need the model's whole forward; cache local training alone.")
-        next(self.text.as_split("heldout").contexts(self.model.tokenizer, self.context))  # is there enough?
+        with Phase(f"read text {self.text.name}", shown=shown):
+            next(self.text.as_split("heldout").contexts(self.model.tokenizer, self.context))  # is there enough?
 
     def samples(self) -> dict[str, Tensor]:
         """Activations to start from, by site."""
@@ -75,7 +82,11 @@ class ModelSource:
             tokens=tokens,
             selection=self.selection,
         )
-        parts = [{site: x.float() for site, x in batch.items()} for batch in drawn]
+        parts = []
+        with Phase("sample activations", tokens, unit="tokens", shown=self._ranks.is_rank_zero) as phase:
+            for batch in drawn:
+                parts.append({site: x.float() for site, x in batch.items()})
+                phase.advance(len(parts[-1][self.config.sites[0]]))
         return {site: torch.cat([part[site] for part in parts]) for site in self.config.sites}
 
     def batches(self, start: Mapping[str, Any] | None) -> Batches:
@@ -86,7 +97,7 @@ class ModelSource:
         return Batches(parts, start, self._ranks)
 
     def identity(self) -> dict[str, Any]:
-        """The model's weights, and the beginning of the text in the order of the run."""
+        """The model's weights, and the first contexts of the text in the order of the run."""
         contexts = self._contexts(self.config.seed[0], None)
         digest = hashlib.sha256()
         for _, tokens in zip(range(CHECKED), contexts, strict=False):
@@ -102,13 +113,20 @@ class ModelSource:
             "training": {"text": self.text.name, "context": self.context, KEY: str(self.selection)},
         }
 
-    def measured(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-        """Firing rates on training text, metrics on held-out text."""
-        tokens = max(self.context, min(base.FIRING_TOKENS, self.config.tokens))
-        found = measure.measure(
-            dictionaries, self.model, self.text, context=self.context, tokens=tokens, contexts=EVALUATION_CONTEXTS
-        )
-        return [counted(d, self.config, self._behind(site_of(d))) for d in found]
+    def with_metrics(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
+        """Metrics on held-out text: 64 contexts, or as many as hold a quarter of the tokens of a shorter run."""
+        contexts = min(EVALUATION_CONTEXTS, max(FEWEST_CONTEXTS, self.config.tokens // (4 * self.context)))
+        heldout = self.text.as_split("heldout")
+        evaluations = evaluate(dictionaries, self.model, heldout, contexts=contexts, context=self.context)
+        return [
+            counted(with_metrics(d, e), self.config, self._behind(site_of(d)))
+            for d, e in zip(dictionaries, evaluations, strict=True)
+        ]
+
+    def show_progress(self, phase: Phase) -> None:
+        """Show the model's forwards that fill the shuffle buffer."""
+        if not any(any(splices.values()) for splices in self._splices):
+            self._capture_progress.show_in(phase)
 
     def _behind(self, site: str) -> int:
         """Parameters that a spliced objective goes through; of others the site may lie anywhere."""
@@ -126,14 +144,22 @@ class ModelSource:
             return Part(steps, lambda at: in_order(start=at), partial(_clean, splices, self.selection), splices)
         shuffled = partial(
             ShuffledStream,
-            activations.select_tokens(self.model, self.selection, self._ranks.share_capture(self._capture)),
+            self._capture_progress.counting(
+                activations.select_tokens(self.model, self.selection, self._ranks.share_capture(self._capture))
+            ),
             contexts,
             context=self.context,
             batch=config.batch,
             buffer=min(BUFFER_TOKENS, config.tokens),
             seed=seed,
         )
-        return Part(steps, lambda at: shuffled(start=at), _plain, splices)
+
+        def stream(at: Mapping[str, Any] | None) -> ShuffledStream:
+            made = shuffled(start=at)
+            self._capture_progress.block = made.block_tokens
+            return made
+
+        return Part(steps, stream, _plain, splices)
 
     def _contexts(self, seed: int, start: Position | None) -> Contexts:
         repeat = True if self.config.epochs is None else self.config.epochs
@@ -143,7 +169,8 @@ class ModelSource:
         """Which tokens count. By default all, or, where the model has attention sinks, all but these: see a few."""
         asked, sites = self.config.token_selection, self.config.sites
         selection = ALL if asked == AUTO else TokenSelection.parse(asked)
-        sinks = find_sinks(self.model, self.text, sites, context=self.context, selection=selection)
+        with Phase("look for attention sinks", shown=self._ranks.is_rank_zero):
+            sinks = find_sinks(self.model, self.text, sites, context=self.context, selection=selection)
         said: tuple[str, ...] = ()
         if asked == AUTO and sinks is not None:
             selection = TokenSelection(norm_multiple=NORM_MULTIPLE)
@@ -155,7 +182,7 @@ class ModelSource:
         else:
             said = sinks_warning(sinks, selection)
         for line in said:
-            self._ranks.on_rank_zero(partial(print, f"dictlab: {line}", file=sys.stderr))
+            self._ranks.on_rank_zero(partial(progress.write, f"dictlab: {line}\n"))
         return selection
 
     @cached_property

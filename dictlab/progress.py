@@ -1,0 +1,153 @@
+"""Lines of progress: what a command is doing, how fast, and how long that will take.
+
+A phase has one line on standard error, with a rate and a remaining time that are measured, not guessed. While nothing
+advances, a thread shows that time passes: no phase is silent for more than `HEARTBEAT` seconds. On a terminal the line
+is rewritten in place; elsewhere (a log file) a new one is written now and then.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+HEARTBEAT = 4.0  # seconds between lines where nothing advances, or where each is a new one
+REDRAWN = 0.2  # seconds between two states of a terminal's line
+
+
+class Phase:
+    """One phase of a command, from `with` to its end.
+
+    Args:
+        label: What is done.
+        total: How much there is to do; None where that is not known.
+        done: How much of it is done already.
+        unit: What it is counted in.
+        shown: Whether anything is printed.
+
+    Attributes:
+        note: Further words at the end of the line, such as a loss.
+        stage: What is done just now, where a phase has several kinds of work; shown after the note.
+        time_left: Gives the seconds to go, where something knows better than the mean rate.
+    """
+
+    def __init__(
+        self, label: str, total: int | None = None, *, done: int = 0, unit: str = "", shown: bool = True
+    ) -> None:
+        self.label, self.total, self.unit, self.note, self.stage = label, total, unit, "", ""
+        self.done = self._done_before = done
+        self.time_left: Callable[[], float | None] = self._by_mean_rate
+        self._began = time.monotonic()
+        self._shown, self._drawn_at, self._drawn = shown, float("-inf"), ""
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Phase:
+        """Begin: on a terminal the first line comes at once, in a log file once there is something to wait for."""
+        self._began = self._drawn_at = time.monotonic()
+        if self._shown:
+            if _is_terminal():
+                self._draw()
+            self._thread = threading.Thread(target=self._beat, daemon=True, name="progress")
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End, with a last line."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._shown:
+            self._draw(last=True)
+
+    def advance(self, amount: int = 1) -> None:
+        """So much more is done."""
+        self.done += amount
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the present state, unless the last one is very new."""
+        if self._shown and time.monotonic() - self._drawn_at >= (REDRAWN if _is_terminal() else HEARTBEAT):
+            self._draw()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._began
+
+    def line(self, *, last: bool = False) -> str:
+        """The state in words: how much of how much, rate, time to go."""
+        elapsed, done = self.elapsed, self.done - self._done_before
+        parts = []
+        if self.total is not None:
+            share = f" ({self.done / self.total:.0%})" if self.total else ""
+            parts.append(f"{self.done:,} of {self.total:,} {self.unit}".rstrip() + share)
+        elif self.done:
+            parts.append(f"{self.done:,} {self.unit}".rstrip())
+        if done:
+            parts.append(f"{rate(done, elapsed)} {self.unit or 'items'}/s")
+        parts.append(clock(elapsed))
+        left = None if last else self.time_left()
+        if left is not None:
+            parts.append(f"{clock(left)} left")
+        words = [self.note, "" if last else self.stage]
+        return ". ".join([f"{self.label}: {', '.join(parts)}", *filter(None, words)])
+
+    def _by_mean_rate(self) -> float | None:
+        done = self.done - self._done_before
+        return (self.total - self.done) * self.elapsed / done if self.total is not None and done else None
+
+    def _beat(self) -> None:
+        while not self._over.wait(1.0 if _is_terminal() else HEARTBEAT):
+            if time.monotonic() - self._drawn_at >= (1.0 if _is_terminal() else HEARTBEAT):
+                self._draw()
+
+    def _draw(self, *, last: bool = False) -> None:
+        with self._lock:
+            self._drawn_at = time.monotonic()
+            text = self.line(last=last)
+            if not _is_terminal():
+                write(text + "\n")
+                return
+            blanks = " " * max(0, len(self._drawn) - len(text))
+            write(f"\r{text}{blanks}" + ("\n" if last else ""))
+            self._drawn = text
+
+    def say(self, message: str) -> None:
+        """Print a message on a line of its own."""
+        with self._lock:
+            if _is_terminal() and self._shown:
+                write("\r" + " " * len(self._drawn) + "\r")
+                self._drawn = ""
+            write(message + "\n")
+
+
+def clock(seconds: float) -> str:
+    """A duration as m:ss or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def rate(amount: float, seconds: float) -> str:
+    """Amount per second, to three digits."""
+    value = amount / max(seconds, 1e-9)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def write(text: str) -> None:
+    """Write to standard error; one that is closed or full is no failure of the work."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (ValueError, AttributeError):
+        return False
