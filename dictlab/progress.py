@@ -14,6 +14,8 @@ from collections.abc import Callable
 from types import TracebackType
 
 HEARTBEAT = 4.0  # seconds between lines where nothing advances, or where each is a new one
+WORTH_A_LINE = 1.0  # seconds that a phase must last to have a line in a log file
+BEAT = 1.0  # seconds between lines of a terminal where nothing advances
 REDRAWN = 0.2  # seconds between two states of a terminal's line
 
 
@@ -59,7 +61,7 @@ class Phase:
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        if self._shown:
+        if self._shown and (_is_terminal() or self.elapsed >= WORTH_A_LINE):
             self._draw(last=True)
 
     def advance(self, amount: int = 1) -> None:
@@ -100,8 +102,9 @@ class Phase:
         return (self.total - self.done) * self.elapsed / done if self.total is not None and done else None
 
     def _beat(self) -> None:
-        while not self._over.wait(1.0 if _is_terminal() else HEARTBEAT):
-            if time.monotonic() - self._drawn_at >= (1.0 if _is_terminal() else HEARTBEAT):
+        beat = BEAT if _is_terminal() else HEARTBEAT
+        while not self._over.wait(beat / 4):
+            if time.monotonic() - self._drawn_at >= beat:
                 self._draw()
 
     def _draw(self, *, last: bool = False) -> None:

@@ -48,6 +48,8 @@ def train_command() -> Callable[..., None]:
             run = train(TrainConfig(**(known | given)), out=out, force=bool(force))
         if os.environ.get("RANK", "0") == "0":  # of several processes that torchrun started, the first one speaks
             print_run(run)
+        if run.exit_code:
+            raise SystemExit(run.exit_code)
 
     def bound(*args: Any, **kwargs: Any) -> None:
         command(**signature.bind(*args, **kwargs).arguments)

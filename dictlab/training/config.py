@@ -60,7 +60,9 @@ class TrainConfig:
             and seed are kept.
         seed: Of initialisation; several give several dictionaries. The first also orders the data.
         tokens: Tokens to train on.
-        batch: Tokens a step.
+        batch: Tokens a step, drawn at random from a shuffle buffer of 131,072 tokens, or all of a shorter run. Beside
+            the model and the dictionaries, training takes at most three times that buffer (d_in numbers a token, in the
+            precision of the model) and 1 GB.
         context: Tokens a context; the model's own by default, 1,024 at most.
         token_selection: Which tokens count: all; or without-first, without-special, without-bos, without-outliers
             (positions whose norm exceeds 10 times the median of their context), positions=A:B, joined by commas. By
@@ -217,6 +219,11 @@ class TrainConfig:
         check_at_least(1, shards=self.shards, tokens=self.tokens, aux_k=self.aux_k, dead_after=self.dead_after)
         check_at_least(0, l1=min(self.l1), l0=min(self.l0), seed=min(self.seed), lr=self.lr, clip=self.clip)
         check_at_least(0, finetune_lr=self.finetune_lr, finetune_penalty=self.finetune_penalty, resample=self.resample)
+        if self.lr is not None and self.lr > 1:
+            raise DictlabError(
+                f"lr is {self.lr:g}; expected 1 at most: a step of Adam moves a weight by about as much, and "
+                "decoder rows have length 1. Usual are 1e-4 to 1e-2."
+            )
         if self.tokens < self.batch:
             raise DictlabError(f"tokens {self.tokens} is less than one batch of {self.batch}.")
         if not (0 <= self.warmup < 1 and 0 <= self.final_lr <= 1):

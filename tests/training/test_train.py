@@ -14,6 +14,7 @@ from dictlab.data.activations import moments
 from dictlab.dictionary.kernels import sparse
 from dictlab.training import OBJECTIVES, Objective, TrainConfig, train, trainer
 from dictlab.training import objectives as terms
+from dictlab.training.learner import learner as learner_module
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner, schedule
 from dictlab.training.objectives import Batch, Splice
@@ -286,9 +287,10 @@ def test_an_interrupt_finishes_the_step_and_keeps_a_usable_dictionary(tmp_path, 
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_run_that_diverges_says_so_and_keeps_its_log(tmp_path, text):
+def test_a_run_that_diverges_says_so_and_keeps_its_log(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(learner_module, "schedule", lambda *_: 1e38)
     with pytest.raises(DictlabError, match=r"loss of local-relu1-24-s0 is no finite number at step 2.*Lower --lr"):
-        train(config(activation="relu", lr=1e38, tokens=128 * 50), out=tmp_path / "run", model=tiny_model(), text=text)
+        train(config(activation="relu", lr=1.0, tokens=128 * 50), out=tmp_path / "run", model=tiny_model(), text=text)
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
 
 

@@ -238,7 +238,8 @@ class Learner:
             torch.stack([squared_error(own, forward.x) for own in (forward.x_hat, mean)])
         )
         active = self.ranks.sum_over_latents(forward.codes.l0().float().mean())
-        return {"l0": active, "explained_variance": 1 - left / varied}
+        explained = torch.where(varied > 0, 1 - left / varied, torch.nan)  # a batch of one token has no variance
+        return {"l0": active, "explained_variance": explained}
 
     @torch.no_grad()
     def _resample(self, forward: ForwardPass, errors: Float[Tensor, " batch"]) -> None:

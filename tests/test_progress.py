@@ -1,0 +1,52 @@
+"""Lines of progress: true rates and times, a sign of life while nothing advances, no failure where nobody reads them."""
+
+import io
+import sys
+import time
+
+import pytest
+
+from dictlab import progress
+from dictlab.progress import Phase, clock, rate
+
+
+def test_the_line_says_how_much_how_fast_and_how_long(monkeypatch):
+    seconds = iter([100.0, 100.0, 110.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds, 110.0))
+    phase = Phase("steps", 4000, done=2000, unit="tokens", shown=False)
+    with phase:
+        phase.advance(500)
+        phase.note = "loss 0.5"
+        assert phase.line() == "steps: 2,500 of 4,000 tokens (62%), 50 tokens/s, 0:10, 0:30 left. loss 0.5"
+        phase.time_left = lambda: 3700.0
+        assert "1:01:40 left" in phase.line()
+    assert [clock(59.6), clock(61), clock(7325)] == ["1:00", "1:01", "2:02:05"]
+    assert [rate(5, 2), rate(12345, 1)] == ["2.5", "12,345"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_phase_in_which_nothing_advances_is_not_silent(monkeypatch, terminal):
+    written = io.StringIO()
+    written.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(progress, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(progress, "BEAT", 0.1)
+    with Phase("load"):
+        time.sleep(0.55)
+    assert written.getvalue().count("load: ") >= 4
+
+
+def test_what_cannot_be_written_is_no_failure(monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with Phase("load", 3) as phase:
+        phase.advance()
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Phase("load", 3) as phase:
+            phase.advance()
