@@ -48,7 +48,7 @@ def has_rows(name: str) -> bool:
     """Whether a tensor of this name has a row for each latent (see `learner_state` for names)."""
     kind, *rest = name.rpartition("/")[2].split(".")
     if kind not in ("weight", "average", "optimizer"):
-        return kind in ("since_fired", "firings")
+        return kind == "since_fired" or (kind == "firings" and rest[0] != "tokens")
     return rest[0] != COMMON and rest[-1] != "step"
 
 

@@ -57,6 +57,7 @@ def on_meta(monkeypatch):
         learner.since_fired, learner.emits = learner.since_fired.to("meta"), learner.emits.to("meta")
         counts = learner.firing_counts
         counts.present, counts.before = counts.present.to("meta"), counts.before.to("meta")
+        counts.window_tokens = counts.window_tokens.to("meta")
         learner.average = [t.to("meta") for t in learner.average]
         learner.begin(finetune=False)
         return learner

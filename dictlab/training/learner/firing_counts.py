@@ -1,4 +1,4 @@
-"""Firing rates from training itself: at how many of the last tokens trained on was each latent active?
+"""Firing rates of training itself: at what share of the last tokens trained on was each latent active?
 
 Counts are kept in two windows of steps, the present one and the one before, so that the rates of a run that ends (or is
 stopped) at any step are over its last `FIRING_TOKENS` to twice as many tokens, or over all tokens of a shorter run. The
@@ -21,12 +21,13 @@ class FiringCounts:
 
     Args:
         n_latents: Of this process.
-        batch: Tokens a step, of all processes.
+        batch: Tokens a step, of all processes and before a selection of tokens.
         device: Where counts are kept.
 
     Attributes:
         present: Counts of the present window.
         before: Counts of the window before it; 0 in the first.
+        window_tokens: Tokens that these two are over.
         steps: Steps counted in the whole run.
     """
 
@@ -35,23 +36,25 @@ class FiringCounts:
         self.window = -(-FIRING_TOKENS // batch)  # steps
         self.present = torch.zeros(n_latents, dtype=torch.long, device=device)
         self.before = torch.zeros_like(self.present)
+        self.window_tokens = torch.zeros(2, dtype=torch.long, device=device)
 
     @property
     def tokens(self) -> int:
         """Tokens that the counts are over."""
-        in_present = (self.steps - 1) % self.window + 1 if self.steps else 0
-        return (in_present + (self.window if self.steps > self.window else 0)) * self.batch
+        return int(self.window_tokens.sum())
 
     @property
     def rates(self) -> Float[Tensor, " n_latents"]:
         """Share of those tokens at which each latent was active."""
         return ((self.present + self.before) / max(1, self.tokens)).float()
 
-    def add(self, firings: Int[Tensor, " n_latents"]) -> None:
-        """Count one more step."""
+    def add(self, counts: Int[Tensor, " n_latents"], tokens: Int[Tensor, ""]) -> None:
+        """Count one more step: how often each latent was active, on how many tokens. The host waits for neither."""
         if self.steps and self.steps % self.window == 0:
             self.before, self.present = self.present, torch.zeros_like(self.present)
-        self.present = self.present + firings
+            self.window_tokens = torch.stack([torch.zeros_like(tokens), self.window_tokens[0]])
+        self.present = self.present + counts
+        self.window_tokens = self.window_tokens + torch.stack([tokens, torch.zeros_like(tokens)])
         self.steps += 1
 
     def forget(self, latents: Int[Tensor, " selected"]) -> None:

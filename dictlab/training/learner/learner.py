@@ -150,9 +150,11 @@ class Learner:
         self._update()
         with torch.no_grad():
             self.variant.observe(forward, self.counters)
-            counts = self.ranks.all_reduce_sum(active_counts(forward.codes))
-            self.firing_counts.add(counts)
-            self.since_fired = torch.where(counts > 0, 0, self.since_fired + forward.codes.n_tokens * self.ranks.count)
+            counts = active_counts(forward.codes)
+            counts = self.ranks.all_reduce_sum(torch.cat([counts, counts.new_full((1,), forward.codes.n_tokens)]))
+            counts, tokens = counts[:-1], counts[-1]
+            self.firing_counts.add(counts, tokens)
+            self.since_fired = torch.where(counts > 0, 0, self.since_fired + tokens)
             if errors is not None:
                 self._resample(forward, errors)
         log = {"loss": loss.detach()} | {name: term.value.detach() for name, term in terms.items()}

@@ -1,7 +1,7 @@
 """The state of a learner, from which training continues bit for bit.
 
 Tensors are named `weight.W`, `average.W` and `optimizer.W.moment` for each weight W, `counter.C` for each counter C of
-the variant, `since_fired`, `firings.present` and `firings.before`. Most have a row for each latent
+the variant, `since_fired`, `firings.present`, `firings.before` and `firings.tokens`. Most have a row for each latent
 (`run_state.has_rows`); of these a process has the rows of its own latents. Everything else (Adam's settings, learning
 rates, how often averages were taken) follows from the settings and the number of steps.
 """
@@ -23,7 +23,12 @@ def learner_tensors(learner: Learner) -> dict[str, Tensor]:
     tensors = {f"weight.{name}": t for name, t in learner.weights.items()}
     tensors |= {f"counter.{name}": t for name, t in learner.counters.items()}
     tensors |= {f"average.{n}": t for n, t in zip(learner.weights, learner.average or [], strict=False)}
-    tensors |= {"firings.present": learner.firing_counts.present, "firings.before": learner.firing_counts.before}
+    counts = learner.firing_counts
+    tensors |= {
+        "firings.present": counts.present,
+        "firings.before": counts.before,
+        "firings.tokens": counts.window_tokens,
+    }
     tensors["since_fired"] = learner.since_fired
     for name in optimized(learner):
         moments = learner.optimizer.state[learner.weights[name]]
@@ -74,3 +79,4 @@ def restore(learner: Learner, tensors: dict[str, Tensor], steps: int) -> None:
     learner.since_fired.copy_(tensors["since_fired"])
     learner.firing_counts.present.copy_(tensors["firings.present"])
     learner.firing_counts.before.copy_(tensors["firings.before"])
+    learner.firing_counts.window_tokens.copy_(tensors["firings.tokens"])
