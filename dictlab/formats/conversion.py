@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from dictlab import seeds
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
+from dictlab.formats import durable
 from dictlab.formats.loading import format_of, formats, load
 from dictlab.site_names import canonical_site
 
@@ -45,23 +44,25 @@ def write(dictionary: Dictionary, path: str | Path, format: str, *, force: bool 
         raise DictlabError(f"{path}: expected the name of a file or folder to make.")
     if path.exists() and not force:
         raise DictlabError(f"{path} exists already; choose another name, or write --force to replace it.")
-    made = [folder for folder in path.parents if not folder.exists()]
+    absent = [folder for folder in path.parents if not folder.exists()]
     beside = path.with_name(f".{path.name}.partial")
     new = beside / path.name  # under its own name: some formats read from it where they belong
-    _remove(beside)
     try:
-        beside.mkdir(parents=True)
-        module.write(dictionary, new)
-        _check_same(dictionary, load(new, format=format), format)
-        _put(new, path)
-        made = []
+        with durable.locked_folder(beside):
+            module.write(dictionary, new)
+            _check_same(dictionary, load(new, format=format), format)
+            _check_replaceable(new, path)
+            durable.put(new, path)
+        absent = []
     except DictlabError as error:
-        said = str(error).replace(str(new), str(path)).removeprefix(f"{path}: ")
-        raise DictlabError(f"{path}: not written: {said}") from error
+        reason = str(error).replace(str(new), str(path)).removeprefix(f"{path}: ")
+        raise DictlabError(f"{path}: not written: {reason}") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DictlabError(f"{path}: not written: {reason}. What was there before stays.") from error
     finally:
-        _remove(beside)
         with suppress(OSError):
-            for folder in made:
+            for folder in absent:
                 folder.rmdir()
     return path
 
@@ -70,25 +71,19 @@ def _written() -> list[str]:
     return [name for name, module in formats().items() if hasattr(module, "write")]
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _check_replaceable(new: Path, path: Path) -> None:
+    """Refuse to replace a folder that holds anything but an older dictionary.
 
-
-def _put(new: Path, path: Path) -> None:
-    """Put what was written where it belongs, in the place of an older one."""
-    if path.is_dir():
-        own = (other for other in path.rglob("*") if not (new.is_dir() and (new / other.relative_to(path)).exists()))
-        foreign = next(own, None)
-        if foreign is not None or not new.is_dir():
-            what = f"a folder that holds {foreign.relative_to(path)} as well" if foreign else "a folder"
-            raise DictlabError(f"it is {what}; nothing in it was touched. Choose another name.")
-        _remove(path)
-    elif new.is_dir():
-        _remove(path)
-    os.replace(new, path)
+    Raises:
+        DictlabError: It does.
+    """
+    if not path.is_dir() or path.is_symlink():
+        return
+    others = (other for other in path.rglob("*") if not (new.is_dir() and (new / other.relative_to(path)).exists()))
+    foreign = next(others, None)
+    if foreign is not None or not new.is_dir():
+        what = f"a folder that holds {foreign.relative_to(path)} as well" if foreign else "a folder"
+        raise DictlabError(f"it is {what}; nothing in it was touched. Choose another name.")
 
 
 @torch.no_grad()

@@ -9,17 +9,16 @@ with in float32.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary, Metadata, activation_records, normalisation
 from dictlab.errors import DictlabError
+from dictlab.formats import durable
 from dictlab.formats.checks import check, check_shapes
 from dictlab.formats.configs import line, plain
 from dictlab.formats.source import Source
@@ -53,6 +52,7 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
     Raises:
         DictlabError: The path has another ending or is a folder, or the dictionary is one that `load` would refuse: it
             holds NaN or infinite values (perhaps only in this precision), or metadata that is no JSON.
+        OSError: The disk is full, or gone.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -65,13 +65,8 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
         raise DictlabError(f"{path}: not saved: {error}") from error
     own = tensors(dictionary, dtype)
     check_written(written, own, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(_apart(own), partial, metadata={"dictlab": written})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with durable.new_file(path) as partial:
+        durable.save_tensors(_apart(own), partial, {"dictlab": written})
     return path
 
 

@@ -30,14 +30,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import save_file
-
 from dictlab import site_names
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.activation_functions import AbsTopK, Activation, GroupMax, TopK
 from dictlab.dictionary.activation_records import whole
 from dictlab.errors import DictlabError
-from dictlab.formats import writing
+from dictlab.formats import durable, writing
 from dictlab.formats.checks import check
 from dictlab.formats.configs import read_config
 from dictlab.formats.defaults import SPARSIFY, default
@@ -126,7 +124,7 @@ def write(dictionary: Dictionary, path: Path) -> Path:
         tensors = {"encoder.weight": d.W_enc.T, "encoder.bias": d.b_enc, "W_dec": d.W_dec, "b_dec": d.b_out}
         # One precision: the library takes the first tensor's for all.
         alone = {name: writing.alone(tensor, d.W_enc.dtype) for name, tensor in tensors.items()}
-        save_file(alone, folder / "sae.safetensors")
+        durable.save_tensors(alone, folder / "sae.safetensors")
         (folder / "cfg.json").write_text(json.dumps(_written(d, activation)), "utf-8")
     return path
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.formats import native
+from dictlab.formats import durable, native
 
 FLOAT32 = 4  # bytes
 ALIGNED = 8  # bytes that the first tensor's place is a multiple of
@@ -43,8 +43,7 @@ def save(groups: Iterable[Dictionary], n_latents: int, path: Path) -> Path:
     """
     rest = iter(groups)
     first = next(rest)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with durable.new_file(path) as partial:
         room, done = _room(first, n_latents, partial), 0
         for group in chain([first], rest):
             for name, tensor in native.tensors(group).items():
@@ -55,9 +54,6 @@ def save(groups: Iterable[Dictionary], n_latents: int, path: Path) -> Path:
         native.check_written(native.header(first), {name: torch.from_numpy(t) for name, t in room.items()}, path)
         for mapped in room.values():
             mapped.flush()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -72,8 +68,7 @@ def _room(first: Dictionary, n_latents: int, path: Path) -> Room:
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % ALIGNED)
     begins = 8 + len(header)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         os.posix_fallocate(file.fileno(), 0, begins + end)  # a disk that is too small says so here
     return {

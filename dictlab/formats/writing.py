@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.normalisation import NoNormalisation, Scale
 from dictlab.errors import DictlabError
+from dictlab.formats import durable
 from dictlab.formats.native import _metadata
 
 OWN = "dictlab"  # the field of a configuration that holds what the other library has no place for
@@ -129,11 +131,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise DictlabError(f"{path}: it exists already; name a new folder.")
     whole = path.absolute()
     whole.parent.mkdir(parents=True, exist_ok=True)
-    partial = whole.with_name(f".{whole.name}.{os.getpid()}.partial")
+    partial = whole.with_name(f".{whole.name}.{token_hex(4)}.partial")
     partial.mkdir()
     try:
         yield partial
+        durable.synchronise(partial)
         os.replace(partial, whole)
+        durable.synchronise_folder(whole.parent)
     except DictlabError as error:
         raise DictlabError(f"{path}: {error}") from error
     finally:

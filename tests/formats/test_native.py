@@ -567,7 +567,7 @@ def test_a_save_that_breaks_off_leaves_the_old_file_and_no_other(tmp_path, monke
             args[1].write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"dictlab.formats.native.{stage}", full)
+    monkeypatch.setattr(f"dictlab.formats.durable.{stage}", full)
     with pytest.raises(OSError, match="No space left"):
         save(build(seed=1), path)
     assert path.read_bytes() == before

@@ -21,7 +21,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from dictlab.dictionary.normalisation import Scale
 from dictlab.errors import DictlabError
-from dictlab.formats import writing
+from dictlab.formats import durable, writing
 from dictlab.formats.checks import check
 from dictlab.formats.dictionary_learning import config as configuration
 from dictlab.formats.dictionary_learning.config import ALSO, CLASSES, NO_PRE_BIAS, bias_of
@@ -46,7 +46,7 @@ def write(dictionary: Dictionary, path: Path) -> Path:
         tensors = _tensors(name, dictionary)
         config = configuration.written(dictionary, name, tensors)
         (folder / "config.json").write_text(json.dumps(config, indent=4) + "\n", "utf-8")
-        torch.save({key: writing.alone(tensor) for key, tensor in tensors.items()}, folder / "ae.pt")
+        durable.save_pickled({key: writing.alone(tensor) for key, tensor in tensors.items()}, folder / "ae.pt")
     return path
 
 

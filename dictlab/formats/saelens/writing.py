@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import AbsTopK, Gated, JumpReLU, ReLU, TopK
 from dictlab.dictionary.normalisation import Centred, LayerNorm, Normalisation, Scale
 from dictlab.errors import DictlabError
-from dictlab.formats import writing
+from dictlab.formats import durable, writing
 from dictlab.formats.checks import check
 from dictlab.formats.saelens.origin import write_metadata
 
@@ -54,10 +53,11 @@ def write(dictionary: Dictionary, path: Path) -> Path:
         tensors, fields = _expressed(dictionary)
         (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
         dtype = getattr(torch, fields["dtype"])
-        save_file({name: writing.alone(tensor, dtype) for name, tensor in tensors.items()}, folder / WEIGHTS)
+        alone = {name: writing.alone(tensor, dtype) for name, tensor in tensors.items()}
+        durable.save_tensors(alone, folder / WEIGHTS)
         if dictionary.firing_rate is not None:
             rate = writing.alone(dictionary.firing_rate, torch.float64)
-            save_file({"sparsity": torch.log10(rate + NEVER).float()}, folder / SPARSITY)
+            durable.save_tensors({"sparsity": torch.log10(rate + NEVER).float()}, folder / SPARSITY)
     return path
 
 
