@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dictlab.errors import DictlabError
 
-GROUP = 64  # documents tokenized at once
+GROUP = 64  # documents tokenized at once, at most
+GROUP_SIZE = 1 << 18  # characters or token ids of them, after which no more are taken
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,27 @@ class Contexts:
         turns: Times to go round; None for ever.
         start: Where to begin.
         label: What errors call the text.
+        separate: No context reaches from one document into the next; what does not fill one is dropped.
     """
 
     def __init__(
         self,
-        documents: Callable[[int], Iterator[str]],
+        documents: Callable[[int], Iterator[str | list[int]]],
         tokenizer: Any,
         length: int,
         *,
         turns: int | None = 1,
         start: Position | None = None,
         label: str = "text",
+        separate: bool = False,
     ) -> None:
         self.position = start or Position()
         self._documents, self._tokenizer, self._turns = documents, tokenizer, turns
-        self._length, self._label = length, label
+        self._length, self._label, self._separate = length, label, separate
         self._iterator = self._contexts()
 
     def __iter__(self) -> Iterator[Int[Tensor, " length"]]:
-        """Itself."""
+        """The contexts from the position on."""
         return self
 
     def __next__(self) -> Int[Tensor, " length"]:
@@ -102,21 +105,38 @@ class Contexts:
         """The rest of one turn, from the position on."""
         turn = self.position.turn
         documents = islice(self._documents(turn), self.position.documents, None)
-        while group := list(islice(documents, GROUP)):
+        while group := _group(documents):
             at = self.position
-            tokens = [*at.pending, *self._tokens(group)]
+            tokens = [*at.pending, *self._tokens(group, body)]
             whole = len(tokens) // body
             for number in range(at.contexts, whole):
                 self.position = Position(turn, at.documents, at.pending, number + 1)
                 yield tokens[number * body : (number + 1) * body]
-            self.position = Position(turn, at.documents + len(group), tuple(tokens[whole * body :]))
+            taken_before = max(0, at.contexts - whole)  # of the documents that follow, which stood in a larger group
+            self.position = Position(turn, at.documents + len(group), tuple(tokens[whole * body :]), taken_before)
 
-    def _tokens(self, documents: list[str]) -> Iterator[int]:
+    def _tokens(self, documents: list[str | list[int]], body: int) -> Iterator[int]:
+        """The tokens of documents, an end-of-text token after each that is text."""
         end = self._tokenizer.eos_token_id
-        for ids in self._tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]:
-            yield from ids
-            if end is not None:
-                yield end
+        texts = [document for document in documents if isinstance(document, str)]
+        ids_of_texts = iter(
+            self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        )
+        for document in documents:
+            ids = document if isinstance(document, list) else list(next(ids_of_texts))
+            if end is not None and isinstance(document, str):
+                ids.append(end)
+            yield from ids[: len(ids) // body * body] if self._separate else ids
+
+
+def _group(documents: Iterator[str | list[int]]) -> list[str | list[int]]:
+    """The next documents, so many or of so much text that they are tokenized at once."""
+    group: list[str | list[int]] = []
+    size = 0
+    while len(group) < GROUP and size < GROUP_SIZE and (document := next(documents, None)) is not None:
+        group.append(document)
+        size += len(document)
+    return group
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:

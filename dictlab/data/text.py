@@ -4,9 +4,12 @@ A `Text` is an ordered collection of documents with a training and a held-out sp
 
 * the built-in corpus: the sources of the Python standard library, which are on every machine that runs this;
 * a text file, or a folder of them;
-* a Hugging Face dataset: saved on disk, a Parquet, JSON or CSV file, or streamed from the Hub.
+* a data set: saved on disk, Parquet, JSON, CSV or TSV files, or streamed from the Hugging Face Hub;
+* token ids: a column of a data set that is tokenized already, or a `.npy` file (a tensor: `in_memory`).
 
-`Text.contexts` packs documents, joined by the tokenizer's end-of-text token, into contexts of one fixed length.
+Documents are read in pieces, drawn from all over the text where it is shuffled, and tokenized when they are needed, so
+that memory grows neither with a document nor with the text. `Text.contexts` packs them, joined by the tokenizer's
+end-of-text token, into contexts of one fixed length.
 """
 
 from __future__ import annotations
@@ -14,124 +17,189 @@ from __future__ import annotations
 import random
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from dictlab import seeds
+from dictlab.data import text_files
+from dictlab.data.hf_datasets import TABLES as TABLES
+from dictlab.data.hf_datasets import Split as Split
+from dictlab.data.hf_datasets import data_files, is_saved, open_dataset, reading
+from dictlab.data.hf_datasets import rows as rows
 from dictlab.data.packing import Contexts, Position
 from dictlab.errors import DictlabError
 
-Split = Literal["train", "heldout"]
+Document: TypeAlias = str | list[int]  # text, or token ids
 
 HELD_OUT_SHARE = 10  # one document in ten, chosen by the checksum of its name, is never trained on
 SPREAD = 8  # contexts that a sampled one is drawn from
-PIECE_ALONE = 1 << 14  # the pieces of a text that is a single file: they are all it has to divide into splits
-PIECE = 1 << 20  # files are read in pieces of about this many characters, cut at line ends
-TABLES = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+PIECE_ALONE = 1 << 14  # bytes of a piece of a single file: they are all that it has to divide into splits
+PIECE = 1 << 16  # bytes of a piece of a file in a folder; characters of a piece of a row
+PIECE_BUILTIN = 1 << 20  # more than any file of the built-in corpus, whose documents are whole files
+TOKENS = 1 << 14  # token ids of a piece
+SHUFFLED_PIECES, SHUFFLED_SIZE = 1000, 1 << 24  # pieces and characters that rows of a stream are shuffled among
+OPTIONS = ("column", "subset", "split", "documents")  # of a text, behind its name
 # Test suites are missing from some distributions of Python; _sysconfigdata holds this machine's paths.
 NOT_CORPUS = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3"}
 
 
 @dataclass(frozen=True)
 class Text:
-    """Documents with a name and a split. Make one with `Text.open`, `Text.builtin`, `Text.files` or `Text.dataset`.
+    """Documents with a name and a split. Make one with `Text.open`, `.builtin`, `.files`, `.dataset`, `.token_file`.
 
     Attributes:
         name: What `Text.open` was given, so that the same text can be opened again.
         split: "train", or "heldout": the tenth of the documents that training never sees.
+        separate: No context reaches from one document into the next; what does not fill one is dropped.
     """
 
     name: str
     split: Split
-    _source: Callable[[int | None], Iterator[tuple[str, str]]]  # seed -> (key, document); the key decides the split
+    _source: Callable[[int | None], Iterator[tuple[str, Any]]]  # seed -> (key, document); the key decides the split
     _reopen: Callable[[Split], Text]  # the same text, opened in the same way
     _already_split: bool = False  # the data set has splits of its own
+    separate: bool = field(default=False, kw_only=True)
 
     @classmethod
     def open(cls, spec: str | Path, split: Split = "train") -> Text:
-        """Text from `"builtin"`, a file, a folder, or the name of a dataset on the Hugging Face Hub.
+        """Text from `"builtin"`, a file, a folder, or the name of a data set on the Hugging Face Hub.
+
+        Settings stand behind the name, as in `NAME?column=body&subset=en&split=train&documents=separate`: the column
+        that holds the text or its token ids ("text" by default), the configuration of a data set on the Hub, the one of
+        its own splits to take, and whether contexts may cross documents ("joined", the default) or not ("separate").
 
         Raises:
-            DictlabError: Nothing of that name is known.
+            DictlabError: Nothing of that name is known, or a setting.
         """
-        path = Path(spec)
-        if str(spec) == "builtin":
-            return cls.builtin(split)
-        if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
-            return cls.dataset(str(spec), split)
-        if _tables(path):
-            return cls.dataset(str(spec), split)
-        if path.exists():
-            return cls.files(path, split)
-        return cls.dataset(str(spec), split)
+        name, chosen = _settings(str(spec))
+        separate = _separate(str(spec), chosen.get("documents", "joined"))
+        path = Path(name)
+        asked = {key: chosen[key] for key in ("column", "subset", "split") if key in chosen}
+        if name == "builtin" and not asked:
+            text = cls.builtin(split)
+        elif path.suffix == ".npy" and path.is_file() and not asked:
+            text = cls.token_file(path, split)
+        elif asked or is_saved(path) or not path.exists() or data_files(path):
+            text = cls.dataset(
+                name, split, chosen.get("column", "text"), subset=chosen.get("subset"), source_split=chosen.get("split")
+            )
+        else:
+            text = cls.files(path, split)
+        if not chosen:
+            return text
+        return cls(str(spec), split, text._source, partial(cls.open, spec), text._already_split, separate=separate)
 
     @classmethod
     def builtin(cls, split: Split = "train") -> Text:
         """The sources of the Python standard library, in the order of their paths, without its test suites."""
         root = Path(sysconfig.get_path("stdlib"))
         paths = [p for p in sorted(root.rglob("*.py")) if _in_corpus(p.relative_to(root))]
-        return cls("builtin", split, lambda seed: _read(root, paths, seed), cls.builtin)
+        source = partial(text_files.pieces, root, paths, PIECE_BUILTIN, strict=False)
+        return cls("builtin", split, source, cls.builtin)
 
     @classmethod
     def files(cls, path: str | Path, split: Split = "train") -> Text:
         """A text file, or every text file below a folder in the order of their paths.
 
-        A document is a file, or a piece of a long one; of a single file, pieces of 16 thousand characters. Hidden files
-        and folders are left out, and so are binary files (they hold a zero byte).
+        A document is a file, or a piece of a long one: of 64 KiB, or, of a single file, of 16 KiB. Hidden files and
+        folders are left out, and so are binary files (they hold a zero byte) and, of training, files whose names say
+        that they are a test or validation split (test.txt, wiki.valid.raw), which are then the held-out split.
 
         Raises:
-            DictlabError: There is no such file or folder, it holds no files, or the file is no text.
+            DictlabError: There is no such file or folder, it holds no files, or a file is compressed or not UTF-8.
         """
         root = Path(path)
         if not root.exists():
             raise DictlabError(f"text {root}: no such file or folder.")
-        paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and _visible(p, root))
+        paths = [root] if root.is_file() else text_files.visible_files(root)
         if not paths:
             raise DictlabError(f"text {root}: the folder holds no files.")
-        if root.is_file() and next(_pieces(root, PIECE), None) is None:
+        paths = text_files.check_heads(paths)
+        if not paths or (root.is_file() and not root.stat().st_size):
             raise DictlabError(f"text {root}: the file is empty or binary; expected plain text.")
-        return cls(str(path), split, lambda seed: _read(root, paths, seed), partial(cls.files, path))
+        size = PIECE_ALONE if root.is_file() else PIECE
+        train, held = text_files.own_splits(paths) if root.is_dir() else (paths, [])
+        source = partial(text_files.pieces, root, held if held and split == "heldout" else train, size)
+        return cls(str(path), split, source, partial(cls.files, path), bool(held))
 
     @classmethod
-    def dataset(cls, name: str, split: Split = "train", column: str = "text") -> Text:
-        """A Hugging Face dataset: a folder of `save_to_disk`, Parquet/JSON/CSV files, or a name on the Hub (streamed).
+    def dataset(
+        cls,
+        name: str,
+        split: Split = "train",
+        column: str = "text",
+        *,
+        subset: str | None = None,
+        source_split: str | None = None,
+    ) -> Text:
+        """A data set: a folder of `save_to_disk`, Parquet/JSON/CSV/TSV files, or a name on the Hub (streamed).
 
-        The held-out split is the dataset's own "validation" or "test" split where it has one. Rows without text (null)
-        are left out.
+        The held-out split is the data set's own "validation" or "test" split where it has one; files whose paths say so
+        are these. Rows without text (null) are left out, and long ones cut into pieces of 64 thousand characters.
+
+        Args:
+            name: Of the data set, the file or the folder.
+            split: "train", or "heldout".
+            column: Holds text, or token ids.
+            subset: Configuration of a data set on the Hub.
+            source_split: The one of its own splits that both are taken of.
 
         Raises:
-            DictlabError: The dataset cannot be opened, or has no column of that name.
+            DictlabError: The data set cannot be opened, or has no column of that name.
         """
-        rows, own_split = _open_dataset(name, split)
-        columns = rows.column_names or list(next(_reading(name, rows), {}))  # a stream may not know before it is read
+        opened, own_split = open_dataset(name, split, subset, source_split)
+        # a stream may not know its columns before it is read
+        columns = getattr(opened, "column_names", None) if not _reads_itself(opened) else None
+        columns = columns or list(next(reading(name, opened), {}))
         if columns and column not in columns:
             raise DictlabError(f"text {name}: no column {column!r}; the dataset has {', '.join(columns)}.")
 
-        def source(seed: int | None) -> Iterator[tuple[str, str]]:
-            for row in _reading(name, rows if seed is None else rows.shuffle(seed=seed)):
-                document = row.get(column)
-                if document is None:
-                    continue
-                if not isinstance(document, str):
-                    raise DictlabError(f"text {name}: column {column!r} holds {type(document).__name__}, not text.")
-                yield document, document  # keyed by content, so that shuffling moves nothing between the splits
+        def source(seed: int | None) -> Iterator[tuple[str, Document]]:
+            keyed = _pieces_of_rows(name, opened if seed is None else _shuffled(opened, seed), column)
+            return keyed if seed is None else _mixed(keyed, seed)
 
-        return cls(name, split, source, partial(cls.dataset, name, column=column), own_split)
+        reopen = partial(cls.dataset, name, column=column, subset=subset, source_split=source_split)
+        return cls(name, split, source, reopen, own_split)
+
+    @classmethod
+    def token_file(cls, path: str | Path, split: Split = "train") -> Text:
+        """Token ids in a `.npy` file: a row is a document, or one long row is cut into pieces. None are added.
+
+        Raises:
+            DictlabError: The file is damaged, or holds no whole numbers with one or two axes.
+        """
+        try:
+            ids = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise DictlabError(f"text {path}: no .npy array, or damaged ({error}).") from error
+        if ids.ndim not in (1, 2) or not np.issubdtype(ids.dtype, np.integer):
+            raise DictlabError(
+                f"text {path}: {ids.dtype} of shape {list(ids.shape)}; expected token ids with one or two axes."
+            )
+        size = TOKENS if ids.ndim == 1 else 1
+
+        def source(seed: int | None) -> Iterator[tuple[str, Document]]:
+            order: Sequence[int] = range(-(-len(ids) // size))
+            for number in order if seed is None else random.Random(seed).sample(order, len(order)):
+                yield str(number), ids[number * size : (number + 1) * size].reshape(-1).tolist()
+
+        return cls(str(path), split, source, partial(cls.token_file, path))
 
     def as_split(self, split: Split) -> Text:
         """The same text's other part, or itself."""
         return self if split == self.split else self._reopen(split)
 
-    def documents(self, seed: int | None = None) -> Iterator[str]:
-        """The documents of this split, in their own order, or shuffled by `seed`."""
+    def documents(self, seed: int | None = None) -> Iterator[Any]:
+        """The documents of this split, text or token ids, in their own order, or shuffled by `seed`."""
         for key, document in self._source(seed):
             if self._already_split or _held_out(key) == (self.split == "heldout"):
                 yield document
@@ -167,6 +235,7 @@ class Text:
             turns=None if repeat is True else max(1, repeat),
             start=start,
             label=f"text {self.name}: its {self.split} split",
+            separate=self.separate,
         )
 
     def sample(self, tokenizer: Any, length: int, size: int, *, seed: int = 0) -> Int[Tensor, "contexts length"]:
@@ -188,20 +257,6 @@ class Text:
             yield torch.stack(group)
 
 
-def rows(name: str, split: Split, columns: Sequence[str], limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """The first rows of a data set, and whether this split is its own; if not, they are all of its rows.
-
-    Raises:
-        DictlabError: It cannot be opened or read, or a column is missing.
-    """
-    found, own_split = _open_dataset(name, split)
-    read = list(islice(_reading(name, found), limit))
-    missing = next((column for column in columns if read and column not in read[0]), None)
-    if missing is not None:
-        raise DictlabError(f"table {name}: no column {missing!r}; it has {', '.join(read[0])}.")
-    return read, own_split
-
-
 def _held_out(key: str) -> bool:
     return zlib.crc32(key.encode("utf-8", "surrogatepass")) % HELD_OUT_SHARE == 0
 
@@ -212,71 +267,69 @@ def _in_corpus(path: Path) -> bool:
     )
 
 
-def _read(root: Path, paths: list[Path], seed: int | None) -> Iterator[tuple[str, str]]:
-    """(key, piece) of every file; the key is relative to the root, so that the split is the same everywhere."""
-    if seed is not None:
-        paths = random.Random(seed).sample(paths, len(paths))
-    for path in paths:
-        base = path.name if path == root else path.relative_to(root).as_posix()
-        for number, piece in enumerate(_pieces(path, PIECE_ALONE if path == root else PIECE)):
-            yield f"{base}#{number}" if number else base, piece
+def _settings(spec: str) -> tuple[str, dict[str, str]]:
+    """The name of a text, and the settings behind it.
+
+    Raises:
+        DictlabError: One of them is not known.
+    """
+    name, mark, behind = spec.partition("?")
+    if not mark or Path(spec).exists():
+        return spec, {}
+    pairs = [part.partition("=") for part in behind.split("&")]
+    unknown = next((key for key, _, value in pairs if key not in OPTIONS or not value), None)
+    if unknown is not None:
+        raise DictlabError(f"text {spec}: {unknown!r} is no setting with a value; known are {', '.join(OPTIONS)}.")
+    return name, {key: value for key, _, value in pairs}
 
 
-def _pieces(path: Path, size: int) -> Iterator[str]:
-    """The text of a file, cut at line ends; nothing of a binary file. A line longer than a piece is cut too."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        piece = file.read(size) + file.readline(size)
-        while piece and "\0" not in piece:
-            yield piece
-            piece = file.read(size) + file.readline(size)
+def _separate(spec: str, documents: str) -> bool:
+    if documents not in ("joined", "separate"):
+        raise DictlabError(f"text {spec}: documents={documents}; expected joined or separate.")
+    return documents == "separate"
 
 
-def _tables(path: Path) -> list[Path]:
-    """The Parquet, JSON or CSV files that a path stands for: itself, or a folder of nothing else, all of one kind."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and _visible(p, path))
-    kinds = {p.suffix for p in files}
-    return files if len(kinds) == 1 and kinds <= set(TABLES) else []
+def _reads_itself(rows: Any) -> bool:
+    """Whether asking for the columns of rows is reading the first of them."""
+    return not hasattr(rows, "features")
 
 
-def _visible(path: Path, root: Path) -> bool:
-    """Neither hidden itself nor in a hidden folder, such as .git."""
-    return not any(part.startswith(".") for part in path.relative_to(root).parts)
+def _shuffled(rows: Any, seed: int) -> Any:
+    """Rows in another order; of a stream, its files, whose rows `_mixed` then shuffles within bounds of memory."""
+    streamed = hasattr(rows, "n_shards") and hasattr(rows, "take") and not hasattr(rows, "__len__")
+    return rows.shuffle(seed=seed, buffer_size=1) if streamed else rows.shuffle(seed=seed)
 
 
-def _open_dataset(name: str, split: Split) -> tuple[Any, bool]:
-    """The rows, and whether the dataset brought this split itself."""
-    import datasets  # slow to import, and most work is on the built-in text
+def _pieces_of_rows(name: str, rows: Iterable[Any], column: str) -> Iterator[tuple[str, Document]]:
+    """Keyed by content, so that shuffling moves nothing between the splits.
 
-    path = Path(name)
-    try:
-        if tables := _tables(path):
-            found = datasets.load_dataset(TABLES[tables[0].suffix], data_files=list(map(str, tables)), streaming=True)
-        elif path.exists():
-            found = datasets.load_from_disk(str(path))
-        else:
-            found = datasets.load_dataset(name, streaming=True)
-    except Exception as error:  # datasets raises a dozen kinds; the user needs the one line
-        tried = "it cannot be read as a dataset, and may be damaged or empty"
-        if not path.exists():
-            tried = "not 'builtin', no such file or folder, and no dataset of that name could be opened"
-        raise DictlabError(f"text {name!r}: {tried} ({_first_line(error)}).") from error
-    if not isinstance(found, dict):
-        return found, False
-    main = "train" if "train" in found else next(iter(found))
-    held_out = next((own for own in ("validation", "test") if own in found), main)
-    if held_out == main:
-        return found[main], False
-    return found[held_out if split == "heldout" else main], True
+    Raises:
+        DictlabError: A row holds neither text nor token ids.
+    """
+    for row in reading(name, rows):
+        document = row.get(column)
+        if isinstance(document, str):
+            for at in range(0, max(1, len(document)), PIECE):
+                piece = document[at : at + PIECE]
+                yield piece, piece
+        elif isinstance(document, list) and all(type(token) is int for token in document[:8]):
+            for at in range(0, len(document), TOKENS):
+                ids = document[at : at + TOKENS]
+                yield " ".join(map(str, ids)), ids
+        elif document is not None:
+            raise DictlabError(f"text {name}: column {column!r} holds {type(document).__name__}, not text.")
 
 
-def _reading(name: str, rows: Any) -> Iterator[dict[str, Any]]:
-    """The rows one by one. A damaged file, or a lost connection, shows only here."""
-    try:
-        yield from rows
-    except Exception as error:  # of a dozen kinds, as above
-        raise DictlabError(f"text {name}: the dataset cannot be read ({_first_line(error)}).") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+def _mixed(keyed: Iterator[tuple[str, Document]], seed: int) -> Iterator[tuple[str, Document]]:
+    """The same in random order within a window of so many pieces and characters."""
+    order, held, size = random.Random(seed), [], 0
+    for entry in keyed:
+        held.append(entry)
+        size += len(entry[1])
+        while len(held) > SHUFFLED_PIECES or size > SHUFFLED_SIZE:
+            at = order.randrange(len(held))
+            held[at], held[-1] = held[-1], held[at]
+            size -= len(held[-1][1])
+            yield held.pop()
+    order.shuffle(held)
+    yield from held

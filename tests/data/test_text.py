@@ -139,12 +139,6 @@ def test_a_folder_is_read_in_the_order_of_its_paths_without_hidden_and_binary_fi
     assert found[0][1] == "document 0\n"
 
 
-def test_bytes_that_are_no_utf8_do_not_stop_the_reading(tmp_path):
-    (tmp_path / "latin.txt").write_bytes("caf\xe9 au lait".encode("latin-1"))
-    [(_, document)] = Text.files(tmp_path / "latin.txt")._source(None)
-    assert document == "caf\ufffd au lait"
-
-
 @pytest.mark.parametrize("line", ["some words\n", "one line without an end "])
 def test_a_large_file_is_read_in_bounded_pieces_that_are_its_whole_text(tmp_path, monkeypatch, line):
     monkeypatch.setattr(text_module, "PIECE", 1000)
