@@ -1,22 +1,49 @@
 """Analyses of dictionaries: each one plain function that returns a Report. Call it, or `dictlab report NAME`."""
 
-from analyses.composition.frankenstein import frankenstein
-from analyses.composition.novelty import novelty
-from analyses.composition.path import path
-from analyses.composition.stitching import stitching
-from analyses.features.explanations import explanations
-from analyses.features.probes import probes
-from analyses.model_effects.ablation import ablation
-from analyses.model_effects.downstream import downstream
-from analyses.model_effects.pathology import pathology
-from analyses.quality.pareto import pareto
-from analyses.quality.scaling import scaling
-from analyses.quality.shrinkage import shrinkage
-from analyses.quality.training import training
-from analyses.quality.verification import verification
-from analyses.similarity.geometry import geometry
-from analyses.similarity.matching import matching
-from analyses.similarity.meta import meta
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analyses.composition.frankenstein import frankenstein
+    from analyses.composition.novelty import novelty
+    from analyses.composition.path import path
+    from analyses.composition.stitching import stitching
+    from analyses.features.explanations import explanations
+    from analyses.features.probes import probes
+    from analyses.model_effects.ablation import ablation
+    from analyses.model_effects.downstream import downstream
+    from analyses.model_effects.pathology import pathology
+    from analyses.quality.pareto import pareto
+    from analyses.quality.scaling import scaling
+    from analyses.quality.shrinkage import shrinkage
+    from analyses.quality.training import training
+    from analyses.quality.verification import verification
+    from analyses.similarity.geometry import geometry
+    from analyses.similarity.matching import matching
+    from analyses.similarity.meta import meta
+
+# Where each analysis is, as imported above; it is imported when it is first used.
+_HOMES = {
+    "ablation": "analyses.model_effects.ablation",
+    "downstream": "analyses.model_effects.downstream",
+    "explanations": "analyses.features.explanations",
+    "frankenstein": "analyses.composition.frankenstein",
+    "geometry": "analyses.similarity.geometry",
+    "matching": "analyses.similarity.matching",
+    "meta": "analyses.similarity.meta",
+    "novelty": "analyses.composition.novelty",
+    "pareto": "analyses.quality.pareto",
+    "path": "analyses.composition.path",
+    "pathology": "analyses.model_effects.pathology",
+    "probes": "analyses.features.probes",
+    "scaling": "analyses.quality.scaling",
+    "shrinkage": "analyses.quality.shrinkage",
+    "stitching": "analyses.composition.stitching",
+    "training": "analyses.quality.training",
+    "verification": "analyses.quality.verification",
+}
 
 __all__ = [
     "ablation",
@@ -37,3 +64,17 @@ __all__ = [
     "training",
     "verification",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """An analysis, imported when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The analyses beside the names of the module."""
+    return sorted({*globals(), *__all__})

@@ -1,19 +1,44 @@
 """dictlab: train, compare and stitch sparse dictionaries of a language model's activations."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from dictlab.__about__ import VERSION
-from dictlab.data.text import Text
-from dictlab.dictionary import Dictionary, Metadata
-from dictlab.dictionary.activation_functions import ReLU, TopK
-from dictlab.dictionary.codes import Codes
-from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import evaluate
-from dictlab.formats.loading import load
-from dictlab.formats.native import save
-from dictlab.model.language_model import LanguageModel
-from dictlab.reports.report import Report
-from dictlab.training import TrainConfig, train
+
+if TYPE_CHECKING:
+    from dictlab.data.text import Text
+    from dictlab.dictionary import Dictionary, Metadata
+    from dictlab.dictionary.activation_functions import ReLU, TopK
+    from dictlab.dictionary.codes import Codes
+    from dictlab.errors import DictlabError
+    from dictlab.evaluation.evaluate import evaluate
+    from dictlab.formats.loading import load
+    from dictlab.formats.native import save
+    from dictlab.model.language_model import LanguageModel
+    from dictlab.reports.report import Report
+    from dictlab.training import TrainConfig, train
 
 __version__ = VERSION
+
+# Where each name is, as imported above: torch and transformers are imported when one is used, not before.
+_HOMES = {
+    "Codes": "dictlab.dictionary.codes",
+    "Dictionary": "dictlab.dictionary",
+    "DictlabError": "dictlab.errors",
+    "LanguageModel": "dictlab.model.language_model",
+    "Metadata": "dictlab.dictionary",
+    "ReLU": "dictlab.dictionary.activation_functions",
+    "Report": "dictlab.reports.report",
+    "Text": "dictlab.data.text",
+    "TopK": "dictlab.dictionary.activation_functions",
+    "TrainConfig": "dictlab.training",
+    "evaluate": "dictlab.evaluation.evaluate",
+    "load": "dictlab.formats.loading",
+    "save": "dictlab.formats.native",
+    "train": "dictlab.training",
+}
 
 __all__ = [
     "Codes",
@@ -31,3 +56,17 @@ __all__ = [
     "save",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names beside those of the module."""
+    return sorted({*globals(), *__all__})

@@ -12,8 +12,9 @@ from dictlab.__about__ import VERSION
 from dictlab.cli.analyses import command_of, loaded, own_examples, own_lines
 from dictlab.cli.dictionaries import convert, info
 from dictlab.cli.failing import say
+from dictlab.cli.options import check_analysis_options, check_train_options, unknown_option
 from dictlab.cli.printing import examples
-from dictlab.cli.renamed import SHORT, option_renamed
+from dictlab.cli.renamed import SHORT
 from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
 
@@ -42,19 +43,11 @@ def _message(error: Exception) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"nothing is known to do with {' '.join(error.unused_tokens or [])!r}; --help shows what is expected."
     if isinstance(error, UnknownOptionError):
-        renamed = option_renamed((error.command_chain or ("",))[-1], error.token.value or error.token.keyword or "")
-        if renamed is not None:
-            return renamed
-    if isinstance(error, UnknownOptionError) and _asks_for_activations_alone(error):
-        name = (error.command_chain or ("this",))[-1]
-        return f"{name} needs the language model, and not its activations alone: leave out --data."
+        known = {name.removeprefix("--").replace("-", "_") for one in error.argument_collection for name in one.names}
+        return unknown_option(
+            (error.command_chain or ("this",))[-1], error.token.value or error.token.keyword or "", known
+        )
     return str(error) + (" (--help lists all)" if isinstance(error, UnknownCommandError) else "")
-
-
-def _asks_for_activations_alone(error: UnknownOptionError) -> bool:
-    """Whether --data was given to a command that takes a model and no array."""
-    takes = {name for argument in error.argument_collection for name in argument.names}
-    return error.token.value.partition("=")[0] == "--data" and "--model" in takes
 
 
 def build(arguments: Sequence[str]) -> App:
@@ -75,6 +68,8 @@ def build(arguments: Sequence[str]) -> App:
     )
     asked = arguments[0] if arguments else ""
     known = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if asked == "train":
+        check_train_options(arguments[1:])
     _add_train(app, asked)
     _add_dictionaries(app)
     for name in SHORT:
@@ -121,6 +116,7 @@ def _add_short(app: App, name: str, known: Mapping[str, EntryPoint], arguments: 
     if name not in arguments[:1]:
         app.command(_listed, name=name, help=HELP[name])
     elif analysis in known:
+        check_analysis_options(known[analysis], arguments[1:])
         own = command_of(loaded(known[analysis]), arguments)
         app.command(own, name=name, help_epilogue=own_examples(known[analysis]))
     else:
@@ -131,7 +127,13 @@ def _reports(known: Mapping[str, EntryPoint], arguments: Sequence[str]) -> App:
     """`dictlab report`, with a command for the analysis that is asked for, or for each."""
     report = App(name="report", help="Run an analysis: tables, plots and a page in a folder.", help_format="plaintext")
     wanted = arguments[1] if len(arguments) > 1 else ""
+    if wanted in known:
+        check_analysis_options(known[wanted], arguments[2:])
     shown = []
+    if wanted and wanted not in known and not wanted.startswith("-"):  # will be refused, with all names
+        for name in sorted(known):
+            report.command(_listed, name=name, help="")
+        return report
     for name, entry in {wanted: known[wanted]}.items() if wanted in known else sorted(known.items()):
         try:
             report.command(command_of(loaded(entry), arguments), name=name, help_epilogue=own_examples(entry))

@@ -11,20 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import Parameter
 
 from dictlab.cli.printing import examples, print_report
 from dictlab.errors import DictlabError
 from dictlab.formats.names import name_of
-from dictlab.reports.report import Report, check_folder
+
+if TYPE_CHECKING:  # pandas, matplotlib and torch are slow to import
+    from dictlab.reports.report import Report
 
 TYPED = (str, int, float, bool, types.NoneType)  # beside a name, that is
 
 
 def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., bool]:
     """A command out of an analysis: its parameters, and where to write the report. It says whether a check failed."""
+    from dictlab.reports.report import Report, check_folder
+
     signature = inspect.signature(analysis, eval_str=True)
     own = [p.replace(annotation=_flagged(p, _typed(p.annotation))) for p in signature.parameters.values()]
     out = inspect.Parameter(

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.table import Table as Grid
 
 from dictlab.cli.printing import console
-from dictlab.dictionary.describe import describe
+from dictlab.dictionary.describe import describe, description
 from dictlab.errors import DictlabError
-from dictlab.formats import conversion
-from dictlab.formats.loading import load, mapped
+from dictlab.formats.names import name_of
+from dictlab.formats.native_header import described
 
 
 def info(
@@ -38,11 +38,26 @@ def info(
     ignore
         Fields of its configuration to pass over although they are unknown here.
     """
-    dictionary = mapped(file, format=format, map=_pairs(map), scale=scale, ignore=ignore)
+    rows = None
+    if format is None and scale is None and not map and not ignore and file.endswith(".safetensors"):
+        rows = _from_header(Path(file))
+    if rows is None:
+        from dictlab.formats.loading import mapped
+
+        rows = describe(mapped(file, format=format, map=_pairs(map), scale=scale, ignore=ignore))
     grid = Grid(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in describe(dictionary):
+    for name, value in rows:
         grid.add_row(name, value, style=None)
     console().print(grid)
+
+
+def _from_header(path: Path) -> list[tuple[str, str]] | None:
+    """What `describe` says, from the header of a usual file of dictlab's alone: torch is not imported."""
+    found = described(path) if path.is_file() else None
+    if found is None:
+        return None
+    n, d_in, activation, normalisation, about, dtype = found
+    return description(name_of(path), n, d_in, activation, normalisation, about, dtype, emitting=n)
 
 
 def convert(
@@ -83,6 +98,9 @@ def convert(
     force
         Replace what is already there.
     """
+    from dictlab.formats import conversion
+    from dictlab.formats.loading import load
+
     dictionary = load(source, format=format, map=_pairs(map), scale=scale, ignore=ignore)
     about = dictionary.metadata
     about = replace(about, site=site or about.site, model=model or about.model)

@@ -9,19 +9,22 @@ gone is said last: what happened to that one is the cause.
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from dictlab.cli.printing import console
-from dictlab.training.distributed.data_parallel import ProcessLost, ReportedByRankZero
+
+DISTRIBUTED = "dictlab.training.distributed.data_parallel"  # slow to import; where it was not, none of its errors is
 
 PATIENCE = 10.0  # seconds
 
 
 def say(message: str, error: BaseException) -> None:
     """Print it in red, or leave that to another process."""
-    if isinstance(error, ReportedByRankZero):
+    distributed = sys.modules.get(DISTRIBUTED)
+    if distributed is not None and isinstance(error, distributed.ReportedByRankZero):
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        waits = (os.environ.get("LOCAL_RANK") != "0") + 2 * isinstance(error, ProcessLost)
-        time.sleep(waits * PATIENCE)
+        lost = distributed is not None and isinstance(error, distributed.ProcessLost)
+        time.sleep(((os.environ.get("LOCAL_RANK") != "0") + 2 * lost) * PATIENCE)
     console(stderr=True).print(f"dictlab: {message}", style="red", soft_wrap=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import textwrap
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table as Grid
 
-from dictlab.reports.report import Report, Table
-from dictlab.training.run import Run
+if TYPE_CHECKING:  # both are slow to import
+    from dictlab.reports.report import Report, Table
+    from dictlab.training.run import Run
 
 WRAPPED = 24  # characters that a column of text needs to be worth wrapping
 SHOWN = 12  # rows of a table in the terminal
@@ -38,6 +39,10 @@ def print_report(report: Report, folder: Path) -> None:
 
 def print_run(run: Run) -> None:
     """What a run made, and how to go on if it was stopped."""
+    import pandas as pd
+
+    from dictlab.reports.report import Table
+
     out = console()
     keys = [k for k in ("l0", "explained_variance", "ce_increase", "dead") if k in run.dictionaries[0].metadata.metrics]
     if keys:

@@ -7,20 +7,24 @@ import os
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import docstring_parser
 from cyclopts import Parameter
 
 from dictlab.cli.printing import print_run
 from dictlab.errors import DictlabError
-from dictlab.training import TrainConfig, configfile, resume, train
+
+if TYPE_CHECKING:
+    pass
 
 
 def train_command() -> Callable[..., None]:
     """`dictlab train`: the fields of TrainConfig as arguments and options. None of them says its default itself, so
     that what was given can be told from what was not: flags win over a file's settings, and those over defaults.
     """
+    from dictlab.training import TrainConfig, configfile, resume, train
+
     described = {p.arg_name: p.description or "" for p in docstring_parser.parse(TrainConfig.__doc__ or "").params}
     kinds = get_type_hints(TrainConfig)
     own = [_setting(field, kinds[field.name], described.get(field.name, "")) for field in fields(TrainConfig)]

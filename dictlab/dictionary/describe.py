@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dictlab.dictionary import Dictionary
-from dictlab.dictionary.normalisation import to_record
+from dictlab.dictionary.metadata import Metadata
+
+if TYPE_CHECKING:
+    from dictlab.dictionary.dictionary import Dictionary
 
 WORLDS = {
     "huggingface": "the model as Hugging Face runs it",
@@ -16,30 +18,55 @@ WORLDS = {
 
 def describe(dictionary: Dictionary) -> list[tuple[str, str]]:
     """A dictionary's shape, origin and quality, as (name, text). Its weights are not read."""
-    about, metrics = dictionary.metadata, dictionary.metadata.metrics
+    from dictlab.dictionary.normalisation import to_record
+
+    return description(
+        dictionary.name,
+        dictionary.n_latents,
+        dictionary.d_in,
+        dictionary.activation.record(),
+        to_record(dictionary.normalisation),
+        dictionary.metadata,
+        str(dictionary.W_dec.dtype).removeprefix("torch."),
+        emitting=dictionary.n_emitting,
+    )
+
+
+def description(
+    name: str,
+    n_latents: int,
+    d_in: int,
+    activation: Mapping[str, Any],
+    normalisation: Mapping[str, Any],
+    about: Metadata,
+    dtype: str,
+    *,
+    emitting: int,
+) -> list[tuple[str, str]]:
+    """The same from its parts: shape, the records of a file's header, and precision."""
+    metrics = about.metrics
     unknown = "not recorded"
-    competing = dictionary.n_latents - dictionary.n_emitting
+    competing = n_latents - emitting
     rows = [
-        ("dictionary", dictionary.name),
+        ("dictionary", name),
         (
             "shape",
-            f"{dictionary.n_latents} latents x {dictionary.d_in}"
-            + (f" ({competing} only compete)" if competing else ""),
+            f"{n_latents} latents x {d_in}" + (f" ({competing} only compete)" if competing else ""),
         ),
         (
             "activation function",
-            _activation(dictionary.activation.record()),
+            _activation(activation),
         ),
-        ("input normalisation", _record(to_record(dictionary.normalisation))),
+        ("input normalisation", _record(normalisation)),
         ("model", f"{about.model} (fingerprint {about.model_fingerprint})" if about.model else unknown),
         ("site", about.site or unknown),
         ("objective", about.objective or unknown),
         ("made from", ", ".join(about.sources)),
-        ("trained as", _trained_as(dictionary)),
+        ("trained as", _trained_as(about, str(activation["kind"]))),
         ("sparsity coefficient", next((_number(about.training[c]) for c in ("l1", "l0") if about.training.get(c)), "")),
         ("seed", unknown if about.seed is None else str(about.seed)),
         ("tokens trained on", unknown if about.tokens is None else f"{about.tokens:,}"),
-        ("dead latents", _dead(dictionary, metrics)),
+        ("dead latents", _dead(metrics, emitting)),
         ("L0", _metric(metrics, "l0")),
         ("explained variance", _metric(metrics, "explained_variance")),
         ("CE increase", _metric(metrics, "ce_increase", " nats/token")),
@@ -48,27 +75,27 @@ def describe(dictionary: Dictionary) -> list[tuple[str, str]]:
             f"{_count(metrics['evaluation_tokens'])} held-out tokens" if "evaluation_tokens" in metrics else "",
         ),
         ("reads activations of", WORLDS.get(about.convention or "", about.convention or unknown)),
-        ("kept in", str(dictionary.W_dec.dtype).removeprefix("torch.")),
+        ("kept in", dtype),
         ("written by", about.library or unknown),
         *(("note", note) for note in about.notes),
     ]
     return [(name, text) for name, text in rows if text]
 
 
-def _trained_as(dictionary: Dictionary) -> str:
+def _trained_as(about: Metadata, kind: str) -> str:
     """The activation function in training, where it left another one in the file."""
-    training = dictionary.metadata.training
+    training = about.training
     name, k = training.get("activation"), training.get("k")
-    if not isinstance(name, str) or name == dictionary.activation.kind:
+    if not isinstance(name, str) or name == kind:
         return ""
     return f"{name} with k {k}" if k is not None else name
 
 
-def _dead(dictionary: Dictionary, metrics: Mapping[str, Any]) -> str:
+def _dead(metrics: Mapping[str, Any], emitting: int) -> str:
     if not isinstance(metrics.get("dead"), int):
         return "not recorded"
     seen = f" in {_count(metrics['firing_tokens'])} tokens" if "firing_tokens" in metrics else ""
-    return f"{metrics['dead']} ({metrics['dead'] / max(1, dictionary.n_emitting):.1%}){seen}"
+    return f"{metrics['dead']} ({metrics['dead'] / max(1, emitting):.1%}){seen}"
 
 
 def _metric(metrics: Mapping[str, Any], name: str, unit: str = "") -> str:

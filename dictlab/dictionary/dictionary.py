@@ -13,7 +13,7 @@ A `Dictionary` does not know language models.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,44 +25,9 @@ from dictlab.dictionary.activation_functions import Activation, emitting
 from dictlab.dictionary.activation_records import from_record
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
+from dictlab.dictionary.metadata import Metadata
 from dictlab.dictionary.normalisation import Centred, NoNormalisation, Normalisation, Scale, Undo, unscaled
 from dictlab.errors import DictlabError
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """Where a dictionary came from. Fields are None where nobody said.
-
-    Attributes:
-        model: The language model's name or folder.
-        model_fingerprint: `LanguageModel.fingerprint` of that model.
-        site: Where in the model, e.g. `blocks.6.hook_resid_pre`.
-        objective: "local", "e2e", "e2e+ds", "stitched", ...
-        seed: The seed of its initialisation.
-        tokens: Tokens it was trained on.
-        training: Settings and cost of its training.
-        metrics: Its quality at the end of training, by name; an interval is `[low, high]` under `name_interval`.
-        sources: The dictionaries it was made from, by name.
-        library: What wrote it, with a version.
-        convention: Whose activations of that model it reads: "huggingface" as the model computes them, or
-            "transformer_lens" after that library's processing of the weights. See `evaluation.transformer_lens`.
-        foreign: The configuration that another library wrote, for writing it back.
-        notes: What its reader or writer found worth knowing.
-    """
-
-    model: str | None = None
-    model_fingerprint: str | None = None
-    site: str | None = None
-    objective: str | None = None
-    seed: int | None = None
-    tokens: int | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    sources: tuple[str, ...] = ()
-    library: str | None = None
-    convention: str | None = None
-    foreign: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

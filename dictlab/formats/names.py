@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+
+if TYPE_CHECKING:
+    from dictlab.dictionary import Dictionary
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".npz")  # endings of files that hold dictionaries
 EVERYWHERE = ("sae_weights", "sae", "ae", "params")  # the name of every file of a format

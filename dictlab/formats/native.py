@@ -16,30 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictlab.dictionary import Dictionary, Metadata, activation_records, normalisation
+from dictlab.dictionary import Dictionary, activation_records, normalisation
 from dictlab.errors import DictlabError
 from dictlab.formats import durable
 from dictlab.formats.checks import check, check_shapes
 from dictlab.formats.configs import line, plain
+from dictlab.formats.native_header import SCHEMA, metadata_of, short
 from dictlab.formats.source import Source
 
-SCHEMA = 1
 OWN = "activation."  # tensors of the activation function
-METADATA: dict[str, type] = {
-    "model": str,
-    "model_fingerprint": str,
-    "site": str,
-    "objective": str,
-    "seed": int,
-    "tokens": int,
-    "training": dict,
-    "metrics": dict,
-    "sources": list,
-    "library": str,
-    "convention": str,
-    "foreign": dict,
-    "notes": list,
-}
 
 
 def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = None) -> Path:
@@ -153,7 +138,7 @@ def _header(text: str) -> dict[str, Any]:
         raise DictlabError("the header's entry 'dictlab' is damaged (it names no schema).")
     schema = header["schema"]
     if type(schema) is not int or schema != SCHEMA:
-        raise DictlabError(f"file schema {_short(schema)}; this version of dictlab reads {SCHEMA}. Upgrade dictlab.")
+        raise DictlabError(f"file schema {short(schema)}; this version of dictlab reads {SCHEMA}. Upgrade dictlab.")
     return header
 
 
@@ -170,33 +155,12 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Dictionary:
         activation=activation_records.from_record(_entry(header, "activation"), own, len(tensors["W_dec"])),
         normalisation=normalisation.from_record(_entry(header, "normalisation")),
         firing_rate=None if rate is None else rate.float(),
-        metadata=_metadata(_entry(header, "metadata")),
+        metadata=metadata_of(_entry(header, "metadata")),
     )
 
 
 def _entry(header: dict[str, Any], name: str) -> dict[str, Any]:
     entry = header.get(name)
     if not isinstance(entry, dict):
-        raise DictlabError(f"the header's {name!r} is {_short(entry)}; expected a JSON object.")
+        raise DictlabError(f"the header's {name!r} is {short(entry)}; expected a JSON object.")
     return entry
-
-
-def _metadata(record: dict[str, Any]) -> Metadata:
-    """Its fields, checked; what a later version has added is passed over."""
-    if "convention" not in record:  # not yet a field: dictlab has never trained on anything else
-        record = record | {"convention": "huggingface"}
-    known = {name: value for name, value in record.items() if name in METADATA and value is not None}
-    for name, value in known.items():
-        if type(value) is not METADATA[name]:
-            raise DictlabError(f"metadata: {name} is {_short(value)}; expected a JSON {METADATA[name].__name__}.")
-    for name in ("sources", "notes"):
-        texts = known.pop(name, [])
-        if not all(isinstance(text, str) for text in texts):
-            raise DictlabError(f"metadata: {name} is {_short(texts)}; expected texts.")
-        known[name] = tuple(texts)
-    return Metadata(**known)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -27,7 +27,7 @@ from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.normalisation import NoNormalisation, Scale
 from dictlab.errors import DictlabError
 from dictlab.formats import durable
-from dictlab.formats.native import _metadata
+from dictlab.formats.native_header import metadata_of
 
 OWN = "dictlab"  # the field of a configuration that holds what the other library has no place for
 COLUMNS = 1 << 14  # of the encoder, held in float64 at once
@@ -117,7 +117,7 @@ def from_record(config: Mapping[str, Any] | None) -> Metadata | None:
         return None
     if not isinstance(config[OWN], dict):
         raise DictlabError(f"configuration: {OWN} is {str(config[OWN])[:40]!r}; expected a JSON object.")
-    return replace(_metadata(config[OWN]), foreign={name: value for name, value in config.items() if name != OWN})
+    return replace(metadata_of(config[OWN]), foreign={name: value for name, value in config.items() if name != OWN})
 
 
 @contextmanager
