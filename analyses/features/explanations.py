@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from tqdm import tqdm
 
 from analyses.autointerp import report as interpretation_report
@@ -32,54 +30,39 @@ from analyses.common.inputs import (
     open_model,
     open_text,
 )
-from analyses.features import explanations_plots as plots
-from analyses.features import explanations_tables as tables
 from analyses.features.bigram_baseline import Bigrams
-from analyses.features.explanations_differences import differences
-from analyses.features.explanations_tables import Explained, Latent
-from analyses.features.n2g import Padding, last_activations, padding_of, patterns
+from analyses.features.explanations_report import explanations_report
+from analyses.features.n2g import last_activations, padding_of, patterns
 from analyses.features.n2g_trie import Pattern, Trie
-from analyses.features.simulation import drawn_examples, factor, score, simulated, spliced
+from analyses.features.simulation import (
+    ExplainedDictionary,
+    ExplainedLatent,
+    ExplanationSample,
+    drawn_examples,
+    factor,
+    score,
+    simulated,
+    spliced,
+)
 from dictlab import seeds
 from dictlab.data.activations import capture_sequences
 from dictlab.data.packing import leading_tokens
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import firing_rates, site_of
-from dictlab.evaluation.recorded_selection import all_tokens_warning
-from dictlab.model.language_model import LanguageModel
-from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import interval_words
-
-BIGRAM_TOKENS = 1 << 20  # of training text, for the baseline
-INTERVAL = interval_words()
-DIFFERENCES = (
-    f"The dictionary less the one before it (against), and over it. {INTERVAL}: of precision, recall and F1 over "
-    "latents, which have nothing to do with each other in two dictionaries; of the rest over sequences, paired."
-)
+from dictlab.reports.report import Report
 
 
-class Plan(NamedTuple):
-    """What every dictionary is explained with."""
-
-    model: LanguageModel
-    train: Int[Tensor, "sequences context"]
-    held: Int[Tensor, "sequences context"]
-    bigrams: Bigrams
-    padding: Padding
-    latents: int
-    examples: int
-    longest: int
-    seed: int
-
-
-class Sampled(NamedTuple):
+class ExplainableDictionary(NamedTuple):
     """A dictionary, and where its latents that are explained are active: in training text, and in held-out text."""
 
     own: Dictionary
     placed: Dictionary
     chosen: list[int]
     splits: tuple[Firings, Firings]
+
+
+BIGRAM_TOKENS = 1 << 20  # of training text, for the baseline
 
 
 def explanations(
@@ -133,48 +116,58 @@ def explanations(
     more = islice(source.as_split("train").contexts(model.tokenizer, length, seed=seed), BIGRAM_TOKENS // length)
     more = tqdm(more, desc="bigram model", total=BIGRAM_TOKENS // length, unit="context", leave=False)
     bigrams = Bigrams.fitted(torch.stack(list(more)).numpy(), model.vocabulary)
-    plan = Plan(model, train, held, bigrams, padding, latents, examples, longest, seed)
-    sampled = [_sampled(own, placed, plan) for own, placed in zip(opened, in_model(opened, model), strict=True)]
+    sample = ExplanationSample(model, train, held, bigrams, padding, latents, examples, longest, seed)
+    explainable = [
+        _explainable(own, placed, sample) for own, placed in zip(opened, in_model(opened, model), strict=True)
+    ]
     settings = {
         "text": source.name, "model": model.name, "context": length, "training_tokens": train.numel(),
         "heldout_tokens": held.numel(), "heldout_sequences": len(held), "latents": latents, "examples": examples,
         "longest": longest, "padding": model.tokenizer.decode([padding.token]),
         "bigram_tokens": int(bigrams.tokens.sum()), "bigram_strength": bigrams.strength, "seed": seed,
     }  # fmt: skip
-    outcome = None if interpreter is None else _interpreted(sampled, plan, interpreter)
+    outcome = None if interpreter is None else _interpreted(explainable, sample, interpreter)
     if interpreter is not None and outcome is not None and outcome.sent is None:
         return interpretation_report.cost_report(outcome, interpreter, settings, opened)
-    report = _report([_explained(one, plan) for one in sampled], opened, plan, settings, tokens // length)
+    report = explanations_report(
+        [_explained(one, sample) for one in explainable], opened, sample, settings, tokens // length
+    )
     if interpreter is None or outcome is None:
         return report
     return interpretation_report.with_interpretation(report, outcome, interpreter, seed)
 
 
-def _sampled(own: Dictionary, placed: Dictionary, plan: Plan) -> Sampled:
-    chosen, lead = _chosen(placed, plan), len(leading_tokens(plan.model.tokenizer))
-    before, after = (collect_firings(placed, plan.model, split, chosen, lead) for split in (plan.train, plan.held))
-    return Sampled(own, placed, chosen, (before, after))
+def _explainable(own: Dictionary, placed: Dictionary, sample: ExplanationSample) -> ExplainableDictionary:
+    chosen, lead = _chosen(placed, sample), len(leading_tokens(sample.model.tokenizer))
+    before, after = (
+        collect_firings(placed, sample.model, split, chosen, lead) for split in (sample.train, sample.held)
+    )
+    return ExplainableDictionary(own, placed, chosen, (before, after))
 
 
-def _interpreted(sampled: Sequence[Sampled], plan: Plan, interpreter: Interpreter) -> interpretation.Interpretation:
+def _interpreted(
+    explainable: Sequence[ExplainableDictionary], sample: ExplanationSample, interpreter: Interpreter
+) -> interpretation.Interpretation:
     """What a language model says of the same latents."""
-    tokenizer = plan.model.tokenizer
+    tokenizer = sample.model.tokenizer
     lead = len(leading_tokens(tokenizer))
-    train, held = (interpretation.grid(split, tokenizer, lead, interpreter) for split in (plan.train, plan.held))
+    train, held = (interpretation.grid(split, tokenizer, lead, interpreter) for split in (sample.train, sample.held))
     subjects = [
-        interpretation.choose_contexts(one.own, one.chosen, one.splits, (train, held), interpreter, plan.seed)
-        for one in sampled
+        interpretation.choose_contexts(one.own, one.chosen, one.splits, (train, held), interpreter, sample.seed)
+        for one in explainable
     ]
     return interpretation.interpret(subjects, interpreter)
 
 
-def _explained(sampled: Sampled, plan: Plan) -> Explained:
+def _explained(explainable: ExplainableDictionary, sample: ExplanationSample) -> ExplainedDictionary:
     """Everything that is measured of one dictionary."""
-    own, placed, chosen, (before, after) = sampled
-    model, train, held = plan.model, plan.train, plan.held
+    own, placed, chosen, (before, after) = explainable
+    model, train, held = sample.model, sample.train, sample.held
     lead = leading_tokens(model.tokenizer)
-    drawn = drawn_examples(chosen, before, train, plan.examples, longest=plan.longest, seed=plan.seed, first=len(lead))
-    built = patterns(drawn, last_activations(model, placed, lead), plan.padding, plan.longest)
+    drawn = drawn_examples(
+        chosen, before, train, sample.examples, longest=sample.longest, seed=sample.seed, first=len(lead)
+    )
+    built = patterns(drawn, last_activations(model, placed, lead), sample.padding, sample.longest)
     of: dict[int, list[Pattern]] = {latent: [] for latent in chosen}
     for example, pattern in zip(drawn, built, strict=True):
         of[example.latent].append(pattern)
@@ -182,92 +175,23 @@ def _explained(sampled: Sampled, plan: Plan) -> Explained:
     there, here = (simulated(tries, split, len(lead)) for split in (train, held))
     factors = [factor(s, active) for s, active in zip(there, before.latents, strict=True)]
     scores = [score(s, active, (len(held), held.shape[1])) for s, active in zip(here, after.latents, strict=True)]
-    sums = spliced(placed, model, held, chosen, here, factors, plan.bigrams)
+    sums = spliced(placed, model, held, chosen, here, factors, sample.bigrams)
     parts = zip(chosen, (of[i] for i in chosen), scores, here, after.latents, before.latents, factors, strict=True)
-    return Explained(own, [Latent(*one) for one in parts], after.share, sums, plan.seed)
+    return ExplainedDictionary(own, [ExplainedLatent(*one) for one in parts], after.share, sums, sample.seed)
 
 
-def _chosen(placed: Dictionary, plan: Plan) -> list[int]:
+def _chosen(placed: Dictionary, sample: ExplanationSample) -> list[int]:
     """A random sample of the latents that are active in the training sample, sorted; all of them for a count of 0.
 
     Raises:
         DictlabError: None is.
     """
-    (rates,), _ = firing_rates([placed], capture_sequences(plan.model, site_of(placed), plan.train))
+    (rates,), _ = firing_rates([placed], capture_sequences(sample.model, site_of(placed), sample.train))
     alive = rates.nonzero().squeeze(1)
     if not len(alive):
         raise DictlabError(
-            f"{placed.name}: no latent is active on {plan.train.numel()} training tokens, so none can be explained. "
+            f"{placed.name}: no latent is active on {sample.train.numel()} training tokens, so none can be explained. "
             "Give more --tokens, or another --text."
         )
-    order = torch.randperm(len(alive), generator=seeds.generator(plan.seed, "latents to explain"))
-    return sorted(alive[order[: plan.latents or None]].tolist())
-
-
-def _report(
-    found: Sequence[Explained],
-    opened: Sequence[Dictionary],
-    plan: Plan,
-    settings: dict[str, Any],
-    asked: int,
-) -> Report:
-    overview, rebuilt = tables.overview(found), tables.reconstruction(found)
-    tokenizer = plan.model.tokenizer
-    frame = tables.latents(found, tokenizer)
-    text = f"{settings['heldout_sequences']} held-out sequences ({settings['heldout_tokens']} tokens)"
-    made = {
-        "overview": Table(
-            overview,
-            f"Means over latents on {text}; {INTERVAL} over latents, a seeded sample. precision: share of simulated "
-            "firings at which the latent is active, over the latents whose patterns were met (with precision); recall: "
-            "share of its active tokens that are simulated; chance: share of tokens at which the latent is active, the "
-            "precision of a guess. unreached: examples of whose activation the last "
-            f"{settings['longest']} tokens alone give less than half.",
-        ),
-        "reconstruction": Table(
-            rebuilt,
-            f"clean: cross-entropy of the next token, nats, on {text}; the others: its increase over clean. {INTERVAL} "
-            "over sequences, paired. simulated: the explained "
-            "latents replaced by their simulation; zeroed: by 0; recovered: (zeroed - simulated) / (zeroed - "
-            "reconstruction); less bigram: simulated - bigram. "
-            "share: share of the active latents of all tokens that are explained ones; the bigram "
-            f"model (of {settings['bigram_tokens']} training tokens) compares with a share of 1 only.",
-        ),
-        "latents": Table(frame, f"One row a latent, on {text}; {INTERVAL} over sequences."),
-        "patterns": Table(
-            tables.patterns(found, tokenizer),
-            "Every pattern: ∗ stands for any token, ^ for the beginning of a context; importance: share of the "
-            "activation lost when a token is replaced, from left to right.",
-        ),
-    }
-    if len(found) > 1:
-        made["differences"] = Table(differences(found), DIFFERENCES)
-    drawn = {
-        "scores": Plot(plots.scores(frame, overview), f"A point a latent, bars are means over latents; {text}."),
-        "reconstruction": Plot(plots.reconstruction(rebuilt), f"{INTERVAL} over sequences; {text}."),
-    }
-    warnings = []
-    if settings["heldout_sequences"] < asked:
-        warnings.append(f"The held-out split holds {settings['heldout_sequences']} contexts, {asked} were asked for.")
-    for one in found:
-        if one.dictionary.activation.batchwise:
-            warnings.append(
-                f"{one.dictionary.name}: its latents compete with those of other tokens encoded together "
-                f"({one.dictionary.activation.kind}), so a string alone makes other ones active. "
-                "Its scores mean little; a file with a threshold does not have this."
-            )
-        if len(one.latents) < settings["latents"]:
-            warnings.append(
-                f"{one.dictionary.name}: only {len(one.latents)} latents are active in the training sample, "
-                f"{settings['latents']} were asked for. More --tokens help."
-            )
-    return Report(
-        title="Can strings of tokens say when a latent is active?",
-        summary=tables.summary(overview, rebuilt),
-        tables=made,
-        plots=drawn,
-        cards={"patterns": tables.cards(found, tokenizer, plan.held)},
-        settings=settings,
-        inputs=tuple(opened),
-        warnings=(*warnings, *all_tokens_warning(opened)),
-    )
+    order = torch.randperm(len(alive), generator=seeds.generator(sample.seed, "latents to explain"))
+    return sorted(alive[order[: sample.latents or None]].tolist())

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from analyses.common.firings import LatentFirings
+from analyses.common.token_texts import token_text
 
+ANY, BEGINNING = "∗", "^"
 WILDCARD = -1  # no token has this id
 
 
@@ -157,3 +159,20 @@ class _Steps(NamedTuple):
         place = np.searchsorted(self.keys, wanted).clip(max=len(self.keys) - 1)
         following: Int[ndarray, " n"] = np.where(self.keys[place] == wanted, self.targets[place], self.any[node])
         return following
+
+
+def distinct_patterns(patterns: Sequence[Pattern]) -> list[Pattern]:
+    """What the trie keeps: of patterns with the same path the last one."""
+    return list({(pattern.path, pattern.at_start): pattern for pattern in patterns}.values())
+
+
+def pattern_text(pattern: Pattern, tokenizer: Any) -> str:
+    """A pattern as text."""
+    return (BEGINNING if pattern.at_start else "") + "".join(pattern_pieces(pattern, tokenizer))
+
+
+def pattern_pieces(pattern: Pattern, tokenizer: Any) -> list[str]:
+    """The tokens of a pattern as they are shown, with ANY for a wildcard."""
+    return [
+        token_text(tokenizer, token) if kept else ANY for token, kept in zip(pattern.tokens, pattern.kept, strict=True)
+    ]

@@ -12,7 +12,6 @@ exactly of every character of a Python source; a table of the user's brings othe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 
@@ -27,30 +26,16 @@ from analyses.common.inputs import (
     open_text,
     sites_of,
 )
-from analyses.features import probes_plots as plots
-from analyses.features import probes_tables as tables
-from analyses.features.single_latent_probes import ALL, CHANNELS, Probed, captured, of_coordinates, of_dictionary
-from analyses.features.token_labels import Labelled, python_tokens
+from analyses.features.probes_report import probes_report
+from analyses.features.single_latent_probes import Probed, captured, of_coordinates, of_dictionary
+from analyses.features.token_labels import LabelledTokens, ProbeSample, python_tokens
 from analyses.features.user_labels import Pool, table_tokens
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
-from dictlab.evaluation.recorded_selection import all_tokens_warning
 from dictlab.model.language_model import LanguageModel
-from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import interval_words
-
-INTERVAL = interval_words("sequences")
-
-
-class Sample(NamedTuple):
-    """What is fitted on and what is measured on, the tasks left out with the reason, and what the user should know."""
-
-    train: Labelled
-    held: Labelled
-    left_out: dict[str, str]
-    notes: list[str]
+from dictlab.reports.report import Report
 
 
 def probes(
@@ -108,18 +93,18 @@ def probes(
         sample = _builtin(source, model, context_of(opened, model, source), contexts, examples, seed)
     else:
         sample = _own(*table_tokens(table, column, labels, model, pool=pool, limit=rows, seed=seed), table, examples)
-    measured = _measured(opened, model, sites, sample, ridge, seed)
+    measured = _probed(opened, model, sites, sample, ridge, seed)
     done = [d for d in opened if any(d.name == one.name for one in measured if one.dictionary)]
     if len(done) < len(opened):
         sample.notes.append(f"PARTIAL: interrupted after {len(done)} of {len(opened)} dictionaries.")
-    return _report(measured, sample, done, min_f1, {
+    return probes_report(measured, sample, done, min_f1, {
         "text": table or open_text(text).name, "model": model.name, "context": sample.held.tokens.shape[1],
         "pool": pool if table else None, "examples": examples, "min_f1": min_f1, "ridge": ridge, "seed": seed,
         "training_sequences": len(sample.train.tokens), "heldout_sequences": len(sample.held.tokens),
     })  # fmt: skip
 
 
-def _builtin(text: Text, model: LanguageModel, length: int, contexts: int, least: int, seed: int) -> Sample:
+def _builtin(text: Text, model: LanguageModel, length: int, contexts: int, least: int, seed: int) -> ProbeSample:
     """The built-in tasks on Python sources."""
     train, held = (
         python_tokens(text.as_split(split), model.tokenizer, length, contexts, seed=seed)
@@ -133,7 +118,7 @@ def _builtin(text: Text, model: LanguageModel, length: int, contexts: int, least
     return _enough(train, held, least, notes, text.name)
 
 
-def _own(train: Labelled, held: Labelled, notes: list[str], table: str, least: int) -> Sample:
+def _own(train: LabelledTokens, held: LabelledTokens, notes: list[str], table: str, least: int) -> ProbeSample:
     """The tasks of a table; each must be answerable, for the user asked for it by name.
 
     Raises:
@@ -149,7 +134,7 @@ def _own(train: Labelled, held: Labelled, notes: list[str], table: str, least: i
     return _enough(train, held, least, notes, table)
 
 
-def _enough(train: Labelled, held: Labelled, least: int, notes: list[str], name: str) -> Sample:
+def _enough(train: LabelledTokens, held: LabelledTokens, least: int, notes: list[str], name: str) -> ProbeSample:
     """Without the tasks that are too seldom true or too seldom not.
 
     Raises:
@@ -166,14 +151,14 @@ def _enough(train: Labelled, held: Labelled, least: int, notes: list[str], name:
         raise DictlabError(
             f"{name}: no task has {least} examples of either kind in both splits. Give more text, or lower --examples."
         )
-    return Sample(train.some(kept), held.some(kept), reasons, notes)
+    return ProbeSample(train.some(kept), held.some(kept), reasons, notes)
 
 
-def _measured(
+def _probed(
     dictionaries: Sequence[Dictionary],
     model: LanguageModel,
     sites: Sequence[str],
-    sample: Sample,
+    sample: ProbeSample,
     ridge: float,
     seed: int,
 ) -> list[Probed]:
@@ -193,71 +178,3 @@ def _measured(
         if not of:
             raise
     return [*(of[dictionary.name] for dictionary in dictionaries if dictionary.name in of), *beside]
-
-
-def _report(
-    measured: Sequence[Probed], sample: Sample, opened: Sequence[Dictionary], min_f1: float, settings: dict[str, Any]
-) -> Report:
-    held = sample.held
-    n = f"n = {len(held.labels)} held-out {'texts' if held.pooled else 'tokens'} of {len(held.tokens)} sequences"
-    overview = tables.overview(measured, min_f1)
-    made = {
-        "overview": Table(
-            overview,
-            f"{len(held.tasks)} tasks, {n}; {INTERVAL}. probe loss: cross-entropy (nats) of the best feature of each "
-            "task, mean over tasks; of the label's entropy: the share of it that is left, mean over tasks; has: tasks "
-            f"with an F1 of {min_f1:g} or more.",
-        ),
-        "tasks": Table(
-            tables.tasks(measured, held.tasks, min_f1),
-            f"The best feature of each task; {n}; {INTERVAL}. direction: whether the task is true where the latent is "
-            "active, or silent. F1, precision and recall at the threshold with the best F1 on the training split.",
-        ),
-        "who": Table(
-            tables.who(measured, held.tasks, min_f1), f"Which dictionaries have a task: F1 {min_f1:g} or more."
-        ),
-    }
-    if sample.left_out:
-        frame = tables.left_out(sample.left_out)
-        made["left_out"] = Table(frame, f"Tasks with fewer than {settings['examples']} examples of the rarer kind.")
-    drawn = {
-        "probe_loss": Plot(plots.losses(overview), f"{len(held.tasks)} tasks, {n}; bars: {INTERVAL}."),
-        "tasks": Plot(plots.grid(measured, held.tasks), f"F1 of the best feature of each task on held-out text, {n}."),
-    }
-    if len({d.n_latents for d in opened}) > 1 and len(opened) > 2:
-        drawn["width"] = Plot(plots.widths(overview), f"{len(held.tasks)} tasks, {n}; bars: {INTERVAL}.")
-    warnings = list(sample.notes)
-    if len(held.tokens) < 8:
-        warnings.append(f"Intervals over {len(held.tokens)} sequences are rough.")
-    return Report(
-        title="Which known features does each dictionary have a latent for?",
-        summary=_summary(measured, overview, len(held.tasks), min_f1),
-        tables=made,
-        plots=drawn,
-        settings=settings | {"tasks": len(held.tasks)},
-        inputs=tuple(opened),
-        warnings=(*warnings, *all_tokens_warning(opened)),
-    )
-
-
-def _summary(measured: Sequence[Probed], overview: Any, tasks: int, min_f1: float) -> str:
-    frame = overview.set_index("features")
-    own = frame[frame["kind"] == "dictionary"]
-    best = own["probe loss"].idxmin()
-    row = frame.loc[best]
-    said = [
-        f"{best}: probe loss {row['probe loss']:.4f} [{row['probe loss low']:.4f}, {row['probe loss high']:.4f}] nats "
-        f"over {tasks} tasks, {row['of entropy']:.2f} of the labels' entropy; it has {row['has']:.0f} tasks at an F1 "
-        f"of {min_f1:g} or more."
-    ]
-    if len(own) > 1:
-        worst = own["probe loss"].idxmax()
-        said[0] = "Smallest: " + said[0]
-        said.append(f"Largest: {own.loc[worst, 'probe loss']:.4f} ({worst}).")
-    site = measured[0].site
-    beside = {p.name: frame.loc[tables.label(p, measured)] for p in measured if p.dictionary is None and p.site == site}
-    said.append(
-        f"Single channels of the activation: {beside[CHANNELS]['probe loss']:.4f}; "
-        f"a probe on all of it: {beside[ALL]['probe loss']:.4f}."
-    )
-    return " ".join(said)

@@ -2,18 +2,22 @@
 
 Spans of characters for the tasks that the sequence of tokens decides, by `tokenize` alone. An f-string is one string,
 whatever stands in its braces: so it is in every version of Python.
+
+`Places` turns lines and characters (`tokenize`) and lines and bytes of UTF-8 (`ast`) into offsets in characters.
 """
 
 from __future__ import annotations
 
+import ast
 import io
 import keyword
 import tokenize
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from itertools import accumulate
+from typing import NamedTuple, TypeAlias
 
-from analyses.features.python_positions import Places, Span, Spans
-
+Span: TypeAlias = tuple[int, int]  # first character, and the one after the last
+Spans: TypeAlias = dict[str, list[Span]]  # by task
 KEYWORDS = [
     "def",
     "class",
@@ -49,8 +53,6 @@ ARITHMETIC = {"+", "-", "*", "/", "//", "%", "**"}
 DEEP = 2  # brackets
 INDENTS = (0, 4, 8)  # columns; what is beyond is one task
 LAYOUT = {tokenize.INDENT, tokenize.DEDENT, tokenize.NL, tokenize.COMMENT, tokenize.ENDMARKER, tokenize.ENCODING}
-# From Python 3.12 on an f-string is several tokens.
-OPENS = {getattr(tokenize, name) for name in ("FSTRING_START", "TSTRING_START") if hasattr(tokenize, name)}
 CLOSES = {getattr(tokenize, name) for name in ("FSTRING_END", "TSTRING_END") if hasattr(tokenize, name)}
 NAMES = {
     "self": lambda name: name in ("self", "cls"),
@@ -86,6 +88,44 @@ TASKS = (
     *NAMES,
     "name seen before",
 )
+
+
+class Places:
+    """Offsets of one source.
+
+    Args:
+        source: Python code, lines ended by a line feed.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.lines = source.split("\n")
+        self.starts = [0, *accumulate(len(line) + 1 for line in self.lines)]
+
+    def of_characters(self, position: tuple[int, int]) -> int:
+        """The offset of a line (from 1) and a character in it, as `tokenize` counts."""
+        line, column = position
+        return self.starts[line - 1] + column
+
+    def of_bytes(self, line: int, column: int) -> int:
+        """The offset of a line (from 1) and a byte in it, as `ast` counts."""
+        text = self.lines[line - 1]
+        return self.starts[line - 1] + (column if text.isascii() else len(text.encode()[:column].decode()))
+
+    def begin(self, node: ast.AST) -> int:
+        """The first character of a node."""
+        return self.of_bytes(node.lineno, node.col_offset)  # type: ignore[attr-defined]
+
+    def end(self, node: ast.AST) -> int:
+        """The character after a node."""
+        return self.of_bytes(node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
+
+    def span(self, node: ast.AST) -> Span:
+        """A node from its first character to its last."""
+        return self.begin(node), self.end(node)
+
+
+# From Python 3.12 on an f-string is several tokens.
+OPENS = {getattr(tokenize, name) for name in ("FSTRING_START", "TSTRING_START") if hasattr(tokenize, name)}
 
 
 class Word(NamedTuple):

@@ -10,7 +10,7 @@ import ast
 import builtins
 from collections.abc import Iterator, Sequence
 
-from analyses.features.python_positions import Places, Span, Spans
+from analyses.features.python_lexical import Places, Span, Spans
 
 BUILTINS = frozenset(name for name in dir(builtins) if not name.startswith("_"))
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

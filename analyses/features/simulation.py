@@ -15,6 +15,7 @@ Source: Gao et al. 2024, explanation metrics; there recall is over 16 active tok
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +29,8 @@ from tqdm import tqdm
 
 from analyses.common.firings import Firings, LatentFirings
 from analyses.features.bigram_baseline import Bigrams
-from analyses.features.n2g import Example
-from analyses.features.n2g_trie import Trie
+from analyses.features.n2g import Example, Padding
+from analyses.features.n2g_trie import Pattern, Trie
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
@@ -38,6 +39,8 @@ from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import LOGITS, next_tokens
 
 Sums = dict[str, NDArray[np.float64]]
+MEASURES = ("precision", "recall", "F1")
+LEVELS = ("reconstruction", "simulated", "zeroed", "bigram")
 
 
 class Score(NamedTuple):
@@ -46,6 +49,61 @@ class Score(NamedTuple):
     fired: Float[ndarray, " sequences"]
     active: Float[ndarray, " sequences"]
     both: Float[ndarray, " sequences"]
+
+
+class ExplainedLatent(NamedTuple):
+    """One latent, its explanation, and what came of it on held-out text."""
+
+    latent: int
+    patterns: list[Pattern]
+    score: Score
+    simulated: LatentFirings
+    active: LatentFirings
+    active_in_training: LatentFirings
+    factor: float
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainedDictionary:
+    """What was measured of one dictionary.
+
+    Attributes:
+        dictionary: Which.
+        latents: The explained ones.
+        share: Share of the active latents of all tokens that are explained ones.
+        sums: Cross-entropies by sequence (`simulation.spliced`).
+        seed: Of the resampling.
+    """
+
+    dictionary: Dictionary
+    latents: list[ExplainedLatent]
+    share: float
+    sums: Sums
+    seed: int
+
+
+class ExplanationSample(NamedTuple):
+    """What every dictionary is explained with."""
+
+    model: LanguageModel
+    train: Int[Tensor, "sequences context"]
+    held: Int[Tensor, "sequences context"]
+    bigrams: Bigrams
+    padding: Padding
+    latents: int
+    examples: int
+    longest: int
+    seed: int
+
+
+def rates(score: Score) -> tuple[float, float, float]:
+    """Precision, recall and F1 over all sequences; NaN where there was nothing to measure on."""
+    fired, active, both = (float(part.sum()) for part in score)
+    return _over(both, fired), _over(both, active), _over(2 * both, fired + active)
+
+
+def _over(above: float, below: float) -> float:
+    return above / below if below else float("nan")
 
 
 def drawn_examples(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from analyses.features import newton_logistic
 from analyses.features.newton_logistic import cross_entropy
 from analyses.features.sparse_columns import Columns, Dense, Sparse
-from analyses.features.token_labels import Labelled
+from analyses.features.token_labels import LabelledTokens
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import check_finite
@@ -46,7 +46,7 @@ class Rows(NamedTuple):
     """
 
     x: Float[Tensor, "tokens d_in"]
-    labelled: Labelled
+    labelled: LabelledTokens
 
     @property
     def features(self) -> Float[Tensor, "rows d_in"]:
@@ -124,7 +124,7 @@ def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.
 
 
 @torch.no_grad()
-def captured(model: LanguageModel, site: str, labelled: Labelled) -> Rows:
+def captured(model: LanguageModel, site: str, labelled: LabelledTokens) -> Rows:
     """The activations of a sample at a site."""
     parts = []
     size = max(1, FORWARD_TOKENS // labelled.tokens.shape[1])
@@ -239,13 +239,13 @@ def _chosen(codes: Codes, latents: Tensor) -> Float[Tensor, "rows chosen"]:
     return out[:, place]
 
 
-def _texts(labelled: Labelled) -> tuple[Tensor, Tensor]:
+def _texts(labelled: LabelledTokens) -> tuple[Tensor, Tensor]:
     """Tokens of each text, and the text of each token."""
     counts = labelled.known.sum(dim=1)
     return counts, torch.repeat_interleave(torch.arange(len(counts)), counts)
 
 
-def _averaged(codes: Codes, labelled: Labelled) -> Codes:
+def _averaged(codes: Codes, labelled: LabelledTokens) -> Codes:
     """Mean codes of each text; one that is active at any of its tokens has an entry."""
     counts, owner = (part.to(codes.values.device) for part in _texts(labelled))
     keys, place = (owner[codes.rows] * codes.n_latents + codes.indices).unique(return_inverse=True)

@@ -5,13 +5,19 @@ A token has a label where its characters overlap a span that has it, by the offs
     token [s, e) overlaps span [a, b)   where   max(s, a) < min(e, b)
 
 so a token that covers a space and the word after it has the labels of the word.
+
+The built-in tasks are known exactly of every character of a Python source: `tokenize` answers for words, `ast` for
+syntax. Nothing is estimated, so a latent that answers a task does so with a known precision and recall.
 """
 
 from __future__ import annotations
 
+import ast
+import tokenize
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +26,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.features.python_labels import TASKS, spans
-from analyses.features.python_positions import Span
+from analyses.features import python_lexical, python_syntax
+from analyses.features.python_lexical import Places, Span, Spans
 from dictlab import seeds
 from dictlab.data.packing import leading_tokens
 from dictlab.data.text import SPREAD, Text
 from dictlab.errors import DictlabError
 
+PYTHON_TASKS = (*python_lexical.TASKS, *python_syntax.TASKS)
+
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class LabelledTokens:
     """Sequences of tokens, some of which are labelled.
 
     Attributes:
@@ -52,10 +60,19 @@ class Labelled:
         """The sequence of each row of labels."""
         return torch.arange(len(self.tokens)) if self.pooled else self.known.nonzero()[:, 0]
 
-    def some(self, tasks: Bool[Tensor, " tasks"]) -> Labelled:
+    def some(self, tasks: Bool[Tensor, " tasks"]) -> LabelledTokens:
         """The same with fewer tasks."""
         names = tuple(name for name, kept in zip(self.tasks, tasks.tolist(), strict=True) if kept)
-        return Labelled(names, self.tokens, self.known, self.labels[:, tasks], self.pooled)
+        return LabelledTokens(names, self.tokens, self.known, self.labels[:, tasks], self.pooled)
+
+
+class ProbeSample(NamedTuple):
+    """What is fitted on and what is measured on, the tasks left out with the reason, and what the user should know."""
+
+    train: LabelledTokens
+    held: LabelledTokens
+    left_out: dict[str, str]
+    notes: list[str]
 
 
 def touched(offsets: Int[NDArray[np.int64], "tokens 2"], marked: Iterable[Span]) -> NDArray[np.bool_]:
@@ -88,7 +105,7 @@ def encoded(tokenizer: Any, text: str) -> tuple[list[int], NDArray[np.int64]]:
     return found["input_ids"], np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2)
 
 
-def python_tokens(text: Text, tokenizer: Any, length: int, contexts: int, *, seed: int = 0) -> Labelled:
+def python_tokens(text: Text, tokenizer: Any, length: int, contexts: int, *, seed: int = 0) -> LabelledTokens:
     """Contexts drawn from all over a text of Python sources, packed as `Text.contexts` packs them, with exact labels.
 
     Args:
@@ -128,18 +145,32 @@ def python_tokens(text: Text, tokenizer: Any, length: int, contexts: int, *, see
     known = np.concatenate([np.zeros((len(drawn), len(start)), bool), truth[at, -1]], axis=1)
     tokens = torch.cat([front, torch.from_numpy(every[at])], dim=1)
     made = torch.from_numpy(truth[at][truth[at, -1]][:, :-1])
-    return Labelled(TASKS, tokens, torch.from_numpy(known), made)
+    return LabelledTokens(PYTHON_TASKS, tokens, torch.from_numpy(known), made)
 
 
 def _documents(text: Text, tokenizer: Any, seed: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
     """Each document's token ids, with an end-of-text token; its labels, and in a last column whether they are known."""
     for document in text.documents(seed):
-        marked = spans(document)
+        marked = python_spans(document)
         if marked is None:
             continue
         ids, offsets = encoded(tokenizer, document)
-        labels = np.stack([*(touched(offsets, marked[task]) for task in TASKS), np.ones(len(ids), bool)], axis=1)
+        labels = np.stack([*(touched(offsets, marked[task]) for task in PYTHON_TASKS), np.ones(len(ids), bool)], axis=1)
         if tokenizer.eos_token_id is not None:
             ids = [*ids, tokenizer.eos_token_id]
             labels = np.concatenate([labels, np.zeros((1, labels.shape[1]), bool)])
         yield np.array(ids, dtype=np.int64), labels
+
+
+def python_spans(source: str) -> Spans | None:
+    """Where in a source each of PYTHON_TASKS holds, as spans of characters; None if it is no Python."""
+    source = source.replace("\f", " ")  # white space to Python, but a line's end to some of its string methods
+    places = Places(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in old sources are no business of the reader's
+            tree = ast.parse(source)
+        words = python_lexical.words(source, places)
+    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError):
+        return None
+    return python_lexical.spans(words) | python_syntax.spans(tree, places)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.features.token_labels import Labelled, encoded, touched
+from analyses.features.token_labels import LabelledTokens, encoded, touched
 from dictlab import seeds
 from dictlab.data.packing import leading_tokens
 from dictlab.data.text import TABLES, rows
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 def table_tokens(
     table: str, column: str, labels: Sequence[str], model: LanguageModel, *, pool: Pool, limit: int, seed: int
-) -> tuple[Labelled, Labelled, list[str]]:
+) -> tuple[LabelledTokens, LabelledTokens, list[str]]:
     """A table as labelled tokens, to fit on and to measure on; and what the user should know of it.
 
     Args:
@@ -77,14 +77,14 @@ def table_tokens(
             np.concatenate([np.stack([m[i] for m in made], 1)[: length - len(start)] for i in range(len(both))])
         )
         owner = known.nonzero()[:, 0]
-        parts = [Labelled(tuple(labels), tokens[s], known[s], kept[s[owner]]) for s in (split, ~split)]
+        parts = [LabelledTokens(tuple(labels), tokens[s], known[s], kept[s[owner]]) for s in (split, ~split)]
         return parts[0], parts[1], notes
     names, flags = _text_labels(table, truth)
     if pool == "last":
         last = torch.zeros_like(known)
         last[torch.arange(len(known)), known.shape[1] - 1 - known.flip(1).int().argmax(dim=1)] = True
         known = last
-    parts = [Labelled(names, tokens[s], known[s], flags[s], pooled=pool == "mean") for s in (split, ~split)]
+    parts = [LabelledTokens(names, tokens[s], known[s], flags[s], pooled=pool == "mean") for s in (split, ~split)]
     return parts[0], parts[1], notes
 
 

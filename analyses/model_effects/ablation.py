@@ -14,7 +14,7 @@ Beside it a random direction of the same length at the same token, and a channel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -35,23 +35,17 @@ from analyses.common.inputs import (
 )
 from analyses.common.patching import clean_runs
 from analyses.common.token_texts import token_text
-from analyses.model_effects import ablation_plots as plots
-from analyses.model_effects import ablation_tables as tables
-from analyses.model_effects.ablation_tables import CHANNEL, LATENT, RANDOM, Effect
-from analyses.model_effects.logit_sparsity import effects
+from analyses.model_effects.ablation_report import ablation_report
+from analyses.model_effects.logit_sparsity import CHANNEL, LATENT, RANDOM, AblationEffect, effects
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
-from dictlab.evaluation.recorded_selection import all_tokens_warning
 from dictlab.model.language_model import LanguageModel
-from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import interval_words
-
-INTERVAL = interval_words("tokens")
+from dictlab.reports.report import Report
 
 
-class Ablated(NamedTuple):
+class Ablations(NamedTuple):
     """What is subtracted from the activation at one token.
 
     Attributes:
@@ -117,7 +111,7 @@ def ablation(
     notes = [] if len(sample) == tokens else [f"The text holds {len(sample)} contexts, {tokens} were asked for."]
     if done < len(sample):
         notes.append(f"PARTIAL: interrupted after {done} of {len(sample)} tokens.")
-    return _report(found, opened, {
+    return ablation_report(found, opened, {
         "text": source.name, "model": model.name, "context": length, "tokens": done, "latents": latents,
         "n_positions": n_positions, "vocabulary": model.vocabulary, "seed": seed,
     }, notes)  # fmt: skip
@@ -132,7 +126,7 @@ def _measured(
     latents: int,
     n_positions: int,
     seed: int,
-) -> tuple[list[Effect], int]:
+) -> tuple[list[AblationEffect], int]:
     """Every ablation at the chosen token of every sequence, and how many of these were done.
 
     Interrupted by Ctrl-C, it returns what is complete, if that is two tokens or more.
@@ -140,12 +134,12 @@ def _measured(
     generator = seeds.generator(seed, "tokens to ablate at")
     positions = torch.randint(1, sample.shape[1] - n_positions + 1, (len(sample),), generator=generator).tolist()
     sites = list(dict.fromkeys(site_of(d) for d in placed))
-    found: list[Effect] = []
+    found: list[AblationEffect] = []
     done = 0
     try:
         for position in tqdm(positions, desc="ablation", unit="token", leave=False):
             word = token_text(model.tokenizer, int(sample[done, position]))
-            own: list[Effect] = []
+            own: list[AblationEffect] = []
             for site, clean_run in clean_runs(model, sample[done : done + 1, : position + n_positions], sites).items():
                 here = [(d.name, p) for d, p in zip(opened, placed, strict=True) if site_of(p) == site]
                 sets = _sets(here, clean_run.x[0].float(), position, latents, seed, done)
@@ -154,7 +148,7 @@ def _measured(
                 for some in sets:
                     which = zip(*(part.tolist() for part in (some.which, some.rate, some.activation)), strict=True)
                     common = some.dictionary, site, some.kind, done, position, word, some.active
-                    own += [Effect(*common, *one, *next(rows)) for one in which]
+                    own += [AblationEffect(*common, *one, *next(rows)) for one in which]
             found += own
             done += 1
     except KeyboardInterrupt:
@@ -170,7 +164,7 @@ def _sets(
     most: int,
     seed: int,
     token: int,
-) -> list[Ablated]:
+) -> list[Ablations]:
     """All that is ablated at one token of a site: latents and random directions by dictionary, and channels.
 
     The same random numbers serve each dictionary: their differences are paired, and none depends on its company.
@@ -190,7 +184,7 @@ def _latents(
     position: int,
     most: int,
     generator: torch.Generator,
-) -> Ablated:
+) -> Ablations:
     """What each active latent contributes at a token, for some of them if there are many."""
     if not dictionary.activation.batchwise:  # else its codes depend on the tokens beside it
         x, position = x[position : position + 1], 0
@@ -202,54 +196,19 @@ def _latents(
     scale = torch.as_tensor(dictionary.normalisation(x)[1].scale, device=x.device)
     scale = scale.expand(len(x), 1)[position] if scale.ndim else scale
     rate = torch.full_like(values, torch.nan) if dictionary.firing_rate is None else dictionary.firing_rate[which]
-    return Ablated(name, LATENT, which, values, values[:, None] * dictionary.W_dec[which] * scale, rate, len(active))
+    return Ablations(name, LATENT, which, values, values[:, None] * dictionary.W_dec[which] * scale, rate, len(active))
 
 
-def _random(like: Ablated, generator: torch.Generator) -> Ablated:
+def _random(like: Ablations, generator: torch.Generator) -> Ablations:
     """A random direction as long as each step."""
     drawn = torch.randn(like.steps.shape, generator=generator).to(like.steps)
     length = like.steps.norm(dim=1, keepdim=True)
     return like._replace(kind=RANDOM, steps=length * normalize(drawn, dim=1))
 
 
-def _channels(x: Float[Tensor, " d_in"], most: int, generator: torch.Generator) -> Ablated:
+def _channels(x: Float[Tensor, " d_in"], most: int, generator: torch.Generator) -> Ablations:
     """Some coordinates of the activation."""
     which = torch.randperm(len(x), generator=generator)[:most].to(x.device)
     steps = torch.zeros(len(which), len(x), device=x.device)
     steps[torch.arange(len(which)), which] = x[which]
-    return Ablated("", CHANNEL, which, x[which], steps, torch.full_like(x[which], torch.nan), len(x))
-
-
-def _report(
-    found: Sequence[Effect], opened: Sequence[Dictionary], settings: dict[str, Any], notes: list[str]
-) -> Report:
-    frame = tables.effects(found)
-    numbers = settings["vocabulary"] * settings["n_positions"]
-    overview = tables.overview(frame, opened, settings["tokens"], numbers, settings["seed"])
-    n = f"n = {settings['tokens']} tokens of as many held-out sequences; {INTERVAL}"
-    made = {
-        "overview": Table(
-            overview,
-            f"{n}. sparsity: mean share of the {numbers} logits ({settings['vocabulary']} a position) that an effect "
-            "is spread over; logits: the same as a number; own position: mean share of the "
-            f"{settings['vocabulary']} logits at the token itself; effect: mean root of the summed squares, in logits. "
-            f"rare: latents alone that are active at less than {tables.RARE:.0%} of tokens. random: directions of the "
-            "same length at the same tokens. L0: active latents at these tokens.".replace("%", " %"),
-        ),
-        "effects": Table(frame, "Every ablation: which latent (or channel) at which token, and what it does."),
-    }
-    warnings = list(notes)
-    if still := int(frame["sparsity"].isna().sum()):
-        warnings.append(f"{still} of {len(frame)} ablations changed no logit; they are left out of the means.")
-    drawn = {"sparsity": Plot(plots.single(frame, overview), f"{n}. {plots.READ}")}
-    if overview["L0"].nunique() > 2:
-        drawn["l0"] = Plot(plots.against_l0(overview), f"{n}. Small and hollow: random directions of the same lengths.")
-    return Report(
-        title="How many logits does a latent move?",
-        summary=tables.summary(overview),
-        tables=made,
-        plots=drawn,
-        settings=settings,
-        inputs=tuple(opened),
-        warnings=(*warnings, *all_tokens_warning(opened)),
-    )
+    return Ablations("", CHANNEL, which, x[which], steps, torch.full_like(x[which], torch.nan), len(x))

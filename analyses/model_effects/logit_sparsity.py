@@ -22,8 +22,10 @@ from torch import Tensor
 from analyses.common.patching import CleanRun
 from dictlab.model.output_divergence import LOGITS
 
+LATENT, RANDOM, CHANNEL = "latent", "random direction", "residual channel"
 
-class Effects(NamedTuple):
+
+class LogitEffects(NamedTuple):
     """What some steps do.
 
     Attributes:
@@ -37,19 +39,53 @@ class Effects(NamedTuple):
     first: Float[Tensor, "*versions"]
 
 
+class AblationEffect(NamedTuple):
+    """One ablation and what it did.
+
+    Attributes:
+        dictionary: Its name; "" for channels.
+        site: Where.
+        kind: LATENT, RANDOM or CHANNEL.
+        sequence: Of the sample.
+        position: Of the token.
+        token: As it is shown.
+        active: Latents that are active at the token.
+        which: The latent, or the channel.
+        rate: Share of tokens at which the latent is active; NaN where that is not known.
+        activation: Of the latent, or the channel.
+        sparsity: Share of the logits of all positions that the effect is spread over.
+        effect: Root of the sum of squares, in logits.
+        own_position: Sparsity at the position of the token alone.
+    """
+
+    dictionary: str
+    site: str
+    kind: str
+    sequence: int
+    position: int
+    token: str
+    active: int
+    which: int
+    rate: float
+    activation: float
+    sparsity: float
+    effect: float
+    own_position: float
+
+
 def sparsity(difference: Float[Tensor, "*versions positions vocabulary"]) -> Float[Tensor, "*versions"]:
     """The share of all logits that an effect is spread over; NaN where there is no effect."""
     return spread(difference).sparsity
 
 
-def spread(difference: Float[Tensor, "*versions positions vocabulary"]) -> Effects:
+def spread(difference: Float[Tensor, "*versions positions vocabulary"]) -> LogitEffects:
     """Sparsity and size of differences of logits."""
     v = difference - medians(difference)
     one = v.abs().sum(dim=-1).double()
     two = torch.linalg.vector_norm(v, dim=-1).double().square()
     positions, vocabulary = v.shape[-2:]
     share = _share(one.sum(dim=-1), two.sum(dim=-1), positions * vocabulary)
-    return Effects(share, two.sum(dim=-1).sqrt(), _share(one[..., 0], two[..., 0], vocabulary))
+    return LogitEffects(share, two.sum(dim=-1).sqrt(), _share(one[..., 0], two[..., 0], vocabulary))
 
 
 def _share(one: Tensor, two: Tensor, numbers: int) -> Tensor:
@@ -69,7 +105,7 @@ def medians(values: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows 1"]:
 
 
 @torch.no_grad()
-def effects(tail: CleanRun, steps: Float[Tensor, "steps d_in"]) -> Effects:
+def effects(tail: CleanRun, steps: Float[Tensor, "steps d_in"]) -> LogitEffects:
     """What each step away from the activation does to the logits from its token on.
 
     Args:
@@ -86,4 +122,4 @@ def effects(tail: CleanRun, steps: Float[Tensor, "steps d_in"]) -> Effects:
         versions[:, 0, 0] -= some
         streams = tail.final_residuals(versions)[:, 0].flatten(0, 1)
         found.append(spread(model.unembed(streams).float().view(len(some), *clean.shape) - clean))
-    return Effects(*map(torch.cat, zip(*found, strict=True)))
+    return LogitEffects(*map(torch.cat, zip(*found, strict=True)))

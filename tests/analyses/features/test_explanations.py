@@ -15,11 +15,12 @@ from torch.nn.functional import one_hot
 from analyses import explanations
 from analyses.common.firings import LatentFirings, collect_firings
 from analyses.features.bigram_baseline import Bigrams
-from analyses.features.explanations_differences import differences
-from analyses.features.explanations_tables import Explained, Latent
+from analyses.features.explanations_report import differences_table
 from analyses.features.n2g import Padding, last_activations, padding_of, patterns
 from analyses.features.n2g_trie import WILDCARD, Pattern, Trie
 from analyses.features.simulation import (
+    ExplainedDictionary,
+    ExplainedLatent,
     Score,
     drawn_examples,
     factor,
@@ -290,16 +291,18 @@ def test_a_text_that_repeats_itself_is_foretold_by_bigrams():
 
 def measured(name, counts, simulated, seed=0):
     """A dictionary of which so many (fired, active, both) tokens of 4 sequences were counted for each latent."""
-    latents = [Latent(i, [], Score(*(np.full(4, c / 4) for c in own)), None, None, None, 1.0) for i, own in counts]
+    latents = [
+        ExplainedLatent(i, [], Score(*(np.full(4, c / 4) for c in own)), None, None, None, 1.0) for i, own in counts
+    ]
     levels = {"clean": 0.0, "reconstruction": 1.0, "simulated": simulated, "zeroed": 5.0, "predicted": 1.0}
     sums = {key: value + np.arange(4.0) * (key != "predicted") for key, value in levels.items()}
-    return Explained(random_dictionary(6, 4, name=name), latents, 1.0, sums, seed)
+    return ExplainedDictionary(random_dictionary(6, 4, name=name), latents, 1.0, sums, seed)
 
 
 def test_differences_are_those_of_the_means_and_losses_are_paired():
     good = measured("good", enumerate([(4, 4, 4), (4, 8, 3)] * 10), 2.0)
     bad = measured("bad", enumerate([(8, 8, 2), (8, 8, 1), (0, 4, 0)] * 10), 3.5)
-    frame = differences([bad, good]).set_index("measure")
+    frame = differences_table([bad, good]).set_index("measure")
     assert set(frame["dictionary"]) == {"good"} and set(frame["against"]) == {"bad"}
     assert frame.loc["precision", "difference"] == pytest.approx(0.875 - 1.5 / 8)  # a latent without firings has none
     assert frame.loc["recall", "ratio"] == pytest.approx((1 + 3 / 8) / 2 / (3 / 8 / 3))
@@ -317,13 +320,13 @@ def test_latents_of_two_dictionaries_are_resampled_independently(seed):
     a, b = (
         measured(name, [(i, (10, 10, n)) for i, n in enumerate(own)], 2.0) for name, own in zip("ab", both, strict=True)
     )
-    row = differences([a, b]).set_index("measure").loc["recall"]
+    row = differences_table([a, b]).set_index("measure").loc["recall"]
     spread = np.hypot(*(own.std() / 10 / 40**0.5 for own in both))
     assert row["high"] - row["low"] == pytest.approx(3.92 * spread, rel=0.2)  # of independent means
 
 
 def test_a_dictionary_whose_patterns_were_never_met_has_no_difference_of_precision():
-    row = differences([measured("a", [(0, (0, 4, 0))], 2.0), measured("b", [(0, (4, 4, 4))], 2.0)]).iloc[0]
+    row = differences_table([measured("a", [(0, (0, 4, 0))], 2.0), measured("b", [(0, (4, 4, 4))], 2.0)]).iloc[0]
     assert row["measure"] == "precision" and np.isnan([row[c] for c in ("difference", "low", "ratio")]).all()
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from analyses import probes
 from analyses.features.single_latent_probes import Rows, best_thresholds, f1, of_coordinates, of_dictionary
-from analyses.features.token_labels import Labelled, python_tokens, touched
+from analyses.features.token_labels import LabelledTokens, python_tokens, touched
 from dictlab import ReLU, Text
 from dictlab.errors import DictlabError
 from tests.planted import SITE, random_dictionary, tiny_model
@@ -57,7 +57,7 @@ def labelled(y, sequences=20):
     """Rows of several sequences, one task a column of y."""
     known = torch.ones(sequences, len(y) // sequences, dtype=torch.bool)
     names = tuple(f"task {i}" for i in range(y.shape[1]))
-    return Labelled(names, torch.zeros(known.shape, dtype=torch.long), known, y)
+    return LabelledTokens(names, torch.zeros(known.shape, dtype=torch.long), known, y)
 
 
 def planted(seed):

@@ -6,7 +6,7 @@ import tokenize
 
 import pytest
 
-from analyses.features.python_labels import TASKS, spans
+from analyses.features.token_labels import PYTHON_TASKS, python_spans
 from dictlab import Text
 
 SOURCE = '''import os.path as p, sys
@@ -30,11 +30,11 @@ class A(B):
 
 @pytest.fixture(scope="module")
 def found():
-    return {task: [SOURCE[a:b] for a, b in sorted(where)] for task, where in spans(SOURCE).items()}
+    return {task: [SOURCE[a:b] for a, b in sorted(where)] for task, where in python_spans(SOURCE).items()}
 
 
 def test_there_are_sixty_tasks_or_more_with_different_names():
-    assert len(TASKS) == len(set(TASKS)) >= 60
+    assert len(PYTHON_TASKS) == len(set(PYTHON_TASKS)) >= 60
 
 
 @pytest.mark.parametrize(
@@ -79,21 +79,21 @@ def test_what_is_inside_ends_with_it(found):
 
 
 def test_code_in_an_f_string_is_string_and_nothing_else():
-    marked = spans("x = f'{name(1)} {y:>{w}}'\n")
+    marked = python_spans("x = f'{name(1)} {y:>{w}}'\n")
     inside = {task for task, where in marked.items() if any(a < 22 and b > 6 for a, b in where)}
     assert inside <= {"string", "f-string", "assignment", "indented by 0", "last word of a line of code"}
 
 
 def test_what_is_no_python_has_no_labels():
-    assert spans("to be or not to be\n") is None
-    assert spans("def f(:\n") is None
-    assert spans("x = 'a\0b'\n") is None
+    assert python_spans("to be or not to be\n") is None
+    assert python_spans("def f(:\n") is None
+    assert python_spans("x = 'a\0b'\n") is None
 
 
 def test_keywords_comments_and_docstrings_of_the_standard_library_agree_with_another_count():
     documents = Text.builtin("heldout").documents(0)
     for document, _ in zip(documents, range(12), strict=False):
-        marked = spans(document)
+        marked = python_spans(document)
         tokens = list(tokenize.generate_tokens(io.StringIO(document).readline))
         comments = [t.string for t in tokens if t.type == tokenize.COMMENT]
         assert [document[a:b] for a, b in marked["comment"]] == comments
