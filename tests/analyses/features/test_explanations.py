@@ -42,6 +42,7 @@ class NgramModel:
     """A model whose activations say which token stands here, one and two before, and whether this is the first."""
 
     device = "cpu"
+    tokenizer = None
     width = 3 * VOCABULARY + 1
 
     def capture(self, tokens, site):
