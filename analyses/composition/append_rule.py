@@ -3,15 +3,15 @@
     keep j    if    max over all kept i of cos(d_i, d_j) <= threshold
 
 from the smallest dictionary, of which everything is kept, to the largest (Bussmann, Leask et al. 2024). What they did
-in detail is not published; the choices are parameters here. Near-duplicates inside one dictionary would count twice, so
-of latents of one donor that point the same way only the one that fires most is kept.
+in detail is not published; this order is the likeliest, and both cosines are parameters here. Near-duplicates inside
+one dictionary would count twice, so of latents of one donor that point the same way only the one that fires most is
+kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,11 +20,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from analyses.common.neighbours import nearest
-from dictlab import seeds
-from dictlab.errors import DictlabError
 
-Start = Literal["smallest", "first", "nothing"]
-Order = Literal["width", "given", "random"]
 BLOCK = 1024  # latents that are compared with those kept of their own donor at once
 
 
@@ -51,9 +47,6 @@ def appended(
     *,
     threshold: float = 0.4,
     duplicates: float = 0.9,
-    start: Start = "smallest",
-    order: Order = "width",
-    seed: int = 0,
 ) -> Appended:
     """Which latents of several dictionaries the rule keeps. Those that never fire, or have no direction, are not.
 
@@ -61,25 +54,16 @@ def appended(
         directions: Decoder directions of each dictionary.
         rates: Their firing rates.
         threshold: The largest cosine with a latent kept from another dictionary.
-        duplicates: The largest cosine with a kept latent of the same dictionary; the start is kept as it is.
-        start: The dictionary of which everything is kept: the one with fewest latents, the first, or none.
-        order: That of the others: by width, as given, or random.
-        seed: Of a random order.
-
-    Raises:
-        DictlabError: A choice is unknown.
+        duplicates: The largest cosine with a kept latent of the same dictionary; the smallest one is kept as it is.
     """
-    for name, value, known in (("start", start, get_args(Start)), ("order", order, get_args(Order))):
-        if value not in known:
-            raise DictlabError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
     widths = [len(rows) for rows in directions]
+    sequence = tuple(sorted(range(len(widths)), key=widths.__getitem__))
     alive = [(rate > 0).cpu() & (rows != 0).any(dim=1).cpu() for rate, rows in zip(rates, directions, strict=True)]
     kept, near, twice = [torch.zeros(n, dtype=torch.bool) for n in widths], [], []
-    sequence = _sequence(widths, start, order, seed)
     so_far = directions[0].new_zeros(0, directions[0].shape[1])
     for place, donor in enumerate(sequence):
         latents = alive[donor].nonzero().squeeze(1)
-        whole = place == 0 and start != "nothing"
+        whole = place == 0
         new = latents if whole else _far(directions[donor], latents, so_far, threshold)
         near.append(len(latents) - len(new))
         by_rate = new[rates[donor][new].argsort(descending=True, stable=True)]
@@ -88,16 +72,6 @@ def appended(
         kept[donor][alone] = True
         so_far = torch.cat([so_far, directions[donor][kept[donor]]])
     return Appended(torch.cat(kept).numpy(), sequence, tuple(near), tuple(twice))
-
-
-def _sequence(widths: Sequence[int], start: Start, order: Order, seed: int) -> tuple[int, ...]:
-    by_width = sorted(range(len(widths)), key=widths.__getitem__)
-    drawn = torch.randperm(len(widths), generator=seeds.generator(seed, "order of donors")).tolist()
-    others = {"width": by_width, "given": list(range(len(widths))), "random": drawn}[order]
-    if start == "nothing":
-        return tuple(others)
-    first = by_width[0] if start == "smallest" else 0
-    return (first, *(donor for donor in others if donor != first))
 
 
 def _far(rows: Tensor, latents: Int[Tensor, " some"], kept: Tensor, threshold: float) -> Int[Tensor, " far"]:

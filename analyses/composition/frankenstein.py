@@ -29,7 +29,7 @@ from analyses.common.inputs import (
     open_activations,
     open_dictionaries,
 )
-from analyses.composition.append_rule import Appended, Order, Start, appended
+from analyses.composition.append_rule import Appended, appended
 from analyses.composition.frankenstein_report import (
     CompactHybrid,
     FrankensteinResult,
@@ -77,8 +77,6 @@ def frankenstein(
     text: TextLike = "builtin",
     data: DataLike | None = None,
     threshold: float = 0.4,
-    start: Start = "smallest",
-    order: Order = "width",
     duplicates: float = 0.9,
     refit: Literal["none", "bias", "decoder", "biases", "all"] = "decoder",
     gradient: bool = False,
@@ -102,8 +100,6 @@ def frankenstein(
         text: Where tokens come from: the training split to choose and refit on, the held-out split to measure on.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
         threshold: The rule keeps a latent whose cosine with every kept one is at most this.
-        start: The rule's first dictionary, of which it keeps everything: the smallest, the first, or nothing.
-        order: In which the rule goes through the others: by width, as given, or random.
         duplicates: Cosine above which the rule takes two latents of one dictionary for the same.
         refit: Of the dictionaries that are written: nothing, output bias or decoder in closed form; biases or all
             weights by gradient.
@@ -117,7 +113,7 @@ def frankenstein(
             or firing rates, so that no rivals are carried along.
         tokens: Training tokens to choose and refit on.
         contexts: Held-out sequences to measure on.
-        seed: Of the samples of text, a random order, fine-tuning and the bootstrap.
+        seed: Of the samples of text, fine-tuning and the bootstrap.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
@@ -136,7 +132,7 @@ def frankenstein(
     train, heldout = reading.parts()
     batches = list(train.sample(tokens, seed=seed))
     chain = encode_chain(donors, batches)
-    rule = _by_rule(chain, threshold, duplicates, start, order, seed)
+    rule = _by_rule(chain, threshold, duplicates)
     trained = _measured([*donors, *others], heldout, contexts, seed)
     best = min(trained[: len(donors)], key=lambda point: point.value("mse"))
     budgets: dict[str, Budget] = {
@@ -172,7 +168,7 @@ def frankenstein(
         donors=donors,
         compact=[] if compact == "no" else _agreements(hybrids, choices, written, heldout.sample(HEARD, seed=seed)),
     )
-    how: dict[str, Any] = {"threshold": threshold, "start": start, "order": order, "duplicates": duplicates}
+    how: dict[str, Any] = {"threshold": threshold, "duplicates": duplicates}
     how |= {"refit": refit, "compact": compact, "steps": steps, "search_refit": by_refit}
     how |= {"tokens": chain.sample.n_tokens} | train.record()
     return Report(
@@ -206,13 +202,11 @@ def _measured(dictionaries: Sequence[Dictionary], heldout: Activations, contexts
     return [Point(d, e) for d, e in zip(dictionaries, evaluations, strict=True)]
 
 
-def _by_rule(
-    chain: DictionaryChain, threshold: float, duplicates: float, start: Start, order: Order, seed: int
-) -> Appended:
+def _by_rule(chain: DictionaryChain, threshold: float, duplicates: float) -> Appended:
     widths = [dictionary.n_latents for dictionary in chain.dictionaries]
     rates = torch.from_numpy(chain.sample.firing_rate).split(widths)
     directions = chain.pool.W_dec.cpu().split(widths)
-    rule = appended(directions, rates, threshold=threshold, duplicates=duplicates, start=start, order=order, seed=seed)
+    rule = appended(directions, rates, threshold=threshold, duplicates=duplicates)
     if not rule.chosen.any():
         names = ", ".join(dictionary.name for dictionary in chain.dictionaries)
         raise DictlabError(f"no latent of {names} was active on {chain.sample.n_tokens} tokens: nothing can be joined.")

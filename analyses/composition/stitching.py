@@ -32,14 +32,14 @@ from analyses.composition.selection_rules import Choice, by_insertion, by_path, 
 from analyses.composition.size_path.path_steps import Order
 from analyses.composition.stitching_report import (
     StitchingResult,
-    listed,
+    names_in_words,
     stitching_plots,
     stitching_summary,
     stitching_tables,
     stitching_warnings,
 )
 from analyses.pool.dictionary_chain import DictionaryChain, check_active, encode_chain, open_chain
-from analyses.pool.dictionary_pool import part_of, pooled
+from analyses.pool.dictionary_pool import part_of, pool_of
 from analyses.pool.refitted_subsets import RefittedSubsets
 from analyses.pool.ridge_refit import Refit
 from analyses.quality.measured_points import Point
@@ -77,7 +77,7 @@ def join(small: Dictionary, large: Dictionary, chosen: Bool[Tensor, " n_large"],
         DictlabError: The two normalise their inputs in different ways, so that no one encoder can serve both.
     """
     everything = torch.cat([torch.ones(small.n_latents, dtype=torch.bool), chosen.cpu()])
-    return part_of(pooled([small, large]), everything, name=name)
+    return part_of(pool_of([small, large]), everything, name=name)
 
 
 def stitching(
@@ -157,7 +157,7 @@ def stitching(
     how = {name: value for name, value in how.items() if value is not None}
     stitched = _described(result.stitched, how | train.record())
     return Report(
-        title=f"{parents[0].name} stitched with what {listed(parents[1:])} adds",
+        title=f"{parents[0].name} stitched with what {names_in_words(parents[1:])} adds",
         summary=stitching_summary(result),
         tables=stitching_tables(result),
         plots=stitching_plots(result),

@@ -113,7 +113,7 @@ def stitching_tables(result: StitchingResult) -> dict[str, Table]:
         ),
         "latents": Table(
             _stacked([latent_table(one) for one in insertions], larger),
-            f"Each latent of {listed(larger)}, inserted alone{into}. {effects_caption(insertions[0])}",
+            f"Each latent of {names_in_words(larger)}, inserted alone{into}. {effects_caption(insertions[0])}",
         ),
         "agreement": Table(
             _stacked([agreement_table(one) for one in insertions], larger),
@@ -223,7 +223,7 @@ def _mean_lost(parents: Sequence[Dictionary]) -> tuple[str, ...]:
     )
 
 
-def listed(dictionaries: Sequence[Dictionary]) -> str:
+def names_in_words(dictionaries: Sequence[Dictionary]) -> str:
     """Their names in a sentence."""
     names = [dictionary.name for dictionary in dictionaries]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -21,7 +21,7 @@ from dictlab.dictionary.normalisation import to_record
 from dictlab.errors import DictlabError
 
 
-def pooled(dictionaries: Sequence[Dictionary], name: str = "pool") -> Dictionary:
+def pool_of(dictionaries: Sequence[Dictionary], name: str = "pool") -> Dictionary:
     """All latents of the dictionaries in their order, each by its own dictionary's rule; output bias the first's.
 
     Args:
@@ -65,7 +65,7 @@ def part_of(
     Latents that compete keep their donor's whole encoder to decide by; a donor without a chosen latent is left out.
 
     Args:
-        pool: Of `pooled`.
+        pool: Of `pool_of`.
         chosen: Which latents may be active.
         W_dec: Other decoder directions, for all latents of the pool.
         b_out: Another output bias.

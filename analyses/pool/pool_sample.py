@@ -71,7 +71,7 @@ def encode_sample(pool: Dictionary, batches: Iterable[Float[Tensor, "*tokens d_i
     """Encode activations once.
 
     Args:
-        pool: Whose latents; see `pool.pooled`.
+        pool: Whose latents; see `dictionary_pool.pool_of`.
         batches: Activations.
     """
     codes, targets, scales = zip(*(_observed(pool, batch.reshape(-1, pool.d_in)) for batch in batches), strict=True)

@@ -37,7 +37,7 @@ class RefittedSubsets:
     """Subsets of a pool as dictionaries, refitted on a sample that was encoded once.
 
     Attributes:
-        pool: Of `dictionary_pool.pooled`.
+        pool: Of `dictionary_pool.pool_of`.
         sample: What its latents do on the sample, tokens in random order or sequence by sequence.
     """
 

@@ -12,6 +12,10 @@ from collections.abc import Mapping
 # place of a new name, a sentence that says what to do: it is told apart by its spaces.
 OPTIONS: Mapping[str, Mapping[str, str]] = {
     "ablation": {"follow": "n_positions"},
+    "frankenstein": {
+        "start": "it is gone; the rule begins with the smallest dictionary and keeps all of it.",
+        "order": "it is gone; the rule goes through the dictionaries by width.",
+    },
     "pathology": {"far": "n_random_points", "follow": "n_positions_after"},
     "probes": {"found": "min_f1"},
 }

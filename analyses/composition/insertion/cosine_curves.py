@@ -79,14 +79,14 @@ def share_novel(given: LabelledCosines) -> float:
     return float(given.weight[given.novel].sum()) / total if total > 0 else float("nan")
 
 
-def thresholds(cosine: Float[Array, " n"]) -> Float[Array, " thresholds"]:
+def candidate_thresholds(cosine: Float[Array, " n"]) -> Float[Array, " thresholds"]:
     """Every threshold that makes a difference: below all cosines, between each two neighbours, above all."""
     values = np.unique(cosine)
     return np.concatenate([[values[0]], (values[:-1] + values[1:]) / 2, [np.nextafter(values[-1], np.inf)]])
 
 
 def counts(given: LabelledCosines, times: Float[Array, "resamples n"]) -> WeightsBelow:
-    """What lies below each of `thresholds`, with each latent drawn so many times."""
+    """What lies below each of `candidate_thresholds`, with each latent drawn so many times."""
     order = np.argsort(given.cosine, kind="stable")
     last = np.flatnonzero(np.diff(given.cosine[order], append=np.inf) > 0)  # the last of each group of equal cosines
     weight = (times * given.weight)[:, order]
@@ -112,7 +112,7 @@ def areas_of(found: WeightsBelow) -> Areas:
 
 
 @np.errstate(divide="ignore", invalid="ignore")
-def rates(found: WeightsBelow) -> dict[str, Array]:
+def rule_rates(found: WeightsBelow) -> dict[str, Array]:
     """What the rule achieves at each threshold, by name."""
     missed, cleared = found.novel - found.novel_below, found.others - found.others_below
     total = found.novel + found.others
@@ -128,9 +128,9 @@ def rates(found: WeightsBelow) -> dict[str, Array]:
     }
 
 
-def best(found: WeightsBelow, at: Float[Array, " thresholds"]) -> dict[str, Array]:
+def best_thresholds(found: WeightsBelow, at: Float[Array, " thresholds"]) -> dict[str, Array]:
     """The threshold that is best by each of OPTIMA, in each resample; NaN where it has a single class."""
-    known = rates(found)
+    known = rule_rates(found)
     single = (found.novel[:, 0] == 0) | (found.others[:, 0] == 0)
     return {name: np.where(single, np.nan, _middle(np.nan_to_num(known[name], nan=-1), at)) for name in OPTIMA}
 
@@ -145,7 +145,7 @@ def _middle(values: Array, at: Float[Array, " thresholds"]) -> Array:
     return middle
 
 
-def resampled(given: LabelledCosines, seed: int) -> Iterator[WeightsBelow]:
+def resampled_weights(given: LabelledCosines, seed: int) -> Iterator[WeightsBelow]:
     """WeightsBelow in bootstrap resamples of the latents, some at a time; equal seeds draw equal latents."""
     n = len(given.cosine)
     generator, step = seeds.numpy_generator(seed, "latents of a prediction"), max(1, CELLS // max(1, n))

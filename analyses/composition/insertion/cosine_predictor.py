@@ -20,12 +20,12 @@ from analyses.composition.insertion.cosine_curves import (
     WeightsBelow,
     areas,
     areas_of,
-    best,
+    best_thresholds,
+    candidate_thresholds,
     counts,
-    rates,
-    resampled,
+    resampled_weights,
+    rule_rates,
     share_novel,
-    thresholds,
 )
 from analyses.composition.insertion.single_insertions import LatentEffects
 from dictlab.dictionary.activation_functions import Activation, Union
@@ -82,7 +82,7 @@ class ThresholdRule(NamedTuple):
         low: Lower end of its 95 % bootstrap interval over latents.
         high: Upper end.
         confusion: In latents, whatever the weighting.
-        rates: Of weights, by name; see `rates`.
+        rates: Of weights, by name; see `rule_rates`.
     """
 
     group: str
@@ -135,7 +135,7 @@ def prediction_areas(parts: Mapping[str, LatentEffects], seed: int) -> list[Pred
             given = labelled(part, weighting)
             intervals = [(NAN, NAN)] * 3
             if given.two_classes:
-                draws = [areas_of(weights) for weights in resampled(given, seed)]
+                draws = [areas_of(weights) for weights in resampled_weights(given, seed)]
                 intervals = [interval(np.concatenate(kind)) for kind in zip(*draws, strict=True)]
             found = [Estimate(value, *ends) for value, ends in zip(areas(given), intervals, strict=True)]
             n_novel = int(given.novel.sum())
@@ -157,10 +157,10 @@ def threshold_rules(parts: Mapping[str, LatentEffects], threshold: float, seed: 
             given = labelled(part, weighting)
             if not given.two_classes:
                 continue
-            once, at = counts(given, np.ones((1, len(part.latent)))), thresholds(given.cosine)
-            draws = [best(c, at) for c in resampled(given, seed)]
+            once, at = counts(given, np.ones((1, len(part.latent)))), candidate_thresholds(given.cosine)
+            draws = [best_thresholds(c, at) for c in resampled_weights(given, seed)]
             rules.append(_rule(given, threshold, group, weighting, GIVEN, (threshold, threshold)))
-            for name, value in best(once, at).items():
+            for name, value in best_thresholds(once, at).items():
                 low_high = interval(np.concatenate([draw[name] for draw in draws]))
                 rules.append(_rule(given, float(value[0]), group, weighting, f"best {name}", low_high))
     return rules
@@ -172,7 +172,7 @@ def _rule(
     below, novel = given.cosine < threshold, given.novel
     cells = (below & novel, ~below & novel, below & ~novel, ~below & ~novel)
     sums = [float(given.weight[mask].sum()) for mask in (cells[0], cells[2], novel, ~novel)]
-    achieved = rates(WeightsBelow(*(np.array([[total]]) for total in sums)))
+    achieved = rule_rates(WeightsBelow(*(np.array([[total]]) for total in sums)))
     return ThresholdRule(
         group,
         weighting,

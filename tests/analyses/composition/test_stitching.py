@@ -13,7 +13,7 @@ from analyses.composition.selection_rules import by_search
 from analyses.composition.stitching import join, stitching
 from analyses.pool import ridge_refit as refit
 from analyses.pool.dictionary_chain import encode_chain
-from analyses.pool.dictionary_pool import part_of, pooled
+from analyses.pool.dictionary_pool import part_of, pool_of
 from analyses.pool.pool_sample import encode_sample
 from analyses.pool.refitted_subsets import RefittedSubsets
 from analyses.pool.refitted_updates import pull_of
@@ -350,7 +350,7 @@ def test_a_cosine_rule_that_harms_is_warned_of(text):
 def test_parts_are_refitted_as_the_dictionaries_that_they_are(monkeypatch):
     """Out of the equations of the whole pool, and, where that is too large, of their own."""
     small, large = (random_dictionary(n, 8, seed=n, activation=k) for n, k in ((20, TopK(4)), (30, ReLU())))
-    pool = pooled([small, large])
+    pool = pool_of([small, large])
     chosen = np.arange(50) % 3 != 0
     part = part_of(pool, torch.from_numpy(chosen))
     expected = {"bias": refit_bias(part, [X]), "decoder": refit_decoder(part, [X])}

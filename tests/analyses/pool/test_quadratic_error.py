@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyses.composition.insertion.insertion_effects import insertion_effects
-from analyses.pool.dictionary_pool import part_of, pooled
+from analyses.pool.dictionary_pool import part_of, pool_of
 from analyses.pool.pool_sample import PoolSample, encode_sample
 from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.ridge_refit import normal_equations, refit_bias
@@ -24,7 +24,7 @@ N = 24 + 30 + 20
 
 def pool(normalisation: Normalisation | None = None) -> Dictionary:
     kinds = ((24, TopK(4)), (30, ReLU()), (20, jumprelu(20, 1)))
-    return pooled([random_dictionary(n, 8, seed=n, activation=kind, normalisation=normalisation) for n, kind in kinds])
+    return pool_of([random_dictionary(n, 8, seed=n, activation=kind, normalisation=normalisation) for n, kind in kinds])
 
 
 def brute_force(part: Dictionary, x: torch.Tensor = X) -> float:
@@ -74,7 +74,7 @@ def test_columns_are_those_of_the_matrix_that_the_form_stands_for(free):
 
 def test_adding_one_latent_costs_what_the_one_pass_measurement_says():
     small, large = (random_dictionary(n, 8, seed=n) for n in (24, 30))
-    whole = pooled([small, large])
+    whole = pool_of([small, large])
     made = QuadraticError.from_sample(encode_sample(whole, [X]), whole.W_dec, whole.b_out)
     chosen = np.arange(54) < 24
     changes = made.changes(chosen, made.product(chosen.astype(float)))[24:]
@@ -104,7 +104,7 @@ def test_silent_latents_and_zero_directions_cost_nothing():
     dead = random_dictionary(12, 8, seed=1, activation=ReLU())
     dead = replace(dead, b_enc=torch.full((12,), -1e6))
     flat = replace(random_dictionary(10, 8, seed=2), W_dec=torch.zeros(10, 8))
-    whole = pooled([random_dictionary(24, 8), dead, flat])
+    whole = pool_of([random_dictionary(24, 8), dead, flat])
     made = QuadraticError.from_sample(encode_sample(whole, [X]), whole.W_dec)
     chosen = np.arange(46) < 24
     changes = made.changes(chosen, made.product(chosen.astype(float)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.pool.dictionary_pool import part_of, pooled
+from analyses.pool.dictionary_pool import part_of, pool_of
 from analyses.pool.threshold_calibration import agreement, standing_alone
 from dictlab import DictlabError, ReLU, TopK, load
 from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, GroupMax, JumpReLU
@@ -45,7 +45,7 @@ def test_by_rate_every_latent_fires_as_often_as_it_did():
 @pytest.mark.parametrize("kinds", [(ReLU(), jumprelu(30, 1)), (gated(24, 1), ReLU()), (jumprelu(24, 2), gated(30, 3))])
 def test_latents_without_rivals_keep_their_codes(kinds):
     """A gated latent is a JumpReLU latent of another encoder."""
-    whole = pooled([random_dictionary(n, 8, seed=n, activation=kind) for n, kind in zip((24, 30), kinds, strict=True)])
+    whole = pool_of([random_dictionary(n, 8, seed=n, activation=kind) for n, kind in zip((24, 30), kinds, strict=True)])
     part = part_of(whole, HALF)
     alone = standing_alone(part, [X])
     assert isinstance(alone.activation, JumpReLU) and alone.n_latents == 27
@@ -54,7 +54,7 @@ def test_latents_without_rivals_keep_their_codes(kinds):
 
 
 def test_a_part_of_a_topk_dictionary_loses_its_rivals_and_what_that_changes_is_counted():
-    whole = pooled([random_dictionary(24, 8, seed=1), random_dictionary(30, 8, seed=2, activation=TopK(6))])
+    whole = pool_of([random_dictionary(24, 8, seed=1), random_dictionary(30, 8, seed=2, activation=TopK(6))])
     part = part_of(whole, HALF, name="part")
     alone = standing_alone(part, X.split(90))
     assert part.n_latents == 54 and alone.n_latents == 27
@@ -83,7 +83,7 @@ def test_latents_that_never_fire_stay_silent(by):
 def test_other_libraries_can_hold_it(format, normalisation, tmp_path):
     """Read back and compared by the writer, and here on data; the union that it was made from cannot be written."""
     made = [random_dictionary(n, 8, seed=n, activation=TopK(5), normalisation=normalisation) for n in (24, 30)]
-    part = part_of(pooled(made), HALF)
+    part = part_of(pool_of(made), HALF)
     with pytest.raises(DictlabError):
         conversion.write(part, tmp_path / "union", format)
     alone = standing_alone(part, [X])

@@ -10,10 +10,10 @@ from analyses.composition.insertion.cosine_curves import (
     LabelledCosines,
     areas,
     areas_of,
-    best,
+    best_thresholds,
+    candidate_thresholds,
     counts,
-    resampled,
-    thresholds,
+    resampled_weights,
 )
 from analyses.composition.insertion.cosine_predictor import (
     GIVEN,
@@ -77,8 +77,8 @@ def test_perfect_and_hopeless_cosines_have_areas_one_and_zero():
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_best_thresholds_are_those_of_a_search_through_all(ties):
     given = random_latents(seed=3, ties=ties)
-    at = thresholds(given.cosine)
-    found = best(counts(given, np.ones((1, 40))), at)
+    at = candidate_thresholds(given.cosine)
+    found = best_thresholds(counts(given, np.ones((1, 40))), at)
     fall_out, recall, _ = roc_curve(given.novel, -given.cosine, sample_weight=given.weight)
 
     def youden(t):
@@ -126,14 +126,14 @@ def test_intervals_cover_the_area_of_a_planted_distribution():
         generator = np.random.default_rng(seed)
         novel = generator.random(80) < 0.4
         given = LabelledCosines(generator.normal(size=80) - novel, novel, np.ones(80))
-        low, high = interval(np.concatenate([areas_of(c).roc for c in resampled(given, seed)]))
+        low, high = interval(np.concatenate([areas_of(c).roc for c in resampled_weights(given, seed)]))
         hits += low <= 0.7602 <= high
     assert hits >= 34
 
 
 def test_equal_seeds_draw_equal_latents_for_both_weightings():
     given = random_latents()
-    one, other = (next(resampled(g, 7)) for g in (given._replace(weight=np.ones(40)), given))
+    one, other = (next(resampled_weights(g, 7)) for g in (given._replace(weight=np.ones(40)), given))
     plain, weighted = (np.diff(c.novel_below, axis=1) > 0 for c in (one, other))
     assert (plain == weighted).all()
 

@@ -19,7 +19,7 @@ from analyses.composition.size_path.path_steps import (
     random_scores,
     schedule_steps,
 )
-from analyses.pool.dictionary_pool import part_of, pooled, with_common_normalisation
+from analyses.pool.dictionary_pool import part_of, pool_of, with_common_normalisation
 from analyses.pool.pool_sample import PoolSample, encode_sample
 from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.ridge_refit import refit_bias
@@ -54,7 +54,7 @@ def match_latents(
 
 
 def walked(chain: list[Dictionary], order: str = "cosine", **options) -> tuple[Dictionary, PoolSample, PathTrace]:
-    whole = pooled(chain)
+    whole = pool_of(chain)
     seen, matching = encode_sample(whole, X.split(60)), match_latents(chain, **options)
     made = QuadraticError.from_sample(seen, whole.W_dec)
     scores = {
