@@ -75,6 +75,10 @@ class TokenIds(Text):
         """Tokens of a sequence."""
         return self.ids.shape[1]
 
+    def notes(self, tokenizer: Any) -> tuple[str, ...]:
+        """Nothing: no documents become tokens."""
+        return ()
+
     def contexts(
         self,
         tokenizer: Any,

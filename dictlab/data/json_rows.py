@@ -71,11 +71,14 @@ def _lines(path: Path, at: int) -> Iterator[dict[str, Any]]:
 
 
 def _next_line(file: BinaryIO, at: int) -> int:
-    """The first line that begins at a place or later; the file stands there."""
+    """The first line that begins at a place of a block or later, or the block's end; the file stands there."""
     if not at:
         return 0
     file.seek(at - 1)
-    return at - 1 + len(file.readline())
+    line_end = file.read(BLOCK + 1).find(b"\n")
+    place = at + line_end if line_end >= 0 else at + BLOCK
+    file.seek(place)
+    return place
 
 
 def _list(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 from dictlab.errors import DictlabError
 
 GROUP = 64  # documents tokenized at once, at most
-GROUP_SIZE = 1 << 18  # characters or token ids of them, after which no more are taken
+NOTED_DOCUMENTS, NOTED = 16, 1 << 14  # documents, and characters of each, that notes are made of
+GROUP_SIZE = 1 << 16  # characters or token ids of them, after which no more are taken
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,21 @@ def _group(documents: Iterator[str | list[int]]) -> list[str | list[int]]:
         group.append(document)
         size += len(document)
     return group
+
+
+def packing_notes(documents: Iterable[str | list[int]], tokenizer: Any) -> tuple[str, ...]:
+    """What must be said of how documents become tokens, by a look at a few of them."""
+    notes = []
+    if tokenizer.eos_token_id is None:
+        notes.append("documents are joined with nothing between them: the tokenizer has no end-of-text token.")
+    special = set(getattr(tokenizer, "all_special_ids", ())) - {getattr(tokenizer, "unk_token_id", None)}
+    texts = [document[:NOTED] for document in islice(documents, NOTED_DOCUMENTS) if isinstance(document, str)]
+    tokenized = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    written = sorted({token for ids in tokenized for token in ids} & special)
+    if written:
+        names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(written)))
+        notes.append(f"documents have special tokens written in them ({names}), which the model reads as such.")
+    return tuple(notes)
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:

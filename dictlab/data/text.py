@@ -35,7 +35,7 @@ from dictlab.data.hf_datasets import TABLES as TABLES
 from dictlab.data.hf_datasets import Split as Split
 from dictlab.data.hf_datasets import data_files, is_saved, open_dataset, reading
 from dictlab.data.hf_datasets import rows as rows
-from dictlab.data.packing import Contexts, Position
+from dictlab.data.packing import Contexts, Position, packing_notes
 from dictlab.errors import DictlabError
 
 Document: TypeAlias = str | list[int]  # text, or token ids
@@ -59,6 +59,7 @@ class Text:
     Attributes:
         name: What `Text.open` was given, so that the same text can be opened again.
         split: "train", or "heldout": the tenth of the documents that training never sees.
+        left_out: Binary files of its folder that are not read.
         separate: No context reaches from one document into the next; what does not fill one is dropped.
     """
 
@@ -68,6 +69,7 @@ class Text:
     _reopen: Callable[[Split], Text]  # the same text, opened in the same way
     _already_split: bool = False  # the data set has splits of its own
     separate: bool = field(default=False, kw_only=True)
+    left_out: tuple[str, ...] = field(default=(), kw_only=True)
 
     @classmethod
     def open(cls, spec: str | Path, split: Split = "train") -> Text:
@@ -96,7 +98,15 @@ class Text:
             text = cls.files(path, split)
         if not chosen:
             return text
-        return cls(str(spec), split, text._source, partial(cls.open, spec), text._already_split, separate=separate)
+        return cls(
+            str(spec),
+            split,
+            text._source,
+            partial(cls.open, spec),
+            text._already_split,
+            separate=separate,
+            left_out=text.left_out,
+        )
 
     @classmethod
     def builtin(cls, split: Split = "train") -> Text:
@@ -123,13 +133,15 @@ class Text:
         paths = [root] if root.is_file() else text_files.visible_files(root)
         if not paths:
             raise DictlabError(f"text {root}: the folder holds no files.")
-        paths = text_files.check_heads(paths)
+        everything, paths = paths, text_files.check_heads(paths)
         if not paths or (root.is_file() and not root.stat().st_size):
             raise DictlabError(f"text {root}: the file is empty or binary; expected plain text.")
         size = PIECE_ALONE if root.is_file() else PIECE
         train, held = text_files.own_splits(paths) if root.is_dir() else (paths, [])
         source = partial(text_files.pieces, root, held if held and split == "heldout" else train, size)
-        return cls(str(path), split, source, partial(cls.files, path), bool(held))
+        kept = set(paths)
+        left_out = tuple(p.relative_to(root).as_posix() for p in everything if p not in kept)
+        return cls(str(path), split, source, partial(cls.files, path), bool(held), left_out=left_out)
 
     @classmethod
     def dataset(
@@ -203,6 +215,12 @@ class Text:
         for key, document in self._source(seed):
             if self._already_split or _held_out(key) == (self.split == "heldout"):
                 yield document
+
+    def notes(self, tokenizer: Any) -> tuple[str, ...]:
+        """What must be said of this text before it is used: what is left out, and how it becomes tokens."""
+        shown = ", ".join(self.left_out[:5]) + (", ..." if len(self.left_out) > 5 else "")
+        binary = (f"{len(self.left_out)} binary files are left out: {shown}.",) if self.left_out else ()
+        return (*binary, *packing_notes(self.documents(), tokenizer))
 
     def contexts(
         self,

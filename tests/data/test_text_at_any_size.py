@@ -17,7 +17,7 @@ from dictlab.data.json_rows import JsonRows
 from dictlab.data.packing import Contexts, Position
 from dictlab.data.text import PIECE, Text, _in_corpus
 from dictlab.errors import DictlabError
-from tests.data.test_text import EOS, PLAIN, WORDS, offline, refused  # noqa: F401  # offline is used by itself
+from tests.data.test_text import EOS, PLAIN, WORDS, build_tokenizer, offline, refused  # noqa: F401  # offline is used by itself
 
 
 def lines(number: int) -> str:
@@ -295,3 +295,19 @@ def test_json_that_is_no_rows_is_refused(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(DictlabError, match=name):
             list(Text.open(tmp_path / name).documents())
+
+
+# What is said
+
+
+def test_what_is_left_out_and_how_documents_become_tokens_is_said(tmp_path):
+    (tmp_path / "a.txt").write_text("w1 w2 <eos> w3")
+    notes = Text("own", "train", lambda seed: iter([("a", "w1 <eos> w2")]), Text.builtin, True).notes(PLAIN)
+    assert len(notes) == 1 and "special tokens" in notes[0] and "<eos>" in notes[0]
+    bare = build_tokenizer(False)
+    bare.eos_token = None
+    notes = Text("own", "train", lambda seed: iter([("a", "w1 w2")]), Text.builtin, True).notes(bare)
+    assert len(notes) == 1 and "no end-of-text token" in notes[0]
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG" + bytes(9))
+    (note, *_) = Text.files(tmp_path).notes(PLAIN)
+    assert note == "1 binary files are left out: picture.png."

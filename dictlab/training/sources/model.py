@@ -60,6 +60,8 @@ class ModelSource:
         self.config = replace(config, model=self.model.name, text=self.text.name, context=self.context)
         for site in config.sites:
             self.model.locate(site)  # is it there?
+        for note in self.text.notes(self.model.tokenizer):
+            ranks.on_rank_zero(partial(progress.write, f"dictlab: text {self.text.name}: {note}\n"))
         self.selection = self._selected()
         self.config = replace(self.config, token_selection=str(self.selection))
         self.members: Sequence[Member] = list(
