@@ -8,7 +8,6 @@ provenance. A `Scatter` is a figure whose points can be asked, on the page, what
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import math
@@ -31,6 +30,7 @@ from matplotlib.figure import Figure
 
 from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary
+from dictlab.dictionary.hashing import sha256_of_weights
 from dictlab.errors import DictlabError
 from dictlab.formats import native
 from dictlab.reports.cards import Cards, template
@@ -282,13 +282,10 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _described(dictionary: Dictionary) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for weight in (*dict(dictionary._weights()).values(), *dictionary.activation.tensors().values()):
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     metadata = dictionary.metadata
     return {
         "name": dictionary.name,
-        "sha256_of_weights": digest.hexdigest(),
+        "sha256_of_weights": sha256_of_weights(dictionary),
         "path": str(dictionary.path) if dictionary.path else None,
         "notes": list(dictionary.metadata.notes),
         "activation": dictionary.activation.record(),
