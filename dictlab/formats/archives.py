@@ -24,6 +24,7 @@ from dictlab.formats import pickles
 from dictlab.formats.configs import line, plain
 
 EXPANDED = 64  # a compressed archive may unpack to this many times its size
+MEMBERS = 20_000  # one a storage, and a few besides
 KINDS = (Tensor, torch.Size, torch.dtype, torch.device)  # what may lie in a .pt file beside plain values
 
 
@@ -33,6 +34,9 @@ def archive(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         DictlabError: It is damaged, is neither, or claims more than it can hold.
     """
+    count = _stated_members(path)
+    if count > MEMBERS:
+        raise DictlabError(f"{path}: refused: an archive of {count} members; a dictionary's has at most {MEMBERS}.")
     try:
         with zipfile.ZipFile(path) as file:
             members, start = file.infolist(), file.start_dir
@@ -167,6 +171,18 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     return shape, fortran, dtype
+
+
+def _stated_members(path: Path) -> int:
+    """How many members the archive's last record claims, read without reading the directory; 0 where there is none."""
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - 98))
+        tail = file.read()
+    record, end = tail[-98:-42], tail[-22:]
+    count = int.from_bytes(end[10:12], "little") if end[:4] == b"PK\x05\x06" else 0
+    large = count == 0xFFFF and record[:4] == b"PK\x06\x06"
+    return int.from_bytes(record[32:40], "little") if large else count
 
 
 def _one_directory(path: Path, start: int) -> bool:

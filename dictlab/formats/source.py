@@ -21,6 +21,7 @@ from dictlab.formats.archives import archive, saved_by_torch, without_prefix
 from dictlab.formats.configs import configs_in, line
 from dictlab.formats.names import WEIGHTS, name_of
 
+TENSORS = 10_000  # a checkpoint of many sites has hundreds
 HEADER_BYTES = 16 << 20  # of a safetensors file: some hundred bytes a tensor
 
 
@@ -127,6 +128,10 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, 
 def _safetensors(path: Path, header: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     if header > HEADER_BYTES:
         raise DictlabError(f"{path}: refused: its header claims {header} bytes; expected at most {HEADER_BYTES}.")
+    with path.open("rb") as file:  # counted, for reading so many takes seconds
+        tensors = file.read(8 + header).count(b'"data_offsets"')
+    if tensors > TENSORS:
+        raise DictlabError(f"{path}: refused: it holds {tensors} tensors; a dictionary's file has at most {TENSORS}.")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118

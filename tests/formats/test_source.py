@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import time
 import tracemalloc
 import zipfile
 from collections import OrderedDict
@@ -493,3 +494,19 @@ def test_a_damaged_file_in_a_folder_is_named_unless_another_is_the_dictionary(tm
         load(tmp_path)
     save(random_dictionary(), tmp_path / "a.safetensors")
     assert load(tmp_path).path == tmp_path / "a.safetensors"
+
+
+def test_a_hundred_thousand_tensors_or_members_are_refused_at_once(tmp_path):
+    entries = {f"t{i}": {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i in range(150_000)}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(600_000))
+    archive = tmp_path / "a.pt"
+    with zipfile.ZipFile(archive, "w") as file:
+        for i in range(60_000):
+            file.writestr(f"m{i}", b"")
+    start = time.process_time()
+    for file, said in ((path, "holds 150000 tensors"), (archive, "archive of 60000 members")):
+        with pytest.raises(DictlabError, match=said):
+            Source.open(file)
+    assert time.process_time() - start < 0.5

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-DTYPES = ("float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "complex64", "float8_e4m3fn")
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+DTYPES = ("float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "complex64", *FLOAT8[:2])
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "k", "encoder.weight", "bias", "x", "", "a\nb", "_orig_mod.b")
 EDGE = 256  # bytes at a file's ends, where headers and directories lie
 
@@ -179,8 +180,11 @@ def _one_tensor(tensors: dict[str, Tensor], random: Random) -> str:
         tensors[random.choice(NAMES)] = tensors[name]
     elif kind == "dtype":
         tensors[name] = tensors[name].to(getattr(torch, random.choice(DTYPES)))
-    else:
-        tensors[name] = CHANGES[kind](tensors[name].clone(), random)
+    else:  # torch computes with no float8: changed as float32, and back
+        tensor = tensors[name].clone()
+        small = str(tensor.dtype).removeprefix("torch.") in FLOAT8
+        changed = CHANGES[kind](tensor.float() if small else tensor, random)
+        tensors[name] = changed.to(tensor.dtype) if small else changed
     return f"{kind} {name!r}"
 
 
@@ -227,7 +231,9 @@ def _write(path: Path, tensors: dict[str, Tensor], entries: Any, header: dict[st
     if path.suffix == ".safetensors":
         save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, metadata=header)
     elif path.suffix == ".npz":
-        known = {name: t for name, t in tensors.items() if t.dtype not in (torch.bfloat16, torch.float8_e4m3fn)}
+        known = {
+            name: t for name, t in tensors.items() if str(t.dtype).removeprefix("torch.") not in ("bfloat16", *FLOAT8)
+        }
         random.choice((np.savez, np.savez_compressed))(path, **{n or "empty": t.numpy() for n, t in known.items()})
     else:
         torch.save({**entries, **tensors}, path, _use_new_zipfile_serialization=random.random() < 0.8)
