@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -24,7 +24,12 @@ Levels = Mapping[str, Mapping[str, float]]  # chance levels by dictionary, by th
 
 
 def max_cosine_levels(
-    b: Float[Tensor, "m d"], seed: int, *, of_b: Int[Tensor, " some_b"] | None = None, rows: int = NULL_ROWS
+    b: Float[Tensor, "m d"],
+    seed: int,
+    *,
+    of_b: Int[Tensor, " some_b"] | None = None,
+    signed: Bool[Tensor, " m"] | None = None,
+    rows: int = NULL_ROWS,
 ) -> dict[str, float]:
     """Mean max cosine of random directions with (some of) the rows of b, by the keys of `KINDS`: what is worth nothing.
 
@@ -32,13 +37,20 @@ def max_cosine_levels(
         b: The candidates; may lie in a file.
         seed: Of the draw.
         of_b: The rows of b that take part; all by default.
+        signed: Rows of b whose opposites are the same latent: their cosines count by size.
         rows: Directions drawn.
     """
     levels = {}
     for kind, shaped in KINDS.items():
         draw = random_directions(b, rows, shaped=shaped, seed=seed, of_b=of_b)
-        levels[kind] = float(nearest(draw, b, of_b=of_b).cosine.mean())
+        levels[kind] = float(nearest(draw, b, of_b=of_b, signed_b=signed).cosine.mean())
     return levels
+
+
+def chance_levels(dictionary: Dictionary, seed: int) -> dict[str, float]:
+    """`max_cosine_levels` of a dictionary's alive decoder directions."""
+    alive = dictionary.alive.nonzero().squeeze(1)
+    return max_cosine_levels(dictionary.W_dec, seed, of_b=alive, signed=dictionary.signed)
 
 
 def random_directions(
@@ -57,6 +69,35 @@ def random_directions(
     return draw
 
 
+def oriented(rows: Float[Tensor, "n d"], signed: Bool[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    """Rows of signed latents turned such that their largest component is positive: opposites become equal."""
+    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+    return torch.where(signed[:, None].to(rows.device) & (largest < 0), -rows, rows)
+
+
+def comparison_notes(given: Sequence[Dictionary], rated: Collection[str]) -> tuple[str, ...]:
+    """What a report must say of how latents were compared: signed ones, and how dead ones were told.
+
+    Args:
+        given: The dictionaries, as in their files.
+        rated: Names of those whose latents were looked at on a sample, whatever their files say.
+    """
+    said = []
+    signed = [d.name for d in given if bool(d.signed.any())]
+    if signed:
+        said.append(
+            f"{', '.join(signed)}: activations have either sign, so a direction and its opposite are one latent; "
+            "cosines and correlations count by size."
+        )
+    unrated = [d.name for d in given if d.firing_rate is None]
+    measured, unknown = ([name for name in unrated if (name in rated) is known] for known in (True, False))
+    if measured:
+        said.append(f"{', '.join(measured)}: no firing rates in the file; dead are latents never active on the sample.")
+    if unknown:
+        said.append(f"{', '.join(unknown)}: no firing rates are known, so dead latents take part.")
+    return tuple(said)
+
+
 def alive_latents(dictionary: Dictionary) -> Int[Tensor, " alive"]:
     """The latents that fire.
 
@@ -65,7 +106,10 @@ def alive_latents(dictionary: Dictionary) -> Int[Tensor, " alive"]:
     """
     latents = dictionary.alive.nonzero().squeeze(1)
     if len(latents) < 2:
-        raise DictlabError(f"{dictionary.name}: {len(latents)} alive latents; a comparison needs two or more.")
+        n = dictionary.n_latents
+        if len(latents) == 0:
+            raise DictlabError(f"{dictionary.name}: all of its {n} latents are dead, so there is nothing to compare.")
+        raise DictlabError(f"{dictionary.name}: 1 of its {n} latents is alive; a comparison needs two or more.")
     return latents
 
 

@@ -141,6 +141,16 @@ def _of_array(
     return Contexts(found, partial(row_numbers, source, numbers), record, "strongest row")
 
 
+def with_activity(dictionaries: Sequence[Dictionary], contexts: Contexts | None) -> list[Dictionary]:
+    """Dictionaries whose files have no firing rates, with those latents dead that were active nowhere in the sample."""
+    if contexts is None:
+        return list(dictionaries)
+    return [
+        replace(d, firing_rate=(contexts.peaks[d.name].activation[:, 0] > 0).float()) if d.firing_rate is None else d
+        for d in dictionaries
+    ]
+
+
 def with_contexts(frame: pd.DataFrame, contexts: Contexts | None) -> pd.DataFrame:
     """A table of latents with a column for each of their contexts."""
     if contexts is None:

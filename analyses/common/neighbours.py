@@ -15,7 +15,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.common import shared_search
@@ -44,6 +44,8 @@ def neighbours(
     top: int = 8,
     of_a: Int[Tensor, " some_a"] | None = None,
     of_b: Int[Tensor, " some_b"] | None = None,
+    signed_a: Bool[Tensor, " n"] | None = None,
+    signed_b: Bool[Tensor, " m"] | None = None,
     tile: tuple[int, int] | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[Neighbours, Neighbours]:
@@ -60,6 +62,9 @@ def neighbours(
         top: How many neighbours; all there are if there are fewer.
         of_a: The rows of a that take part; all by default. Neighbours are numbered among those.
         of_b: The same for b.
+        signed_a: Rows of a whose opposites are the same to the caller: their cosines count by size. None of them by
+            default.
+        signed_b: The same for b.
         tile: Rows of a and of b whose cosines are held at once, rounded up to multiples of 64 and 8; by default such
             that they fit a cache.
         device: Where to compute; by default where a is.
@@ -67,7 +72,8 @@ def neighbours(
     Raises:
         DictlabError: A row holds NaN or infinities, or no number asked for is positive.
     """
-    search = partial(_searched, a, b, top, of_b=of_b, tile=tile, device=device, both=True, itself=True)
+    signed = (signed_a, signed_b)
+    search = partial(_searched, a, b, top, of_b=of_b, signed=signed, tile=tile, device=device, both=True, itself=True)
     if shared_search.count() > 1:
         return _over_ranks(search, len(a), of_a, top)
     forward, backward = search(of_a)
@@ -81,6 +87,8 @@ def nearest(
     top: int = 1,
     itself: bool = True,
     of_b: Int[Tensor, " some_b"] | None = None,
+    signed_a: Bool[Tensor, " n"] | None = None,
+    signed_b: Bool[Tensor, " m"] | None = None,
     tile: tuple[int, int] | None = None,
 ) -> Neighbours:
     """For each row of a, the `top` rows of b with the largest cosine: `neighbours` one way.
@@ -91,9 +99,12 @@ def nearest(
         top: How many.
         itself: False if a and b are the same rows, and a row is no neighbour of itself.
         of_b: The rows of b that take part; all by default. Neighbours are numbered among those.
+        signed_a: Rows of a whose cosines count by size.
+        signed_b: The same for b.
         tile: Rows of a and of b whose cosines are held at once.
     """
-    return _searched(a, b, top, None, of_b=of_b, tile=tile, device=None, both=False, itself=itself)[0]
+    signed = (signed_a, signed_b)
+    return _searched(a, b, top, None, of_b=of_b, signed=signed, tile=tile, device=None, both=False, itself=itself)[0]
 
 
 def _over_ranks(
@@ -120,6 +131,7 @@ def _searched(
     of_a: Tensor | None,
     *,
     of_b: Tensor | None,
+    signed: tuple[Tensor | None, Tensor | None],
     tile: tuple[int, int] | None,
     device: str | torch.device | None,
     both: bool,
@@ -127,7 +139,7 @@ def _searched(
 ) -> list[Neighbours]:
     where = torch.device(device) if device is not None else a.device
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-    one, other = _Rows(a, of_a, dtype, where), _Rows(b, of_b, dtype, where)
+    one, other = _Rows(a, of_a, signed[0], dtype, where), _Rows(b, of_b, signed[1], dtype, where)
     n, m = len(one), len(other)
     high, wide = tile if tile is not None else _default_tile(where, dtype)
     check_at_least(1, top=top, tile=min(high, wide))
@@ -140,7 +152,7 @@ def _searched(
         for first in range(0, n, resident):
             rows = one.unit(first, held)
             columns = iter(range(0, m, wide))  # each worker takes the next ones when it is ready
-            work = partial(_one_worker, rows, first, other, columns, (high, wide), forward, backward, itself)
+            work = partial(_one_worker, rows, first, one, other, columns, (high, wide), forward, backward, itself)
             parts = workers.each(work)
             forward.join(first, parts)
     return [Neighbours(*best.found()) for best in (forward, backward) if best is not None]
@@ -156,6 +168,7 @@ def _default_tile(device: torch.device, dtype: torch.dtype) -> tuple[int, int]:
 def _one_worker(
     rows: Tensor,
     first: int,
+    one: _Rows,
     other: _Rows,
     columns: Iterator[int],
     shape: tuple[int, int],
@@ -172,7 +185,8 @@ def _one_worker(
         some = other.unit(column, held_columns)
         for start in range(0, len(rows), high):
             part = rows[start : start + high]
-            cosine = _tile(part, some, held, product)
+            signed = (one.signed_from(first + start, len(part)), other.signed_from(column, len(some)))
+            cosine = _tile(part, some, signed, held, product)
             if not itself:
                 _forget_itself(cosine, first + start - column)
             maxima = cosine.view(-1, GROUP, wide).amax(1)
@@ -191,11 +205,20 @@ class _Rows(NamedTuple):
 
     x: Tensor
     of: Tensor | None
+    signed: Tensor | None
     dtype: torch.dtype
     device: torch.device
 
     def __len__(self) -> int:
         return len(self.x) if self.of is None else len(self.of)
+
+    def signed_from(self, start: int, count: int) -> Tensor | None:
+        """Which of `count` rows from `start` on are signed; None if none is."""
+        if self.signed is None:
+            return None
+        piece = slice(start, start + count)
+        signed = self.signed[piece if self.of is None else self.of[piece].to(self.signed.device)]
+        return signed.to(self.device) if bool(signed.any()) else None
 
     def unit(self, start: int, held: Tensor) -> Tensor:
         """As many rows from `start` on as `held` takes, written into it at unit length."""
@@ -211,15 +234,30 @@ class _Rows(NamedTuple):
         return rows
 
 
-def _tile(rows: Tensor, columns: Tensor, held: Tensor, product: Product) -> Float[Tensor, "high wide"]:
-    """Cosines of rows with columns; -inf below and right of them."""
+def _tile(
+    rows: Tensor, columns: Tensor, signed: tuple[Tensor | None, Tensor | None], held: Tensor, product: Product
+) -> Float[Tensor, "high wide"]:
+    """Cosines of rows with columns, by size where one of the two is signed; -inf below and right of them."""
     if len(rows) == held.shape[0] and len(columns) == held.shape[1]:
         product(rows, columns, held)
-        return held
+        return by_size(held, *signed)
     high = _up(len(rows), GROUP * GROUP)
     edge = torch.full((high, held.shape[1]), -torch.inf, dtype=held.dtype, device=held.device)
-    edge[: len(rows), : len(columns)] = rows @ columns.T
+    edge[: len(rows), : len(columns)] = by_size(rows @ columns.T, *signed)
     return edge
+
+
+def by_size(
+    cosine: Float[Tensor, "n m"], signed_rows: Bool[Tensor, " n"] | None, signed_columns: Bool[Tensor, " m"] | None
+) -> Float[Tensor, "n m"]:
+    """Absolute cosines in place where the row or the column is signed: its opposite is the same latent."""
+    if any(signed is not None and bool(signed.all()) for signed in (signed_rows, signed_columns)):
+        return cosine.abs_()
+    if signed_rows is not None:
+        cosine[signed_rows] = cosine[signed_rows].abs()
+    if signed_columns is not None:
+        cosine[:, signed_columns] = cosine[:, signed_columns].abs()
+    return cosine
 
 
 def _forget_itself(tile: Tensor, offset: int) -> None:

@@ -72,6 +72,11 @@ def line(index: int) -> object:
     return LINES[index % len(LINES)]
 
 
+def error_lengths(value: Any, low: Any, high: Any) -> list[Any]:
+    """What error bars reach below and above values; not below 0, where an interval is the value but for rounding."""
+    return [np.maximum(value - low, 0), np.maximum(high - value, 0)]
+
+
 def bins(values: Sequence[Tensor]) -> list[float]:
     """Edges of 50 bins for cosines: up to 1, and down to 0 or the smallest of them."""
     lowest = min(0.0, *(float(v.min()) for v in values)) if values else 0.0

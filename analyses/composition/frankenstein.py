@@ -206,7 +206,8 @@ def _by_rule(chain: DictionaryChain, threshold: float, duplicates: float) -> App
     widths = [dictionary.n_latents for dictionary in chain.dictionaries]
     rates = torch.from_numpy(chain.sample.firing_rate).split(widths)
     directions = chain.pool.W_dec.cpu().split(widths)
-    rule = appended(directions, rates, threshold=threshold, duplicates=duplicates)
+    signed = chain.pool.signed.cpu().split(widths)
+    rule = appended(directions, rates, signed=signed, threshold=threshold, duplicates=duplicates)
     if not rule.chosen.any():
         names = ", ".join(dictionary.name for dictionary in chain.dictionaries)
         raise DictlabError(f"no latent of {names} was active on {chain.sample.n_tokens} tokens: nothing can be joined.")

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from analyses.common.chance import max_cosine_levels
+from analyses.common.chance import chance_levels, comparison_notes
 from analyses.common.inputs import (
     DataLike,
     DictionaryLike,
@@ -144,7 +144,11 @@ def novelty(
         | {"chosen": list(latents) or choose, "cards": n_cards, "behaviour": n_run, "contexts": held}
         | source.record(),
         inputs=(small, large, *controls),
-        warnings=(*novelty_warnings(result), *reading.cautions),
+        warnings=(
+            *novelty_warnings(result),
+            *comparison_notes([small, large], (small.name, large.name)),
+            *reading.cautions,
+        ),
     )
 
 
@@ -196,8 +200,7 @@ def _plots(result: NoveltyResult, seed: int) -> dict[str, Plot]:
     """All plots; curves of the cosine where there are two classes."""
     plots = {}
     for name, one in zip(("effects", "control"), (result.pair, *result.floor), strict=False):
-        small = one.small
-        plots[name] = effect_plot(one, max_cosine_levels(small.W_dec[small.alive], seed)["shaped"])
+        plots[name] = effect_plot(one, chance_levels(one.small, seed)["shaped"])
     if result.thresholds:
         plots["prediction"] = prediction_plot(result.pair, result.prediction, result.thresholds)
     if result.behaviour is not None:

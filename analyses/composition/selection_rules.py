@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from tqdm import tqdm
 
 from analyses.composition.insertion.insertion_effects import effects_in_pool
-from analyses.composition.insertion.single_insertions import SingleInsertions, nearest_alive
+from analyses.composition.insertion.single_insertions import SingleInsertions, nearest_alive, on_sample
 from analyses.composition.size_path.path_steps import Order
 from analyses.composition.size_path.size_path import match_latents, order_steps, point_until, point_with, trace_path
 from analyses.pool.dictionary_chain import DictionaryChain
@@ -118,4 +118,6 @@ def _insertions(
     """The latents of one dictionary inserted, each alone, into some of the pool's."""
     large = chain.dictionaries[number]
     small = chain.dictionaries[0] if number == 1 else chain.subset(into, None, "what was stitched so far")
-    return SingleInsertions(small, large, effects_in_pool(chain, into, number), nearest_alive(large, small), threshold)
+    effects = effects_in_pool(chain, into, number)
+    small = on_sample(small, effects)
+    return SingleInsertions(small, large, effects, nearest_alive(large, small), threshold)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.common import plotting
-from analyses.common.chance import max_cosine_levels
+from analyses.common.chance import chance_levels
 from analyses.composition.insertion.insertion_tables import agreement_table, effects_caption, latent_table
 from analyses.composition.novelty_plots import effect_plot
 from analyses.composition.selection_rules import Choice
@@ -130,7 +130,7 @@ def stitching_plots(result: StitchingResult) -> dict[str, Plot]:
     """The qualities of all candidates, and the effects of the latents of each larger dictionary."""
     plots = {"quality": quality_plot(result.points)}
     for number, one in enumerate(result.shown.insertions, start=1):
-        level = max_cosine_levels(one.small.W_dec[one.small.alive], result.seed)["shaped"]
+        level = chance_levels(one.small, result.seed)["shaped"]
         plots["effects" if number == 1 else f"effects_{number}"] = effect_plot(one, level)
     return plots
 

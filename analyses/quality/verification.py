@@ -122,10 +122,13 @@ def _doubles(dictionary: Dictionary, seed: int) -> Check:
     encoders = torch.nn.functional.normalize(dictionary.W_enc.T[alive], dim=1)
     if len(alive) < 2:
         return Check("duplicated latents", "not done", f"{len(alive)} latents alive", "two or more")
-    found = nearest(rows[order], rows, top=2)
+    signed = dictionary.signed[alive]
+    found = nearest(rows[order], rows, top=2, signed_a=signed[order], signed_b=signed)
     # The nearest row is itself, or its double.
     other = torch.where(found.rows[:, 0] == order, found.rows[:, 1], found.rows[:, 0])
-    alike = (found.cosine[:, 1] > SAME) & ((encoders[order] * encoders[other]).sum(dim=1) > SAME)
+    encoder_cosine = (encoders[order] * encoders[other]).sum(dim=1)
+    encoder_cosine = torch.where(signed[order], encoder_cosine.abs(), encoder_cosine)
+    alike = (found.cosine[:, 1] > SAME) & (encoder_cosine > SAME)
     count = int(alike.sum())
     searched = "" if len(order) == len(alive) else f" of {len(order):,} looked at"
     return Check(

@@ -9,23 +9,26 @@ that relaxed optimum is at least the true one: it bounds what the assignment fou
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from analyses.common.neighbours import Neighbours, neighbours
+from analyses.common.neighbours import Neighbours, by_size, neighbours
 
 EXACT = 1 << 24  # entries of the cosine matrix up to which the assignment is exact: 4,096 latents each
 CANDIDATES = 8  # neighbours of each row that are edges, above that
+BLOCK = 1024  # pairs whose rows are read at once
 ROUNDS = 8  # times that the rows left over are assigned in the same way
 TIE = 1e-6  # how much staying alone costs beyond the last neighbour's cosine, so that ties make pairs
+
+Signed = tuple[Tensor | None, Tensor | None]  # rows of a and of b whose opposites are the same
 
 
 class Assignment(NamedTuple):
@@ -57,6 +60,8 @@ def assignment(
     *,
     of_a: Int[Tensor, " some_a"] | None = None,
     of_b: Int[Tensor, " some_b"] | None = None,
+    signed_a: Bool[Tensor, " n"] | None = None,
+    signed_b: Bool[Tensor, " m"] | None = None,
     exact: int = EXACT,
 ) -> Assignment:
     """The one-to-one pairs of rows with the largest sum of cosines.
@@ -66,45 +71,56 @@ def assignment(
         b: Rows of the other.
         of_a: The rows of a that take part; all by default. Pairs are numbered among those.
         of_b: The same for b.
+        signed_a: Rows of a whose opposites are the same to the caller: their cosines count by size.
+        signed_b: The same for b.
         exact: Entries of the cosine matrix up to which it is held whole, and the assignment is exact.
     """
     of_a, of_b = (torch.arange(len(x)) if of is None else of for x, of in ((a, of_a), (b, of_b)))
     if len(of_a) > len(of_b):
-        other = assignment(b, a, of_a=of_b, of_b=of_a, exact=exact)
+        other = assignment(b, a, of_a=of_b, of_b=of_a, signed_a=signed_b, signed_b=signed_a, exact=exact)
         order = other.partners.argsort()
         return other._replace(rows=other.partners[order], partners=other.rows[order], cosine=other.cosine[order])
+    signed = (signed_a, signed_b)
     if len(of_a) * len(of_b) <= exact:
-        rows, partners = _hungarian(a, b, of_a, of_b)
+        rows, partners = _hungarian(a, b, of_a, of_b, signed)
         bound = None
     else:
-        rows, partners, bound = _by_neighbours(a, b, of_a, of_b, exact)
-    cosine = _cosines(a, b, of_a[rows], of_b[partners])
+        rows, partners, bound = _by_neighbours(a, b, of_a, of_b, signed, exact)
+    cosine = pair_cosines(a, b, of_a[rows], of_b[partners], signed_a, signed_b)
     mean = float(cosine.double().mean())
     return Assignment(rows, partners, cosine, mean if bound is None else max(bound, mean), bound is None)
 
 
 def pair_cosines(
-    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], rows: Int[Tensor, " pairs"], partners: Int[Tensor, " pairs"]
+    a: Float[Tensor, "n d"],
+    b: Float[Tensor, "m d"],
+    rows: Int[Tensor, " pairs"],
+    partners: Int[Tensor, " pairs"],
+    signed_a: Bool[Tensor, " n"] | None = None,
+    signed_b: Bool[Tensor, " m"] | None = None,
 ) -> Float[Tensor, " pairs"]:
-    """Cosine of row rows[p] of a with row partners[p] of b, read in blocks; 0 where one is zero."""
-    return _cosines(a, b, rows, partners)
-
-
-def _cosines(a: Tensor, b: Tensor, rows: Tensor, partners: Tensor, block: int = 1024) -> Tensor:
+    """Cosine of row rows[p] of a with row partners[p] of b, by size where one is signed; 0 where one is zero."""
     parts = [
         (normalize(a[i].float(), dim=1) * normalize(b[j].float(), dim=1)).sum(dim=1)
-        for i, j in zip(rows.split(block), partners.split(block), strict=True)
+        for i, j in zip(rows.split(BLOCK), partners.split(BLOCK), strict=True)
     ]
-    return torch.cat(parts).clamp(-1, 1)
+    cosine = torch.cat(parts).clamp(-1, 1)
+    for signed, of in ((signed_a, rows), (signed_b, partners)):
+        if signed is not None:
+            cosine = torch.where(signed[of], cosine.abs(), cosine)
+    return cosine
 
 
-def _hungarian(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> tuple[Tensor, Tensor]:
+def _hungarian(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, signed: Signed) -> tuple[Tensor, Tensor]:
     one, other = (normalize(x[of].float(), dim=1) for x, of in ((a, of_a), (b, of_b)))
-    rows, partners = linear_sum_assignment((one @ other.T).numpy(), maximize=True)
+    masks = (None if mask is None else mask[of] for mask, of in zip(signed, (of_a, of_b), strict=True))
+    rows, partners = linear_sum_assignment(by_size(one @ other.T, *masks).numpy(), maximize=True)
     return torch.from_numpy(rows), torch.from_numpy(partners)
 
 
-def _by_neighbours(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, exact: int) -> tuple[Tensor, Tensor, float]:
+def _by_neighbours(
+    a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, signed: Signed, exact: int
+) -> tuple[Tensor, Tensor, float]:
     """Assign along the edges to neighbours, then those left over among themselves; and the bound of the first round."""
     pairs: list[tuple[Tensor, Tensor]] = []
     left_a, left_b = torch.arange(len(of_a)), torch.arange(len(of_b))
@@ -112,13 +128,14 @@ def _by_neighbours(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, exact: int)
     for turn in range(ROUNDS):
         if len(left_a) * len(left_b) <= exact:
             break
-        found = neighbours(a, b, top=CANDIDATES, of_a=of_a[left_a], of_b=of_b[left_b])
+        which: dict[str, Any] = {"of_a": of_a[left_a], "of_b": of_b[left_b]}
+        found = neighbours(a, b, top=CANDIDATES, signed_a=signed[0], signed_b=signed[1], **which)
         rows, partners, most = _along_edges(*found)
         bound = most if turn == 0 else bound
         pairs.append((left_a[rows], left_b[partners]))
         left_a, left_b = _without(left_a, rows), _without(left_b, partners)
     if len(left_a) and len(left_a) * len(left_b) <= exact:
-        rows, partners = _hungarian(a, b, of_a[left_a], of_b[left_b])
+        rows, partners = _hungarian(a, b, of_a[left_a], of_b[left_b], signed)
         pairs.append((left_a[rows], left_b[partners]))
     elif len(left_a):  # only where latents are alike by the thousand; the bound says what that costs
         pairs.append((left_a, left_b[: len(left_a)]))

@@ -24,7 +24,9 @@ from dictlab.statistics import RESAMPLES, STANDARD_ERRORS, Array, BySequence, in
 
 CELLS = 1 << 24  # joint sums of a block of latents with all of the other's
 SHUFFLED = 1024  # pairs that take part in a shuffle
+CONSTANT = 1e-10  # share of its mean square up to which the variance of a latent is rounding
 PAIRS = 256  # pairs whose sums by sequence are held at once
+Signed = tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]  # latents of a, and of b, of either sign
 NAMES = ("correlation", "Jaccard", "P(A fires | B fires)", "P(B fires | A fires)")
 
 
@@ -67,7 +69,7 @@ def joint(a: Matrix, b: Matrix, cells: int = CELLS) -> Iterator[tuple[int, Matri
         yield start, (columns[:, start : start + step].T @ b).tocsr()
 
 
-def best_partners(a: Matrix, b: Matrix, fewest: int) -> tuple[Partners, Partners]:
+def best_partners(a: Matrix, b: Matrix, fewest: int, signed: Signed = (None, None)) -> tuple[Partners, Partners]:
     """For each latent of a the latent of b with the largest correlation, and for each of b the one of a.
 
     Only latents that fire together somewhere are candidates: others have a correlation of 0 or less.
@@ -76,6 +78,7 @@ def best_partners(a: Matrix, b: Matrix, fewest: int) -> tuple[Partners, Partners
         a: Codes of the one.
         b: Codes of the other, on the same tokens.
         fewest: Tokens at which both must be active.
+        signed: Latents of a, and of b, whose activation has either sign: their correlations count by size.
     """
     tokens = a.shape[0]
     often_a, often_b = firings(a) >= fewest, firings(b) >= fewest
@@ -87,19 +90,27 @@ def best_partners(a: Matrix, b: Matrix, fewest: int) -> tuple[Partners, Partners
         i, j = entries.row + start, entries.col
         kept = often_a[i] & often_b[j]
         i, j, products = i[kept], j[kept], entries.data[kept].astype(np.float64)
-        r = (products / tokens - mean_a[i] * mean_b[j]) / (spread_a[i] * spread_b[j])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r = (products / tokens - mean_a[i] * mean_b[j]) / (spread_a[i] * spread_b[j])
+        r = np.where(either_signed(signed, i, j), np.abs(r), r)
+        known = np.isfinite(r)  # a latent that is constant on the sample correlates with nothing
+        i, j, r = i[known], j[known], r[known]
         _improve(of_a, i, j, r)
         _improve(of_b, j, i, r)
     return of_a, of_b
 
 
 def spread(codes: Matrix) -> NDArray[np.float64]:
-    """Standard deviation of each latent over tokens."""
+    """Standard deviation of each latent over tokens; 0 where it is constant but for rounding."""
     tokens = codes.shape[0]
     mean = np.asarray(codes.sum(axis=0, dtype=np.float64)) / tokens
     squares = np.bincount(codes.indices, np.square(codes.data, dtype=np.float64), codes.shape[1]) / tokens
-    found: NDArray[np.float64] = np.sqrt(np.maximum(squares - mean**2, 0))
-    return found
+    return np.sqrt(np.nan_to_num(varying(squares - mean**2, squares)))
+
+
+def varying(variance: Array, squares: Array) -> Array:
+    """A variance that was taken as a difference of mean squares; NaN where it is no more than their rounding."""
+    return np.asarray(np.where(variance > CONSTANT * squares, variance, np.nan))
 
 
 def alike(
@@ -111,6 +122,7 @@ def alike(
     *,
     fewest: int,
     seed: int,
+    signed: Signed = (None, None),
 ) -> Alike:
     """How alike latent of_a[p] of a and latent of_b[p] of b fire, for every pair p.
 
@@ -122,6 +134,7 @@ def alike(
         sequence: Which sequence each token is of; sequences are resampled.
         fewest: Tokens at which both must be active.
         seed: Of the resampling.
+        signed: Latents of a, and of b, whose activation has either sign: their correlations count by size.
     """
     kept = np.flatnonzero((firings(a)[of_a] >= fewest) & (firings(b)[of_b] >= fewest))
     value, low, high = (np.full((len(of_a), len(NAMES)), np.nan) for _ in range(3))
@@ -133,16 +146,27 @@ def alike(
         sums = BySequence(_sums(a, b, of_a[block], of_b[block], sequence), seed)
         draws = sums.draws(_measures)
         value[block] = sums.value(_measures)
+        flipped = either_signed(signed, of_a[block], of_b[block]) & (value[block, 0] < 0)
+        value[block, 0] = np.where(flipped, -value[block, 0], value[block, 0])
+        draws[..., 0] = np.where(flipped, -draws[..., 0], draws[..., 0])
         low[block], high[block] = intervals(draws)
         total += np.nansum(draws, axis=1)
         counted += np.isfinite(draws).sum(axis=1)
-    mean, spread = np.nanmean(value, axis=0), (total / np.maximum(counted, 1)).std(axis=0)
+    known = np.isfinite(value)
+    mean = np.where(known, value, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+    spread = (total / np.maximum(counted, 1)).std(axis=0)
     # The correlation of rare latents is smaller in resamples, so the interval of a mean stands about the mean itself.
     return Alike(value, low, high, mean, mean - STANDARD_ERRORS * spread, mean + STANDARD_ERRORS * spread)
 
 
 def values(
-    a: Matrix, b: Matrix, of_a: Int[np.ndarray, " pairs"], of_b: Int[np.ndarray, " pairs"], *, fewest: int
+    a: Matrix,
+    b: Matrix,
+    of_a: Int[np.ndarray, " pairs"],
+    of_b: Int[np.ndarray, " pairs"],
+    *,
+    fewest: int,
+    signed: Signed = (None, None),
 ) -> Float[np.ndarray, "pairs 4"]:
     """The measures of `alike` alone, without intervals."""
     found = np.full((len(of_a), len(NAMES)), np.nan)
@@ -150,6 +174,7 @@ def values(
     together = np.zeros(a.shape[0], dtype=np.int64)
     for block in np.array_split(kept, -(-len(kept) // PAIRS) or 1):
         found[block] = BySequence(_sums(a, b, of_a[block], of_b[block], together), 0).value(_measures)
+    found[:, 0] = np.where(either_signed(signed, of_a, of_b), np.abs(found[:, 0]), found[:, 0])
     return found
 
 
@@ -162,6 +187,7 @@ def shuffled_means(
     fewest: int,
     permutations: int,
     seed: int,
+    signed: Signed = (None, None),
 ) -> tuple[Float[np.ndarray, " 4"], Float[np.ndarray, " 4"]]:
     """What pairs would measure if partners were dealt out anew: the mean over shuffles, and one-sided p-values.
 
@@ -174,6 +200,8 @@ def shuffled_means(
         return np.full(len(NAMES), np.nan), np.full(len(NAMES), np.nan)
     kept = np.sort(generator.permutation(kept)[:SHUFFLED])
     table = _all_measures(a[:, of_a[kept]], b[:, of_b[kept]])
+    table[0] = np.where(either_signed(signed, of_a[kept][:, None], of_b[kept][None]), np.abs(table[0]), table[0])
+    table = np.nan_to_num(table, nan=0.0)  # constant on the sample: correlated with nothing
     own = np.diagonal(table, axis1=1, axis2=2).mean(axis=1)
     rows = np.arange(len(kept))
     drawn = np.stack([table[:, rows, generator.permutation(rows)].mean(axis=1) for _ in range(permutations)])
@@ -197,7 +225,7 @@ def _all_measures(a: Matrix, b: Matrix) -> Float[np.ndarray, "4 n m"]:
 
 def _sums(a: Matrix, b: Matrix, of_a: Array, of_b: Array, sequence: Array) -> dict[str, Array]:
     """By sequence and pair: firings, activations, their squares, and their products."""
-    one, other = a[:, of_a].tocsc(), b[:, of_b].tocsc()
+    one, other = (x[:, of].tocsc().astype(np.float64) for x, of in ((a, of_a), (b, of_b)))
     tokens = len(sequence)
     of = sparse.csr_array((np.ones(tokens), (sequence, np.arange(tokens))), shape=(int(sequence[-1]) + 1, tokens))
     both = one.multiply(other)
@@ -212,11 +240,22 @@ def _measures(s: Mapping[str, Array]) -> Array:
     """The measures of NAMES along the last axis; NaN where a latent is silent."""
     n = s["tokens"]
     with np.errstate(divide="ignore", invalid="ignore"):
-        variance = (s["ff"] / n - (s["f"] / n) ** 2) * (s["gg"] / n - (s["g"] / n) ** 2)
+        of_f, of_g = (varying(s[2 * k] / n - (s[k] / n) ** 2, s[2 * k] / n) for k in ("f", "g"))
+        variance = of_f * of_g
         r = (s["fg"] / n - s["f"] * s["g"] / n**2) / np.sqrt(variance)
         return np.stack(
             np.broadcast_arrays(r, s["ab"] / (s["a"] + s["b"] - s["ab"]), s["ab"] / s["b"], s["ab"] / s["a"]), axis=-1
         )
+
+
+def either_signed(signed: Signed, of_a: Array, of_b: Array) -> NDArray[np.bool_]:
+    """Whether one latent of each pair emits values of either sign: a pair's correlation then has no sign of its own."""
+    one, other = (
+        np.zeros(np.shape(of), dtype=bool) if mask is None else mask[of]
+        for mask, of in zip(signed, (of_a, of_b), strict=True)
+    )
+    either: NDArray[np.bool_] = one | other
+    return either
 
 
 def _improve(found: Partners, line: Array, other: Array, r: Array) -> None:

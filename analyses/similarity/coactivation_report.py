@@ -70,9 +70,9 @@ def fired(
     """
     a, b = (sample.codes[d.name] for d in (pair.a, pair.b))
     of_a, of_b = pair.a_latents.numpy(), pair.b_latents.numpy()
-    found = alike(a, b, of_a, of_b, sample.sequence, fewest=fewest, seed=seed)
+    found = alike(a, b, of_a, of_b, sample.sequence, fewest=fewest, seed=seed, signed=pair.signed)
     chance = {kind: _chance(pair, sample, kind, fewest, seed) for kind in KINDS}
-    means, p = shuffled_means(a, b, of_a, of_b, fewest=fewest, permutations=permutations, seed=seed)
+    means, p = shuffled_means(a, b, of_a, of_b, fewest=fewest, permutations=permutations, seed=seed, signed=pair.signed)
     n = f"{sample.n_sequences} sequences, {found.n} pairs"
     similarities = [
         Similarity(
@@ -91,7 +91,7 @@ def fired(
         for k, name in enumerate(NAMES)
     ]
     points = _points(pair, a, b, fewest, cosine, correlation)
-    return Fired(found, similarities, points, _listed(points, a, b, sample, correlation, fewest, seed))
+    return Fired(found, similarities, points, _listed(points, pair, sample, correlation, fewest, seed))
 
 
 def firing_columns(found: Alike) -> pd.DataFrame:
@@ -125,8 +125,9 @@ def drawn_rates(rates: Float[Tensor, " n"], count: int, seed: int) -> Float[Tens
 def _chance(pair: Pair, sample: Sample, kind: str, fewest: int, seed: int) -> Float[np.ndarray, " 4"]:
     """Means over random latents and the latents of the larger dictionary that their directions are paired with."""
     codes, large, partners = random_codes(pair, sample, kind, seed)
+    signed = (None, pair.large.signed.cpu().numpy())  # random latents are not negative
     least = max(2, fewest * len(sample.x) // sample.n_tokens)
-    found = values(codes, large, np.arange(len(partners)), partners, fewest=least)
+    found = values(codes, large, np.arange(len(partners)), partners, fewest=least, signed=signed)
     kept = found[np.isfinite(found[:, 0])]
     means: NDArray[np.float64] = kept.mean(axis=0) if len(kept) else np.full(len(NAMES), np.nan)
     return means if pair.small is pair.a else means[[0, 1, 3, 2]]
@@ -134,7 +135,7 @@ def _chance(pair: Pair, sample: Sample, kind: str, fewest: int, seed: int) -> Fl
 
 def _points(pair: Pair, a: Matrix, b: Matrix, fewest: int, cosine: float, correlation: float) -> pd.DataFrame:
     """Nearest by direction and by correlation, both ways, each pair of latents once."""
-    by_a, by_b = best_partners(a, b, fewest)
+    by_a, by_b = best_partners(a, b, fewest, pair.signed)
     i, j = np.flatnonzero(by_a.latent >= 0), np.flatnonzero(by_b.latent >= 0)
     ways = [
         (pair.latents.numpy(), pair.others[pair.forward.rows[:, 0]].numpy(), "direction"),
@@ -146,7 +147,7 @@ def _points(pair: Pair, a: Matrix, b: Matrix, fewest: int, cosine: float, correl
     frame = frame.groupby(["latent", "partner"], sort=True)["nearest by"].unique().map(" and ".join).reset_index()
     one, other = frame["latent"].to_numpy(), frame["partner"].to_numpy()
     frame["cosine"] = _decoder_cosines(pair, one, other)
-    for k, column in enumerate(values(a, b, one, other, fewest=fewest).T):
+    for k, column in enumerate(values(a, b, one, other, fewest=fewest, signed=pair.signed).T):
         frame[NAMES[k]] = column
     frame = frame.dropna(subset=["correlation"]).reset_index(drop=True)
     same = zip(frame["cosine"] >= cosine, frame["correlation"] >= correlation, strict=True)
@@ -158,18 +159,19 @@ def _points(pair: Pair, a: Matrix, b: Matrix, fewest: int, cosine: float, correl
 
 def _decoder_cosines(pair: Pair, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float32]:
     rows: tuple[Tensor, Tensor] = (torch.tensor(one), torch.tensor(other))
-    found: NDArray[np.float32] = pair_cosines(pair.a.W_dec, pair.b.W_dec, *rows).numpy()
+    found: NDArray[np.float32] = pair_cosines(pair.a.W_dec, pair.b.W_dec, *rows, pair.a.signed, pair.b.signed).numpy()
     return found
 
 
 def _listed(
-    points: pd.DataFrame, a: Matrix, b: Matrix, sample: Sample, correlation: float, fewest: int, seed: int
+    points: pd.DataFrame, pair: Pair, sample: Sample, correlation: float, fewest: int, seed: int
 ) -> pd.DataFrame:
     """The off-diagonal quadrants, those furthest from the threshold first, with intervals of the correlation."""
     off = points[points["quadrant"].isin(OFF)]
     off = off.iloc[(off["correlation"] - correlation).abs().argsort(kind="stable").to_numpy()[::-1]]
     of_a, of_b = off["latent"].to_numpy(), off["partner"].to_numpy()
-    found = alike(a, b, of_a, of_b, sample.sequence, fewest=fewest, seed=seed)
+    a, b = (sample.codes[d.name] for d in (pair.a, pair.b))
+    found = alike(a, b, of_a, of_b, sample.sequence, fewest=fewest, seed=seed, signed=pair.signed)
     off = off.assign(low=found.low[:, 0], high=found.high[:, 0])
     off["clear"] = np.where(off["quadrant"] == OFF[0], off["high"] < correlation, off["low"] >= correlation)
     first = ["from", "to", "quadrant", "latent", "partner", "nearest by", "cosine", "correlation", "low", "high"]

@@ -1,8 +1,9 @@
 """The codes of several dictionaries on the same tokens, held sparsely, and what of them counts for a comparison.
 
 The first token of each context is left out: models keep something of their own there. Of activations that are an array
-every row counts, since nobody says where it is from. Codes are multiplied by the
-length of their decoder direction, so that a dictionary that keeps its norms elsewhere is the same dictionary.
+every row counts, since nobody says where it is from. Codes are in the activations' units (times the scale that a
+normalisation keeps of each token, and the length of the decoder direction): a dictionary that keeps its scales
+elsewhere is the same dictionary.
 """
 
 from __future__ import annotations
@@ -174,11 +175,10 @@ def _encoded(
 
 
 def _matrix(dictionary: Dictionary, x: Float[Tensor, "batch context d_in"]) -> Matrix:
-    codes = dictionary.encode(x)
+    codes = dictionary.codes_in_input_units(dictionary.encode(x), x)
     if not bool(torch.isfinite(codes.values).all()):
         raise DictlabError(f"{dictionary.name}: its codes are not all finite on the sample; are its weights damaged?")
-    norm = dictionary.W_dec.norm(dim=1)
-    return as_matrix(codes, torch.where(norm > 0, norm, 1.0))
+    return as_matrix(codes, dictionary.W_dec.norm(dim=1))
 
 
 def as_matrix(codes: Codes, norm: Float[Tensor, " n_latents"]) -> Matrix:
@@ -189,6 +189,15 @@ def as_matrix(codes: Codes, norm: Float[Tensor, " n_latents"]) -> Matrix:
     matrix.eliminate_zeros()
     matrix.sort_indices()
     return matrix
+
+
+def with_firing_rates(dictionaries: Sequence[Dictionary], sample: Sample | None) -> list[Dictionary]:
+    """Dictionaries; those without firing rates in their files with the sample's, which say which latents are dead."""
+    rates = {} if sample is None else sample.rates()
+    return [
+        replace(d, firing_rate=rates[d.name].float()) if d.firing_rate is None and d.name in rates else d
+        for d in dictionaries
+    ]
 
 
 def firings(codes: Matrix) -> NDArray[np.int64]:

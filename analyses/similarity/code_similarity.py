@@ -19,8 +19,9 @@ which is at most 1, and below 0 where the mean would have told more. No pairing 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.similarity.coactivation import CELLS
+from analyses.similarity.coactivation import CELLS, spread, varying
 from analyses.similarity.code_sample import Matrix, firings
 from analyses.similarity.representation import GROUPS, Tested, hsic, hsic_parts
 from dictlab import seeds
@@ -69,12 +70,15 @@ def code_cka_value(a: Matrix, b: Matrix) -> float:
 
 
 def seldom(codes: Matrix, most: float) -> Matrix:
-    """The codes of latents that are active at no more than a share of the tokens."""
-    return codes[:, np.flatnonzero(firings(codes) <= most * codes.shape[0])]
+    """The codes of latents that are active at some tokens, and at no more than a share of them."""
+    counts = firings(codes)
+    return codes[:, np.flatnonzero((counts > 0) & (counts <= most * codes.shape[0]))]
 
 
 def _ckas(a: Matrix, b: Matrix, group: Int[np.ndarray, " tokens"], groups: int) -> Float[np.ndarray, " 1+groups"]:
     """CKA of all tokens, and without each group."""
+    if not (spread(a).any() and spread(b).any()):
+        return np.full(1 + groups, np.nan)
     cross, own, other = (_hsics(x, y, group, groups) for x, y in ((a, b), (a, a), (b, b)))
     with np.errstate(invalid="ignore", divide="ignore"):
         found: NDArray[np.float64] = cross / np.sqrt(np.maximum(own, 0) * np.maximum(other, 0))
@@ -195,9 +199,13 @@ def cross_fit(
     latents = np.flatnonzero(_often(a[fit_on], a.shape[0], fewest) & _often(a[~fit_on], a.shape[0], fewest))
     predictors = np.sort(np.argsort(-firings(b[fit_on]), kind="stable")[:LARGEST])
     predictors = predictors[firings(b[fit_on])[predictors] > 0]
+    varies = spread(b[fit_on][:, predictors]) > 0
+    predictors = predictors[varies]
     if not len(latents) or not len(predictors) or int(sequence[~fit_on][-1]) == int(sequence[~fit_on][0]):
         return None
     fit = _prepared(b[:, predictors].astype(np.float64), fit_on, ridge)
+    if fit is None:
+        return None
     left = sequence[~fit_on] - sequence[~fit_on][0]
     targets = a[:, latents].tocsc().astype(np.float64)
     fitted, held = targets[np.flatnonzero(fit_on)], targets[np.flatnonzero(~fit_on)]
@@ -216,12 +224,14 @@ def _often(part: Matrix, tokens: int, fewest: int) -> NDArray[np.bool_]:
     return often
 
 
-def _prepared(b: Matrix, fit_on: NDArray[np.bool_], ridge: float) -> _Fit:
+def _prepared(b: Matrix, fit_on: NDArray[np.bool_], ridge: float) -> _Fit | None:
+    """None where what the predictors vary by is no more than rounding, so that there is no normal matrix to solve."""
     fitted, left = b[np.flatnonzero(fit_on)], b[np.flatnonzero(~fit_on)]
     mean = torch.from_numpy(np.asarray(fitted.mean(axis=0), dtype=np.float64))
     gram = torch.from_numpy((fitted.T @ fitted).toarray()) / fitted.shape[0] - torch.outer(mean, mean)
     gram.diagonal().add_(ridge * gram.diagonal().mean())
-    return _Fit(fitted, left, mean, torch.linalg.cholesky(gram))
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    return None if int(failed) else _Fit(fitted, left, mean, factor)
 
 
 def _predicted(fit: _Fit, fitted: Matrix, held: Matrix, order: Array | None = None) -> tuple[Array, Array]:
@@ -252,7 +262,7 @@ def _blocks(n: int) -> Iterator[slice]:
 
 
 def _variance(s: Mapping[str, Array]) -> Array:
-    return s["ff"] - s["f"] ** 2 / s["tokens"]
+    return np.nan_to_num(varying(s["ff"] - s["f"] ** 2 / s["tokens"], s["ff"]))
 
 
 def _r2(s: Mapping[str, Array]) -> Array:
@@ -262,11 +272,19 @@ def _r2(s: Mapping[str, Array]) -> Array:
 
 
 def _median(s: Mapping[str, Array]) -> Array:
-    return np.asarray(np.nanmedian(_r2(s), axis=-1))
+    return np.asarray(_median_of(_r2(s)))
+
+
+def _median_of(r2: Array) -> Any:
+    """Over the last dimension; NaN where no latent varies."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All-NaN slice")
+        return np.nanmedian(r2, axis=-1)
 
 
 def _total(s: Mapping[str, Array]) -> Array:
-    return np.asarray(1 - s["error"].sum(axis=-1) / _variance(s).sum(axis=-1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(1 - s["error"].sum(axis=-1) / _variance(s).sum(axis=-1))
 
 
 def _with_interval(by: BySequence, of: Formula) -> tuple[float, float, float]:
@@ -289,8 +307,10 @@ def _shuffled_r2(
     def r2(order: Array | None, after: Array) -> tuple[float, float]:
         truth, guess = _predicted(fit, fitted, held, order)
         error = ((truth - guess[after]) ** 2).sum(axis=0)
-        variance = ((truth - truth.mean(axis=0)) ** 2).sum(axis=0)
-        return float(np.median(1 - error / variance)), float(1 - error.sum() / variance.sum())
+        variance = np.nan_to_num(varying(((truth - truth.mean(axis=0)) ** 2).sum(axis=0), (truth**2).sum(axis=0)))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            each = np.where(variance > 0, 1 - error / variance, np.nan)
+            return _median_of(each), float(1 - error.sum() / variance.sum())
 
     tokens, after = fitted.shape[0], np.arange(held.shape[0])
     own = r2(None, after)

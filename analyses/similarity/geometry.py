@@ -23,9 +23,9 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses.common.chance import alive_directions, max_cosine_levels
+from analyses.common.chance import chance_levels, comparison_notes
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
-from analyses.common.max_activating import find_contexts, with_contexts
+from analyses.common.max_activating import find_contexts, with_activity, with_contexts
 from analyses.common.seed_floor import without_floor
 from analyses.similarity.geometry_report import (
     crowding_table,
@@ -88,10 +88,10 @@ def geometry(
     given = open_dictionaries(dictionaries, token_selection=token_selection)
     check_same_place(given)
     contexts, warnings = find_contexts(given, model, text, tokens, seed, device, data)
-    opened = [dictionary.to("cpu") for dictionary in given]
+    opened = [dictionary.to("cpu") for dictionary in with_activity(given, contexts)]
     compared = compare(opened, permutations, seed)
     values, means = compared.values, resampled(compared.values, [d.name for d in opened], seed)
-    levels = {d.name: max_cosine_levels(alive_directions(d)[0], seed) for d in opened}
+    levels = {d.name: chance_levels(d, seed) for d in opened}
     pairs = pair_table(opened, values, means, levels)
     relations = relation_table(pairs, means)
     tables = {
@@ -114,7 +114,11 @@ def geometry(
         plots=plots,
         settings=settings | {"seed": seed},
         inputs=tuple(opened),
-        warnings=(*warnings, *without_floor(list(relations["relation"]))),
+        warnings=(
+            *warnings,
+            *comparison_notes(given, () if contexts is None else contexts.peaks),
+            *without_floor(list(relations["relation"])),
+        ),
     )
 
 

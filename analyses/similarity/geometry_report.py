@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.common import plotting
-from analyses.common.chance import Levels, alive_directions
+from analyses.common.chance import Levels, alive_directions, oriented
 from analyses.common.seed_floor import other_seeds, relation, seeds_of
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
@@ -212,7 +212,11 @@ def map_points(opened: Sequence[Dictionary], points: int, regions: Mapping[Laten
         regions: The regions, by number, that a latent is in; a region's most central latents come first.
         seed: Of the sample and the map.
     """
-    found = [alive_directions(d) for d in opened]
+    found = [
+        (oriented(directions, d.signed[latents]), latents)
+        for d in opened
+        for directions, latents in [alive_directions(d)]
+    ]
     frame = pd.DataFrame(
         {
             "dictionary": np.repeat([d.name for d in opened], [len(latents) for _, latents in found]),

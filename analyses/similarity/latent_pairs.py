@@ -7,10 +7,12 @@ with the second moments of the larger one's own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.common.chance import KINDS, alive_latents, random_directions
@@ -90,6 +92,11 @@ class Pair(NamedTuple):
         return self.others if self.large is self.b else self.latents
 
     @property
+    def signed(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Latents of a, and of b, whose activation has either sign: cosines and correlations count by size."""
+        return self.a.signed.cpu().numpy(), self.b.signed.cpu().numpy()
+
+    @property
     def a_latents(self) -> Int[Tensor, " pairs"]:
         """The latent of a in each one-to-one pair."""
         return self.latents[self.matched.decoder.rows]
@@ -110,10 +117,12 @@ def paired(a: Dictionary, b: Dictionary, *, top: int, seed: int) -> Pair:
         seed: Of the random directions.
     """
     latents, others = alive_latents(a), alive_latents(b)
-    forward, backward = neighbours(a.W_dec, b.W_dec, top=top, of_a=latents, of_b=others)
-    decoder = assignment(a.W_dec, b.W_dec, of_a=latents, of_b=others)
-    encoder = assignment(a.W_enc.T, b.W_enc.T, of_a=latents, of_b=others)
-    cosine = pair_cosines(a.W_enc.T, b.W_enc.T, latents[decoder.rows], others[decoder.partners])
+    which: dict[str, Any] = {"of_a": latents, "of_b": others, "signed_a": a.signed, "signed_b": b.signed}
+    forward, backward = neighbours(a.W_dec, b.W_dec, top=top, **which)
+    decoder = assignment(a.W_dec, b.W_dec, **which)
+    encoders = a.encoder_rows, b.encoder_rows
+    encoder = assignment(*encoders, **which)
+    cosine = pair_cosines(*encoders, latents[decoder.rows], others[decoder.partners], a.signed, b.signed)
     found = Pair(
         a, b, latents, others, forward, backward, _mutual(forward, backward), _matched(decoder, encoder, cosine), {}
     )
@@ -133,10 +142,11 @@ def _matched(decoder: Assignment, encoder: Assignment, cosine: Tensor) -> Matche
 
 def _chance(pair: Pair, shaped: bool, seed: int) -> Chance:
     of, n = pair.of_large, len(pair.matched.decoder.rows)
-    W_dec, W_enc = pair.large.W_dec, pair.large.W_enc.T
+    W_dec, W_enc, signed = pair.large.W_dec, pair.large.encoder_rows, pair.large.signed
     drawn = random_directions(W_dec, n, shaped=shaped, seed=seed, of_b=of)
     encoders = random_directions(W_enc, n, shaped=shaped, seed=seed, of_b=of)
-    decoder, encoder = assignment(drawn, W_dec, of_b=of), assignment(encoders, W_enc, of_b=of)
-    cosine = pair_cosines(encoders, W_enc, decoder.rows, of[decoder.partners])
-    mutual = _mutual(*neighbours(drawn, W_dec, top=1, of_b=of))
+    decoder = assignment(drawn, W_dec, of_b=of, signed_b=signed)
+    encoder = assignment(encoders, W_enc, of_b=of, signed_b=signed)
+    cosine = pair_cosines(encoders, W_enc, decoder.rows, of[decoder.partners], signed_b=signed)
+    mutual = _mutual(*neighbours(drawn, W_dec, top=1, of_b=of, signed_b=signed))
     return Chance(drawn, _matched(decoder, encoder, cosine), float(mutual.float().mean()))

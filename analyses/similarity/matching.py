@@ -26,12 +26,12 @@ from typing import Any, TypeVar
 import pandas as pd
 from tqdm import tqdm
 
-from analyses.common.chance import alive_latents, max_cosine_levels
+from analyses.common.chance import chance_levels, comparison_notes
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
 from analyses.common.seed_floor import relation_means, similarity_table, without_floor
 from analyses.common.shared_search import ranks
 from analyses.similarity.coactivation_report import Fired, fired, firing_columns
-from analyses.similarity.code_sample import Sample, sampled
+from analyses.similarity.code_sample import Sample, sampled, with_firing_rates
 from analyses.similarity.latent_pairs import Pair, paired
 from analyses.similarity.matching_report import (
     assignment_table,
@@ -106,10 +106,10 @@ def matching(
     given = open_dictionaries(dictionaries, least=2, in_place=True, token_selection=token_selection)
     check_same_place(given)
     sample, warnings = sampled(given, model, text, tokens, seed, device, data)
-    opened = [dictionary.to("cpu") for dictionary in given]
+    opened = [dictionary.to("cpu") for dictionary in with_firing_rates(given, sample)]
     with ranks():
         pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]
-    levels = {d.name: max_cosine_levels(d.W_dec, seed, of_b=alive_latents(d)) for d in opened}
+    levels = {d.name: chance_levels(d, seed) for d in opened}
     found = [s for pair in pairs for s in direction_similarities(pair, levels, threshold, seed)]
     firing: list[Fired] = []
     if sample is not None:
@@ -150,7 +150,12 @@ def matching(
         plots=plots,
         settings=settings | {"permutations": permutations, "seed": seed},
         inputs=tuple(opened),
-        warnings=(*warnings, *without_floor(list(overview["relation"])), *_left_out(pairs, strata)),
+        warnings=(
+            *warnings,
+            *comparison_notes(given, () if sample is None else sample.codes),
+            *without_floor(list(overview["relation"])),
+            *_left_out(pairs, strata),
+        ),
     )
 
 
@@ -272,9 +277,13 @@ def _summary(opened: Sequence[Dictionary], overview: pd.DataFrame, similarities:
         said += " ordered pairs. "
     for measure, name in _NAMED.items():
         rows = similarities[similarities["measure"] == measure]
-        if len(rows):
-            what = f"{name} {rows['value'].mean():.3f}" + (" on average" if len(rows) > 1 else "")
-            said += f"{what[0].upper()}{what[1:]} (chance, shaped: {rows['chance (shaped)'].mean():.3f}). "
+        values, chance = rows["value"].dropna(), rows["chance (shaped)"].dropna()
+        if len(values):
+            what = f"{name} {values.mean():.3f}" + (" on average" if len(values) > 1 else "")
+            said += f"{what[0].upper()}{what[1:]}"
+            said += f" (chance, shaped: {chance.mean():.3f}). " if len(chance) else ". "
+        elif len(rows):
+            said += "No pair of latents is active often enough, and varies, for a correlation. "
     return said.strip()
 
 

@@ -36,7 +36,7 @@ def direction_similarities(pair: Pair, levels: Levels, threshold: float, seed: i
         best = nearest.cosine[:, 0]
         low, high = mean_interval(best, seed)
         level, n = levels[to.name], f"{len(best)} latents"
-        one = Similarity("MMCS", of.name, to.name, float(best.mean()), low, high, n=n, directed=True)
+        one = Similarity("MMCS", of.name, to.name, float(best.double().mean()), low, high, n=n, directed=True)
         found.append(one._replace(isotropic=level["isotropic"], shaped=level["shaped"]))
     chosen, chance = pair.matched, {kind: pair.chance[kind].matched for kind in KINDS}
     mutual = torch.zeros(len(chosen.decoder.rows))
@@ -147,8 +147,8 @@ def neighbour_table(pair: Pair) -> pd.DataFrame:
 
 
 def _mean(measure: str, pair: Pair, values: Tensor, chance: Mapping[str, float], seed: int) -> Similarity:
-    low, high = mean_interval(values, seed)
-    one = Similarity(measure, pair.a.name, pair.b.name, float(values.mean()), low, high, n=f"{len(values)} pairs")
+    mean, (low, high) = float(values.double().mean()), mean_interval(values, seed)
+    one = Similarity(measure, pair.a.name, pair.b.name, mean, low, high, n=f"{len(values)} pairs")
     return one._replace(isotropic=chance["isotropic"], shaped=chance["shaped"])
 
 
@@ -286,7 +286,7 @@ def strata_plot(strata: pd.DataFrame, rates: str) -> Plot:
         ax.errorbar(
             middle,
             part["MCC"],
-            yerr=[part["MCC"] - part["low"], part["high"] - part["MCC"]],
+            yerr=plotting.error_lengths(part["MCC"], part["low"], part["high"]),
             color=plotting.colour(number),
             marker=plotting.marker(number),
             ms=4,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.common import plotting
@@ -108,12 +108,13 @@ def meta(
             )
     directions, _ = alive_directions(base)
     found = explained(over, directions)
-    own = over.directions[(found.fired > 0) & (over.W_dec != 0).any(dim=1)]
+    active = (found.fired > 0) & (over.W_dec != 0).any(dim=1)
+    own, signed = over.directions[active], over.signed[active]
     if len(own) < 2:
         raise DictlabError(f"{over.name}: {len(own)} of its latents are active on the directions of {base.name}.")
     rows, cosines = [], {}
     for other in (*ordinary, base):
-        row, cosines[other.name] = _beside(own, other, threshold, seed)
+        row, cosines[other.name] = _beside(own, signed, other, threshold, seed)
         rows.append(row | {"is": "base" if other is base else "ordinary"})
     shares = pd.DataFrame([_row(over, base, found, len(own), seed)])
     nearest_table = pd.DataFrame(rows)
@@ -158,10 +159,10 @@ def _row(over: Dictionary, base: Dictionary, found: Explained, active: int, seed
 
 
 def _beside(
-    own: Float[Tensor, "active d"], other: Dictionary, threshold: float, seed: int
+    own: Float[Tensor, "active d"], signed: Bool[Tensor, " active"], other: Dictionary, threshold: float, seed: int
 ) -> tuple[dict[str, Any], Float[Tensor, " active"]]:
     directions, latents = alive_directions(other)
-    best = nearest(own, directions).cosine[:, 0]
+    best = nearest(own, directions, signed_a=signed, signed_b=other.signed[latents]).cosine[:, 0]
     low, high = mean_interval(best, seed)
     row = {
         "dictionary": other.name,
@@ -169,7 +170,10 @@ def _beside(
         "mean max cosine": float(best.mean()),
         "low": low,
         "high": high,
-        **{f"chance ({kind})": level for kind, level in max_cosine_levels(directions, seed).items()},
+        **{
+            f"chance ({kind})": level
+            for kind, level in max_cosine_levels(directions, seed, signed=other.signed[latents]).items()
+        },
         "share above threshold": float((best >= threshold).float().mean()),
     }
     return row, best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.common.chance import alive_directions
+from analyses.common.chance import alive_directions, oriented
 from analyses.common.max_activating import Contexts, with_contexts
 from analyses.common.neighbours import Neighbours, nearest
 from analyses.common.seed_floor import relation
@@ -77,7 +77,9 @@ _LATENTS = "The latents of each region, most central first, and where each is mo
 
 def near(a: Dictionary, b: Dictionary, top: int) -> Neighbours:
     """For each alive latent of a the nearest alive ones of b, itself apart if b is a."""
-    return nearest(alive_directions(a)[0], alive_directions(b)[0], top=top, itself=a is not b)
+    (of_a, latents), (of_b, others) = alive_directions(a), alive_directions(b)
+    signed: dict[str, Any] = {"signed_a": a.signed[latents], "signed_b": b.signed[others]}
+    return nearest(of_a, of_b, top=top, itself=a is not b, **signed)
 
 
 def compare(opened: Sequence[Dictionary], permutations: int, seed: int) -> Comparison:
@@ -116,7 +118,8 @@ def _found(a: Dictionary, b: Dictionary, pool: Pool, shuffles: int, pairs: int, 
             one, other = (a, b) if region.of_a else (b, a)
             directions, latents = alive_directions(one)
             rows = region.members - (0 if region.of_a else pool.n_a)
-            order = np.argsort(-(directions[rows] @ directions[rows].mean(dim=0)).numpy(), kind="stable")
+            members = oriented(directions[rows], one.signed[latents][rows])
+            order = np.argsort(-(members @ members.mean(dim=0)).numpy(), kind="stable")
             around = ratios[region.members] if region.of_a else 1 / ratios[region.members]
             kept.append(Found(one, other, latents.numpy()[rows][order], around[order], region.ratio, p))
     return kept

@@ -88,8 +88,8 @@ def _at_most(most: int, x: Rows, y: Rows, generator: np.random.Generator) -> tup
 def cka(x: Rows, y: Rows) -> Ordered:
     """Linear CKA, unbiased for few rows."""
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    norm = np.sqrt(max(_hsic(x, x), 0) * max(_hsic(y, y), 0))
-    return lambda order: _hsic(x, y[order]) / norm if norm else float("nan")
+    norm = np.sqrt(np.maximum(_hsic(x, x), 0) * np.maximum(_hsic(y, y), 0))
+    return lambda order: _hsic(x, y[order]) / norm if norm > 0 else float("nan")
 
 
 def svcca(x: Rows, y: Rows) -> Ordered:
@@ -151,6 +151,8 @@ def hsic(
     """
     (k, sums), (own, own_sums) = one, other
     n = len(k)
+    if n < 4:  # the estimator divides by n - 3
+        return float("nan")
     trace = overlap - float(k @ own)
     middle = float(sums.sum()) * float(own_sums.sum()) / ((n - 1) * (n - 2))
     return trace + middle - 2 / (n - 2) * float(sums @ own_sums)

@@ -98,9 +98,8 @@ def space_plot(similarities: pd.DataFrame) -> Plot:
         rows = similarities[(similarities["measure"] == name)].set_index(["from", "to"])
         rows = rows.loc[[pair for pair in pairs if pair in rows.index]]
         y = np.arange(len(rows))[::-1]
-        ax.errorbar(
-            rows["value"], y, xerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]], fmt="none", color="#444"
-        )
+        lengths = plotting.error_lengths(rows["value"], rows["low"], rows["high"])
+        ax.errorbar(rows["value"], y, xerr=lengths, fmt="none", color="#444")
         seeds = (rows["relation"] == SEEDS).to_numpy()
         for number, (label, mask) in enumerate((("measured", ~seeds), ("measured, two seeds", seeds))):
             if mask.any():
@@ -125,7 +124,7 @@ def space_plot(similarities: pd.DataFrame) -> Plot:
 
 
 def _of_decoders(pair: Pair, permutations: int, seed: int) -> list[Similarity]:
-    x, y = _rows(pair.a.W_dec, pair.a_latents, seed), _rows(pair.b.W_dec, pair.b_latents, seed)
+    x, y = _paired_rows((pair.a, pair.a_latents), (pair.b, pair.b_latents), seed)
     drawn = {kind: _chance_rows(pair, kind, seed) for kind in KINDS}
     found = []
     for name, (measure, smaller) in OF_DECODERS.items():
@@ -158,17 +157,37 @@ def _similarity(name: str, pair: Pair, one: Tested, chance: dict[str, float], un
 
 def _rows(weights: Tensor, latents: Tensor, seed: int) -> Rows:
     """Unit directions of some latents; of very many, the same sample of rows for both sides."""
-    if len(latents) > ROWS:
-        latents = latents[seeds.numpy_generator(seed, "rows of spaces").permutation(len(latents))[:ROWS]]
-    found: Rows = normalize(weights[latents].double(), dim=1).numpy()
-    return found
+    rows: Rows = normalize(weights[_sampled(latents, seed)].double(), dim=1).numpy()
+    return rows
+
+
+def _sampled(rows: Tensor, seed: int) -> Tensor:
+    """At most `ROWS` of them, the same ones for equal lengths."""
+    if len(rows) <= ROWS:
+        return rows
+    return rows[seeds.numpy_generator(seed, "rows of spaces").permutation(len(rows))[:ROWS]]
+
+
+def _paired_rows(one: tuple[Dictionary, Tensor], other: tuple[Dictionary, Tensor], seed: int) -> tuple[Rows, Rows]:
+    """Unit decoder directions of pairs of latents. A signed latent's is turned towards its partner's, and of two signed
+    latents both are turned such that the largest component of the first is positive.
+    """
+    (a, latents), (b, partners) = one, other
+    x, y = _rows(a.W_dec, latents, seed), _rows(b.W_dec, partners, seed)
+    signed_x, signed_y = (_sampled(d.signed.cpu()[of], seed).numpy() for d, of in (one, other))
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
+    x = np.where((signed_x & signed_y & (largest < 0))[:, None], -x, x)
+    opposed = (x * y).sum(axis=1) < 0
+    x = np.where((signed_x & ~signed_y & opposed)[:, None], -x, x)
+    return x, np.where((signed_y & opposed)[:, None], -y, y)
 
 
 def _chance_rows(pair: Pair, kind: str, seed: int) -> tuple[Rows, Rows]:
     chance = pair.chance[kind]
     partners = pair.of_large[chance.matched.decoder.partners]
-    x = _rows(chance.directions, chance.matched.decoder.rows, seed)
-    return x, _rows(pair.large.W_dec, partners, seed)
+    x, y = _rows(chance.directions, chance.matched.decoder.rows, seed), _rows(pair.large.W_dec, partners, seed)
+    signed = _sampled(pair.large.signed.cpu()[partners], seed).numpy()
+    return x, np.where((signed & ((x * y).sum(axis=1) < 0))[:, None], -y, y)
 
 
 def _chance_of_fit(

@@ -373,6 +373,13 @@ def emitting(activation: Activation, n_latents: int) -> Bool[Tensor, " n_latents
     return torch.ones(n_latents, dtype=torch.bool)
 
 
+def signed(activation: Activation, n_latents: int) -> Bool[Tensor, " n_latents"]:
+    """True for latents that emit values of either sign: with encoder and decoder negated they are the same function."""
+    if isinstance(activation, Union):
+        return torch.cat([signed(own, width) for width, own in activation.parts])
+    return torch.full((n_latents,), isinstance(activation, AbsTopK))
+
+
 def _where(active: Bool[Tensor, "tokens n_latents"], values: Float[Tensor, "tokens n_latents"]) -> Codes:
     """Codes of the entries that are active."""
     return at_entries(positions(active.flatten()), values)

@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dictlab.dictionary.activation_functions import Activation, emitting
+from dictlab.dictionary.activation_functions import Activation, emitting, signed
 from dictlab.dictionary.activation_records import from_record
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
 from dictlab.dictionary.metadata import Metadata
-from dictlab.dictionary.normalisation import Centred, NoNormalisation, Normalisation, Scale, Undo, unscaled
+from dictlab.dictionary.normalisation import Centred, LayerNorm, NoNormalisation, Normalisation, Scale, Undo, unscaled
 from dictlab.errors import DictlabError
 
 
@@ -75,6 +75,22 @@ class Dictionary:
         return torch.nn.functional.normalize(self.W_dec, dim=1)
 
     @property
+    def signed(self) -> Bool[Tensor, " n_latents"]:
+        """Latents whose activation has either sign. Of these a direction and its opposite are the same latent."""
+        return signed(self.activation, self.n_latents).to(self.W_dec.device)
+
+    @property
+    def encoder_rows(self) -> Float[Tensor, "n_latents d_in"]:
+        """What each latent reads of an activation, in the activation's own coordinates.
+
+        Where tokens are centred first, (x - mean(x)) W_enc = x (W_enc - the mean of each column).
+        """
+        if not isinstance(self.normalisation, Centred | LayerNorm):
+            return self.W_enc.T
+        W_enc = self.W_enc.to(torch.promote_types(self.W_enc.dtype, torch.float32))
+        return (W_enc - W_enc.mean(dim=0, keepdim=True)).T
+
+    @property
     def alive(self) -> Bool[Tensor, " n_latents"]:
         """Latents that fire. Where no firing rate is known: all that can emit and have a decoder direction."""
         if self.firing_rate is not None:
@@ -116,6 +132,17 @@ class Dictionary:
         """Codes and reconstruction together."""
         codes, undo = self._encode(self._checked(x))
         return codes, decoded(codes, self.W_dec, self.b_out, undo).reshape(x.shape)
+
+    def codes_in_input_units(self, codes: Codes, x: Float[Tensor, "*tokens d_in"]) -> Codes:
+        """Codes times the scale that the input normalisation gives back to each token: what each latent adds to the
+        reconstruction of x is that times its row of `W_dec`.
+
+        Args:
+            codes: What `encode` returned.
+            x: The activations they are the codes of.
+        """
+        scale = torch.as_tensor(self.normalisation(self._checked(x))[1].scale).to(codes.values)
+        return codes._replace(values=codes.values * (scale.reshape(-1)[codes.rows] if scale.numel() > 1 else scale))
 
     def pre_activations(
         self, x: Float[Tensor, "tokens d_in"], latents: Tensor | slice = slice(None)

@@ -84,7 +84,7 @@ class LayerNorm:
         centred = x - mean
         # not x.std, which warns of a batch without tokens and has no gradient at a constant one
         std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / max(1, x.shape[-1] - 1) ** 0.5
-        return centred / (std + self.eps), Undo(std, mean)
+        return centred / (std + self.eps).clamp_min(torch.finfo(x.dtype).tiny), Undo(std, mean)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class ConstantNorm:
 
     def __call__(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Float[Tensor, "tokens d_in"], Undo]:
         scale = x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-        return x / scale, Undo(scale, 0.0)
+        return x / scale.clamp_min(torch.finfo(x.dtype).tiny), Undo(scale, 0.0)  # a token of zeros stays one
 
 
 @dataclass(frozen=True)

@@ -40,17 +40,25 @@ class Metric(NamedTuple):
     of: Callable[[Sums], NDArray[np.float64]]
 
 
+def _share(of: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A share, NaN where there is nothing to have a share of."""
+    whole = np.asarray(whole, dtype=np.float64)
+    return np.asarray(np.divide(of, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0))
+
+
 METRICS = {
     "l0": Metric("L0", "latents/token", lambda s: s["l0"] / s["tokens"]),
     "mse": Metric("MSE", "activation²", lambda s: s["squared_error"] / s["coordinates"]),
-    "explained_variance": Metric("explained variance", "share", lambda s: 1 - s["squared_error"] / s["variance"]),
+    "explained_variance": Metric(
+        "explained variance", "share", lambda s: 1 - _share(s["squared_error"], s["variance"])
+    ),
     "ce_increase": Metric("CE increase", "nats/token", lambda s: (s["ce"] - s["ce_clean"]) / s["predicted"]),
     "kl": Metric("KL", "nats/token", lambda s: s["kl"] / s["tokens"]),
     "ce_recovered_zero": Metric(
-        "CE recovered (zero)", "share", lambda s: (s["ce_zero"] - s["ce"]) / (s["ce_zero"] - s["ce_clean"])
+        "CE recovered (zero)", "share", lambda s: _share(s["ce_zero"] - s["ce"], s["ce_zero"] - s["ce_clean"])
     ),
     "ce_recovered_mean": Metric(
-        "CE recovered (mean)", "share", lambda s: (s["ce_mean"] - s["ce"]) / (s["ce_mean"] - s["ce_clean"])
+        "CE recovered (mean)", "share", lambda s: _share(s["ce_mean"] - s["ce"], s["ce_mean"] - s["ce_clean"])
     ),
     "ce_clean": Metric("CE without dictionary", "nats/token", lambda s: s["ce_clean"] / s["predicted"]),
 }
@@ -101,7 +109,24 @@ class Evaluation:
         said = list(partial_warnings(self.n_sequences, self.asked))
         if self.n_sequences < 2:
             said.append("One sequence: no intervals. Measure on more with --contexts, where there are more.")
-        return tuple(said)
+        if "variance" in self.sums and self.sums["variance"].sum() == 0:
+            said.append("Activations do not vary on this sample: there is no variance to explain.")
+        return (*said, *self._unclear_ablations())
+
+    def _unclear_ablations(self) -> list[str]:
+        """Ablations that raise the cross-entropy by nothing that is clear of 0, of which CE recovered is a share."""
+        if not self.has_model or self.n_sequences < 2:
+            return []
+        said, weights = [], bootstrap_weights(self.n_sequences, self.seed)
+        for name in ("zero", "mean"):
+            raised = (self.sums[f"ce_{name}"] - self.sums["ce_clean"]) / self.sums["predicted"].mean()
+            low, high = interval(weights @ raised / self.n_sequences)
+            if low <= 0:
+                said.append(
+                    f"CE recovered ({name}) is a share of next to nothing: ablating activations to {name} raises the "
+                    f"cross-entropy by {raised.mean():.4f} [{low:.4f}, {high:.4f}] nats a token, not clear of 0."
+                )
+        return said
 
     @property
     def has_model(self) -> bool:

@@ -141,8 +141,15 @@ class Report:
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """The warnings, and what reading the dictionaries brought to light."""
-        return (*self.warnings, *(f"{d.name}: {note}" for d in self.inputs for note in d.metadata.notes))
+        """The warnings, what reading the dictionaries brought to light, and those whose codes depend on the batch."""
+        notes = [f"{d.name}: {note}" for d in self.inputs for note in d.metadata.notes]
+        batchwise = [d.name for d in self.inputs if d.activation.batchwise]
+        if batchwise:
+            notes.append(
+                f"{', '.join(batchwise)}: BatchTopK without a threshold. The codes of a token depend on the tokens "
+                "that it is encoded with, so every number of it holds for batches as they were here."
+            )
+        return (*self.warnings, *notes)
 
     def save(self, folder: str | Path, *, force: bool = False, command: str | None = None) -> Path:
         """Write everything to a folder. It is prepared aside and moved in when complete: nothing is half-written.

@@ -42,6 +42,7 @@ class InsertionEffects(NamedTuple):
         error: Standard error of `change` over sequences; NaN for a single sequence.
         scale: The factor that would serve best; NaN for a dead latent.
         firing_rate: Share of tokens at which the latent was active.
+        small_firing_rate: Share of tokens at which each latent of SMALL was active, `[n_small]`.
         strength: Mean activation where it was active, in the activations' units; NaN where it never was.
         dead: Never active on these tokens, or without a decoder direction.
         tokens: Tokens measured.
@@ -54,6 +55,7 @@ class InsertionEffects(NamedTuple):
     error: Float[Tensor, " n_large"]
     scale: Float[Tensor, " n_large"]
     firing_rate: Float[Tensor, " n_large"]
+    small_firing_rate: Float[Tensor, " n_small"]
     strength: Float[Tensor, " n_large"]
     dead: Bool[Tensor, " n_large"]
     tokens: int
@@ -88,15 +90,17 @@ def insertion_effects(
     Raises:
         DictlabError: What a dictionary makes of the activations is not all finite.
     """
-    sums = _EffectSums(large.W_dec)
+    sums, small_counts = _EffectSums(large.W_dec), torch.zeros(small.n_latents, dtype=torch.long)
     for batch in batches:
         x = batch.flatten(0, 1)
-        x_hat = small.reconstruct(x)
+        small_codes, x_hat = small(x)
         check_finite(small, x_hat)
+        small_counts += small_codes.active_counts().cpu()
         codes, undo = large.encode(x), small.normalisation(x)[1]
         bias = small.b_out * undo.scale + undo.shift
-        sums.add(codes, in_units(large, codes, x), x - x_hat, (x_hat - bias).double(), batch.shape[1])
-    return sums.effects(large.name)
+        values = large.codes_in_input_units(codes, x).values
+        sums.add(codes, values, x - x_hat, (x_hat - bias).double(), batch.shape[1])
+    return sums.effects(large.name, small_counts / sums.tokens)
 
 
 @torch.no_grad()
@@ -125,7 +129,7 @@ def effects_in_pool(chain: DictionaryChain, into: Bool[np.ndarray, " n_pool"], n
         check_finite(chain.dictionaries[0], residual)
         inserted = _columns(codes, latents)
         sums.add(inserted, inserted.values, residual, explained.double(), chain.context)
-    return sums.effects(chain.dictionaries[number].name)
+    return sums.effects(chain.dictionaries[number].name, torch.from_numpy(sample.firing_rate[into]))
 
 
 class _EffectSums:
@@ -177,7 +181,7 @@ class _EffectSums:
         self.tokens += len(residual)
         self.sequences += sequences
 
-    def effects(self, large: str) -> InsertionEffects:
+    def effects(self, large: str, small_firing_rate: Float[Tensor, " n_small"]) -> InsertionEffects:
         """The effects of all latents of LARGE, which is named in errors."""
         d_in, n_sequences = self.directions.shape[1], self.sequences
         change = (self.energy * self.norm - 2 * self.overlap) / (self.tokens * d_in)
@@ -190,6 +194,7 @@ class _EffectSums:
             error=error,
             scale=self.overlap / (self.energy * self.norm),
             firing_rate=self.firings / self.tokens,
+            small_firing_rate=small_firing_rate,
             strength=self.emitted / self.firings,
             dead=(self.firings == 0) | (self.norm == 0),
             tokens=self.tokens,
@@ -197,12 +202,6 @@ class _EffectSums:
             mse=self.squared_error / (self.tokens * d_in),
             stretch=float(self.lengths[0] / self.lengths[1]) if self.lengths[1] > 0 else float("nan"),
         )
-
-
-def in_units(dictionary: Dictionary, codes: Codes, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, " nnz"]:
-    """The codes' values times what the input normalisation undoes: what each latent adds is that times its row."""
-    scale = torch.as_tensor(dictionary.normalisation(x)[1].scale)
-    return codes.values * (scale.reshape(-1)[codes.rows] if scale.numel() > 1 else scale)
 
 
 def _columns(codes: Codes, latents: slice) -> Codes:

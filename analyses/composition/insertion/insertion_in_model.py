@@ -23,7 +23,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analyses.common.patching import FORWARD_TOKENS, PARTS, CleanRun, clean_runs
-from analyses.composition.insertion.insertion_effects import in_units
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
 from dictlab.model.language_model import LanguageModel
@@ -100,7 +99,7 @@ def changes(found: BySequence, what: str) -> Changes:
 def _activations(large: Dictionary, latents: Sequence[int], x: Tensor) -> Float[Tensor, "batch context latents"]:
     """What the latents emit, in the units of x."""
     codes = large.encode(x)
-    values = in_units(large, codes, x.flatten(0, -2))
+    values = large.codes_in_input_units(codes, x).values
     place = torch.full((large.n_latents,), -1, device=x.device)
     place[list(latents)] = torch.arange(len(latents), device=x.device)
     wanted = place[codes.indices] >= 0

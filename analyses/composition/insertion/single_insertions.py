@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -144,11 +144,20 @@ def insert_each(
             f"{large.name}: none of its {large.n_latents} latents adds anything on {effects.tokens} tokens: "
             "they are never active, or have no decoder direction."
         )
+    small = on_sample(small, effects)
     return SingleInsertions(small, large, effects, nearest_alive(large, small), threshold)
 
 
+def on_sample(small: Dictionary, effects: InsertionEffects) -> Dictionary:
+    """SMALL with the firing rates of the sample where its file has none: latents that never fire there are dead."""
+    if small.firing_rate is not None:
+        return small
+    return replace(small, firing_rate=effects.small_firing_rate.float().to(small.W_dec.device))
+
+
 def nearest_alive(large: Dictionary, small: Dictionary, top: int = 1) -> Neighbours:
-    """For each latent of LARGE, the alive latents of SMALL with the nearest decoder directions.
+    """For each latent of LARGE, the alive latents of SMALL with the nearest decoder directions. Where one of two
+    latents is signed (emits values of either sign), their cosine counts by size.
 
     Raises:
         DictlabError: SMALL has no alive latent.
@@ -156,7 +165,8 @@ def nearest_alive(large: Dictionary, small: Dictionary, top: int = 1) -> Neighbo
     candidates = small.alive.nonzero().squeeze(1)
     if len(candidates) == 0:
         raise DictlabError(f"{small.name}: none of its {small.n_latents} latents is alive, so there is no nearest one.")
-    found = nearest(large.W_dec, small.W_dec[candidates], top=top)
+    signed = small.signed[candidates]
+    found = nearest(large.W_dec, small.W_dec[candidates], top=top, signed_a=large.signed, signed_b=signed)
     return Neighbours(found.cosine, candidates[found.rows])
 
 
@@ -166,4 +176,6 @@ def novel_with_a_twin(insertions: SingleInsertions, cosine: float = TWIN) -> int
     if len(rows) < 2:
         return 0
     directions = insertions.large.W_dec[rows.to(insertions.large.W_dec.device)]
-    return int((nearest(directions, directions, itself=False).cosine[:, 0] > cosine).sum())
+    signed = insertions.large.signed[rows.to(insertions.large.W_dec.device)]
+    near = nearest(directions, directions, itself=False, signed_a=signed)
+    return int((near.cosine[:, 0] > cosine).sum())

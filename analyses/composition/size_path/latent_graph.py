@@ -32,6 +32,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from analyses.common.neighbours import by_size
+
 KINDS = ("same", "split", "merge", "tangled", "novel", "orphan")
 THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(16))  # of the percolation curve
 PERCOLATES = 0.1  # a component with more than this share of all alive latents is a giant
@@ -98,6 +100,7 @@ def graph(
     alive_small: Bool[Tensor, " n"],
     alive_large: Bool[Tensor, " m"],
     *,
+    signed: tuple[Bool[Tensor, " n"] | None, Bool[Tensor, " m"] | None] = (None, None),
     block: int = BLOCK,
 ) -> Graph:
     """The graph of two decoders, in one pass over blocks of their cosines. A zero row has the cosine 0 with everything.
@@ -108,6 +111,7 @@ def graph(
         threshold: Cosine from which two latents are joined.
         alive_small: Latents of SMALL that take part.
         alive_large: Latents of LARGE that take part.
+        signed: Latents of SMALL, and of LARGE, that emit values of either sign: their cosines count by size.
         block: Its square is the number of cosines held at once.
     """
     rows, columns = (_blocks(alive, block) for alive in (alive_small, alive_large))
@@ -119,7 +123,8 @@ def graph(
     for own in tqdm(rows, desc="components", leave=False):
         a = _unit(small, own)
         for other in columns:
-            cosine = (a @ _unit(large, other).T).clamp(-1, 1).cpu().numpy()
+            masks = (_of(signed[0], own), _of(signed[1], other))
+            cosine = by_size(a @ _unit(large, other).T, *masks).clamp(-1, 1).cpu().numpy()
             near_small[own] = np.fmax(near_small[own], cosine.max(axis=1))
             near_large[other] = np.fmax(near_large[other], cosine.max(axis=0))
             joined = np.where(cosine < threshold, np.inf, cosine).min(axis=0)
@@ -226,6 +231,10 @@ def _blocks(alive: Bool[Tensor, " n"], block: int) -> list[NDArray[np.int64]]:
 
 def _unit(directions: Tensor, latents: NDArray[np.int64]) -> Tensor:
     return normalize(directions[torch.from_numpy(latents).to(directions.device)].float(), dim=1)
+
+
+def _of(signed: Tensor | None, latents: NDArray[np.int64]) -> Tensor | None:
+    return None if signed is None else signed[torch.from_numpy(latents).to(signed.device)]
 
 
 def _forest(edges: NDArray[np.float64], n: int, m: int) -> NDArray[np.float64]:

@@ -28,7 +28,8 @@ def match_latents(chain: DictionaryChain, threshold: float) -> list[LatentMatchi
     """The latents of each dictionary matched with those of the next one, from a decoder cosine on."""
     matchings = []
     for number, (small, large) in enumerate(zip(chain.dictionaries, chain.dictionaries[1:], strict=False)):
-        edges = graph(small.W_dec, large.W_dec, threshold, chain.alive(number), chain.alive(number + 1))
+        alive, signed = (chain.alive(number), chain.alive(number + 1)), (small.signed, large.signed)
+        edges = graph(small.W_dec, large.W_dec, threshold, *alive, signed=signed)
         first_small, first_large = chain.first_latents[number : number + 2]
         matchings.append(
             LatentMatching(edges, components(edges), first_small, first_large, small=small.name, large=large.name)

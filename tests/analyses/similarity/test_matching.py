@@ -158,7 +158,7 @@ def test_cosines_of_equal_directions_do_not_pass_one():
 
 def test_too_few_alive_latents_are_named():
     a = random_dictionary(name="a")
-    with pytest.raises(DictlabError, match="b: 0 alive"):
+    with pytest.raises(DictlabError, match="b: all of its 24 latents are dead"):
         matching([a, replace(a, firing_rate=torch.zeros(24), name="b")])
 
 
