@@ -51,7 +51,6 @@ ALLOWED |= {
 UPWARDS: set[tuple[str, str]] = set()
 CIRCLES = [
     {},
-    {"analyses.model_effects.downstream", "analyses.model_effects.downstream_tables"},
 ]
 FILES = [p for folder in ("dictlab", "analyses") for p in sorted((ROOT / folder).rglob("*.py"))]
 

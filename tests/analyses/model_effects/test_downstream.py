@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity, layer_norm
 
 from analyses import downstream
-from analyses.model_effects.downstream import measure, places_of
-from analyses.model_effects.downstream_tables import METRICS, OUTPUT
+from analyses.model_effects.downstream_measurement import METRICS, OUTPUT, measure, places_of
 from analyses.model_effects.principal_directions import (  # fmt: skip
     REPAIRED,
     WRONG,
@@ -194,7 +193,7 @@ def test_a_reconstruction_of_no_numbers_is_refused(text):
 
 def test_an_interruption_leaves_what_was_measured_marked_as_partial(text, monkeypatch):
     module = importlib.import_module(
-        "analyses.model_effects.downstream"
+        "analyses.model_effects.downstream_measurement"
     )  # the package offers the function under this name
     dictionary, whole = random_dictionary(20, D), module._batch
     seen = []
