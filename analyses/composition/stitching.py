@@ -169,7 +169,7 @@ def stitching(
 
 
 def _as_parent(dictionary: Dictionary) -> Dictionary:
-    """The same under a name that no row of the report's own has: the parent may itself be a stitched dictionary."""
+    """A parent under a name that no row of the report's own has: it may itself be a stitched dictionary."""
     taken = dictionary.name == STITCHED or dictionary.name.startswith((*UNREFITTED.values(), "by "))
     return replace(dictionary, name=f"{dictionary.name} (parent)") if taken else dictionary
 

@@ -35,7 +35,7 @@ def frontier_at(
 
     Args:
         cost: Of the points, in any order.
-        error: Theirs.
+        error: Of the same points.
         at: Where.
     """
     usable = (cost > 0).all(axis=1) & (error > 0).all(axis=1) & (at > 0)

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
@@ -54,8 +54,21 @@ class PoolSample:
 
     @cached_property
     def by_latent(self) -> sparse.csc_array:
-        """The same codes in compressed columns."""
+        """The codes in compressed columns, one a latent."""
         return self.codes.tocsc()
+
+    def best_bias(
+        self, chosen: Bool[np.ndarray, " n_latents"], directions: Float[Tensor, "n_latents d_in"]
+    ) -> Float[Tensor, " d_in"]:
+        """The output bias with which a subset has the smallest error: E[s (y - x_hat)] / E[s^2], in float64.
+
+        Args:
+            chosen: Which latents.
+            directions: Decoder directions of all.
+        """
+        summed_codes = torch.from_numpy((self.codes.T @ self.scale) * chosen).double()
+        left = torch.from_numpy(self.scale @ self.target) - summed_codes @ directions.double().cpu()
+        return left / float(np.square(self.scale).sum())
 
     def tokens(self, which: slice) -> PoolSample:
         """Some of the tokens."""

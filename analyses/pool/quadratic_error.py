@@ -168,13 +168,6 @@ class QuadraticError:
         """Active latents a token."""
         return float(self.sample.firing_rate[chosen].sum())
 
-    def best_bias(self, chosen: Bool[np.ndarray, " n_latents"]) -> NDArray[np.float64]:
-        """The output bias with which a subset has the smallest error, `[d_in]`."""
-        target, scale = self.sample.target, self.sample.scale
-        mean = (scale @ target) / len(scale)
-        decoded = torch.from_numpy(chosen * self.mean_codes) @ self.directions.double()
-        return (mean - decoded.numpy()) / self.mean_square_scale  # type: ignore[no-any-return]
-
     def _scaled(self, weights: NDArray[np.float64]) -> torch.Tensor:
         return torch.from_numpy(weights).to(self.directions)[:, None] * self.directions
 

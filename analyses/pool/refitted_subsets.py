@@ -69,7 +69,8 @@ class RefittedSubsets:
         if refit == "none":
             return part_of(self.pool, latents, b_out=b_out, name=name)
         if refit == "bias":
-            return part_of(self.pool, latents, b_out=self._best_bias(chosen).to(self.pool.b_out), name=name)
+            bias = self.sample.best_bias(chosen, self.pool.W_dec).to(self.pool.b_out)
+            return part_of(self.pool, latents, b_out=bias, name=name)
         rows = torch.from_numpy(np.flatnonzero(chosen & (self.sample.firing_rate > 0)))
         before = torch.cat([self.pool.W_dec[rows], self.pool.b_out[None]]).double().cpu()
         solution, ridge = fit_decoder(*self._equations(rows), before)
@@ -106,12 +107,6 @@ class RefittedSubsets:
         result = finetuned(start, batches, "biases" if biases else "all", steps=steps, seed=seed)
         return replace(noted(result.dictionary, best_step=result.step), name=name)
 
-    def _best_bias(self, chosen: Bool[np.ndarray, " n_pool"]) -> Float[Tensor, " d_in"]:
-        sample = self.sample
-        mean_codes = torch.from_numpy((sample.codes.T @ sample.scale) * chosen).double()
-        left = torch.from_numpy(sample.scale @ sample.target) - mean_codes @ self.pool.W_dec.double().cpu()
-        return left / float(np.square(sample.scale).sum())
-
     def _equations(self, rows: Int[Tensor, " kept"]) -> tuple[NormalEquations, NormalEquations]:
         """Of the first tokens and of the rest: parts of the whole pool's where it is small, else the rows' own."""
         if self.sample.n_latents <= ridge_refit.LARGEST_REFIT:
@@ -130,7 +125,7 @@ def compacted(
     refit: Refit | GradientRefit,
     by: Calibration,
 ) -> tuple[Dictionary, Dictionary]:
-    """The same latents with thresholds of their own: as they come, and refitted again in closed form.
+    """A dictionary with a threshold for each latent in place of rivals: as it comes, and refitted again in closed form.
 
     Args:
         dictionary: Whose latents.

@@ -1,17 +1,12 @@
 """Given the codes, which decoder and bias explain the activations best?
 
 With the encoder frozen this is linear, and needs no training: ridge regression on the codes g, pulled towards the
-directions D_0 that the latents came with, and a free bias (g, y and s as in `sample`):
+directions D_0 that the latents came with, and a free bias (g, y and s as in `pool_sample`):
 
     min  sum_t |y_t - s_t b - g_t D|^2 + lambda |D - D_0|^2
 
-By the normal equations, of which any subset of the latents has its own rows and columns: with A = G^T G + lambda,
-G having s as its last column, W the solution and w_j its rows,
-
-    leaving latent j out, and refitting the others, costs |w_j|^2 / (A^-1)_jj
-
-in this sum (the pull on the latent that goes included). Codes are sparse, so a token costs the square of its active
-latents.
+By the normal equations, of which any subset of the latents has its own rows and columns. Codes are sparse, so a token
+costs the square of its active latents.
 """
 
 from __future__ import annotations
@@ -78,16 +73,6 @@ class NormalEquations:
         factor = torch.linalg.cholesky(self._penalised(ridge))
         return before + torch.cholesky_solve(self.moment - self.gram @ before, factor)
 
-    def removal_costs(self, decoder: Float[Tensor, "n+1 d_in"], ridge: float) -> Float[Tensor, " n"]:
-        """What leaving each latent out and refitting the others adds to the MSE (with the pull, see above).
-
-        Args:
-            decoder: The `solution` for the same ridge.
-            ridge: As there.
-        """
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._penalised(ridge))).diagonal()
-        return (decoder.square().sum(dim=1) / inverse)[:-1] / (self.tokens * decoder.shape[1])
-
     def _penalised(self, ridge: float) -> Tensor:
         energies = self.gram.diagonal()[:-1]
         pull = ridge * energies[energies > 0].mean() if bool((energies > 0).any()) else torch.ones(())
@@ -139,7 +124,7 @@ def fit_decoder(
 def refit_decoder(
     dictionary: Dictionary, batches: Iterable[Float[Tensor, "*tokens d_in"]], *, ridge: float | None = None
 ) -> Dictionary:
-    """The same encoder with the decoder and output bias that explain these activations best, in closed form.
+    """A dictionary with the decoder and output bias that explain these activations best, in closed form.
 
     Directions of latents that never fire stay as they were. Rows no longer have unit length. The ridge that was used
     is in the result's `metadata.training`.
@@ -169,7 +154,7 @@ def refit_decoder(
 
 @torch.no_grad()
 def refit_bias(dictionary: Dictionary, batches: Iterable[Float[Tensor, "*tokens d_in"]]) -> Dictionary:
-    """The same encoder and directions with the output bias that explains these activations best: b + E[(x - x_hat)].
+    """A dictionary with the output bias that explains these activations best, b + E[x - x_hat]; all else frozen.
 
     With a per-token scale s of the input normalisation: b + E[s (x - x_hat)] / E[s^2].
     """

@@ -50,7 +50,7 @@ class Portrait(NamedTuple):
         parent_contexts: Where the nearest latent of SMALL is.
         near: Numbers and cosines of the nearest latents of SMALL.
         promoted: Tokens and their logits; None where directions at the site are none of the residual stream.
-        suppressed: Likewise.
+        suppressed: Tokens whose logits fall most, and by how much; None in the same case.
     """
 
     latent: int
