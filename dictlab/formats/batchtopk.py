@@ -66,8 +66,13 @@ def read(source: Source) -> Dictionary:
     config = source.config("act_size", "dict_size", "sae_type")
     if config is None:
         raise DictlabError("no configuration with act_size, dict_size and sae_type lies beside it.")
-    refuse_unknown(config, (*FUNCTION, *HARMLESS), "configuration: the field", source.ignore)
     kind = config["sae_type"]
+    if "group_sizes" in config or "matryoshka" in str(kind):
+        raise DictlabError(
+            f"configuration: sae_type is {short(kind)!r}, of bartbussmann/matryoshka_sae, whose selection over groups "
+            "and batches is not known here. If you know what its encoder does, say it with --map."
+        )
+    refuse_unknown(config, (*FUNCTION, *HARMLESS), "configuration: the field", source.ignore)
     own = (THRESHOLD,) if kind == "jumprelu" else ()
     refuse_unknown(source.tensors, (*TENSORS, *own), "the tensor", source.ignore)
     refuse_unknown(source.entries, (), "the entry", source.ignore)

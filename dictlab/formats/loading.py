@@ -26,6 +26,8 @@ from dictlab.formats.checks import check, check_shapes
 from dictlab.formats.fields import listed
 from dictlab.formats.names import file_and_part
 from dictlab.formats.source import Source, weight_files
+from dictlab.formats.unsupported import reason_for_refusal
+from dictlab.formats.wrappers import unwrapped
 
 GROUP = "dictlab.formats"
 SEEN = 12  # names of folders listed in an error
@@ -93,6 +95,8 @@ def _mapped(
     local, known = hub.fetched(path)
     like = Source(local, {}, part=part, ignore=ignore, scale=scale, registered=known)
     sources, broken = ([like.other(local)], []) if local.is_file() else _in_folder(local, like)
+    if map is None:
+        sources = [unwrapped(source) for source in sources]
     reader, source = _only(local, sources, broken, format) if map is None else (None, _single(local, sources))
     try:
         made = mapping.read(source, map or {}) if reader is None else reader.read(source)
@@ -207,7 +211,10 @@ def _single(path: Path, sources: Sequence[Source]) -> Source:
 
 
 def _unknown(source: Source, broken: Sequence[str]) -> str:
-    """What was found in a file that is no dictionary."""
+    """What was found in a file that is no dictionary, by its name where it is known for what it is."""
+    reason = reason_for_refusal(source)
+    if reason is not None:
+        return f"{source.path}: {reason}"
     configs = ", ".join([*source.configs, *(f"{name} ({why})" for name, why in source.damaged.items())]) or "none"
     reasons = (*broken, *_installed()[1].values())
     return (

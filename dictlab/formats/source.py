@@ -38,6 +38,7 @@ class Source:
         ignore: Fields of a configuration that may be passed over although nobody knows what they mean.
         scale: What inputs are multiplied by, where a configuration only says that they are.
         registered: The same as some registry has it, which may list it for files that need none.
+        inner_configs: Configurations that the file itself holds; they go before those beside it.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Source:
     ignore: tuple[str, ...] = ()
     scale: float | None = None
     registered: float | None = None
+    inner_configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -74,7 +76,7 @@ class Source:
     @property
     def configs(self) -> dict[str, dict[str, Any]]:
         """Configurations beside the file, by name; or in the folder above, where there are none beside it."""
-        return self._beside[0]
+        return {**self.inner_configs, **self._beside[0]}
 
     @property
     def damaged(self) -> dict[str, str]:

@@ -23,7 +23,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import AbsTopK, Activation, Gated, JumpReLU, ReLU, TopK
 from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
 from dictlab.errors import DictlabError
-from dictlab.formats.fields import refuse_part, shaped, short
+from dictlab.formats.fields import refuse_part, refuse_unknown, shaped, short
 from dictlab.formats.saelens.config import BATCHTOPK, BY_K, Meaning, meaning
 from dictlab.formats.saelens.origin import read_metadata
 from dictlab.formats.saelens.writing import CONFIG, EPS, NEVER, SPARSITY
@@ -51,6 +51,7 @@ def read(source: Source) -> Dictionary:
         damage = f" ({source.damaged[CONFIG]})" if CONFIG in source.damaged else ""
         raise DictlabError(f"no configuration with d_in and d_sae lies beside it{damage}; expected SAELens' {CONFIG}.")
     means = meaning(raw, source.ignore)
+    refuse_unknown(source.entries, (), "the entry", source.ignore)
     tensors = _fitting(dict(source.tensors), means)
     normalisation = _normalisation(means, source)
     W_enc, W_dec, b_dec = (tensors[name] for name in ("W_enc", "W_dec", "b_dec"))
