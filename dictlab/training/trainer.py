@@ -37,6 +37,9 @@ from dictlab.training.sources.model import ModelSource
 from dictlab.training.state_checks import check_record, check_sample, check_settings
 from dictlab.training.training_loop import TrainingLoop
 
+# What a run that says nothing of its token selection, because it began before there was one, was trained on.
+BEFORE_SELECTIONS = {"token_selection": str(ALL)}
+
 
 def train(
     config: TrainConfig,
@@ -142,8 +145,7 @@ def _config_of(known: RunFolder, shards: int | None) -> TrainConfig:
     Raises:
         DictlabError: A setting is none, or its device is not there.
     """
-    # A run that says nothing of its token selection began before there was one.
-    settings = {"token_selection": str(ALL)} | known.config | ({} if shards is None else {"shards": shards})
+    settings = BEFORE_SELECTIONS | known.config | ({} if shards is None else {"shards": shards})
     return _with_precision(TrainConfig(**configfile.checked(settings, str(known.path / runs.CONFIG))))
 
 
@@ -289,6 +291,6 @@ def _finished_run(known: RunFolder) -> Run:
     Raises:
         DictlabError: Its records are damaged, or one of its dictionaries is gone.
     """
-    config = TrainConfig(**configfile.checked(known.config, str(known.path / runs.CONFIG)))
+    config = TrainConfig(**configfile.checked(BEFORE_SELECTIONS | known.config, str(known.path / runs.CONFIG)))
     dictionaries = tuple(load(known.path / f"{name}.safetensors") for name in known.about.get("members", ()))
     return Run(known.path, config, dictionaries, None, known.about.get("diverged", {}))
