@@ -119,7 +119,7 @@ def explanations_report(
             )
     return Report(
         title="Can strings of tokens say when a latent is active?",
-        summary=_summary(overview, rebuilt),
+        summary=_summary(found),
         tables=made,
         plots=drawn,
         cards={"patterns": pattern_cards(found, tokenizer, sample.held)},
@@ -162,18 +162,34 @@ def measures(score: Score, seed: int) -> dict[str, Estimate]:
     )
 
 
+def mean_rates(one: ExplainedDictionary) -> dict[str, Estimate]:
+    """Precision, recall and F1: means over the latents that have one, with intervals over latents."""
+    values = zip(*(rates(latent.score) for latent in one.latents), strict=True)
+    return {name: _mean(column, one.seed) for name, column in zip(MEASURES, values, strict=True)}
+
+
+def chance(one: ExplainedDictionary) -> float:
+    """Share of tokens at which a latent is active, mean over latents: the precision of a guess."""
+    tokens = one.sums["predicted"].sum() + len(one.sums["predicted"])
+    return float(np.mean([latent.score.active.sum() for latent in one.latents])) / float(tokens)
+
+
+def recovered(one: ExplainedDictionary) -> Estimate:
+    """Share of the cross-entropy that zeroing the explained latents costs, and their simulation gives back."""
+    sums = one.sums
+    return ratio(sums["zeroed"] - sums["simulated"], sums["zeroed"] - sums["reconstruction"], one.seed)
+
+
 def overview_table(found: Sequence[ExplainedDictionary]) -> pd.DataFrame:
     """One row a dictionary: means over latents."""
     rows = []
     for one in found:
         row: dict[str, Any] = {"dictionary": one.dictionary.name, "latents": len(one.latents)}
-        values = [rates(own.score) for own in one.latents]
-        for i, name in enumerate(MEASURES):
-            row |= estimate_columns(name, _mean([value[i] for value in values], one.seed))
-        tokens = one.sums["predicted"].sum() + len(one.sums["predicted"])
+        for name, mean in mean_rates(one).items():
+            row |= estimate_columns(name, mean)
         every = [pattern for own in one.latents for pattern in own.patterns]
         row |= {
-            "chance": float(np.mean([own.score.active.sum() for own in one.latents])) / tokens,
+            "chance": chance(one),
             "with precision": int(sum(own.score.fired.sum() > 0 for own in one.latents)),
             "active": int(sum(own.score.active.sum() > 0 for own in one.latents)),
             "patterns a latent": float(np.mean([len(distinct_patterns(own.patterns)) for own in one.latents])),
@@ -195,8 +211,7 @@ def reconstruction_table(found: Sequence[ExplainedDictionary]) -> pd.DataFrame:
         row |= estimate_columns("clean", ratio(sums["clean"], sums["predicted"], one.seed))
         for name in LEVELS:
             row |= estimate_columns(name, ratio(sums[name] - sums["clean"], sums["predicted"], one.seed))
-        gained, possible = sums["zeroed"] - sums["simulated"], sums["zeroed"] - sums["reconstruction"]
-        row |= estimate_columns("recovered", ratio(gained, possible, one.seed))
+        row |= estimate_columns("recovered", recovered(one))
         row |= estimate_columns("less bigram", ratio(sums["simulated"] - sums["bigram"], sums["predicted"], one.seed))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -217,19 +232,19 @@ def patterns_table(found: Sequence[ExplainedDictionary], tokenizer: Any) -> pd.D
     return pd.DataFrame(rows, columns=names)
 
 
-def _summary(overview: pd.DataFrame, rebuilt: pd.DataFrame) -> str:
+def _summary(found: Sequence[ExplainedDictionary]) -> str:
     """The best and the worst explained dictionary, and what their simulation is worth."""
-    order = overview["F1"].sort_values(ascending=False).index
-    said = []
-    for i in dict.fromkeys([order[0], order[-1]]):
-        row, other = overview.loc[i], rebuilt.loc[i]
-        said.append(
-            f"{row['dictionary']}: strings of tokens tell when a latent is active with a precision of "
-            f"{_interval(row, 'precision')} and a recall of {_interval(row, 'recall')} (chance {row['chance']:.3f}; "
-            f"n = {row['latents']} latents); in their place the simulation recovers {_interval(other, 'recovered')} "
-            "of the cross-entropy."
+    order = sorted(found, key=lambda one: -np.nan_to_num(mean_rates(one)["F1"].value, nan=-1.0))
+    sentences = []
+    for one in dict.fromkeys([order[0], order[-1]]):
+        means = mean_rates(one)
+        sentences.append(
+            f"{one.dictionary.name}: strings of tokens tell when a latent is active with a precision of "
+            f"{_worded(means['precision'], '.2f')} and a recall of {_worded(means['recall'], '.2f')} "
+            f"(chance {chance(one):.3f}; n = {len(one.latents)} latents); in their place the simulation recovers "
+            f"{_worded(recovered(one), '.2f')} of the cross-entropy."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def pattern_cards(
@@ -284,10 +299,6 @@ def _worded(estimate: Estimate, style: str) -> str:
     if estimate.value != estimate.value:
         return "not measured: there was no such token"
     return f"{estimate.value:{style}} [{estimate.low:{style}}, {estimate.high:{style}}]"
-
-
-def _interval(row: pd.Series, name: str) -> str:
-    return _worded(Estimate(row[name], row[f"{name} low"], row[f"{name} high"]), ".2f")
 
 
 @plotting.applied
