@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -75,12 +75,12 @@ def oriented(rows: Float[Tensor, "n d"], signed: Bool[Tensor, " n"]) -> Float[Te
     return torch.where(signed[:, None].to(rows.device) & (largest < 0), -rows, rows)
 
 
-def comparison_notes(given: Sequence[Dictionary], rated: Collection[str]) -> tuple[str, ...]:
+def comparison_notes(given: Sequence[Dictionary], dead: Mapping[str, int]) -> tuple[str, ...]:
     """What a report must say of how latents were compared: signed ones, and how dead ones were told.
 
     Args:
         given: The dictionaries, as in their files.
-        rated: Names of those whose latents were looked at on a sample, whatever their files say.
+        dead: Latents that were never active on a sample, of each that was run on one.
     """
     said = []
     signed = [d.name for d in given if bool(d.signed.any())]
@@ -90,9 +90,10 @@ def comparison_notes(given: Sequence[Dictionary], rated: Collection[str]) -> tup
             "cosines and correlations count by size."
         )
     unrated = [d.name for d in given if d.firing_rate is None]
-    measured, unknown = ([name for name in unrated if (name in rated) is known] for known in (True, False))
+    measured, unknown = [name for name in unrated if dead.get(name)], [name for name in unrated if name not in dead]
     if measured:
-        said.append(f"{', '.join(measured)}: no firing rates in the file; dead are latents never active on the sample.")
+        counts = ", ".join(f"{name} ({dead[name]})" for name in measured)
+        said.append(f"No firing rates in the file, so latents never active on the sample count as dead: {counts}.")
     if unknown:
         said.append(f"{', '.join(unknown)}: no firing rates are known, so dead latents take part.")
     return tuple(said)

@@ -76,6 +76,10 @@ class Contexts(NamedTuple):
     record: dict[str, Any]
     called: str = "context"
 
+    def dead(self) -> dict[str, int]:
+        """Latents of each dictionary that are active nowhere in the sample."""
+        return {name: int((peaks.activation[:, 0] == 0).sum()) for name, peaks in self.peaks.items()}
+
     def of(self, dictionary: str, latents: Sequence[int]) -> dict[int, list[str]]:
         """The strongest activations of some latents."""
         return self.shown(self.peaks[dictionary], latents)

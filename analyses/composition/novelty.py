@@ -146,7 +146,7 @@ def novelty(
         inputs=(small, large, *controls),
         warnings=(
             *novelty_warnings(result),
-            *comparison_notes([small, large], (small.name, large.name)),
+            *comparison_notes([small, large], result.pair.effects.dead_latents(small.name, large.name)),
             *reading.cautions,
         ),
     )

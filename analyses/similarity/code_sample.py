@@ -69,6 +69,10 @@ class Sample:
         """Sequences they are of."""
         return int(self.sequence[-1]) + 1
 
+    def dead(self) -> dict[str, int]:
+        """Latents of each dictionary that are active nowhere."""
+        return {name: int((firings(codes) == 0).sum()) for name, codes in self.codes.items()}
+
     def rates(self) -> dict[str, Tensor]:
         """Share of tokens at which each latent is active."""
         return {name: torch.from_numpy(firings(codes) / self.n_tokens) for name, codes in self.codes.items()}

@@ -116,7 +116,7 @@ def geometry(
         inputs=tuple(opened),
         warnings=(
             *warnings,
-            *comparison_notes(given, () if contexts is None else contexts.peaks),
+            *comparison_notes(given, {} if contexts is None else contexts.dead()),
             *without_floor(list(relations["relation"])),
         ),
     )

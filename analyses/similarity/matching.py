@@ -152,7 +152,7 @@ def matching(
         inputs=tuple(opened),
         warnings=(
             *warnings,
-            *comparison_notes(given, () if sample is None else sample.codes),
+            *comparison_notes(given, {} if sample is None else sample.dead()),
             *without_floor(list(overview["relation"])),
             *_left_out(pairs, strata),
         ),

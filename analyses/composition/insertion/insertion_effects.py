@@ -68,6 +68,10 @@ class InsertionEffects(NamedTuple):
         """Latents that lower the error; dead ones do not."""
         return (self.change < 0) & ~self.dead
 
+    def dead_latents(self, small: str, large: str) -> dict[str, int]:
+        """Latents of each of the two, by name, that were never active on the sample."""
+        return {small: int((self.small_firing_rate == 0).sum()), large: int((self.firing_rate == 0).sum())}
+
     def of_mse(self, change: float) -> float:
         """A change as a share of SMALL's MSE; NaN where that is 0."""
         return change / self.mse if self.mse > 0 else float("nan")
