@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from dictlab.data.activations import moments
 from dictlab.data.text import Text
@@ -26,6 +25,7 @@ from dictlab.evaluation.transformer_lens import adapted
 from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import kl_and_ce, next_tokens
+from dictlab.progress import Phase
 
 BATCH_TOKENS = 2048  # activations of so many tokens are held for each dictionary; logits of a block of them
 
@@ -67,15 +67,20 @@ def evaluate(
     length = model.context_length(context)
     sampled = text.sample(model.tokenizer, length, contexts, seed=seed)
     batches = sampled.split(max(1, BATCH_TOKENS // length))
-    means = {site: _mean(model, site, batches, selection) for site in dict.fromkeys(sites)}
+    with Phase(f"evaluate: mean activations of {sampled.numel():,} tokens"):
+        means = {site: _mean(model, site, batches, selection) for site in dict.fromkeys(sites)}
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
     active: list[list[Tensor]] = [[] for _ in dictionaries]
-    with Completion(len(sampled), least=2 if partial else None) as completion:
-        for tokens in tqdm(batches, desc="evaluate", leave=False):
+    with (
+        Completion(len(sampled), least=2 if partial else None) as completion,
+        Phase("evaluate", sampled.numel(), unit="tokens") as phase,
+    ):
+        for tokens in batches:
             for index, (row, fired) in enumerate(list(_measure(dictionaries, sites, means, model, tokens, selection))):
                 rows[index].append(row)
                 active[index].append(fired)
             completion.add(len(tokens))
+            phase.advance(tokens.numel())
     measured_on = sampled.numpy().tobytes() + (b"" if selection == ALL else str(selection).encode())
     return [
         Evaluation(

@@ -99,7 +99,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def small_window(monkeypatch):
-    monkeypatch.setattr(model, "BUFFER", 1024)
+    monkeypatch.setattr(model, "BUFFER_TOKENS", 1024)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def together(tmp_path_factory, text) -> Path:
     """Every task, in two processes."""
     out = tmp_path_factory.mktemp("together")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(model, "BUFFER", 1024)
+        patched.setattr(model, "BUFFER_TOKENS", 1024)
         ended = spread(2, lambda rank: everything(rank, out, text), out)
     assert ended == [0, 0], (out / "said.0").read_text()[-3000:]
     return out

@@ -51,7 +51,7 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(model, "BUFFER", 1024)
+    monkeypatch.setattr(model, "BUFFER_TOKENS", 1024)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -211,7 +211,7 @@ def test_a_dictionary_that_no_device_can_hold_is_written_and_not_measured(tmp_pa
         def full(self, dictionaries):
             raise torch.OutOfMemoryError("full")
 
-        array.ArraySource.measured = full
+        array.ArraySource.with_metrics = full
         trained(ARRAY, tmp_path / "run", 2)
 
     assert spread(2, tried, tmp_path) == [0, 0], (tmp_path / "said.0").read_text()[-2000:]
