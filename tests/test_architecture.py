@@ -49,9 +49,7 @@ ALLOWED |= {
 }
 # Arrows that still run upwards, each to be taken out.
 UPWARDS: set[tuple[str, str]] = set()
-CIRCLES = [
-    {},
-]
+CIRCLES: list[set[str]] = []
 FILES = [p for folder in ("dictlab", "analyses") for p in sorted((ROOT / folder).rglob("*.py"))]
 
 
