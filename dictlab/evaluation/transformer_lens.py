@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.normalisation import Centred, LayerNorm, NoNormalisation
 from dictlab.errors import DictlabError
+from dictlab.model.block_parts import attention_of
 from dictlab.model.hooked_transformer import HookedTransformerModel
 from dictlab.model.hooks import HookPoint, hook
 from dictlab.model.language_model import LanguageModel
-from dictlab.model.module_layout import ATTENTION
 from dictlab.site_names import canonical_site
 
 CENTRED = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
@@ -99,8 +99,7 @@ def _centres(model: LanguageModel) -> bool:
 
 
 def _attention(model: LanguageModel, block: int) -> nn.Module:
-    module: nn.Module = next(m for name in ATTENTION if (m := getattr(model.blocks[block], name, None)) is not None)
-    return module
+    return attention_of(model.blocks[block])
 
 
 def _centred(dictionary: Dictionary) -> Dictionary:

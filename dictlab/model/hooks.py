@@ -7,46 +7,102 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A site that is a module's tensor less a shift, divided by a gain: value = (tensor - shift) / gain.
+
+    Attributes:
+        gain: A number (a factor that a block applies to what attention adds), or one number a coordinate (a norm's).
+        shift: Likewise; a norm's bias.
+    """
+
+    gain: Float[Tensor, "*d"]
+    shift: Float[Tensor, "*d"]
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """Where in a model a site is: the input or the output of one module.
+    """Where in a model a site is: the input or the output of one module, or a part or multiple of it.
 
     Attributes:
         block: Index of the block that it lies in; None outside the blocks.
         kind: "resid_pre", "resid_mid", "resid_post", or "module".
         module: The module at whose input or output it is read.
         side: "in" or "out".
+        columns: The coordinates of the module's tensor that are read (one head's, say); None for all.
+        affine: What the tensor is less and divided by; None where it is read as it is.
+        changed_in_place: The model overwrites this tensor after it has passed the point, so it has to be copied.
     """
 
     block: int | None
     kind: str
     module: nn.Module
     side: str
+    columns: tuple[int, ...] | None = None
+    affine: Affine | None = None
+    changed_in_place: bool = field(default=False, compare=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the site is the module's tensor, whole and as it is."""
+        return self.columns is None and self.affine is None
+
+    def read(self, tensor: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens d_in"]:
+        """The site's value in the module's tensor."""
+        value = tensor if self.columns is None else tensor[..., self._index]
+        if self.affine is not None:
+            value = (value - self.affine.shift.to(value)) / self.affine.gain.to(value)
+        return value.clone() if self.changed_in_place else value
+
+    def write(self, tensor: Float[Tensor, "*tokens d"], value: Float[Tensor, "*tokens d_in"]) -> Tensor:
+        """The module's tensor with another value at the site. With the value read from it, the tensor bit for bit."""
+        if self.whole:
+            return value.clone() if self.changed_in_place else value
+        difference = value - self.read(tensor)
+        if self.affine is not None:
+            difference = difference * self.affine.gain.to(difference)
+        if self.columns is None:
+            return tensor + difference
+        new = tensor.clone()
+        new[..., self._index] += difference
+        return new
+
+    @property
+    def _index(self) -> slice | list[int]:
+        """The columns as torch takes them: as a slice where they are next to each other, which copies nothing."""
+        columns = self.columns or ()
+        together = columns == tuple(range(columns[0], columns[-1] + 1))
+        return slice(columns[0], columns[-1] + 1) if together else list(columns)
 
 
 @contextmanager
 def hook(point: HookPoint, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Call `function` with the tensor at a point in every forward; what it returns, if not None, replaces the tensor.
+    """Call `function` with the value at a point in every forward; what it returns, if not None, replaces the value.
 
     Of a module that takes or returns several values, the tensor is the first.
     """
 
+    def replaced(tensor: Tensor) -> Tensor | None:
+        new = function(point.read(tensor) if isinstance(tensor, Tensor) else tensor)
+        return None if new is None else point.write(tensor, new)
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
-            new = function(args[0])
+            new = replaced(args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
-        new = function(kwargs["hidden_states"])
+        new = replaced(kwargs["hidden_states"])
         return None if new is None else (args, kwargs | {"hidden_states": new})
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
-        new = function(output[0] if isinstance(output, tuple) else output)
+        new = replaced(output[0] if isinstance(output, tuple) else output)
         if new is None:
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new
@@ -62,12 +118,12 @@ def hook(point: HookPoint, function: Callable[[Tensor], Tensor | None]) -> Itera
 
 
 @contextmanager
-def hook_resid_mid(block: nn.Module, attention: nn.Module, function: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Call `function` with the residual stream after attention: what entered the block plus attention's output."""
+def hook_resid_mid(block: nn.Module, attn_out: HookPoint, function: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Call `function` with the residual stream after attention: what entered the block plus what attention adds."""
     entered: list[Tensor] = []
     with (
         hook(HookPoint(None, "resid_pre", block, "in"), lambda x: entered.append(x)),
-        hook(HookPoint(None, "module", attention, "out"), lambda x: function(x + entered.pop())),
+        hook(attn_out, lambda x: function(x + entered.pop())),
     ):
         yield
 

@@ -10,8 +10,13 @@ Sites are written as the field writes them, and any module path works too:
     blocks.3.hook_resid_mid     between attention and MLP (not where both read the same stream, as in Pythia)
     blocks.3.hook_resid_post    leaving block 3
     blocks.3.hook_attn_out      what attention adds            blocks.3.hook_mlp_out    what the MLP adds
+    blocks.3.attn.hook_q        queries as they leave their projection, likewise hook_k and hook_v
     blocks.3.attn.hook_z        the heads' outputs side by side, before the output projection
-    blocks.3.mlp.hook_post      the MLP's neurons, likewise
+    blocks.3.attn.hook_z.head.5 of one head (of queries, keys and values too)
+    blocks.3.mlp.hook_post      the MLP's neurons, before their output projection
+    blocks.3.ln1.hook_normalized  what attention reads, without the norm's gain and bias; ln2 for the MLP
+    blocks.3.ln1.hook_out       the same with them
+    hook_embed                  the token embedding, as it is added to the residual stream
     transformer.h.3.mlp:in      a module's input               transformer.h.3.mlp      (or :out) its output
 """
 
@@ -19,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,17 +35,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dictlab.errors import DictlabError
-from dictlab.model.hooks import (
-    HookPoint,
-    hook,
-    hook_resid_mid,
-    replace_forward,
-    return_constant,
-    return_input,
-    return_zeros,
-)
+from dictlab.model.hooks import hook
 from dictlab.model.kv_cache import KVCache
-from dictlab.model.module_layout import ATTENTION, Layout, child
+from dictlab.model.partial_forwards import PartialForwards, Reached
+from dictlab.model.site_checks import SiteCheck, check_places, check_resuming
+
+NAMED = ["hook_attn_out", "hook_mlp_out", "attn.hook_z", "mlp.hook_post", "attn.hook_q", "attn.hook_k", "attn.hook_v"]
+NAMED += ["ln1.hook_out", "ln2.hook_out"]  # what a module's path may be another name of
 
 Replacement = Tensor | Callable[[Tensor], Tensor]
 
@@ -52,7 +53,7 @@ class Forward(NamedTuple):
     activations: dict[str, Float[Tensor, "batch context d_in"]]
 
 
-class LanguageModel(Layout):
+class LanguageModel(PartialForwards):
     """A Hugging Face causal language model with three verbs: `capture`, `splice`, `resume`.
 
     Its weights are frozen and it is put in evaluation mode; gradients flow through to activations.
@@ -66,6 +67,8 @@ class LanguageModel(Layout):
     def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
         super().__init__(model.eval().requires_grad_(False), name)
         self.tokenizer = tokenizer
+        self._passed: set[str] = set()
+        self._checks: dict[str, SiteCheck] = {}
 
     @classmethod
     def load(
@@ -103,7 +106,7 @@ class LanguageModel(Layout):
     @property
     def context(self) -> int:
         """The longest context it was built for, in tokens."""
-        return int(getattr(self.model.config, "max_position_embeddings", 1024))
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1024)
 
     def context_length(self, wanted: int | None = None) -> int:
         """Tokens a context: as many as are wanted, or as the model was built for, 1,024 at most.
@@ -116,11 +119,6 @@ class LanguageModel(Layout):
         if not 2 <= wanted <= self.context:
             raise DictlabError(f"context is {wanted}; {self.name} takes 2 to {self.context} tokens.")
         return wanted
-
-    @property
-    def vocabulary(self) -> int:
-        """Entries of its output distribution."""
-        return int(self.model.config.get_text_config().vocab_size)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,15 +140,17 @@ class LanguageModel(Layout):
             DictlabError: A site is not one of this model's.
         """
         sites = [sites] if isinstance(sites, str) else list(sites)
+        self._check_places(sites)
         captured: dict[str, Tensor] = {}
-        with self._capturing(sites, captured, leave=True), suppress(_Reached):
+        with self.capturing(sites, captured, leave=True), suppress(Reached):
             self.logits(tokens)
         return captured
 
     def forward(self, tokens: Int[Tensor, "batch context"], sites: Sequence[str] = ()) -> Forward:
         """The whole forward: logits, and activations at some sites."""
+        self._check_places(sites)
         captured: dict[str, Tensor] = {}
-        with self._capturing(sites, captured):
+        with self.capturing(sites, captured):
             return Forward(self.logits(tokens), captured)
 
     def splice(
@@ -167,6 +167,7 @@ class LanguageModel(Layout):
         Raises:
             DictlabError: The site is not one of this model's, or the replacement has another shape.
         """
+        self._check_places([site, *sites])
         point = self.locate(site)
         if point.block is not None:
             start, after = self.block_input(site), [other for other in sites if self.follows(other, point)]
@@ -176,7 +177,7 @@ class LanguageModel(Layout):
             known = clean | {site: new} | out.activations
             return Forward(out.logits, {other: known[other] for other in sites})
         captured: dict[str, Tensor] = {}
-        with self._capturing(sites, captured), hook(point, lambda x: _applied(replacement, x, site)):
+        with self.capturing(sites, captured), hook(point, lambda x: _applied(replacement, x, site)):
             return Forward(self.logits(tokens), captured)
 
     def resume(
@@ -202,7 +203,7 @@ class LanguageModel(Layout):
             DictlabError: The site lies outside the blocks, or `residual` is needed and missing.
         """
         captured: dict[str, Tensor] = {}
-        with self._resuming(activation, site, sites, residual, tokens) as ids, self._capturing(sites, captured):
+        with self._resuming(activation, site, sites, residual, tokens) as ids, self.capturing(sites, captured):
             return Forward(self.logits(ids), captured)
 
     def final_residual(
@@ -251,8 +252,8 @@ class LanguageModel(Layout):
             return captured
         with (
             self._resuming(activation, site, later, residual, tokens) as ids,
-            self._capturing(later, captured, leave=True),
-            suppress(_Reached),
+            self.capturing(later, captured, leave=True),
+            suppress(Reached),
         ):
             self.logits(ids, None if kv_cache is None else kv_cache.to_transformers(len(ids)))
         return captured
@@ -281,66 +282,82 @@ class LanguageModel(Layout):
         """
         return self.resume(residual[:, None], self.last_site).logits[:, 0]
 
+    def check_site(self, site: str) -> None:
+        """Try a site on a few tokens before anything is measured there (see `site_checks`); once a model and site.
+
+        Raises:
+            DictlabError: It is not one of this model's, or not what its name says, or a forward resumed from it is not
+                the model's own.
+        """
+        self._check_places([site])
+        if self.locate(site).block is not None:
+            self._check_resuming(site)
+
+    def same_site(self, one: str, other: str) -> bool:
+        """Whether two names stand for one tensor of this model.
+
+        Raises:
+            DictlabError: One is not this model's.
+        """
+        return self.canonical_site(one) == self.canonical_site(other)
+
+    def canonical_site(self, site: str) -> str:
+        """The one name of a tensor of this model: `blocks.I.hook_...` where it has one, else the path as it is given.
+
+        Raises:
+            DictlabError: The site is not this model's.
+        """
+        point = self.locate(site)
+        if point.kind == "resid_post" and point.block is not None and point.block + 1 < self.n_blocks:
+            after = f"blocks.{point.block + 1}.hook_resid_pre"
+            activations = self.capture(self.probe, [site, after])
+            return after if torch.equal(activations[site], activations[after]) else site
+        if point.block is None or site.startswith("blocks."):
+            return site
+        for hook_name in NAMED:
+            name = f"blocks.{point.block}.{hook_name}"
+            with suppress(DictlabError):  # a model without that place
+                if self.locate(name) == point:
+                    return name
+        return site
+
+    def _check_places(self, sites: Sequence[str]) -> None:
+        fresh = [site for site in dict.fromkeys(sites) if site not in self._passed]
+        if fresh:
+            points = check_places(self, fresh)
+            self._located.update(zip(fresh, points, strict=True))
+            self._passed.update(fresh)
+
+    def _check_resuming(self, site: str) -> SiteCheck:
+        """What trying to resume from a site showed.
+
+        Raises:
+            DictlabError: The resumed forward is not the model's own.
+        """
+        if site not in self._checks:
+            self._check_places([site, self.block_input(site)])
+            self._checks[site] = check_resuming(self, site)
+        check = self._checks[site]
+        if check.refusal is not None:
+            raise DictlabError(
+                f"site {site}: a forward of {self.name} resumed there is not the model's own: {check.refusal}. "
+                "Activations can be captured there, not replaced."
+            )
+        return check
+
     @contextmanager
     def _resuming(
         self, activation: Tensor, site: str, sites: Sequence[str], residual: Tensor | None, tokens: Tensor | None
     ) -> Iterator[Int[Tensor, "batch context"]]:
-        """Let a forward begin at `site`. Gives the token ids to run it with: zeros, where none are given."""
-        (block, point), lengths = self.in_block(site), self.tuple_lengths
-        if point.kind == "module" and residual is None:
-            start = self.block_input(site)
-            raise DictlabError(f"site {site} is not the whole residual stream: give resume the residual at {start}.")
-        for other in sites:
-            if not self.follows(other, point):
-                raise DictlabError(f"site {other} is not computed when the forward is resumed from {site}.")
-        activation = activation.contiguous()  # some modules take no other
-        first = block + (point.kind == "resid_post")
-        entering = residual if point.kind == "module" else activation
-        with ExitStack() as stack:
-            for skipped in self.blocks[:first]:
-                stack.enter_context(replace_forward(skipped, return_input(lengths[skipped])))
-            stack.enter_context(self._entering(first, entering))
-            if point.kind == "resid_mid":
-                attention = child(self.blocks[first], ATTENTION)
-                stack.enter_context(replace_forward(attention, return_zeros(lengths[attention], activation)))
-            if point.kind == "module" and point.side == "out" and point.module in lengths:
-                stack.enter_context(replace_forward(point.module, return_constant(lengths[point.module], activation)))
-            elif point.kind == "module":
-                stack.enter_context(hook(point, lambda _: activation))
-            ids = torch.zeros(activation.shape[:2], dtype=torch.long, device=activation.device)
-            yield ids if tokens is None else tokens
-
-    @contextmanager
-    def _capturing(self, sites: Sequence[str], captured: dict[str, Tensor], leave: bool = False) -> Iterator[None]:
-        """Put the activation at each site into `captured`; optionally leave the forward when all are there."""
-        points = {site: self.locate(site) for site in sites}  # before there are hooks: it may try the model out
-        with ExitStack() as stack:
-            for site, point in points.items():
-
-                def catch(x: Tensor, site: str = site) -> None:
-                    captured[site] = x
-                    if leave and len(captured) == len(set(sites)):
-                        raise _Reached
-
-                if point.kind == "resid_mid":
-                    stack.enter_context(hook_resid_mid(self.blocks[point.block or 0], point.module, catch))
-                else:
-                    stack.enter_context(hook(point, catch))
-            yield
-
-    @contextmanager
-    def _entering(self, block: int, activation: Tensor | None) -> Iterator[None]:
-        """Replace what enters a block (or, after the last one, what leaves the blocks)."""
-        if block < self.n_blocks:
-            point = HookPoint(block, "resid_pre", self.blocks[block], "in")
-        else:
-            point = HookPoint(block, "resid_post", self.blocks[-1], "out")
-        with hook(point, lambda _: activation):
-            yield
-
-
-class _Reached(Exception):
-    """The last site of a capture was reached."""
+        """`resuming`, from a site that was tried."""
+        self._check_places(sites)
+        if self.in_block(site)[1].kind == "module" and residual is None:
+            needs = f"the residual at {self.block_input(site)}"
+            raise DictlabError(f"site {site} is not the whole residual stream: give resume {needs}.")
+        if self._check_resuming(site).needs_tokens and tokens is None:
+            raise DictlabError(f"site {site}: later blocks of {self.name} look tokens up again: give resume tokens.")
+        with self.resuming(activation, site, sites, residual, tokens) as ids:
+            yield ids
 
 
 def _may_be_on_hub(name: str) -> bool:

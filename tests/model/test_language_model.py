@@ -67,7 +67,7 @@ def lm(request: pytest.FixtureRequest) -> LanguageModel:
 
 
 def residual_sites(lm: LanguageModel) -> list[str]:
-    hooks = ["resid_pre", "resid_post"] + ([] if lm.name in (PARALLEL, NORMED) else ["resid_mid"])
+    hooks = ["resid_pre", "resid_post"] + ([] if lm.name == PARALLEL else ["resid_mid"])
     return [f"blocks.{i}.hook_{hook}" for i in range(lm.n_blocks) for hook in hooks]
 
 
@@ -143,7 +143,7 @@ def test_the_parts_of_a_block_add_up(lm):
         names = [f"blocks.{i}.hook_{hook}" for hook in ("resid_pre", "attn_out", "mlp_out", "resid_post")]
         pre, attention, mlp, post = (lm.capture(TOKENS, names)[name] for name in names)
         torch.testing.assert_close(pre + attention + mlp, post, atol=1e-5, rtol=1e-5)
-        if lm.name not in (PARALLEL, NORMED):
+        if lm.name != PARALLEL:
             mid = lm.capture(TOKENS, f"blocks.{i}.hook_resid_mid")[f"blocks.{i}.hook_resid_mid"]
             torch.testing.assert_close(mid + mlp, post, atol=1e-5, rtol=1e-5)
 
@@ -179,7 +179,8 @@ def calls(lm: LanguageModel, action) -> list[int]:
 def test_an_early_capture_does_not_run_the_later_blocks_nor_resume_the_earlier_ones(lm):
     site = "blocks.1.hook_resid_pre"
     x = lm.capture(TOKENS, site)[site]
-    assert lm.tuple_lengths  # the one probing forward, done before counting
+    for tried in (site, "blocks.1.hook_attn_out"):
+        lm.check_site(tried)  # its forwards are done before counting
     assert calls(lm, lambda: lm.capture(TOKENS, site)) == [1, 0, 0]
     assert calls(lm, lambda: lm.capture(TOKENS, [site, "blocks.1.hook_attn_out"])) == [1, 1, 0]
     assert calls(lm, lambda: lm.resume(x, site)) == [0, 1, 1]
@@ -277,22 +278,16 @@ def test_an_unknown_site_is_named_with_what_is_possible(site):
         build("gpt2").capture(TOKENS, site)
 
 
-@pytest.mark.parametrize("architecture", [PARALLEL, NORMED])
-def test_no_middle_of_the_stream_where_attention_and_mlp_run_in_parallel_or_add_through_norms(architecture):
+def test_no_middle_of_the_stream_where_attention_and_mlp_run_in_parallel():
     with pytest.raises(DictlabError, match="parallel"):
-        build(architecture).capture(TOKENS, "blocks.1.hook_resid_mid")
+        build(PARALLEL).capture(TOKENS, "blocks.1.hook_resid_mid")
 
 
-def test_no_middle_of_the_stream_where_attention_adds_through_a_norm():
-    """OLMo 2 normalises what attention gives before adding it."""
-    from transformers import Olmo2Config, Olmo2ForCausalLM
-
-    torch.manual_seed(0)
-    lm = LanguageModel(Olmo2ForCausalLM(Olmo2Config(**SMALL, num_attention_heads=2, **ENDS)), None, "olmo2")
-    with pytest.raises(DictlabError, match="norm or a factor"):
-        lm.capture(TOKENS, "blocks.1.hook_resid_mid")
-    x = lm.capture(TOKENS, "blocks.1.hook_resid_pre")["blocks.1.hook_resid_pre"]
-    assert torch.equal(lm.resume(x, "blocks.1.hook_resid_pre").logits, lm.forward(TOKENS).logits)
+def test_the_middle_of_the_stream_is_what_the_norm_before_the_mlp_reads():
+    """Also where attention adds through a norm of its own."""
+    lm, site = build(NORMED), "blocks.1.hook_resid_mid"
+    read = lm.capture(TOKENS, [site, "model.layers.1.pre_feedforward_layernorm:in"])
+    assert torch.equal(*read.values())
 
 
 def test_resuming_inside_a_block_asks_for_the_residual():

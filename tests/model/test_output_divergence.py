@@ -164,7 +164,7 @@ def test_nothing_of_a_block_is_computed_that_its_replaced_output_would_hide():
     lm, ran = build("gpt2"), []
     site = "blocks.1.hook_mlp_out"
     clean = lm.forward(TOKENS, [site, "blocks.1.hook_resid_pre"]).activations
-    assert lm.tuple_lengths  # the one probing forward, done before counting
+    lm.check_site(site)  # its forwards are done before counting
     lm.blocks[1].mlp.c_fc.register_forward_hook(lambda *_: ran.append(1))
     lm.final_residual(clean[site], site, residual=clean["blocks.1.hook_resid_pre"])
     assert not ran
