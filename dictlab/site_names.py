@@ -23,12 +23,12 @@ MODULE_SITES = (
     ),
     (rf"{BLOCK_LIST}\.(\d+)\.(?:{MLP}\.)?(?:{'|'.join(MLP_PROJECTION)}):in", "blocks.{}.mlp.hook_post"),
 )
-# What a module gives and what its half of the block adds are one, unless a norm comes between.
+# What a module gives and what its half of the block adds are one in some models, and two where a norm, a factor or the
+# residual stream comes between: the model has to be asked (`LanguageModel.same_site`).
 HALVES = (
     (rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}(?::out)?", "blocks.{}.hook_attn_out"),
     (rf"{BLOCK_LIST}\.(\d+)\.{MLP}(?::out)?", "blocks.{}.hook_mlp_out"),
 )
-NORMED_AFTERWARDS = ("gemma-2", "gemma-3", "olmo-2", "glm-4")
 # Short names that TransformerLens gives to models of the Hub.
 SHORT = {"gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "bloom-560m": "bigscience/bloom-560m"}
 OWNERS = (("pythia-", "EleutherAI"), ("gemma-", "google"), ("gpt-neo-", "EleutherAI"), ("opt-", "facebook"))
@@ -50,18 +50,17 @@ def _renamed(site: str, rules: tuple[tuple[str, str], ...]) -> str:
     return site
 
 
-def canonical_site(site: str, model: str | None = None) -> str:
-    """The one name of a site, for comparing: two sites are the same place if their canonical names are equal.
-
-    Args:
-        site: In any spelling.
-        model: The model's name; in some, a norm stands between the MLP's output and what is added to the stream.
-    """
+def canonical_site(site: str) -> str:
+    """The one name of a site, for comparing: sites of equal canonical names are one tensor, whatever the model is."""
     site = site_in_blocks(site)
-    if model is None or not canonical_model(model).startswith(NORMED_AFTERWARDS):
-        site = _renamed(site, HALVES)
     match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", site)
     return f"blocks.{int(match[1]) + 1}.hook_resid_pre" if match else site
+
+
+def may_be_one_site(one: str, other: str) -> bool:
+    """Whether two sites are one tensor in some models: a module's output, and what its half of the block adds."""
+    a, b = (_renamed(canonical_site(site), HALVES) for site in (one, other))
+    return a == b
 
 
 def hub_model(name: str) -> str:

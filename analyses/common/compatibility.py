@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from analyses.common.opening import ModelLike, open_model
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
-from dictlab.site_names import canonical_model, canonical_site
+from dictlab.site_names import canonical_model, canonical_site, may_be_one_site
 
 
 def sites_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[str]:
@@ -31,27 +32,43 @@ def sites_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[s
     return sites
 
 
-def check_same_place(dictionaries: Sequence[Dictionary]) -> None:
+def check_same_place(dictionaries: Sequence[Dictionary], model: ModelLike | None = None) -> None:
     """Refuse dictionaries that do not read the same activations. What a file does not say is taken on trust.
 
+    Args:
+        dictionaries: The dictionaries.
+        model: Their model. It is asked where one names a module and another what that half of a block adds, which are
+            one tensor in some models and two in others; by default it is the one that they name.
+
     Raises:
-        DictlabError: Two differ in width, site or model; both are named.
+        DictlabError: Two differ in width, site or model; or whether they do depends on a model that is not within
+            reach.
     """
     first = dictionaries[0]
     for other in dictionaries[1:]:
         for what, a, b in (
             ("width d_in", first.d_in, other.d_in),
-            ("site", *_if_different(first.metadata.site, other.metadata.site, _site_in(first, other))),
+            ("site", *_sites(first, other, model)),
             ("model", *_models(first, other)),
         ):
             if a is not None and b is not None and a != b:
                 raise DictlabError(f"{first.name} and {other.name} cannot be compared: {what} is {a} and {b}.")
 
 
-def _site_in(first: Dictionary, other: Dictionary) -> Callable[[str], str]:
-    """How sites of the model are compared, which one of the two may name."""
-    model = first.metadata.model or other.metadata.model
-    return lambda site: canonical_site(site, model)
+def _sites(a: Dictionary, b: Dictionary, model: ModelLike | None) -> tuple[str | None, str | None]:
+    """What to compare of two sites: nothing where they are two spellings of one tensor."""
+    one, other = a.metadata.site, b.metadata.site
+    different = _if_different(one, other, canonical_site)
+    if one is None or other is None or different == (None, None) or not may_be_one_site(one, other):
+        return different
+    try:
+        same = open_model(model, [a, b]).same_site(one, other)
+    except DictlabError as error:
+        raise DictlabError(
+            f"{a.name} and {b.name} cannot be compared: whether {one} and {other} are one tensor depends on the model, "
+            f"which could not be asked ({error})"
+        ) from error
+    return (None, None) if same else different
 
 
 def _if_different(a: str | None, b: str | None, canonical: Callable[[str], str]) -> tuple[str | None, str | None]:

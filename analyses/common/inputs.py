@@ -137,7 +137,7 @@ def open_inputs(
     """
     dictionaries = open_dictionaries(given, least)
     if same_place:
-        check_same_place(dictionaries)
+        check_same_place(dictionaries, model)
     opened, source = open_model(model, dictionaries, device), open_text(text)
     sites = sites_of(dictionaries, opened)
     for site in sites if resumable else ():

@@ -27,10 +27,11 @@ from dictlab.formats.loading import load, mapped
 from dictlab.formats.names import with_distinct_names
 from dictlab.model.hooked_transformer import HookedTransformerModel, is_hooked_transformer
 from dictlab.model.language_model import LanguageModel
+from dictlab.model.model_options import ModelOptions
 from dictlab.site_names import canonical_model
 
 DictionaryLike: TypeAlias = Dictionary | str | Path | SaeLensSae | Mapping[str, Tensor | str]
-ModelLike: TypeAlias = LanguageModel | str | Path | tuple[Any, Any] | nn.Module
+ModelLike: TypeAlias = LanguageModel | ModelOptions | str | Path | tuple[Any, Any] | nn.Module
 TextLike: TypeAlias = Text | str | Sequence[str] | Tensor
 
 # Beside which folder the model of a name and fingerprint was found. The fingerprint is checked again each time.
@@ -96,16 +97,18 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], devi
     """The model given, or the one that the dictionaries name; its weights must be those they were trained on.
 
     Args:
-        given: A model, which stays on its own device, or a name.
+        given: A model, which stays on its own device, or a name, or a name with how to open it.
         dictionaries: What it is to be run with.
         device: Where to put a model that has to be opened.
 
     Raises:
-        DictlabError: None is named, it is not found, or its weights are others.
+        DictlabError: None is named, it is not found, or its weights are others and that was not allowed.
     """
     if given is None:
-        given = _model_named_by(dictionaries, device)
-    if isinstance(given, str | Path):
+        given = ModelOptions()
+    if isinstance(given, ModelOptions) and given.name is None:
+        given = _model_named_by(dictionaries, device, given)
+    if isinstance(given, ModelOptions | str | Path):
         given = LanguageModel.load(given, device=device)
     model = _wrapped(given)
     if isinstance(model, HookedTransformerModel):
@@ -114,13 +117,13 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], devi
             if named is not None and canonical_model(named) != canonical_model(model.name):
                 raise DictlabError(f"{dictionary.name} was trained on {named}; the HookedTransformer is {model.name}.")
         return model
-    for dictionary in dictionaries:
-        expected = dictionary.metadata.model_fingerprint
-        if expected is not None and expected != model.fingerprint:
-            raise DictlabError(
-                f"{dictionary.name} was trained on {dictionary.metadata.model} with fingerprint {expected}; "
-                f"{model.name} has other weights ({model.fingerprint}). Give the right one with --model."
-            )
+    for dictionary in [] if model.allow_other_weights else _of_other_weights(dictionaries, model):
+        about = dictionary.metadata
+        raise DictlabError(
+            f"{dictionary.name} was trained on {about.model} with fingerprint {about.model_fingerprint}; "
+            f"{model.name} has other weights ({model.fingerprint}). Give the right one with --model, or, for a "
+            "fine-tuned child of that model, --allow-other-weights."
+        )
     return model
 
 
@@ -147,9 +150,15 @@ def _wrapped(given: LanguageModel | tuple[Any, Any] | nn.Module) -> LanguageMode
 
 
 def weights_notes(model: LanguageModel, dictionaries: Sequence[Dictionary]) -> tuple[str, ...]:
-    """What a report must say where it could not be proved that the model is that of the dictionaries."""
+    """What a report must say where the model is not that of the dictionaries, or it could not be proved to be."""
     known = [d.name for d in dictionaries if d.metadata.model_fingerprint is not None]
-    if not known or not isinstance(model, HookedTransformerModel):
+    if known and not isinstance(model, HookedTransformerModel):
+        return tuple(
+            f"{d.name} was trained on {d.metadata.model} ({d.metadata.model_fingerprint}) and is measured here on "
+            f"{model.name}, which has other weights ({model.fingerprint})."
+            for d in _of_other_weights(dictionaries, model)
+        )
+    if not known:
         return ()
     return (
         f"{', '.join(known)}: a HookedTransformer keeps its weights in a form of its own, so only the model's name "
@@ -157,7 +166,11 @@ def weights_notes(model: LanguageModel, dictionaries: Sequence[Dictionary]) -> t
     )
 
 
-def _model_named_by(dictionaries: Sequence[Dictionary], device: str) -> LanguageModel:
+def _of_other_weights(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[Dictionary]:
+    return [d for d in dictionaries if d.metadata.model_fingerprint not in (None, model.fingerprint)]
+
+
+def _model_named_by(dictionaries: Sequence[Dictionary], device: str, options: ModelOptions) -> LanguageModel:
     """The model that dictionaries name. A folder of that name is looked for beside the files of all of them.
 
     A dictionary made in memory has no file. Its model is looked for where that of a dictionary trained on the same
@@ -174,7 +187,7 @@ def _model_named_by(dictionaries: Sequence[Dictionary], device: str) -> Language
     known = _FOLDERS.get((named, weights))
     holding = (folder for folder in [*folders, known] if folder and (folder / named / "config.json").exists())
     beside = next(holding, next(iter(folders), None))
-    model = LanguageModel.load(named, beside=beside, device=device)
+    model = LanguageModel.load(replace(options, name=named), beside=beside, device=device)
     if weights is not None and beside is not None:
         _FOLDERS[named, weights] = beside
     return model

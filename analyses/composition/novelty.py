@@ -98,7 +98,7 @@ def novelty(
     check_at_least(1, contexts=contexts)
     several = [small, large] if control is None else [small, large, control]
     given = open_dictionaries(several, token_selection=token_selection)
-    check_same_place(given)
+    check_same_place(given, model)
     if data is not None and (behaviour or latents):
         raise DictlabError("behaviour and latents: what latents do to the output needs a model; data has none.")
     reading = open_activations(given, model=model, text=text, data=data, device=device)

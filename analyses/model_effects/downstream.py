@@ -54,7 +54,7 @@ def downstream(
     check_at_least(0, seed=seed)
     check_at_least(1, contexts=contexts)
     opened = open_dictionaries(dictionaries)
-    check_same_place(opened)
+    check_same_place(opened, model)
     site = site_of(opened[0])
     model, text = open_model(model, opened, device), open_text(text).as_split("heldout")
     context = context_of(opened, model, text)

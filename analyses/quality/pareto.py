@@ -74,7 +74,7 @@ def pareto(
     """
     check_at_least(0, seed=seed)
     opened = open_dictionaries(dictionaries, token_selection=token_selection)
-    check_same_place(opened)
+    check_same_place(opened, model)
     reading = open_activations(opened, model=model, text=text, data=data, device=device)
     source = reading.part("heldout")
     found = evaluate_activations(reading.dictionaries, source, contexts=contexts, seed=seed, partial=True)

@@ -86,7 +86,7 @@ def geometry(
     check_at_least(1, permutations=permutations)
     check_at_least(3, points=points)
     given = open_dictionaries(dictionaries, token_selection=token_selection)
-    check_same_place(given)
+    check_same_place(given, model)
     contexts, warnings = find_contexts(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in with_activity(given, contexts)]
     compared = compare(opened, permutations, seed)

@@ -104,7 +104,7 @@ def matching(
     if not 0 < ridge < math.inf:
         raise DictlabError(f"ridge is {ridge:g}; expected more than 0.")
     given = open_dictionaries(dictionaries, least=2, in_place=True, token_selection=token_selection)
-    check_same_place(given)
+    check_same_place(given, model)
     sample, warnings = sampled(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in with_firing_rates(given, sample)]
     with ranks():

@@ -38,7 +38,7 @@ import torch
 from benchmarks.speed.peers import BATCH, D_IN, K, synthetic
 from dictlab.data.activations import moments
 from dictlab.errors import DictlabError
-from dictlab.model.language_model import check_device
+from dictlab.model.loading import check_device
 from dictlab.training import TrainConfig
 from dictlab.training.config import Precision
 from dictlab.training.learner.initialisation import geometric_median

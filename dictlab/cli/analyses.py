@@ -18,11 +18,26 @@ from cyclopts import Parameter
 from dictlab.cli.printing import examples, print_report
 from dictlab.errors import DictlabError
 from dictlab.formats.names import name_of
+from dictlab.model.model_options import ModelDtype, ModelOptions
 
 if TYPE_CHECKING:  # pandas, matplotlib and torch are slow to import
     from dictlab.reports.report import Report
 
 TYPED = (str, int, float, bool, types.NoneType)  # beside a name, that is
+MODEL_OPTIONS = {  # of each analysis that runs a model: the field of ModelOptions, its type, its help
+    "model_dtype": (
+        "dtype",
+        ModelDtype | None,
+        "Precision of the model; auto is float32 on a CPU, and on a GPU what the model is kept in.",
+    ),
+    "model_revision": ("revision", str | None, "Branch, tag or commit of a model on the Hub."),
+    "trust_remote_code": ("trust_remote_code", bool | None, "Run code that comes with the model."),
+    "allow_other_weights": (
+        "allow_other_weights",
+        bool | None,
+        "Measure dictionaries on a model with other weights than they were trained on, such as a fine-tuned child.",
+    ),
+}
 
 
 def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., bool]:
@@ -45,10 +60,12 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
         default=False,
         annotation=Annotated[bool, Parameter(help="Replace a report that is already in the folder.")],
     )
+    extra = [out, force, *(_model_options() if "model" in signature.parameters else [])]
 
     def command(*args: Any, **kwargs: Any) -> bool:
-        bound = inspect.Signature([*own, out, force]).bind(*args, **kwargs)
+        bound = inspect.Signature([*own, *extra]).bind(*args, **kwargs)
         bound.apply_defaults()
+        _take_model_options(bound.arguments)
         folder, overwrite = bound.arguments.pop("out"), bound.arguments.pop("force")
         folder = folder or default_folder(analysis.__name__, _names_given(signature, bound.arguments))
         check_folder(folder, force=overwrite)
@@ -66,11 +83,32 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
         print_report(report, folder)
         return report.passed is False
 
-    command.__signature__ = inspect.Signature([*own, out, force])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, out, force)}
+    command.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}
     command.__doc__ = inspect.cleandoc(analysis.__doc__ or "").split("\nExample", 1)[0]
     command.__name__ = analysis.__name__
     return command
+
+
+def _model_options() -> list[inspect.Parameter]:
+    """How a model is opened, as options of a command."""
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[kind, Parameter(help=text)],
+        )
+        for name, (_, kind, text) in MODEL_OPTIONS.items()
+    ]
+
+
+def _take_model_options(arguments: dict[str, Any]) -> None:
+    """Put what was said of how the model is opened into the argument `model`."""
+    given = {field: arguments.pop(name, None) for name, (field, _, _) in MODEL_OPTIONS.items()}
+    said = {field: value for field, value in given.items() if value is not None}
+    if said:
+        arguments["model"] = ModelOptions(arguments["model"], **said)
 
 
 def loaded(entry: EntryPoint) -> Callable[..., Report]:

@@ -98,7 +98,7 @@ class Dictionary:
         return emitting(self.activation, self.n_latents).to(self.W_dec.device) & (self.W_dec != 0).any(dim=1)
 
     def encode(self, x: Float[Tensor, "*tokens d_in"]) -> Codes:
-        """Sparse codes of activations x. Leading dimensions are flattened to tokens; differentiable.
+        """Sparse codes of activations x, of any float type. Leading dimensions become tokens; differentiable.
 
         Raises:
             DictlabError: x has another width than `d_in`.
@@ -212,7 +212,7 @@ class Dictionary:
                 f"{self.name} reads activations of width {self.d_in}, and was given {x.shape[-1]}: "
                 "is it a dictionary of another model or site?"
             )
-        return x.reshape(-1, self.d_in)
+        return x.reshape(-1, self.d_in).to(self.W_enc.dtype)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for name in ("W_enc", "b_enc", "W_dec", "b_pre", "b_out"):

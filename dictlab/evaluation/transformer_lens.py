@@ -28,7 +28,6 @@ from dictlab.model.block_parts import attention_of
 from dictlab.model.hooked_transformer import HookedTransformerModel
 from dictlab.model.hooks import HookPoint, hook
 from dictlab.model.language_model import LanguageModel
-from dictlab.site_names import canonical_site
 
 CENTRED = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
 SHIFTED = re.compile(r"blocks\.(\d+)\.attn\.hook_z")
@@ -54,7 +53,7 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
             f"{dictionary.name} reads the activations of {convention[:40]!r}; "
             "known are huggingface and transformer_lens."
         )
-    site = canonical_site(dictionary.metadata.site or "", dictionary.metadata.model)
+    site = model.canonical_site(dictionary.metadata.site) if dictionary.metadata.site else ""
     if CENTRED.fullmatch(site):
         moved = _centred(dictionary) if _centres(model) else dictionary
     elif shifted := SHIFTED.fullmatch(site):

@@ -51,10 +51,8 @@ class HookedTransformerModel(LanguageModel):
     """
 
     def __init__(self, model: Any, tokenizer: Any = None) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self.name = str(getattr(model.cfg, "model_name", None) or "HookedTransformer")
-        self.blocks = model.blocks
-        self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
+        name = str(getattr(model.cfg, "model_name", None) or "HookedTransformer")
+        super().__init__(model, tokenizer if tokenizer is not None else model.tokenizer, name, blocks=model.blocks)
         if self.tokenizer is None:
             raise DictlabError(f"model {self.name}: has no tokenizer; give model=(model, tokenizer).")
 
@@ -102,7 +100,7 @@ class HookedTransformerModel(LanguageModel):
             raise DictlabError(f"site {site}: {self.name} has blocks 0 to {self.n_blocks - 1}.")
         if name not in HOOK_POINTS:
             raise DictlabError(
-                f"site {site}: heads' outputs of a HookedTransformer cannot be replaced here; give the model of "
+                f"site {site}: norms and heads of a HookedTransformer cannot be replaced here; give the model of "
                 "Hugging Face, as model=(model, tokenizer) or by its name."
             )
         module: nn.Module = self.blocks[block].get_submodule(name)

@@ -22,21 +22,22 @@ Sites are written as the field writes them, and any module path works too:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from dictlab.errors import DictlabError
+from dictlab.model.fingerprint import fingerprint_of, in_half_precision
 from dictlab.model.hooks import hook
 from dictlab.model.kv_cache import KVCache
+from dictlab.model.loading import open_model
+from dictlab.model.model_options import ModelDtype, ModelOptions
 from dictlab.model.partial_forwards import PartialForwards, Reached
 from dictlab.model.site_checks import SiteCheck, check_places, check_resuming
 
@@ -62,46 +63,49 @@ class LanguageModel(PartialForwards):
         model: Any causal language model of `transformers`.
         tokenizer: Its tokenizer.
         name: What reports call it, and how it can be found again.
+        blocks: Its blocks; found by the configuration of the model by default.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
-        super().__init__(model.eval().requires_grad_(False), name)
+    def __init__(self, model: Any, tokenizer: Any, name: str = "model", blocks: nn.ModuleList | None = None) -> None:
+        super().__init__(model.eval().requires_grad_(False), name, blocks)
         self.tokenizer = tokenizer
+        self.allow_other_weights = False  # than those that dictionaries were trained on
+        self._stored_fingerprint: Callable[[], str] | None = None
         self._passed: set[str] = set()
         self._checks: dict[str, SiteCheck] = {}
 
     @classmethod
     def load(
-        cls, name: str | Path, *, beside: Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        name: str | Path | ModelOptions,
+        *,
+        beside: Path | None = None,
+        device: str = "cpu",
+        dtype: ModelDtype | torch.dtype = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> LanguageModel:
-        """Open a model from a folder or the Hugging Face Hub.
+        """Open a model from a folder, the Hugging Face Hub, a `.gguf` file or the folder of a PEFT adapter.
 
         Args:
-            name: A folder, or a name on the Hub.
-            beside: Where to look for the folder first: next to the dictionary that names it.
+            name: Which of them; or all of this as `ModelOptions`.
+            beside: Where to look for a folder or file first: next to the dictionary that names it.
             device: "cpu", "cuda", ...
-            dtype: Precision of the weights.
+            dtype: Precision of the weights; by default float32 on a CPU, and on a GPU what the model is kept in.
+            revision: Branch, tag or commit of a model on the Hub.
+            trust_remote_code: Run code that comes with the model.
 
         Raises:
-            DictlabError: It is in none of these places; the message says which were tried.
+            DictlabError: It is in none of these places, or cannot be opened; the message says which were tried.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        check_device(device)
-        folders = [Path(name)] if beside is None else [beside / name, Path(name)]
-        found = next((folder for folder in folders if (folder / "config.json").exists()), None)
-        source, tried = str(found or name), [f"the folder {folder}" for folder in folders]
-        if found is None and not _may_be_on_hub(source):
-            raise DictlabError(f"model {source!r} was not found. Tried: {'; '.join(tried)}.")
-        try:
-            with _quiet():
-                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, SafetensorError) as error:
-            where = "; ".join(tried if found else [*tried, f"{source!r} on the Hugging Face Hub"])
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise DictlabError(f"model {str(name)!r} could not be opened. Tried: {where} ({first}).") from error
-        return cls(model.to(device), tokenizer, str(name))
+        if not isinstance(name, ModelOptions):
+            precision = str(dtype).removeprefix("torch.")
+            name = ModelOptions(name, cast(ModelDtype, precision), revision, trust_remote_code)
+        opened = open_model(name, beside=beside, device=device)
+        model = cls(opened.model, opened.tokenizer, str(name.name))
+        model.allow_other_weights = name.allow_other_weights
+        model._stored_fingerprint = opened.stored_fingerprint
+        return model
 
     @property
     def context(self) -> int:
@@ -122,13 +126,10 @@ class LanguageModel(PartialForwards):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for equal weights: SHA-256 over each parameter's name, shape and up to 1,024 of its values."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
-            flat = weight.detach().flatten()
-            sample = flat[:: max(1, len(flat) // 1024)][:1024].float().cpu()
-            digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Equal for equal weights, in whatever precision a model is opened by name (see `fingerprint`)."""
+        if self._stored_fingerprint is not None and in_half_precision(self.model):
+            return self._stored_fingerprint()
+        return fingerprint_of(self.model.state_dict().items())
 
     @torch.no_grad()
     def capture(
@@ -358,39 +359,6 @@ class LanguageModel(PartialForwards):
             raise DictlabError(f"site {site}: later blocks of {self.name} look tokens up again: give resume tokens.")
         with self.resuming(activation, site, sites, residual, tokens) as ids:
             yield ids
-
-
-def _may_be_on_hub(name: str) -> bool:
-    """Whether a name can be one on the Hub (`gpt2`, `owner/name`), not a path. Asking in vain costs half a minute."""
-    return name.count("/") <= 1 and name[0] not in "./~" and not ("/" in name and Path(name).parent.is_dir())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar for weights that load in a moment; the caller's setting is put back."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that is not there, rather than quietly use another.
-
-    Raises:
-        DictlabError: CUDA was asked for and this machine, or this build of torch, has none.
-    """
-    try:
-        torch.device(device)
-    except RuntimeError as error:
-        raise DictlabError(f"device {device!r} is unknown; write cpu, cuda, or cuda:1.") from error
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise DictlabError(f"device {device!r}: no CUDA device is available to torch {torch.__version__}; use cpu.")
 
 
 def _applied(replacement: Replacement, clean: Tensor, site: str) -> Tensor:

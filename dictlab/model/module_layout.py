@@ -36,12 +36,13 @@ class Layout:
     Args:
         model: Any causal language model of `transformers`.
         name: What messages call it.
+        blocks: Its blocks; found by the configuration of the model by default.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, name: str, blocks: nn.ModuleList | None = None) -> None:
         self.model = model
         self.name = name
-        self.blocks = _blocks(model)
+        self.blocks = _blocks(model) if blocks is None else blocks
         self._located: dict[str, HookPoint] = {}
         self._traces: dict[int, BlockTrace] = {}
         self._halves: dict[int, Halves | None] = {}

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from dictlab.data.token_selection import AUTO, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
+from dictlab.model.model_options import ModelDtype
 from dictlab.training.learner.warm_start import variants_for
 from dictlab.training.member import Member
 from dictlab.training.objectives import OBJECTIVES, Objective, ObjectiveName
@@ -90,6 +91,9 @@ class TrainConfig:
             where there are more processes, groups of so many share out the tokens.
         save_minutes: Minutes between saves of the state that `--resume` goes on from.
         log: Where metrics go besides the run's folder: wandb, tensorboard (each an extra to install).
+        model_dtype: Precision of the model's weights: auto, float32, bfloat16 or float16; auto is float32 on a CPU, and
+            on a GPU what the model is kept in. Dictionaries are trained in float32 in any case.
+        model_revision: Branch, tag or commit of a model on the Hub.
         cache: Folder where activations of the model are kept for later runs; none by default.
         cache_gb: Size that the cache may grow to, in gigabytes (10^9 bytes).
     """
@@ -139,6 +143,8 @@ class TrainConfig:
     shards: int = 1
     save_minutes: float = 10.0
     log: tuple[LoggerName, ...] = ()
+    model_dtype: ModelDtype = "auto"
+    model_revision: str | None = None
     cache: str | None = None
     cache_gb: float = 10.0
 

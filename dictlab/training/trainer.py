@@ -18,7 +18,8 @@ from dictlab.data.token_selection import ALL
 from dictlab.errors import DictlabError
 from dictlab.folder_lock import folder_lock
 from dictlab.formats.loading import load
-from dictlab.model.language_model import LanguageModel, check_device
+from dictlab.model.language_model import LanguageModel
+from dictlab.model.loading import check_device
 from dictlab.progress import Phase
 from dictlab.runs import RunFolder
 from dictlab.training import completion, configfile, run_state

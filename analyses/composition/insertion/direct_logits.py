@@ -17,7 +17,6 @@ from torch import Tensor
 
 from dictlab import seeds
 from dictlab.model.language_model import LanguageModel
-from dictlab.site_names import canonical_site
 
 STREAMS = 64  # residual streams averaged over
 ADDS = ("hook_attn_out", "hook_mlp_out")  # what is written to the residual stream by addition
@@ -26,7 +25,7 @@ ADDS = ("hook_attn_out", "hook_mlp_out")  # what is written to the residual stre
 def writes_to_stream(model: LanguageModel, site: str) -> bool:
     """Whether a direction at this site is one of the residual stream."""
     place = model.locate(site)
-    return place.kind.startswith("resid") or canonical_site(site, model.name).endswith(ADDS)
+    return place.kind.startswith("resid") or model.canonical_site(site).endswith(ADDS)
 
 
 @torch.no_grad()

@@ -26,7 +26,6 @@ from dictlab.evaluation.transformer_lens import adapted
 from dictlab.formats.loading import load
 from dictlab.formats.names import with_distinct_names
 from dictlab.model.language_model import LanguageModel
-from dictlab.site_names import canonical_site
 from dictlab.training.variants import BY_NAME, PerTokenVariant, Variant, VariantSettings
 
 SAVED_AS = {  # the activation function of the file that each variant leaves
@@ -57,7 +56,7 @@ def load_for_model(paths: Sequence[str], model: LanguageModel, site: str) -> lis
                 f"{path}: trained on {about.model} with fingerprint {about.model_fingerprint}; "
                 f"{model.name} has other weights ({model.fingerprint})."
             )
-        if about.site and canonical_site(about.site, about.model) != canonical_site(site, model.name):
+        if about.site and not model.same_site(about.site, site):
             raise DictlabError(f"{path}: trained at {about.site}; this run is at {site}. Give its own site.")
         dictionaries.append(adapted(dictionary, model).in_input_units())
     return with_distinct_names(dictionaries)

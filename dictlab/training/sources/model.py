@@ -52,14 +52,16 @@ class ModelSource:
         shown = ranks.is_rank_zero
         if model is None:
             with Phase(f"load {config.model}", shown=shown):
-                model = LanguageModel.load(config.model, device=config.device)
+                model = LanguageModel.load(
+                    config.model, device=config.device, dtype=config.model_dtype, revision=config.model_revision
+                )
         self.model = model
         with Phase(f"open text {config.text}", shown=shown and text is None):
             self.text = text or Text.open(config.text)
         self.context = self.model.context_length(config.context)
         self.config = replace(config, model=self.model.name, text=self.text.name, context=self.context)
         for site in config.sites:
-            self.model.locate(site)  # is it there?
+            self.model.check_site(site)
         for note in self.text.notes(self.model.tokenizer):
             ranks.on_rank_zero(partial(progress.write, f"dictlab: text {self.text.name}: {note}\n"))
         self.selection = self._selected()
