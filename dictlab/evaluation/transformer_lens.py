@@ -53,7 +53,11 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
             f"{dictionary.name} reads the activations of {convention[:40]!r}; "
             "known are huggingface and transformer_lens."
         )
-    site = model.canonical_site(dictionary.metadata.site) if dictionary.metadata.site else ""
+    stated = dictionary.metadata.site or ""
+    try:
+        site = model.canonical_site(stated) if stated else ""
+    except DictlabError as error:  # TransformerLens has sites that the model of Hugging Face has not
+        raise _unknown_site(dictionary) from error
     if CENTRED.fullmatch(site):
         moved = _centred(dictionary) if _centres(model) else dictionary
     elif shifted := SHIFTED.fullmatch(site):
@@ -61,12 +65,16 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
     elif SAME.fullmatch(site):
         moved = dictionary
     else:
-        raise DictlabError(
-            f"{dictionary.name} was trained on a TransformerLens model at {site or 'an unnamed site'}; "
-            "how activations there differ from the Hugging Face model's is known for hook_resid_*, hook_attn_out, "
-            "hook_mlp_out, attn.hook_z and mlp.hook_post only."
-        )
+        raise _unknown_site(dictionary)
     return replace(moved, metadata=replace(moved.metadata, convention="huggingface"))
+
+
+def _unknown_site(dictionary: Dictionary) -> DictlabError:
+    return DictlabError(
+        f"{dictionary.name} was trained on a TransformerLens model at {dictionary.metadata.site or 'an unnamed site'}; "
+        "how activations there differ from the Hugging Face model's is known for hook_resid_*, hook_attn_out, "
+        "hook_mlp_out, attn.hook_z and mlp.hook_post only."
+    )
 
 
 def _on_hooked_transformer(dictionary: Dictionary, model: HookedTransformerModel) -> Dictionary:

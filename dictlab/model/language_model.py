@@ -313,6 +313,8 @@ class LanguageModel(PartialForwards):
             after = f"blocks.{point.block + 1}.hook_resid_pre"
             activations = self.capture(self.probe, [site, after])
             return after if torch.equal(activations[site], activations[after]) else site
+        if point.kind in ("resid_pre", "resid_post"):
+            return f"blocks.{point.block}.hook_{point.kind}"
         if point.block is None or site.startswith("blocks."):
             return site
         for hook_name in NAMED:

@@ -219,6 +219,67 @@ def test_a_modules_path_is_that_module_also_where_a_norm_follows_it():
         assert not torch.allclose(raw[0], added)
 
 
+@pytest.mark.parametrize(("architecture", "one"), [("llama", True), ("gpt2", True), (PARALLEL, True), (NORMED, False)])
+def test_whether_a_module_gives_what_its_half_adds_is_asked_of_the_model(architecture, one):
+    """Whatever the model is called: a norm stands between the two in Gemma 2."""
+    lm = build(architecture)
+    lm.name = "gpt2"
+    path = next(name for name, module in lm.model.named_modules() if module is lm.blocks[1])
+    assert lm.same_site(f"{path}.mlp", "blocks.1.hook_mlp_out") == one
+    x = lm.capture(TOKENS, [f"{path}.mlp", "blocks.1.hook_mlp_out"])
+    assert torch.equal(*x.values()) == one
+    assert not lm.same_site(f"{path}.mlp", "blocks.2.hook_mlp_out")
+    assert lm.same_site(path, "blocks.2.hook_resid_pre") and not lm.same_site(path, "blocks.1.hook_resid_pre")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", PARALLEL])
+def test_queries_keys_values_and_single_heads_are_those_that_attention_computes(architecture):
+    """For the first token, each head gives its value; columns of one head are those of all heads, cut."""
+    lm = build(architecture)
+    sites = [f"blocks.1.attn.hook_{letter}" for letter in "qkvz"]
+    x = lm.capture(TOKENS, sites)
+    q, k, v, z = x.values()
+    heads = z.shape[-1] // v.shape[-1]  # two heads share one key and value in this Llama
+    torch.testing.assert_close(z[:, 0], v[:, 0].repeat(1, heads), atol=1e-6, rtol=1e-6)
+    assert q.shape == z.shape and k.shape == v.shape
+    assert not torch.allclose(k, v) and not torch.allclose(q[..., : k.shape[-1]], k)
+    head = lm.capture(TOKENS, "blocks.1.attn.hook_z.head.1")["blocks.1.attn.hook_z.head.1"]
+    assert torch.equal(head, z[..., 8:])
+    site = "blocks.1.attn.hook_q.head.0"
+    own = lm.capture(TOKENS, site)[site]
+    assert torch.equal(own, q[..., :8])
+    silenced = lm.splice(TOKENS, site, torch.zeros_like).logits
+    assert torch.equal(
+        silenced, lm.splice(TOKENS, sites[0], lambda all_: torch.cat([0 * own, all_[..., 8:]], -1)).logits
+    )
+    assert not torch.equal(silenced, lm.forward(TOKENS).logits)
+    with pytest.raises(DictlabError, match="heads 0 to"):
+        lm.locate("blocks.1.attn.hook_z.head.2")
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", NORMED])
+def test_what_attention_and_the_mlp_read_is_the_stream_normalised_with_and_without_gain(architecture):
+    lm = build(architecture)
+    for norm, stream in (("ln1", "hook_resid_pre"), ("ln2", "hook_resid_mid")):
+        names = [f"blocks.1.{stream}", f"blocks.1.{norm}.hook_normalized", f"blocks.1.{norm}.hook_out"]
+        x, plain, gained = (lm.capture(TOKENS, names)[name] for name in names)
+        centred = x - x.mean(-1, keepdim=True) if architecture == "gpt2" else x
+        expected = centred / centred.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+        torch.testing.assert_close(
+            plain, expected, atol=2e-2 * float(expected.std()), rtol=1e-2
+        )  # epsilon under the root
+        assert not torch.allclose(plain, gained, atol=1e-2)
+        logits = lm.splice(TOKENS, names[1], lambda value: value).logits
+        assert torch.equal(logits, lm.forward(TOKENS).logits)
+
+
+def test_the_embedding_is_what_is_added_to_the_stream():
+    lm = build(NORMED)  # it multiplies its embedding by the root of its width
+    x = lm.capture(TOKENS, ["hook_embed", "blocks.0.hook_resid_pre"])
+    torch.testing.assert_close(*x.values())
+    assert lm.locate("hook_embed").affine is not None or torch.equal(*x.values())
+
+
 def test_a_block_spelt_as_in_another_model_is_that_block():
     lm = build("gpt2")
     for site in ("model.layers.1", "gpt_neox.layers.1:out", "layers.1"):
