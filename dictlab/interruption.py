@@ -6,6 +6,10 @@ complete, ends the loop quietly once enough is, and says in the report's warning
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
 from types import TracebackType
 
 
@@ -55,3 +59,39 @@ class Completion:
 def partial_warnings(done: int, asked: int, unit: str = "sequences") -> tuple[str, ...]:
     """What a report must say of a measurement of which some is missing; nothing of a complete one."""
     return (f"PARTIAL: interrupted after {done} of {asked} {unit}.",) if done < asked else ()
+
+
+class Interrupts:
+    """Which signal asked the process to end, if one did.
+
+    Attributes:
+        number: SIGINT (Ctrl-C) or SIGTERM (the end of a job's time); None so far.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What the process exits with: 130 or 143, as shells have it; 0 where it was not interrupted."""
+        return 0 if self.number is None else 128 + self.number
+
+    def receive(self, number: int, frame: object) -> None:
+        """Keep the signal, and interrupt what is going on, for both signals in the same way."""
+        self.number = number
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupts]:
+    """Within the block SIGINT and SIGTERM raise KeyboardInterrupt, and which it was is kept."""
+    caught = Interrupts()
+    if current_thread() is not main_thread():
+        yield caught  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, caught.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

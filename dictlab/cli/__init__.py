@@ -13,10 +13,11 @@ from dictlab.cli.analyses import command_of, loaded, own_examples, own_lines
 from dictlab.cli.dictionaries import convert, info
 from dictlab.cli.failing import say
 from dictlab.cli.options import check_analysis_options, check_train_options, unknown_option
-from dictlab.cli.printing import examples
+from dictlab.cli.printing import examples, whole_output
 from dictlab.cli.renamed import SHORT
 from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
+from dictlab.interruption import interrupts
 
 GROUP = "dictlab.analyses"
 HELP = {
@@ -26,17 +27,23 @@ HELP = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 a check failed, 2 a user's mistake, 130 interrupted."""
+    """Run the command line; returns the exit status.
+
+    0 done, 1 a check failed, 2 a user's mistake, 130 or 143 interrupted by Ctrl-C or SIGTERM, also where what was
+    complete until then has been written.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        failed = build(arguments)(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
-        say(_message(error), error)
-        return 2
-    except KeyboardInterrupt as error:
-        say(f"interrupted{error}.", error)
-        return 130
-    return 1 if failed else 0
+    with interrupts() as caught, whole_output():
+        try:
+            application = build(arguments)
+            failed = application(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
+            say(_message(error), error)
+            return 2
+        except KeyboardInterrupt as error:
+            say(f"interrupted{error}.", error)
+            return caught.exit_code or 130
+    return caught.exit_code or (1 if failed else 0)
 
 
 def _message(error: Exception) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as Grid
+from rich.text import Text
+
+from dictlab.reports.safe_text import safe
 
 if TYPE_CHECKING:  # both are slow to import
     from dictlab.reports.report import Report, Table
@@ -18,9 +25,44 @@ WRAPPED = 24  # characters that a column of text needs to be worth wrapping
 SHOWN = 12  # rows of a table in the terminal
 
 
+class _Console(Console):
+    """A console for text from files and users: what could steer the terminal is shown as its code.
+
+    That nobody reads the output any more, or that there is no room for it, is no failure of the work.
+    """
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Every text passes here, cells of tables included."""
+        return super().render_str(safe(text), **settings)
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print, as long as there is somebody to print to."""
+        with suppress(OSError, ValueError):  # ValueError: the file is closed
+            super().print(*objects, **settings)
+
+    def on_broken_pipe(self) -> None:
+        """Say no more: the pipe's reader has ended."""
+        self.quiet = True
+
+
 def console(*, stderr: bool = False) -> Console:
     """Text from files and users is shown as it is: brackets are no markup, colons no emoji."""
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def whole_output() -> Iterator[None]:
+    """In the end, give up what cannot be printed any more: Python would report it at exit, and change the status."""
+    try:
+        yield
+    finally:
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            try:
+                if stream is not None:
+                    stream.flush()
+            except (OSError, ValueError):
+                with suppress(OSError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def print_report(report: Report, folder: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
+from dictlab.reports.safe_text import safe
+
 
 class Piece(NamedTuple):
     """A piece of a text, such as a token, with a weight between 0 (not shaded) and 1 (the darkest)."""
@@ -88,8 +90,15 @@ class Cards:
         return {"caption": self.caption, "cards": cards}
 
 
+def _safe(value: Any) -> Any:
+    """Text that is put into a page, without what could pass for something else; markup is the package's own."""
+    return safe(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @cache
 def template(name: str) -> jinja2.Template:
     """One of the package's templates. What is put into it is escaped."""
     loader = jinja2.PackageLoader("dictlab.reports", "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    return jinja2.Environment(
+        loader=loader, autoescape=True, finalize=_safe, trim_blocks=True, lstrip_blocks=True
+    ).get_template(name)

@@ -13,9 +13,7 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,6 +25,7 @@ import pandas as pd
 import torch
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.text import Text as MatplotlibText
 
 from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary
@@ -34,6 +33,8 @@ from dictlab.dictionary.hashing import sha256_of_weights
 from dictlab.errors import DictlabError
 from dictlab.formats import native
 from dictlab.reports.cards import Cards, template
+from dictlab.reports.safe_text import for_csv, safe
+from dictlab.reports.whole_folder import write_whole
 
 SHOWN_ROWS = 20  # rows of a table in the page; the files hold all of them
 
@@ -47,7 +48,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return f"<p>{escape(self.caption)}</p>{self.frame.to_html(index=False, max_rows=SHOWN_ROWS)}"
+        return f"<p>{escape(safe(self.caption))}</p>{_safe_frame(self.frame).to_html(index=False, max_rows=SHOWN_ROWS)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,8 @@ class Plot:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return f'<figure><img src="{_data_uri(self.figure)}"><figcaption>{escape(self.caption)}</figcaption></figure>'
+        caption = escape(safe(self.caption))
+        return f'<figure><img src="{_data_uri(self.figure)}"><figcaption>{caption}</figcaption></figure>'
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,17 +167,7 @@ class Report:
         """
         folder = Path(folder)
         check_folder(folder, force=force)
-        made = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as partial:
-                self._write(Path(partial), command)
-                _move(Path(partial), folder, force)
-        except BaseException:
-            if made:
-                with suppress(OSError):  # somebody else has put something there by now
-                    folder.rmdir()
-            raise
+        write_whole(folder, lambda partial: self._write(partial, command), force=force)
         return folder
 
     def provenance(self, command: str | None = None) -> dict[str, Any]:
@@ -217,13 +209,13 @@ class Report:
 
     def __str__(self) -> str:
         """Title, summary and warnings."""
-        return "\n".join([self.title, "", self.summary, *(f"\nWarning: {warning}" for warning in self.cautions)])
+        return safe("\n".join([self.title, "", self.summary, *(f"\nWarning: {warning}" for warning in self.cautions)]))
 
     def _write(self, folder: Path, command: str | None) -> None:
         frames = {name: table.frame for name, table in self.tables.items()}
         frames |= {name: plot.frame for name, plot in self.plots.items() if isinstance(plot, Scatter)}
         for name, frame in frames.items():
-            frame.to_csv(folder / f"{name}.csv", index=False)
+            for_csv(frame).to_csv(folder / f"{name}.csv", index=False)
             frame.to_parquet(folder / f"{name}.parquet", index=False)
         for name, plot in self.plots.items():
             figure = _settled(plot.figure)
@@ -262,32 +254,6 @@ def check_folder(folder: Path, *, force: bool) -> None:
         raise DictlabError(f"{folder}: already holds a report. Choose another folder with --out, or give --force.")
 
 
-def _move(partial: Path, folder: Path, force: bool) -> None:
-    """Put a complete report in its place, and take away the one that was there. report.json comes last."""
-    old, new = _listed(folder), sorted(partial.iterdir(), key=lambda path: path.name == "report.json")
-    taken = [path.name for path in new if (folder / path.name).exists() and path.name not in old]
-    if taken and not force:
-        raise DictlabError(
-            f"{folder}: already holds {', '.join(taken)}, which no report wrote. "
-            "Choose another folder with --out, or give --force."
-        )
-    for name in old:
-        (folder / name).unlink(missing_ok=True)
-    for path in new:
-        os.replace(path, folder / path.name)
-
-
-def _listed(folder: Path) -> list[str]:
-    """The files that an earlier report wrote to a folder, by its own list; of a damaged one, report.json alone."""
-    try:
-        names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["files"]
-        return [name for name in names if Path(name).name == name and (folder / name).is_file()]
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError):
-        return ["report.json"]
-
-
 def _described(dictionary: Dictionary) -> dict[str, Any]:
     metadata = dictionary.metadata
     return {
@@ -313,7 +279,12 @@ def _cell(value: Any) -> str:
         return "–"
     if isinstance(value, float | numpy.floating):
         return f"{value:.4g}"
-    return str(value)
+    return safe(str(value))
+
+
+def _safe_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    texts = frame.map(lambda value: safe(value) if isinstance(value, str) else value)
+    return texts.rename(columns=lambda name: safe(str(name)))
 
 
 def _coordinate(value: Any) -> float | None:
@@ -354,7 +325,13 @@ def _data_uri(figure: Figure) -> str:
 
 
 def _settled(figure: Figure) -> Figure:
-    """The figure, its layout worked out once for all: each drawing would move it by another rounding error."""
+    """The figure, its layout worked out once for all: each drawing would move it by another rounding error.
+
+    Its texts are made safe to show first: a control character would leave an SVG that is no XML.
+    """
+    for text in figure.findobj(MatplotlibText):
+        if safe(text.get_text()) != text.get_text():
+            text.set_text(safe(text.get_text()))
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
