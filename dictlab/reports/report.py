@@ -97,10 +97,10 @@ class Scatter(Plot):
             "x": [_coordinate(value) for value in frame[self.x]],
             "y": [_coordinate(value) for value in frame[self.y]],
             "group": [number[str(name)] for name in frame[self.group]],
-            "groups": groups,
+            "groups": [safe(name) for name in groups],
             "colours": [self.colours.get(name) for name in groups],
             "title": self.group,
-            "labels": {str(name): [_shown_or_none(value) for value in frame[name]] for name in self.labels},
+            "labels": {safe(str(name)): [_shown_or_none(value) for value in frame[name]] for name in self.labels},
             "marks": None if self.marks is None else [_shown_or_none(value) for value in frame[self.marks]],
         }
 
