@@ -4,13 +4,13 @@ from dataclasses import fields
 
 import pytest
 import sae_lens
-from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAEConfig
 from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKSAEConfig
 from sparsify import SparseCoderConfig
 
 from dictlab.formats.defaults import DICTIONARY_LEARNING, SAELENS, SPARSIFY, default
+from tests.interop.test_dictionary_learning import BatchTopKSAE
 
 pytestmark = pytest.mark.interop
 
