@@ -13,7 +13,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class InUseError(DictlabError):
 
 @contextmanager
 def folder_lock(folder: Path, work: str) -> Iterator[None]:
-    """Be the only writer of a folder, which is made if it is not there, and removed again if it stays empty.
+    """Be the only writer of a folder. It is made if it is not there, with its parents; what stays empty is removed.
 
     Args:
         folder: Where to write.
@@ -39,7 +39,7 @@ def folder_lock(folder: Path, work: str) -> Iterator[None]:
         InUseError: Another process holds it; its pid, host and beginning are named.
         DictlabError: It is a file, or cannot be written.
     """
-    made = not folder.exists()
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -48,8 +48,9 @@ def folder_lock(folder: Path, work: str) -> Iterator[None]:
         with exclusive(folder / LOCK, str(folder), work):
             yield
     finally:
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
+        with suppress(OSError):  # it holds something, or somebody else has removed it
+            for path in absent:
+                path.rmdir()
 
 
 @contextmanager

@@ -75,8 +75,10 @@ def train(
     config = _with_precision(config)
     check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
-    with training_processes(config.device, config.shards) as ranks, _only_writer(folder, ranks):
-        ranks.broadcast_from_rank_zero(lambda: check_free(folder, (), force))  # before the model is loaded
+    with ExitStack() as stack:
+        ranks = stack.enter_context(training_processes(config.device, config.shards))
+        ranks.broadcast_from_rank_zero(lambda: check_free(folder, (), force))  # before anything is written or loaded
+        stack.enter_context(_only_writer(folder, ranks))
         source = ranks.on_every_rank(lambda: _open_source(config, model, text, data, ranks))
         config = source.config
         ranks.broadcast_from_rank_zero(lambda: check_free(folder, [member.name for member in source.members], force))
