@@ -50,7 +50,8 @@ def with_distinct_names(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
     for name in {name for name in names if names.count(name) > 1}:
         places = [place for place, other in enumerate(names) if other == name]
         paths = [path for place in places if (path := dictionaries[place].path) is not None]
-        if len({path.resolve() for path in paths}) < len(paths):
+        distinct = len({id(dictionaries[place]) for place in places})
+        if distinct < len(places) or len({path.resolve() for path in paths}) < len(paths):
             raise DictlabError(
                 f"two dictionaries are called {name!r}: the same one was given twice, and has nothing that it lacks; "
                 "give another."

@@ -199,4 +199,4 @@ def test_a_meta_dictionary_is_trained_on_the_alive_decoder_rows_of_another(tmp_p
     unit = torch.nn.functional.normalize(large.W_dec[:500], dim=1)
     left = (unit - d.reconstruct(unit)).square().sum() / (unit - unit.mean(dim=0)).square().sum()
     assert about.metrics["explained_variance"] == pytest.approx(1 - float(left), abs=1e-4)
-    assert about.metrics["explained_variance"] > 0.8 and about.metrics["firing_tokens"] == 500
+    assert about.metrics["explained_variance"] > 0.8 and about.metrics["firing_tokens"] == about.tokens

@@ -60,7 +60,7 @@ def test_one_that_was_read_from_no_file_keeps_its_name():
     made = replace(read, path=None)
     assert [d.name for d in with_distinct_names([read, made])] == ["run1/small", "small"]
     with pytest.raises(DictlabError, match=r"'small', and were read from no file.*dataclasses\.replace"):
-        with_distinct_names([made, made])
+        with_distinct_names([made, replace(made)])
 
 
 def test_the_same_file_twice_is_refused():

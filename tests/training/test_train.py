@@ -364,7 +364,7 @@ def test_what_is_missing_is_said_before_any_training(tmp_path, text, changes, me
 def test_the_device_decides_the_precision_where_nobody_does(monkeypatch, device, there, given, found):
     monkeypatch.setattr(trainer, "check_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: there)
-    assert trainer._settled(config(device=device, precision=given)).precision == found
+    assert trainer._with_precision(config(device=device, precision=given)).precision == found
 
 
 def test_the_precision_of_a_run_is_in_its_folder_and_its_files(tmp_path, text):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from dictlab import DictlabError, cli
-from dictlab.cli import training
+from dictlab import DictlabError, cli, training
 from dictlab.training import TrainConfig, configfile
 
 

@@ -36,7 +36,6 @@ def at(site, model="gpt2", name="one"):
     [
         (at("blocks.6.hook_resid_pre"), at("h.5")),
         (at("blocks.5.hook_resid_post"), at("transformer.h.6:in", "openai-community/gpt2")),
-        (at("blocks.3.hook_mlp_out", "gpt2-small"), at("transformer.h.3.mlp")),
         (at("layers.4", "EleutherAI/pythia-70m"), at("blocks.5.hook_resid_pre", "pythia-70m")),
         (at("blocks.6.hook_resid_pre"), at(None, None)),
     ],

@@ -320,7 +320,7 @@ def test_one_dictionary_given_twice_is_refused(model, text):
     small = one_of(1)
     with pytest.raises(DictlabError, match="'n20s1': the same one was given twice"):
         reported(model, text, small, small)
-    with pytest.raises(DictlabError, match="'n20s1': rename"):
+    with pytest.raises(DictlabError, match="'n20s1', and were read from no file"):
         reported(model, text, small, one_of(1))
 
 

@@ -169,7 +169,8 @@ def test_points_of_the_map_and_regions_show_their_contexts(tmp_path):
     )
     report = geometry([a, b], model=tiny_model(), text=str(tmp_path / "text.txt"), tokens=640)
     points = report.plots["map"].frame
-    assert report.warnings == () and points["context 1"].str.contains("«").any()
+    assert all("No firing rates" in warning for warning in report.warnings)  # the random files state none
+    assert points["context 1"].str.contains("«").any()
     assert "context 1" in report.plots["map"].labels and report.settings["tokens"] == 640
     assert "contexts" in report.tables["regions"].frame.columns
 

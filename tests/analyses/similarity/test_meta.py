@@ -91,7 +91,7 @@ def test_bad_input_is_answered_in_a_sentence():
     with pytest.raises(DictlabError, match="active"):
         meta(silent, large, [])
     dead = replace(large, firing_rate=torch.zeros(200))
-    with pytest.raises(DictlabError, match="alive"):
+    with pytest.raises(DictlabError, match="all of its 200 latents are dead"):
         meta(whole, dead, [])
     named = replace(whole, metadata=replace(whole.metadata, sources=("another",)))
     assert any("another" in warning for warning in meta(named, large, []).warnings)
