@@ -61,16 +61,16 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cost:
+class ApiCost:
     """Requests and their tokens, expected or sent."""
 
     requests: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: ApiCost) -> ApiCost:
         """The sum of both."""
-        return Cost(
+        return ApiCost(
             self.requests + other.requests, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out
         )
 
@@ -84,10 +84,10 @@ def estimated_tokens(text: str) -> int:
     return -(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN)
 
 
-def cost_of(request: Request) -> Cost:
+def cost_of(request: Request) -> ApiCost:
     """One request with the longest answer that is asked for."""
     tokens_in = sum(estimated_tokens(message["content"]) + MESSAGE_TOKENS for message in request.messages)
-    return Cost(1, tokens_in, request.max_tokens)
+    return ApiCost(1, tokens_in, request.max_tokens)
 
 
 class AnswerCache:

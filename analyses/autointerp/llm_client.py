@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from analyses.autointerp.answer_cache import Answer, AnswerCache, Cost, Request, cost_of, estimated_tokens
+from analyses.autointerp.answer_cache import Answer, AnswerCache, ApiCost, Request, cost_of, estimated_tokens
 from analyses.autointerp.settings import KEY, OPENAI, OPENAI_KEY, Interpreter
 from dictlab.errors import DictlabError
 
@@ -67,7 +67,7 @@ class Endpoint:
         self._openai = _openai()
         from analyses.autointerp.http_safety import key_pattern  # its HTTP library comes with the package
 
-        self.interpreter, self.sent, self.n_cached, self.n_uncounted = interpreter, Cost(), 0, 0
+        self.interpreter, self.sent, self.n_cached, self.n_uncounted = interpreter, ApiCost(), 0, 0
         self._key, self._rate = interpreter.key(), RateLimit(interpreter.per_minute)
         self._key_pattern = key_pattern(self._key) if self._key else None
         self._lock, self.stopped, self._reserved = threading.Lock(), threading.Event(), 0.0
@@ -101,11 +101,11 @@ class Endpoint:
                 self._reserved -= expected
         self._cache.put(self._body(request), answer)
         with self._lock:
-            self.sent += Cost(1, answer.tokens_in, answer.tokens_out)
+            self.sent += ApiCost(1, answer.tokens_in, answer.tokens_out)
             self.n_uncounted += not answer.counted
         return answer
 
-    def cost(self, request: Request) -> Cost:
+    def cost(self, request: Request) -> ApiCost:
         """What a request may cost: answers may be as long as the user's parameters let them be, if they say so."""
         return cost_of(request._replace(max_tokens=self.interpreter.answer_tokens or request.max_tokens))
 
@@ -170,7 +170,7 @@ class Endpoint:
                 )
         return Answer(text, counts[0], counts[1], True)
 
-    def _money(self, cost: Cost) -> float:
+    def _money(self, cost: ApiCost) -> float:
         return cost.money(self.interpreter.price) or 0.0
 
     def _reserve(self, expected: float) -> None:

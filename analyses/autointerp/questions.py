@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from analyses.autointerp.answer_cache import Answer, Cost, Request
+from analyses.autointerp.answer_cache import Answer, ApiCost, Request
 from analyses.autointerp.llm_client import Endpoint
 from dictlab.errors import DictlabError
 
@@ -80,7 +80,7 @@ def read_answers(question: Question, ask: Callable[[Request], Answer | None]) ->
     return Reading(None, ATTEMPTS, text)
 
 
-def outstanding(question: Question, endpoint: Endpoint) -> Cost:
+def outstanding(question: Question, endpoint: Endpoint) -> ApiCost:
     """What a question still costs, if the next answer can be read; nothing where the answers kept can be read."""
     missing: list[Request] = []
 
@@ -91,7 +91,7 @@ def outstanding(question: Question, endpoint: Endpoint) -> Cost:
         return answer
 
     read_answers(question, look_up)
-    return sum(map(endpoint.cost, missing), Cost())
+    return sum(map(endpoint.cost, missing), ApiCost())
 
 
 def ask_all(questions: Sequence[Question], endpoint: Endpoint, topic: str) -> list[Reading]:

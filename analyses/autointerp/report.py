@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.autointerp.answer_cache import Cost
+from analyses.autointerp.answer_cache import ApiCost
 from analyses.autointerp.examples import Trial, Window
 from analyses.autointerp.prompts import KINDS, marked
 from analyses.autointerp.questions import ATTEMPTS
@@ -168,7 +168,7 @@ def judgements_table(interpretation: Interpretation) -> pd.DataFrame:
 
 def cost_table(interpretation: Interpretation, interpreter: Interpreter) -> pd.DataFrame:
     """What was expected, by kind of question, and what was sent."""
-    rows: list[tuple[str, Cost]] = [*interpretation.expected.items(), ("expected", interpretation.total_expected)]
+    rows: list[tuple[str, ApiCost]] = [*interpretation.expected.items(), ("expected", interpretation.total_expected)]
     if interpretation.sent is not None:
         rows.append(("sent", interpretation.sent))
     return pd.DataFrame(
@@ -244,7 +244,7 @@ def _warnings(interpretation: Interpretation, interpreter: Interpreter) -> list[
                 f"{one.name}: {n_unread} of {sum(latent.n_questions for latent in one.latents)} questions got no "
                 "answer that can be read; their contexts are in no score."
             )
-    sent, expected = interpretation.sent or Cost(), interpretation.total_expected
+    sent, expected = interpretation.sent or ApiCost(), interpretation.total_expected
     if interpretation.n_uncounted:
         warnings.append(
             f"The endpoint did not count the tokens of {interpretation.n_uncounted} of {sent.requests} requests; they "

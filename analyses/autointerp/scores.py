@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
-from analyses.autointerp.answer_cache import Cost
+from analyses.autointerp.answer_cache import ApiCost
 from analyses.autointerp.examples import Grid, Trial, Window, detection_trials, fuzzing_trials, top_windows
 from analyses.autointerp.llm_client import Endpoint
 from analyses.autointerp.prompts import EXPLANATION_BYTES, KINDS, explanation_question, judgement_question
@@ -95,15 +95,15 @@ class Interpretation:
     """
 
     dictionaries: Sequence[InterpretedDictionary]
-    expected: Mapping[str, Cost]
-    sent: Cost | None = None
+    expected: Mapping[str, ApiCost]
+    sent: ApiCost | None = None
     n_cached: int = 0
     n_uncounted: int = 0
 
     @property
-    def total_expected(self) -> Cost:
+    def total_expected(self) -> ApiCost:
         """What was still to be sent."""
-        return sum(self.expected.values(), Cost())
+        return sum(self.expected.values(), ApiCost())
 
 
 def balanced_accuracy(trials: Sequence[Trial]) -> float:
@@ -189,12 +189,12 @@ def interpret(dictionaries: Sequence[InterpretedDictionary], interpreter: Interp
         )  # fmt: skip
 
 
-def estimated_costs(latents: Sequence[InterpretedLatent], endpoint: Endpoint) -> dict[str, Cost]:
+def estimated_costs(latents: Sequence[InterpretedLatent], endpoint: Endpoint) -> dict[str, ApiCost]:
     """What is still to be sent, by kind of question, if each answer can be read.
 
     An explanation that is not there yet is taken to be as long as one may be.
     """
-    interpreter, costs = endpoint.interpreter, dict.fromkeys(("explanation", *KINDS), Cost())
+    interpreter, costs = endpoint.interpreter, dict.fromkeys(("explanation", *KINDS), ApiCost())
     for latent in latents:
         question = explanation_question(latent.shown, interpreter.explainer)
         costs["explanation"] += outstanding(question, endpoint)
@@ -217,7 +217,7 @@ def cost_in_words(estimate: Interpretation, interpreter: Interpreter) -> str:
     )
 
 
-def _check_budget(cost: Cost, interpreter: Interpreter) -> None:
+def _check_budget(cost: ApiCost, interpreter: Interpreter) -> None:
     money = cost.money(interpreter.price)
     if money is not None and interpreter.budget is not None and money > interpreter.budget:
         raise DictlabError(

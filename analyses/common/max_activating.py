@@ -61,7 +61,7 @@ class Peaks(NamedTuple):
     position: Int[Tensor, "n_latents top"]
 
 
-class Contexts(NamedTuple):
+class LatentContexts(NamedTuple):
     """Where each latent of each dictionary is most active.
 
     Attributes:
@@ -93,7 +93,7 @@ def find_contexts(
     seed: int,
     device: str,
     data: DataLike | None = None,
-) -> tuple[Contexts | None, tuple[str, ...]]:
+) -> tuple[LatentContexts | None, tuple[str, ...]]:
     """Contexts, or none and a warning that says why.
 
     A model that is given must do. One that the dictionaries only name may be out of reach; then there are no contexts.
@@ -128,12 +128,12 @@ def find_contexts(
     found = dict(zip([d.name for d in given], peaks(placed, opened, sequences, selection=selection), strict=True))
     record = {"model": opened.name, "text": source.name, "context": length, "tokens": sequences.numel()}
     record["token_selection"] = str(selection)
-    return Contexts(found, partial(excerpts, opened.tokenizer, sequences), record), ()
+    return LatentContexts(found, partial(excerpts, opened.tokenizer, sequences), record), ()
 
 
 def _of_array(
     given: Sequence[Dictionary], model: ModelLike | None, data: DataLike, tokens: int, seed: int, device: str
-) -> Contexts:
+) -> LatentContexts:
     reading = open_activations(given, model=model, data=data, device=device)
     source = reading.part("train")
     assert isinstance(source, ArrayActivations)
@@ -142,10 +142,10 @@ def _of_array(
     batches = (([x] * len(given), [source.selection.mask([x])] * len(given)) for x in whole)
     found = dict(zip([d.name for d in given], _strongest_of(reading.dictionaries, batches, TOP), strict=True))
     record = source.record() | {"tokens": len(numbers) * source.context}
-    return Contexts(found, partial(row_numbers, source, numbers), record, "strongest row")
+    return LatentContexts(found, partial(row_numbers, source, numbers), record, "strongest row")
 
 
-def with_activity(dictionaries: Sequence[Dictionary], contexts: Contexts | None) -> list[Dictionary]:
+def with_activity(dictionaries: Sequence[Dictionary], contexts: LatentContexts | None) -> list[Dictionary]:
     """Dictionaries whose files have no firing rates, with those latents dead that were active nowhere in the sample."""
     if contexts is None:
         return list(dictionaries)
@@ -155,7 +155,7 @@ def with_activity(dictionaries: Sequence[Dictionary], contexts: Contexts | None)
     ]
 
 
-def with_contexts(frame: pd.DataFrame, contexts: Contexts | None) -> pd.DataFrame:
+def with_contexts(frame: pd.DataFrame, contexts: LatentContexts | None) -> pd.DataFrame:
     """A table of latents with a column for each of their contexts."""
     if contexts is None:
         return frame

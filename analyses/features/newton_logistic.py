@@ -27,7 +27,7 @@ FIRST = 16  # columns that are fitted before any is passed over
 HALVINGS = 30
 
 
-class Fit(NamedTuple):
+class LogisticFit(NamedTuple):
     """A probe for each column.
 
     Attributes:
@@ -41,7 +41,7 @@ class Fit(NamedTuple):
     loss: Float[Tensor, " columns"]
 
 
-def fit(columns: Columns, labels: Bool[Tensor, " tokens"], *, ridge: float = 1.0) -> Fit:
+def fit(columns: Columns, labels: Bool[Tensor, " tokens"], *, ridge: float = 1.0) -> LogisticFit:
     """The best probe of every column alone.
 
     Args:
@@ -54,7 +54,7 @@ def fit(columns: Columns, labels: Bool[Tensor, " tokens"], *, ridge: float = 1.0
     """
     y = labels.to(columns.values)
     parts = [_block(block, y, ridge) for block in columns.blocks()]
-    return Fit(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    return LogisticFit(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def best(columns: Columns, labels: Bool[Tensor, " tokens"], *, ridge: float = 1.0) -> int:

@@ -47,7 +47,7 @@ LN_EPSILON = 1e-5
 Sums = dict[str, Tensor]  # of each sequence of a batch, by name
 
 
-class Metric(NamedTuple):
+class DepthMetric(NamedTuple):
     """A number that follows from the sums of `downstream.compare`: its unit, and how."""
 
     unit: str
@@ -55,24 +55,26 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "MSE": Metric("activation²", lambda s: s["squared_error"] / s["coordinates"]),
-    "relative error": Metric("share", lambda s: s["squared_error"] / s["squared_norm"]),
-    "explained variance": Metric("share", lambda s: 1 - s["squared_error"] / s["variance"]),
-    "explained variance (layer norm)": Metric("share", lambda s: 1 - s["normed_error"] / s["normed_variance"]),
-    "cosine": Metric("", lambda s: s["cosine"] / s["tokens"]),
-    "norm ratio": Metric("", lambda s: s["norm_ratio"] / s["tokens"]),
-    "norm ratio (first position)": Metric("", lambda s: s["first_norm_ratio"] / s["sequences"]),
-    "norm ratio (other positions)": Metric(
+    "MSE": DepthMetric("activation²", lambda s: s["squared_error"] / s["coordinates"]),
+    "relative error": DepthMetric("share", lambda s: s["squared_error"] / s["squared_norm"]),
+    "explained variance": DepthMetric("share", lambda s: 1 - s["squared_error"] / s["variance"]),
+    "explained variance (layer norm)": DepthMetric("share", lambda s: 1 - s["normed_error"] / s["normed_variance"]),
+    "cosine": DepthMetric("", lambda s: s["cosine"] / s["tokens"]),
+    "norm ratio": DepthMetric("", lambda s: s["norm_ratio"] / s["tokens"]),
+    "norm ratio (first position)": DepthMetric("", lambda s: s["first_norm_ratio"] / s["sequences"]),
+    "norm ratio (other positions)": DepthMetric(
         "", lambda s: (s["norm_ratio"] - s["first_norm_ratio"]) / (s["tokens"] - s["sequences"])
     ),
-    "explained variance (per token)": Metric("share", lambda s: s["per_token"] / s["tokens"]),
-    "explained variance (layer norm, per token)": Metric("share", lambda s: s["normed_per_token"] / s["tokens"]),
-    "explained variance (as published)": Metric("share", lambda s: s["published"] / s["tokens"]),
-    "explained variance (layer norm, as published)": Metric("share", lambda s: s["published_normed"] / s["tokens"]),
+    "explained variance (per token)": DepthMetric("share", lambda s: s["per_token"] / s["tokens"]),
+    "explained variance (layer norm, per token)": DepthMetric("share", lambda s: s["normed_per_token"] / s["tokens"]),
+    "explained variance (as published)": DepthMetric("share", lambda s: s["published"] / s["tokens"]),
+    "explained variance (layer norm, as published)": DepthMetric(
+        "share", lambda s: s["published_normed"] / s["tokens"]
+    ),
 }
 OUTPUT = {
-    "KL": Metric("nats/token", lambda s: s["kl"] / s["tokens"]),
-    "CE increase": Metric("nats/token", lambda s: (s["ce"] - s["ce_clean"]) / s["predicted"]),
+    "KL": DepthMetric("nats/token", lambda s: s["kl"] / s["tokens"]),
+    "CE increase": DepthMetric("nats/token", lambda s: (s["ce"] - s["ce_clean"]) / s["predicted"]),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.common import plotting
-from analyses.model_effects.downstream_measurement import METRICS, OUTPUT, DownstreamMeasurement, Metric
+from analyses.model_effects.downstream_measurement import METRICS, OUTPUT, DepthMetric, DownstreamMeasurement
 from analyses.model_effects.principal_directions import (
     LOST,
     REPAIRED,
@@ -219,7 +219,7 @@ def _with_interval(label: str, sums: BySequence, of: Formula) -> dict[str, objec
     return {label: float(sums.value(of)), f"{label} low": float(low), f"{label} high": float(high)}
 
 
-def _row(sums: BySequence, metric: Metric) -> dict[str, object]:
+def _row(sums: BySequence, metric: DepthMetric) -> dict[str, object]:
     low, high = sums.interval(metric.of)
     return {"value": float(sums.value(metric.of)), "low": float(low), "high": float(high), "unit": metric.unit}
 

@@ -105,7 +105,7 @@ LAWS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class LawFit:
     """A law fitted to some runs.
 
     Attributes:
@@ -150,7 +150,7 @@ def enough(law: Law, x: Columns) -> bool:
     )
 
 
-def fit(law: Law, x: Columns, loss: Float[Array, " runs"], *, start: Array | None = None) -> Fit:
+def fit(law: Law, x: Columns, loss: Float[Array, " runs"], *, start: Array | None = None) -> LawFit:
     """The parameters with the least squares of ln L.
 
     Args:
@@ -162,14 +162,14 @@ def fit(law: Law, x: Columns, loss: Float[Array, " runs"], *, start: Array | Non
     logs, wanted = logarithms(law, x), np.log(loss)
     if not law.irreducible:
         values: Array = np.linalg.lstsq(law.linear(logs), wanted, rcond=None)[0].astype(np.float64)
-        return Fit(law, values, wanted - law.of(values, logs))
+        return LawFit(law, values, wanted - law.of(values, logs))
     starts = [start] if start is not None else [_start(law, logs, loss, share) for share in STARTS]
     found = [
         least_squares(lambda p: law.of(p, logs) - wanted, one, x_scale="jac", max_nfev=STEPS if start is None else FEW)
         for one in starts
     ]
     best = min(found, key=lambda one: float(one.cost))
-    return Fit(law, best.x, wanted - law.of(best.x, logs))
+    return LawFit(law, best.x, wanted - law.of(best.x, logs))
 
 
 def _start(law: Law, logs: Columns, loss: Array, share: float) -> Array:
@@ -179,7 +179,7 @@ def _start(law: Law, logs: Columns, loss: Array, share: float) -> Array:
     return np.concatenate([linear, [np.log(rest)], np.zeros(law.irreducible - 1)])
 
 
-def bootstrap(found: Fit, x: Columns, loss: Array, seed: int) -> Float[Array, "resamples parameters"]:
+def bootstrap(found: LawFit, x: Columns, loss: Array, seed: int) -> Float[Array, "resamples parameters"]:
     """Parameters in resamples of the runs; resamples that cannot tell them are drawn again. None at all where only the
     whole of the runs could be fitted: every resample would be that one, and look like certainty.
     """

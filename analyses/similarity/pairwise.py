@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analyses.common.chance import alive_directions, oriented
-from analyses.common.max_activating import Contexts, with_contexts
+from analyses.common.max_activating import LatentContexts, with_contexts
 from analyses.common.neighbours import Neighbours, nearest
 from analyses.common.seed_floor import relation
 from analyses.similarity.density_regions import ALPHA, FULL, NEIGHBOURS, Pool, density_ratio, pooled, regions
@@ -51,7 +51,7 @@ class Comparison(NamedTuple):
     contrasts: pd.DataFrame
     permutations: int
 
-    def tables(self, contexts: Contexts | None) -> dict[str, Table]:
+    def tables(self, contexts: LatentContexts | None) -> dict[str, Table]:
         """Contrasts, regions, and the latents of each region."""
         return {
             "contrasts": Table(self.contrasts, _CONTRASTS),
@@ -146,7 +146,7 @@ def membership(found: Sequence[Found]) -> dict[Latent, str]:
     return held
 
 
-def _region_table(found: Sequence[Found], contexts: Contexts | None) -> pd.DataFrame:
+def _region_table(found: Sequence[Found], contexts: LatentContexts | None) -> pd.DataFrame:
     rows, shown_as = [], [] if contexts is None else [f"{contexts.called}s"]
     for number, region in enumerate(found, 1):
         central = region.latents[:CENTRAL].tolist()
@@ -167,7 +167,7 @@ def _region_table(found: Sequence[Found], contexts: Contexts | None) -> pd.DataF
     return pd.DataFrame(rows, columns=[*columns, *shown_as])
 
 
-def _region_latents(found: Sequence[Found], contexts: Contexts | None) -> pd.DataFrame:
+def _region_latents(found: Sequence[Found], contexts: LatentContexts | None) -> pd.DataFrame:
     rows = [
         {"region": number, "dictionary": region.dictionary.name, "latent": latent, "density ratio": ratio}
         for number, region in enumerate(found, 1)

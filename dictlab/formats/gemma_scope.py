@@ -58,7 +58,7 @@ WIDTHS = {"k": 1 << 10, "m": 1 << 20}
 
 
 @dataclass(frozen=True)
-class Place:
+class ReleasePath:
     """What a path tells of a dictionary; None where it does not.
 
     Attributes:
@@ -115,7 +115,7 @@ def read(source: Source) -> Dictionary:
     )
 
 
-def place_of(folders: tuple[str, ...]) -> Place:
+def place_of(folders: tuple[str, ...]) -> ReleasePath:
     """What the folders that a file lies in tell of it: those of a release, or of a Hub's cache of it.
 
     Args:
@@ -131,14 +131,14 @@ def place_of(folders: tuple[str, ...]) -> Place:
         told["layer"] = int(told["layer"])
     kind = next((match[1] for name in reversed(inner) if (match := KIND.fullmatch(name))), None)
     if at is None:
-        return Place(kind=kind, **told)
+        return ReleasePath(kind=kind, **told)
     repository = folders[at].removeprefix("models--google--")
     told |= {"repository": f"google/{repository}"}
     if first := FIRST.fullmatch(folders[at]):
         size, tuned, kind = first.groups()
         kind = "embedding" if "embedding" in inner else kind
-        return Place(model=f"google/gemma-2-{size}{'-it' * (tuned == 'it')}", kind=kind, **told)
-    return Place(model=_gemma_3(repository.replace("gemma-scope-2", "gemma-3")), kind=kind, **told)
+        return ReleasePath(model=f"google/gemma-2-{size}{'-it' * (tuned == 'it')}", kind=kind, **told)
+    return ReleasePath(model=_gemma_3(repository.replace("gemma-scope-2", "gemma-3")), kind=kind, **told)
 
 
 def _gemma_3(name: str) -> str:
@@ -171,7 +171,7 @@ def _config(source: Source) -> dict[str, Any] | None:
     return None if _container(source) == "npz" else source.config("architecture", "hf_hook_point_in")
 
 
-def _refuse_others(tensors: Mapping[str, Tensor], config: Mapping[str, Any], place: Place) -> None:
+def _refuse_others(tensors: Mapping[str, Tensor], config: Mapping[str, Any], place: ReleasePath) -> None:
     """Refuse what reads one place of the model and writes another, and what reads embeddings."""
     what = None
     point_in, point_out = text(config, "hf_hook_point_in"), text(config, "hf_hook_point_out")
@@ -200,7 +200,9 @@ def _check_scaling(tensors: Mapping[str, Tensor], n_latents: int) -> None:
         raise DictlabError("scaling_factor holds other numbers than 1, and what they multiply is not known.")
 
 
-def _metadata(config: Mapping[str, Any] | None, place: Place, n_latents: int, ignore: tuple[str, ...]) -> Metadata:
+def _metadata(
+    config: Mapping[str, Any] | None, place: ReleasePath, n_latents: int, ignore: tuple[str, ...]
+) -> Metadata:
     site, model = place.site, place.model
     l0 = float(place.l0) if place.l0 and place.l0.isdecimal() else None  # or a word: small, medium, big
     if config is not None:
@@ -235,7 +237,7 @@ def _site(point: str | None) -> str | None:
     return site_in_blocks(re.sub(r"\.(?:(in)put|(out)put)$", lambda end: f":{end[1] or end[2]}", point))
 
 
-def _notes(site: str | None, place: Place, n_latents: int) -> list[str]:
+def _notes(site: str | None, place: ReleasePath, n_latents: int) -> list[str]:
     notes = []
     if site is None:
         notes.append("the path names no folder of a release: the site, and that it is no transcoder, are not known.")

@@ -33,7 +33,7 @@ from dictlab.training.run import Run, check_free, check_links, write_record
 from dictlab.training.run_state import State
 from dictlab.training.sample_statistics import SampleStatistics
 from dictlab.training.sources.array import ArraySource
-from dictlab.training.sources.base import Source
+from dictlab.training.sources.base import ActivationSource
 from dictlab.training.sources.model import ModelSource
 from dictlab.training.state_checks import check_record, check_sample, check_settings
 from dictlab.training.training_loop import TrainingLoop
@@ -171,13 +171,13 @@ def _open_source(
     text: Text | None,
     data: ArrayLike | ArrayActivations | None,
     ranks: Ranks,
-) -> Source:
+) -> ActivationSource:
     """What a run trains on, in every process: what a configuration names, or what is open already.
 
     Raises:
         DictlabError: Something of it is not there, or does not fit the rest.
     """
-    source: Source
+    source: ActivationSource
     if config.model is not None:
         if data is not None:
             raise DictlabError(f"train: model {config.model} and plain activations; give one of the two.")
@@ -211,7 +211,7 @@ def _check_member(member: Member, config: TrainConfig, ranks: Ranks) -> None:
             )
 
 
-def _saved_state(known: RunFolder, config: TrainConfig, source: Source, ranks: Ranks) -> State | None:
+def _saved_state(known: RunFolder, config: TrainConfig, source: ActivationSource, ranks: Ranks) -> State | None:
     """The state that a run goes on from, its record checked; None where it was killed before the first one.
 
     Raises:
@@ -246,7 +246,7 @@ def _kept(saved: State) -> State:
     )
 
 
-def _beginning(source: Source) -> State:
+def _beginning(source: ActivationSource) -> State:
     """Measure what a run starts from: statistics of a sample at each site, and what identifies the source."""
     config, starts = source.config, []
     for site, x in source.samples().items():
@@ -261,7 +261,7 @@ def _beginning(source: Source) -> State:
 
 def _loop(
     folder: Path,
-    source: Source,
+    source: ActivationSource,
     identity: str,
     beginning: State,
     saved: State | None = None,

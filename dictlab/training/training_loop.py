@@ -26,7 +26,7 @@ from dictlab.training.logs import JsonLines, NoLog, open_loggers
 from dictlab.training.objectives import Batch, Splice
 from dictlab.training.run import StopSignal, interruptible
 from dictlab.training.run_state import State
-from dictlab.training.sources.base import Source
+from dictlab.training.sources.base import ActivationSource
 from dictlab.training.state_checks import check_tensors
 
 SiteBatches: TypeAlias = tuple[dict[str, Batch], Mapping[str, Splice | None]]
@@ -62,7 +62,7 @@ class TrainingLoop:
     def __init__(
         self,
         folder: Path,
-        source: Source,
+        source: ActivationSource,
         learners: Sequence[Learner],
         *,
         identity: str,

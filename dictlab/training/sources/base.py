@@ -21,7 +21,7 @@ SAMPLE = 32_768  # activations that the scale and the initial bias are taken fro
 FINETUNE_SEED = 1 << 20  # added to the seed of the data's order: other documents come first
 
 
-class Source(Protocol):
+class ActivationSource(Protocol):
     """What a run trains on.
 
     Attributes:

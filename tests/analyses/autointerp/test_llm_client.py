@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from analyses.autointerp.answer_cache import Cost, Request, cost_of
+from analyses.autointerp.answer_cache import ApiCost, Request, cost_of
 from analyses.autointerp.llm_client import Endpoint, RateLimit
 from analyses.autointerp.questions import Question, ask_all, outstanding
 from analyses.autointerp.settings import Interpreter
@@ -224,11 +224,11 @@ def test_tokens_are_counted_by_the_server_or_reckoned(opened):
     with serving(echo) as server:
         counting = opened(server)
         counting.ask(say())
-        assert counting.sent == Cost(1, cost_of(say()).tokens_in, 2) and not counting.n_uncounted
+        assert counting.sent == ApiCost(1, cost_of(say()).tokens_in, 2) and not counting.n_uncounted
         server.usage = False
         silent = opened(server)
         silent.ask(say("Hello you"))
-        assert silent.sent == Cost(1, cost_of(say("Hello you")).tokens_in, 3) and silent.n_uncounted == 1
+        assert silent.sent == ApiCost(1, cost_of(say("Hello you")).tokens_in, 3) and silent.n_uncounted == 1
 
 
 def test_spending_stops_at_the_budget(opened):
@@ -306,7 +306,7 @@ def test_what_is_outstanding_follows_the_answers_that_are_there(opened):
         assert outstanding(one, endpoint).requests == 1
         assert outstanding(one, endpoint).tokens_in > cost_of(one.request()).tokens_in
         assert ask_all([one] * 5, endpoint, "numbers")[0].attempts == 2
-        assert outstanding(one, endpoint) == Cost()
+        assert outstanding(one, endpoint) == ApiCost()
 
 
 @pytest.mark.parametrize(
