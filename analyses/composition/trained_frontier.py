@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from analyses.quality.curve_comparison import Estimate, estimate, interpolated
+from analyses.quality.curve_comparison import CurveEstimate, estimate, interpolated
 from analyses.quality.measured_points import Point
 
 Array = NDArray[np.float64]
@@ -82,7 +82,7 @@ class FrontierRatio(NamedTuple):
     cost: float
     value: float
     frontier: float
-    ratio: Estimate
+    ratio: CurveEstimate
     place: FrontierPlace
 
 

@@ -19,7 +19,7 @@ LEAST_OVERLAP = 1.1  # largest over smallest abscissa that two curves share; les
 Array = NDArray[np.float64]
 
 
-class Estimate(NamedTuple):
+class CurveEstimate(NamedTuple):
     """A number with its 95 % interval, NaN where there is none, and the resamples that the interval rests on."""
 
     value: float
@@ -95,7 +95,7 @@ def nearest(a: Float[Array, " a"], b: Float[Array, " b"]) -> tuple[int, int, flo
     return int(i), int(j), float(np.exp(apart[i, j]))
 
 
-def estimate(series: Float[Array, " resamples"], *, centred: bool = False) -> Estimate:
+def estimate(series: Float[Array, " resamples"], *, centred: bool = False) -> CurveEstimate:
     """A positive number and its interval, from its value in the sample (first) and in each resample of it.
 
     Args:
@@ -106,7 +106,7 @@ def estimate(series: Float[Array, " resamples"], *, centred: bool = False) -> Es
     value, draws = float(series[0]), np.where(series[1:] > 0, series[1:], np.nan)
     known = np.isfinite(draws)
     if not np.isfinite(value) or not known.any():
-        return Estimate(value, float("nan"), float("nan"), int(known.sum()))
+        return CurveEstimate(value, float("nan"), float("nan"), int(known.sum()))
     if centred:
         draws = value * draws / np.median(draws[known])
-    return Estimate(value, *interval(draws), int(known.sum()))
+    return CurveEstimate(value, *interval(draws), int(known.sum()))
