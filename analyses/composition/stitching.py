@@ -30,6 +30,7 @@ from torch import Tensor
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
 from analyses.composition.selection_rules import Choice, by_insertion, by_path, by_search
 from analyses.composition.size_path.path_steps import Order
+from analyses.composition.size_path.size_path import parse_until
 from analyses.composition.stitching_report import (
     StitchingResult,
     names_in_words,
@@ -138,6 +139,8 @@ def stitching(
         raise DictlabError("--latents and --l0 are budgets of a search; give --select optimal with them.")
     if at is not None and until is not None:
         raise DictlabError("--at and --until both say where on the path to stop; give one.")
+    if until is not None:
+        parse_until(until)  # refused before the work
     parents = [_as_parent(parent) for parent in with_selection(open_chain(small, larger), token_selection)]
     reading = open_activations(parents, model=model, text=text, data=data, device=device)
     train, heldout = reading.parts()

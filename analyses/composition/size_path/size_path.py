@@ -69,6 +69,22 @@ def point_with(trace: PathTrace, latents: int) -> int:
     return int(np.argmax(counts >= latents))
 
 
+def parse_until(until: str) -> tuple[str, float]:
+    """Name and value of `mse=VALUE` or `l0=VALUE`.
+
+    Raises:
+        DictlabError: It is something else.
+    """
+    name, _, text = until.partition("=")
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if name not in ("mse", "l0") or not np.isfinite(value):
+        raise DictlabError(f"--until {until}: expected mse=VALUE or l0=VALUE, such as mse=4.2.")
+    return name, value
+
+
 def point_until(trace: PathTrace, until: str, bias: Bias = "best") -> int:
     """The first point of a path at which a quantity has reached a value, from the side that it starts on.
 
@@ -80,13 +96,7 @@ def point_until(trace: PathTrace, until: str, bias: Bias = "best") -> int:
     Raises:
         DictlabError: It is something else, or the value is never reached.
     """
-    name, _, text = until.partition("=")
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if name not in ("mse", "l0") or not np.isfinite(value):
-        raise DictlabError(f"--until {until}: expected mse=VALUE or l0=VALUE, such as mse=4.2.")
+    name, value = parse_until(until)
     curve = trace.mse(bias) if name == "mse" else trace.l0()
     reached = curve <= value if curve[0] >= value else curve >= value
     if not reached.any():

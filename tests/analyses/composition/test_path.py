@@ -76,6 +76,11 @@ def test_stitch_writes_the_dictionary_at_a_point_of_the_path(text, tmp_path):
     assert quality["latents"]["stitched"] == where["latents"]
 
 
+def test_an_until_that_cannot_be_read_is_refused_before_any_dictionary_is_opened():
+    with pytest.raises(DictlabError, match="expected mse=VALUE or l0=VALUE"):
+        stitching("no-such-file.safetensors", ["nor-this.safetensors"], until="foo")
+
+
 def test_until_stops_where_a_value_is_first_reached_from_the_side_of_the_start(text):
     points = reported(text).tables["path"].frame
     error, l0 = points["MSE"], points["L0"]
