@@ -46,6 +46,18 @@ class Estimate(NamedTuple):
     low: float = NAN
     high: float = NAN
 
+    def words(self, style: str = ".3g") -> str:
+        """As sentences give it: "0.12 [0.10, 0.14]"; without an interval or a value, where there is none.
+
+        Args:
+            style: How each number is written, as `format` reads it; of shares such as ".1%".
+        """
+        if not np.isfinite(self.value):
+            return "not known"
+        known = np.isfinite([self.low, self.high]).all()
+        span = f" [{self.low:{style}}, {self.high:{style}}]" if known else ""
+        return f"{self.value:{style}}{span}".replace("%", " %")
+
 
 class Difference(NamedTuple):
     """A difference of means with its interval and two-sided p."""
@@ -161,12 +173,14 @@ class BySequence:
 
     def value(self, of: Formula) -> Array:
         """A formula of the sums over all sequences."""
-        return of({name: values.sum(axis=0) for name, values in self.sums.items()})
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return of({name: values.sum(axis=0) for name, values in self.sums.items()})
 
     def draws(self, of: Formula) -> Array:
         """The formula in each bootstrap resample of the sequences, `[RESAMPLES, ...]`."""
         weights = bootstrap_weights(self.n_sequences, self.seed)
-        return of({name: np.tensordot(weights, values, axes=1) for name, values in self.sums.items()})
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return of({name: np.tensordot(weights, values, axes=1) for name, values in self.sums.items()})
 
     def interval(self, of: Formula) -> tuple[Array, Array]:
         """Percentile bootstrap interval over sequences; NaN for a single sequence."""
@@ -174,6 +188,15 @@ class BySequence:
             unknown = np.full_like(self.value(of), np.nan)
             return unknown, unknown
         return intervals(self.draws(of))
+
+    def estimate(self, of: Formula) -> Estimate:
+        """A formula that gives one number, with its interval."""
+        low, high = self.interval(of)
+        return Estimate(float(self.value(of)), float(low), float(high))
+
+    def estimates(self, of: Formula) -> list[Estimate]:
+        """A formula that gives several numbers, each with its interval."""
+        return [Estimate(*map(float, row)) for row in zip(self.value(of), *self.interval(of), strict=True)]
 
 
 # Latents resampled

@@ -76,6 +76,15 @@ def tiny_model(seed: int = 0, d: int = 16, blocks: int = 3) -> LanguageModel:
     return LanguageModel(GPT2LMHeadModel(config), tiny_tokenizer(), "tiny")
 
 
+def sink_model(d: int = 16) -> LanguageModel:
+    """A tiny model with an attention sink: the first position of a context is fifty times as long as others."""
+    model = tiny_model(d=d)
+    with torch.no_grad():
+        position = model.model.transformer.wpe.weight[0]
+        position *= 50 * d**0.5 / position.norm()
+    return model
+
+
 def sparse_data(
     tokens: int, n: int = 32, d: int = 16, active: int = 2, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -86,7 +86,7 @@ class ModelInputs:
         text: Where tokens come from.
         sites: Where in the model the dictionaries are, each once.
         context: Tokens of a sequence.
-        selection: The tokens that count: those that the dictionaries were trained on.
+        selection: The tokens that count: those that were asked for, or that the dictionaries were trained on.
         warnings: What a report must say of them.
     """
 
@@ -106,7 +106,8 @@ class ModelInputs:
 
     def record(self) -> dict[str, Any]:
         """What a report's settings say of the model and the text."""
-        return {"text": self.text.name, "model": self.model.name, "context": self.context}
+        about = {"text": self.text.name, "model": self.model.name, "context": self.context}
+        return about | {"token_selection": str(self.selection)}
 
 
 def open_inputs(
@@ -119,6 +120,7 @@ def open_inputs(
     same_place: bool = False,
     resumable: bool = False,
     context: int | None = None,
+    token_selection: str | None = None,
 ) -> ModelInputs:
     """Everything that an analysis of the model's behaviour needs, opened and found to belong together.
 
@@ -131,11 +133,12 @@ def open_inputs(
         same_place: They must read the same activations.
         resumable: The forward is to be resumed from their sites, so these must lie in the blocks.
         context: Tokens of a sequence; by default as the dictionaries were trained, or the model's own length.
+        token_selection: The tokens that count; by default those that the dictionaries were trained on.
 
     Raises:
         DictlabError: Something is not there, or does not fit the rest; the message names it.
     """
-    dictionaries = open_dictionaries(given, least)
+    dictionaries = open_dictionaries(given, least, token_selection=token_selection)
     if same_place:
         check_same_place(dictionaries, model)
     opened, source = open_model(model, dictionaries, device), open_text(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -13,6 +13,8 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from dictlab.statistics import Estimate
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -108,6 +110,28 @@ def points(ax: Axes, frame: pd.DataFrame, name: str, places: Any, number: int, *
     """
     look: dict[str, Any] = {"ls": "none", "ms": 6, "elinewidth": 1, "color": colour(number), "marker": marker(number)}
     ax.errorbar(frame[name], places, xerr=bar_lengths(frame, name), **(look | options))
+
+
+def estimates(
+    ax: Axes, values: Sequence[Estimate], places: Any, number: int, *, along: Literal["x", "y"] = "x", **options: Any
+) -> None:
+    """Numbers with their intervals, each at its place on an axis. An interval that is not known has no bar.
+
+    Args:
+        ax: Where.
+        values: The numbers.
+        places: Of each of them on the axis `along`.
+        number: Of the series, for its colour and marker.
+        along: The axis of the places; values are on the other one.
+        options: Of `Axes.errorbar`.
+    """
+    value, low, high = np.array([tuple(one) for one in values], dtype=float).reshape(-1, 3).T
+    bars = np.nan_to_num([value - low, high - value]).clip(min=0)
+    look: dict[str, Any] = {"ls": "none", "ms": 4.5, "elinewidth": 1, "color": colour(number), "marker": marker(number)}
+    if along == "x":
+        ax.errorbar(places, value, yerr=bars, **(look | options))
+    else:
+        ax.errorbar(value, places, xerr=bars, **(look | options))
 
 
 def named_rows(ax: Axes, places: Any, names: Sequence[str], **options: Any) -> None:

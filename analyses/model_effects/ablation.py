@@ -13,35 +13,33 @@ Beside it a random direction of the same length at the same token, and a channel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from analyses.common.inputs import (
-    DictionaryLike,
-    ModelLike,
-    TextLike,
-    context_of,
-    in_model,
-    open_dictionaries,
-    open_model,
-    open_text,
-    sites_of,
-)
-from analyses.common.patching import clean_runs
+from analyses.common.inputs import DictionaryLike, ModelInputs, ModelLike, TextLike, open_inputs
+from analyses.common.patching import clean_runs, counted_mask
 from analyses.common.token_texts import token_text
+from analyses.model_effects.ablation_estimates import estimate_ablations
 from analyses.model_effects.ablation_report import ablation_report
-from analyses.model_effects.logit_sparsity import CHANNEL, LATENT, RANDOM, AblationEffect, effects
+from analyses.model_effects.logit_sparsity import (
+    CHANNEL,
+    LATENT,
+    RANDOM,
+    AblationEffect,
+    LogitEffects,
+    ablation_effects,
+)
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
-from dictlab.model.language_model import LanguageModel
+from dictlab.interruption import Completion
 from dictlab.reports.report import Report
 
 
@@ -77,6 +75,7 @@ def ablation(
     n_positions: int = 16,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """How many logits does a latent move when it is taken away?
 
@@ -89,6 +88,8 @@ def ablation(
         n_positions: Positions at which logits are compared, the token's own the first.
         seed: Of the sample of text, tokens and latents, and the bootstrap.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report ablation topk8.safetensors topk64.safetensors --tokens 128
@@ -96,70 +97,103 @@ def ablation(
     check_at_least(0, seed=seed)
     check_at_least(1, latents=latents, n_positions=n_positions)
     check_at_least(2, tokens=tokens)
-    opened = open_dictionaries(dictionaries)
-    model, source = open_model(model, opened, device), open_text(text)
-    sites = sites_of(opened, model)
-    for site in sites:
-        model.block_input(site)
-    length = context_of(opened, model, source)
-    if n_positions >= length:
+    inputs = open_inputs(
+        dictionaries, model=model, text=text, device=device, resumable=True, token_selection=token_selection
+    )
+    if n_positions >= inputs.context:
         raise DictlabError(
-            f"n_positions is {n_positions}; in contexts of {length} tokens, 1 to {length - 1} have a token before."
+            f"n_positions is {n_positions}; in contexts of {inputs.context} tokens, 1 to {inputs.context - 1} have a "
+            "token before."
         )
-    sample = source.as_split("heldout").sample(model.tokenizer, length, tokens, seed=seed)
-    found, done = _measured(opened, in_model(opened, model), model, sample, latents, n_positions, seed)
-    notes = [] if len(sample) == tokens else [f"The text holds {len(sample)} contexts, {tokens} were asked for."]
-    if done < len(sample):
-        notes.append(f"PARTIAL: interrupted after {done} of {len(sample)} tokens.")
-    return ablation_report(found, opened, {
-        "text": source.name, "model": model.name, "context": length, "tokens": done, "latents": latents,
-        "n_positions": n_positions, "vocabulary": model.vocabulary, "seed": seed,
-    }, notes)  # fmt: skip
+    sample = inputs.sample(tokens, seed=seed)
+    counted = counted_mask(inputs.model, sample.tokens, inputs.sites, inputs.selection)
+    places = draw_places(counted, n_positions, seed)
+    if len(places) < 2:
+        raise DictlabError(
+            f"token selection {inputs.selection}: {len(places)} of {len(counted)} sequences have a token to ablate at, "
+            f"with {n_positions - 1} behind it and one before; 2 are needed. Give more text, or fewer --n-positions."
+        )
+    effects, completion = _measure(inputs, sample.tokens, counted, places, latents, n_positions, seed)
+    estimates = estimate_ablations(effects, inputs.dictionaries, [s for s, _ in places[: completion.done]], seed)
+    notes = [*sample.warnings, *completion.warnings]
+    if len(places) < len(counted):
+        notes.append(
+            f"{len(counted) - len(places)} of {len(counted)} sequences have no token that counts to ablate at."
+        )
+    settings = inputs.record() | {
+        "tokens": completion.done, "latents": latents, "n_positions": n_positions,
+        "vocabulary": inputs.model.vocabulary, "seed": seed,
+    }  # fmt: skip
+    return ablation_report(effects, estimates, inputs.dictionaries, settings, (*notes, *inputs.warnings))
+
+
+def draw_places(counted: Bool[Tensor, "contexts context"], n_positions: int, seed: int) -> list[tuple[int, int]]:
+    """For each sequence the position to ablate at, uniform among the tokens that count with one before and
+    `n_positions - 1` behind them; sequences without such a token are left out.
+
+    A position is drawn among all; where that token does not count, another is drawn among those that do.
+    """
+    generator = seeds.generator(seed, "tokens to ablate at")
+    last = counted.shape[1] - n_positions
+    drawn = torch.randint(1, last + 1, (len(counted),), generator=generator).tolist()
+    places = []
+    for sequence, (position, row) in enumerate(zip(drawn, counted, strict=True)):
+        possible = row[1 : last + 1].nonzero().squeeze(1) + 1
+        if len(possible) and not row[position]:
+            position = int(possible[torch.randint(len(possible), (1,), generator=generator)])
+        if len(possible):
+            places.append((sequence, position))
+    return places
 
 
 @torch.no_grad()
-def _measured(
-    opened: Sequence[Dictionary],
-    placed: Sequence[Dictionary],
-    model: LanguageModel,
-    sample: Int[Tensor, "tokens context"],
+def _measure(
+    inputs: ModelInputs,
+    tokens: Int[Tensor, "contexts context"],
+    counted: Bool[Tensor, "contexts context"],
+    places: Sequence[tuple[int, int]],
     latents: int,
     n_positions: int,
     seed: int,
-) -> tuple[list[AblationEffect], int]:
-    """Every ablation at the chosen token of every sequence, and how many of these were done.
+) -> tuple[list[AblationEffect], Completion]:
+    """Every ablation at the chosen token of every sequence, and how many of these tokens are complete."""
+    effects: list[AblationEffect] = []
+    with Completion(len(places), "tokens") as completion:
+        for sequence, position in tqdm(places, desc="ablation", unit="token", leave=False):
+            until = position + n_positions
+            at_token = list[AblationEffect]()
+            for site, run in clean_runs(inputs.model, tokens[sequence : sequence + 1, :until], inputs.sites).items():
+                at_site = [
+                    (own.name, adapted)
+                    for own, adapted in zip(inputs.dictionaries, inputs.adapted, strict=True)
+                    if site_of(adapted) == site
+                ]
+                sets = _sets(at_site, run.x[0].float(), counted[sequence, :until], position, latents, seed, sequence)
+                outcome = ablation_effects(run.tail(position, n_positions), torch.cat([one.steps for one in sets]))
+                word = token_text(inputs.model.tokenizer, int(tokens[sequence, position]))
+                at_token += _joined(sets, outcome, (site, sequence, position, word))
+            effects += at_token
+            completion.add()
+    return effects, completion
 
-    Interrupted by Ctrl-C, it returns what is complete, if that is two tokens or more.
-    """
-    generator = seeds.generator(seed, "tokens to ablate at")
-    positions = torch.randint(1, sample.shape[1] - n_positions + 1, (len(sample),), generator=generator).tolist()
-    sites = list(dict.fromkeys(site_of(d) for d in placed))
-    found: list[AblationEffect] = []
-    done = 0
-    try:
-        for position in tqdm(positions, desc="ablation", unit="token", leave=False):
-            word = token_text(model.tokenizer, int(sample[done, position]))
-            own: list[AblationEffect] = []
-            for site, clean_run in clean_runs(model, sample[done : done + 1, : position + n_positions], sites).items():
-                here = [(d.name, p) for d, p in zip(opened, placed, strict=True) if site_of(p) == site]
-                sets = _sets(here, clean_run.x[0].float(), position, latents, seed, done)
-                outcome = effects(clean_run.tail(position, n_positions), torch.cat([some.steps for some in sets]))
-                rows = zip(*(part.tolist() for part in outcome), strict=True)
-                for some in sets:
-                    which = zip(*(part.tolist() for part in (some.which, some.rate, some.activation)), strict=True)
-                    common = some.dictionary, site, some.kind, done, position, word, some.active
-                    own += [AblationEffect(*common, *one, *next(rows)) for one in which]
-            found += own
-            done += 1
-    except KeyboardInterrupt:
-        if done < 2:
-            raise
-    return found, done
+
+def _joined(
+    sets: Sequence[Ablations], outcome: LogitEffects, place: tuple[str, int, int, str]
+) -> Iterator[AblationEffect]:
+    """Each ablation with its outcome. `place`: site, sequence, position, the token as text."""
+    rows = zip(*(part.tolist() for part in outcome), strict=True)
+    site, sequence, position, word = place
+    for ablated in sets:
+        parts = zip(*(part.tolist() for part in (ablated.which, ablated.rate, ablated.activation)), strict=True)
+        for which, rate, activation in parts:
+            about = (ablated.dictionary, site, ablated.kind, sequence, position, word, ablated.active)
+            yield AblationEffect(*about, which, rate, activation, *next(rows))
 
 
 def _sets(
     dictionaries: Sequence[tuple[str, Dictionary]],
     x: Float[Tensor, "context d_in"],
+    counted: Bool[Tensor, " context"],
     position: int,
     most: int,
     seed: int,
@@ -172,8 +206,8 @@ def _sets(
     sets = []
     for name, dictionary in dictionaries:
         generator = seeds.generator(seed, f"latents and directions to ablate at token {token}")
-        made = _latents(name, dictionary, x, position, most, generator)
-        sets += [made, _random(made, generator)]
+        latents = _latents(name, dictionary, x, counted, position, most, generator)
+        sets += [latents, _random(latents, generator)]
     return [*sets, _channels(x[position], most, seeds.generator(seed, f"channels to ablate at token {token}"))]
 
 
@@ -181,20 +215,26 @@ def _latents(
     name: str,
     dictionary: Dictionary,
     x: Float[Tensor, "context d_in"],
+    counted: Bool[Tensor, " context"],
     position: int,
     most: int,
     generator: torch.Generator,
 ) -> Ablations:
-    """What each active latent contributes at a token, for some of them if there are many."""
-    if not dictionary.activation.batchwise:  # else its codes depend on the tokens beside it
-        x, position = x[position : position + 1], 0
+    """What each active latent contributes at a token, for some of them if there are many.
+
+    Where codes depend on the tokens beside it, these are the tokens that count.
+    """
+    if dictionary.activation.batchwise:
+        x, row = x[counted.to(x.device)], int(counted[:position].sum())
+    else:
+        x, row = x[position : position + 1], 0
     codes = dictionary.encode(x)
-    own = slice(int(codes.offsets[position]), int(codes.offsets[position + 1]))
-    active = (codes.values[own] != 0).nonzero().squeeze(1)
+    entries = slice(int(codes.offsets[row]), int(codes.offsets[row + 1]))
+    active = (codes.values[entries] != 0).nonzero().squeeze(1)
     drawn = active[torch.rand(len(active), generator=generator).argsort()[:most].to(active.device)]
-    which, values = codes.indices[own][drawn], codes.values[own][drawn]
+    which, values = codes.indices[entries][drawn], codes.values[entries][drawn]
     scale = torch.as_tensor(dictionary.normalisation(x)[1].scale, device=x.device)
-    scale = scale.expand(len(x), 1)[position] if scale.ndim else scale
+    scale = scale.expand(len(x), 1)[row] if scale.ndim else scale
     rate = torch.full_like(values, torch.nan) if dictionary.firing_rate is None else dictionary.firing_rate[which]
     return Ablations(name, LATENT, which, values, values[:, None] * dictionary.W_dec[which] * scale, rate, len(active))
 

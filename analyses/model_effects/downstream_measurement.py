@@ -1,31 +1,21 @@
 """How far from the original does the model run, from a dictionary's site to the last block?
 
-With a the residual stream of the original run at a place and a' that of the run with the dictionary spliced in, mu the
-mean of a over the sample, sums over tokens (Braun et al. 2024, section 4.1 and figures 2, 6, 10 to 12):
-
-    MSE                  sum |a - a'|^2 / (tokens d)          relative error    sum |a - a'|^2 / sum |a|^2
-    explained variance   1 - sum |a - a'|^2 / sum |a - mu|^2
-      (layer norm)       the same of LN(a) and LN(a'), LN without weights, eps 1e-5
-    cosine               mean of cos(a, a')                   norm ratio        mean of |a'| / |a|
-
-Explained variance is also given *per token*, as the mean over tokens of 1 - |a - a'|^2 / |a - mu|^2, and *as
-published*: per token, and at the site itself with the roles exchanged, so that the error is divided by the variance of
-the reconstruction, as the paper's code does. Which directions of the error matter is asked in
-`principal_directions.py`.
+The model runs once without, and with each dictionary spliced in at the tokens that count. What is compared at each
+place is defined in `stream_comparison.py`; which directions of the error matter is asked in `principal_directions.py`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, layer_norm
 from tqdm import tqdm
 
+from analyses.common.patching import check_some_count
 from analyses.model_effects.principal_directions import (
     RESAMPLED,
     Principal,
@@ -35,51 +25,20 @@ from analyses.model_effects.principal_directions import (
     resampled,
     sums_along,
 )
+from analyses.model_effects.stream_comparison import Sums, as_published, compare, normed
 from dictlab import seeds
 from dictlab.data.activations import moments
+from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
+from dictlab.evaluation.evaluate import BATCH_TOKENS, reconstruct_selected, site_of
+from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
-from dictlab.statistics import BySequence, Formula
-
-LN_EPSILON = 1e-5
-Sums = dict[str, Tensor]  # of each sequence of a batch, by name
-
-
-class DepthMetric(NamedTuple):
-    """A number that follows from the sums of `downstream.compare`: its unit, and how."""
-
-    unit: str
-    of: Formula
-
-
-METRICS = {
-    "MSE": DepthMetric("activation²", lambda s: s["squared_error"] / s["coordinates"]),
-    "relative error": DepthMetric("share", lambda s: s["squared_error"] / s["squared_norm"]),
-    "explained variance": DepthMetric("share", lambda s: 1 - s["squared_error"] / s["variance"]),
-    "explained variance (layer norm)": DepthMetric("share", lambda s: 1 - s["normed_error"] / s["normed_variance"]),
-    "cosine": DepthMetric("", lambda s: s["cosine"] / s["tokens"]),
-    "norm ratio": DepthMetric("", lambda s: s["norm_ratio"] / s["tokens"]),
-    "norm ratio (first position)": DepthMetric("", lambda s: s["first_norm_ratio"] / s["sequences"]),
-    "norm ratio (other positions)": DepthMetric(
-        "", lambda s: (s["norm_ratio"] - s["first_norm_ratio"]) / (s["tokens"] - s["sequences"])
-    ),
-    "explained variance (per token)": DepthMetric("share", lambda s: s["per_token"] / s["tokens"]),
-    "explained variance (layer norm, per token)": DepthMetric("share", lambda s: s["normed_per_token"] / s["tokens"]),
-    "explained variance (as published)": DepthMetric("share", lambda s: s["published"] / s["tokens"]),
-    "explained variance (layer norm, as published)": DepthMetric(
-        "share", lambda s: s["published_normed"] / s["tokens"]
-    ),
-}
-OUTPUT = {
-    "KL": DepthMetric("nats/token", lambda s: s["kl"] / s["tokens"]),
-    "CE increase": DepthMetric("nats/token", lambda s: (s["ce"] - s["ce_clean"]) / s["predicted"]),
-}
+from dictlab.statistics import BySequence
 
 
 class Means(NamedTuple):
-    """Averages over the sample: of the stream at each place, of its layer norm, and of reconstructions at the site."""
+    """Averages over the tokens that count: of the stream at each place, of its layer norm, and of reconstructions."""
 
     stream: dict[str, Float[Tensor, " d"]]
     normed: dict[str, Float[Tensor, " d"]]
@@ -99,6 +58,7 @@ class DownstreamMeasurement(NamedTuple):
         worth: KL where a group is resampled; None without directions.
         n_tokens: Tokens measured.
         n_sequences: Sequences measured.
+        warnings: What a report must say of an interruption.
     """
 
     places: list[str]
@@ -109,6 +69,7 @@ class DownstreamMeasurement(NamedTuple):
     worth: BySequence | None
     n_tokens: int
     n_sequences: int
+    warnings: tuple[str, ...] = ()
 
 
 def places_of(model: LanguageModel, site: str) -> list[str]:
@@ -119,53 +80,13 @@ def places_of(model: LanguageModel, site: str) -> list[str]:
     return [site, *model.later_sites(site), *([] if ends_there else [last])]
 
 
-def compare(
-    a: Float[Tensor, "batch context d"],
-    b: Float[Tensor, "batch context d"],
-    mean: Float[Tensor, " d"],
-    normed_mean: Float[Tensor, " d"],
-) -> Sums:
-    """Sums over the tokens of each sequence from which every metric of `METRICS` follows.
-
-    Args:
-        a: The original.
-        b: What stands in its place.
-        mean: Of a over the sample.
-        normed_mean: Of its layer norm.
-    """
-    a, b = a.double(), b.double()
-    error, variance = (a - b).square().sum(-1), (a - mean.double()).square().sum(-1)
-    normed_a, normed_b = _normed(a), _normed(b)
-    normed_error = (normed_a - normed_b).square().sum(-1)
-    normed_variance = (normed_a - normed_mean.double()).square().sum(-1)
-    ratio = b.norm(dim=-1) / a.norm(dim=-1)
-    per_token = {
-        "squared_error": error,
-        "squared_norm": a.square().sum(-1),
-        "variance": variance,
-        "per_token": 1 - error / variance,
-        "normed_error": normed_error,
-        "normed_variance": normed_variance,
-        "normed_per_token": 1 - normed_error / normed_variance,
-        "cosine": cosine_similarity(a, b, dim=-1),
-        "norm_ratio": ratio,
-    }
-    sums = {name: values.sum(dim=1) for name, values in per_token.items()}
-    tokens = torch.full_like(sums["cosine"], a.shape[1])
-    return sums | {
-        "tokens": tokens,
-        "coordinates": tokens * a.shape[-1],
-        "sequences": torch.ones_like(tokens),
-        "first_norm_ratio": ratio[:, 0],
-    }
-
-
 @torch.no_grad()
 def measure(
     dictionaries: Sequence[Dictionary],
     model: LanguageModel,
     tokens: Int[Tensor, "contexts context"],
     *,
+    selection: TokenSelection = ALL,
     directions: bool = True,
     seed: int = 0,
 ) -> DownstreamMeasurement:
@@ -177,143 +98,152 @@ def measure(
         dictionaries: At one site; their names differ.
         model: Their model.
         tokens: What to run it on.
+        selection: Tokens that count; the others are neither replaced nor measured.
         directions: Also resolve errors by principal direction, at two forwards from the site a group and dictionary.
         seed: Of the resampling.
 
     Raises:
-        DictlabError: A reconstruction is not finite.
+        DictlabError: A reconstruction is not finite, or no token counts.
         KeyboardInterrupt: Fewer than two sequences were complete.
     """
     site = site_of(dictionaries[0])
     places = places_of(model, site)
     batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-    site_moments = moments((model.capture(batch, site)[site] for batch in batches), covariance=directions)
-    means = _means(dictionaries, model, site, places, batches)
-    basis = principal(site_moments) if directions else None
+    means = _means(dictionaries, model, places, batches, selection)
+    basis = _principal(model, site, batches, selection) if directions else None
     generator = seeds.generator(seed, "resampled directions")
-    kept: dict[tuple[str, ...], list[Sums]] = defaultdict(list)
-    done = 0
-    try:
+    rows: dict[tuple[str, ...], list[Sums]] = defaultdict(list)
+    with Completion(len(tokens)) as completion:
         for batch in tqdm(batches, desc="downstream", leave=False):
-            for key, sums in list(_batch(dictionaries, model, site, places, means, basis, batch, generator)):
-                kept[key].append(sums)
-            done += len(batch)
-    except KeyboardInterrupt:
-        if done < 2:
-            raise
+            for key, sums in list(_batch(dictionaries, model, places, means, basis, batch, selection, generator)):
+                rows[key].append(sums)
+            completion.add(len(batch))
     joined = {
-        key: BySequence({name: torch.cat([r[name] for r in rows]).cpu().numpy() for name in rows[0]}, seed)
-        for key, rows in kept.items()
+        key: BySequence({name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}, seed)
+        for key, parts in rows.items()
     }
 
     def named(kind: str) -> dict[str, BySequence]:
         return {key[1]: sums for key, sums in joined.items() if key[0] == kind}
 
+    output = named("output")
     return DownstreamMeasurement(
         places,
         {(key[1], key[2]): sums for key, sums in joined.items() if key[0] == "depth"},
-        named("output"),
+        output,
         named("along"),
         named("repairs"),
         joined.get(("worth",)),
-        done * tokens.shape[1],
-        done,
+        int(output[dictionaries[0].name].sums["tokens"].sum()),
+        completion.done,
+        completion.warnings,
     )
+
+
+def _principal(
+    model: LanguageModel, site: str, batches: Sequence[Int[Tensor, "batch context"]], selection: TokenSelection
+) -> Principal:
+    """Principal directions of the activations that count."""
+
+    def counted() -> Iterator[Tensor]:
+        for tokens in batches:
+            x = model.capture(tokens, site)[site]
+            yield x[selection.mask([x], tokens, model.tokenizer)]
+
+    return principal(moments(counted(), covariance=True))
 
 
 def _batch(
     dictionaries: Sequence[Dictionary],
     model: LanguageModel,
-    site: str,
     places: Sequence[str],
     means: Means,
     basis: Principal | None,
-    tokens: Tensor,
+    tokens: Int[Tensor, "batch context"],
+    selection: TokenSelection,
     generator: torch.Generator,
 ) -> Iterator[tuple[tuple[str, ...], Sums]]:
     """Sums of one batch under ("depth", dictionary, place), ("output", dictionary), ... ; one clean forward for all."""
-    start, later = model.block_input(site), places[1:]
+    site, later = places[0], places[1:]
+    start = model.block_input(site)
     clean = model.capture(tokens, list(dict.fromkeys([start, *places, model.last_site])))
     x, after = clean[site], next_tokens(tokens).flatten()
-    groups = doubling_groups(x.shape[-1]) if basis is not None else []
-    n = torch.full((len(tokens), 1), tokens.shape[1], dtype=torch.double)
+    counted = selection.mask([x], tokens, model.tokenizer)
+    predicting = counted & (next_tokens(tokens) >= 0).to(counted.device)
+    n, n_predicted = (mask.sum(dim=1, keepdim=True).double().cpu() for mask in (counted, predicting))
 
     def outputs(ends: Sequence[Tensor]) -> OutputDivergence:
         altered = torch.stack([end.flatten(0, 1) for end in ends])
         return kl_and_ce(model, clean[model.last_site].flatten(0, 1), altered, after)
 
-    def costs(new: Sequence[Tensor]) -> Float[Tensor, "batch versions"]:
+    def costs(versions: Sequence[Tensor]) -> Float[Tensor, "batch versions"]:
         """KL of the output from the original, summed by sequence, of what stands at the site instead."""
-        ends = [model.final_residual(one.to(x.dtype), site, residual=clean[start], tokens=tokens) for one in new]
-        return _by_sequence(outputs(ends).kl, tokens).T
+        ends = [model.final_residual(v.to(x.dtype), site, residual=clean[start], tokens=tokens) for v in versions]
+        return _by_sequence(outputs(ends).kl, counted).T
 
     for dictionary in dictionaries:
-        name, x_hat = dictionary.name, _finite(dictionary, x)
+        name, x_hat = dictionary.name, reconstruct_selected(dictionary, x, counted)[1]
         altered = model.resume_to(x_hat.to(x.dtype), site, later, residual=clean[start], tokens=tokens)
         out = outputs([altered.get(model.last_site, x_hat)])
-        kl = _by_sequence(out.kl, tokens)[0]
-        at_site = compare(x, x_hat, means.stream[site], means.normed[site])
-        exchanged = compare(x_hat, x, means.x_hat[name], means.x_hat_normed[name])
-        yield ("depth", name, site), at_site | _published(exchanged)
+        kl = _by_sequence(out.kl, counted)[0]
+        at_site = compare(x, x_hat, means.stream[site], means.normed[site], counted)
+        exchanged = compare(x_hat, x, means.x_hat[name], means.x_hat_normed[name], counted)
+        yield ("depth", name, site), at_site | as_published(exchanged)
         for place in later:
-            found = compare(clean[place], altered[place], means.stream[place], means.normed[place])
-            yield ("depth", name, place), found | _published(found)
-        losses = {"ce": _by_sequence(out.ce, tokens)[0], "ce_clean": _by_sequence(out.ce_clean[None], tokens)[0]}
-        yield ("output", name), {"kl": kl, "tokens": n[:, 0], "predicted": n[:, 0] - 1} | losses
+            sums = compare(clean[place], altered[place], means.stream[place], means.normed[place], counted)
+            yield ("depth", name, place), sums | as_published(sums)
+        losses = zip(("ce", "ce_clean"), (out.ce, out.ce_clean[None]), strict=True)
+        output = {key: _by_sequence(values, predicting)[0] for key, values in losses}
+        yield ("output", name), output | {"kl": kl, "tokens": n[:, 0], "predicted": n_predicted[:, 0]}
         if basis is not None:
-            yield ("along", name), sums_along(x, x_hat, basis)
-            tried = [repaired_and_wrong(x, x_hat, basis, group) for group in groups]
-            repairs = {key: costs([one[key] for one in tried]) for key in tried[0]}
+            yield ("along", name), sums_along(x, x_hat, basis, counted)
+            tried = [repaired_and_wrong(x, x_hat, basis, group) for group in doubling_groups(x.shape[-1])]
+            repairs = {key: costs([versions[key] for versions in tried]) for key in tried[0]}
             yield ("repairs", name), repairs | {"all wrong": kl[:, None], "tokens": n}
     if basis is not None:
-        exchanges = [resampled(x, basis, group, generator) for group in groups]
+        exchanges = [resampled(x.float(), basis, group, generator, counted) for group in doubling_groups(x.shape[-1])]
         yield ("worth",), {RESAMPLED: costs(exchanges), "tokens": n}
 
 
 def _means(
     dictionaries: Sequence[Dictionary],
     model: LanguageModel,
-    site: str,
     places: Sequence[str],
-    batches: Sequence[Tensor],
+    batches: Sequence[Int[Tensor, "batch context"]],
+    selection: TokenSelection,
 ) -> Means:
-    """One pass for the averages that explained variance is measured from."""
+    """One pass for the averages that explained variance is measured from.
+
+    Raises:
+        DictlabError: No token counts, or a reconstruction is not finite.
+    """
+    site, n = places[0], 0
     totals: dict[tuple[str, str], Tensor] = {}
 
-    def add(kind: str, name: str, values: Tensor) -> None:
-        values = values.double().flatten(0, 1).sum(dim=0)
-        totals[kind, name] = totals[kind, name] + values if (kind, name) in totals else values
+    def add(kind: str, name: str, values: Float[Tensor, "counted d"]) -> None:
+        total = values.double().sum(dim=0)
+        totals[kind, name] = totals[kind, name] + total if (kind, name) in totals else total
 
     for tokens in batches:
-        caught = model.capture(tokens, places)
-        for place, a in caught.items():
-            add("stream", place, a)
-            add("normed", place, _normed(a.double()))
+        captured = model.capture(tokens, places)
+        counted = selection.mask([captured[site]], tokens, model.tokenizer)
+        n += int(counted.sum())
+        for place, a in captured.items():
+            add("stream", place, a[counted])
+            add("normed", place, normed(a[counted].double()))
         for dictionary in dictionaries:
-            x_hat = _finite(dictionary, caught[site])
+            x_hat = reconstruct_selected(dictionary, captured[site], counted)[1][counted]
             add("x_hat", dictionary.name, x_hat)
-            add("x_hat_normed", dictionary.name, _normed(x_hat.double()))
-    n = sum(tokens.numel() for tokens in batches)
+            add("x_hat_normed", dictionary.name, normed(x_hat.double()))
+    check_some_count(n, selection)
     return Means(
         *({name: total / n for (kind, name), total in totals.items() if kind == wanted} for wanted in Means._fields)
     )
 
 
-def _finite(dictionary: Dictionary, x: Tensor) -> Tensor:
-    """The reconstruction, which must be made of numbers."""
-    x_hat = dictionary.reconstruct(x.float())
-    check_finite(dictionary, x_hat)
-    return x_hat
-
-
-def _published(sums: Mapping[str, Tensor]) -> Sums:
-    return {"published": sums["per_token"], "published_normed": sums["normed_per_token"]}
-
-
-def _normed(a: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens d"]:
-    return layer_norm(a, a.shape[-1:], eps=LN_EPSILON)
-
-
-def _by_sequence(values: Float[Tensor, "versions tokens"], tokens: Tensor) -> Float[Tensor, "versions batch"]:
-    """Sums over the tokens of each sequence; where no next token is known, there is nothing to add."""
-    return values.view(-1, *tokens.shape).double().nan_to_num(nan=0.0).sum(dim=-1).cpu()
+def _by_sequence(
+    values: Float[Tensor, "versions tokens"], counted: Bool[Tensor, "batch context"]
+) -> Float[Tensor, "versions batch"]:
+    """Sums over the tokens of each sequence that count."""
+    by_token = values.view(-1, *counted.shape).double()
+    return torch.where(counted, by_token, 0.0).sum(dim=-1).cpu()

@@ -105,7 +105,7 @@ def medians(values: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows 1"]:
 
 
 @torch.no_grad()
-def effects(tail: CleanRun, steps: Float[Tensor, "steps d_in"]) -> LogitEffects:
+def ablation_effects(tail: CleanRun, steps: Float[Tensor, "steps d_in"]) -> LogitEffects:
     """What each step away from the activation does to the logits from its token on.
 
     Args:

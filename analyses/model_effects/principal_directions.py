@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dictlab.data.activations import Moments
@@ -52,11 +52,11 @@ class Group(NamedTuple):
         return str(self.stop) if self.stop - self.start == 1 else f"{self.start + 1}-{self.stop}"
 
 
-def principal(found: Moments) -> Principal:
+def principal(moments: Moments) -> Principal:
     """The principal directions of activations whose covariance is known."""
-    assert found.covariance is not None
-    variance, directions = torch.linalg.eigh(found.covariance.double())
-    return Principal(found.mean, directions.flip(1).to(found.mean), variance.flip(0).clamp_min(0).to(found.mean))
+    assert moments.covariance is not None
+    variance, directions = torch.linalg.eigh(moments.covariance.double())
+    return Principal(moments.mean, directions.flip(1).to(moments.mean), variance.flip(0).clamp_min(0).to(moments.mean))
 
 
 def doubling_groups(n: int) -> list[Group]:
@@ -68,16 +68,20 @@ def doubling_groups(n: int) -> list[Group]:
 
 
 def sums_along(
-    x: Float[Tensor, "batch context d_in"], x_hat: Float[Tensor, "batch context d_in"], found: Principal
+    x: Float[Tensor, "batch context d_in"],
+    x_hat: Float[Tensor, "batch context d_in"],
+    basis: Principal,
+    counted: Bool[Tensor, "batch context"] | None = None,
 ) -> dict[str, Float[Tensor, "batch d_in"]]:
-    """Sums over the tokens of each sequence from which `not_reconstructed` and `correlation` follow."""
-    p, q = ((v - found.mean) @ found.directions for v in (x, x_hat))
-    p, q = p.double(), q.double()
+    """Sums over the tokens of each sequence that count, from which `not_reconstructed` and `correlation` follow."""
+    counted = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if counted is None else counted
+    p, q = ((((v - basis.mean) @ basis.directions) * counted[..., None]).double() for v in (x, x_hat))
     later_p, later_q = p[:, 1:], q[:, 1:]
+    later = counted[:, 1:].sum(dim=1).double()
     return {
         "error": (p - q).square().sum(dim=1),
         "variance": p.square().sum(dim=1),
-        "n": torch.full_like(p[:, 0], p.shape[1] - 1),
+        "n": later[:, None].expand(-1, p.shape[-1]),
         "p": later_p.sum(dim=1),
         "q": later_q.sum(dim=1),
         "pp": later_p.square().sum(dim=1),
@@ -100,23 +104,30 @@ def correlation(s: Mapping[str, Array]) -> Array:
 
 
 def repaired_and_wrong(
-    x: Float[Tensor, "batch context d_in"], x_hat: Float[Tensor, "batch context d_in"], found: Principal, group: Group
+    x: Float[Tensor, "batch context d_in"], x_hat: Float[Tensor, "batch context d_in"], basis: Principal, group: Group
 ) -> dict[str, Float[Tensor, "batch context d_in"]]:
     """What to put in place of x: the original with only this group's error, and the reconstruction without it."""
-    own = found.directions[:, group.start : group.stop]
-    error = (x - x_hat) @ own @ own.T
+    projector = basis.directions[:, group.start : group.stop]
+    error = (x - x_hat) @ projector @ projector.T
     return {WRONG: x - error, REPAIRED: x_hat + error}
 
 
 def resampled(
-    x: Float[Tensor, "batch context d_in"], found: Principal, group: Group, generator: torch.Generator
+    x: Float[Tensor, "batch context d_in"],
+    basis: Principal,
+    group: Group,
+    generator: torch.Generator,
+    counted: Bool[Tensor, "batch context"] | None = None,
 ) -> Float[Tensor, "batch context d_in"]:
-    """x with its component in the group exchanged among all tokens of the batch, first positions left alone."""
-    own = found.directions[:, group.start : group.stop]
-    tokens = x[:, 1:].flatten(0, 1)
+    """x with its component in the group exchanged among the batch's tokens that count, but for first positions."""
+    projector = basis.directions[:, group.start : group.stop]
+    exchanged = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if counted is None else counted.clone()
+    exchanged[:, 0] = False
+    tokens = x[exchanged]
     order = torch.randperm(len(tokens), generator=generator).to(x.device)
-    moved = tokens + (tokens[order] - tokens) @ own @ own.T
-    return torch.cat([x[:, :1], moved.reshape(x[:, 1:].shape)], dim=1)
+    out = x.clone()
+    out[exchanged] = tokens + (tokens[order] - tokens) @ projector @ projector.T
+    return out
 
 
 def lost_mask(along: BySequence) -> np.ndarray:

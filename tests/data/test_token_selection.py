@@ -19,7 +19,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import ReLU
 from dictlab.evaluation.recorded_selection import recorded_selection, with_selection
 from dictlab.training import TrainConfig, resume, train
-from tests.planted import SITE, random_dictionary, tiny_model
+from tests.planted import SITE, random_dictionary, sink_model, tiny_model
 
 CONTEXT = 16
 
@@ -32,14 +32,6 @@ def text(tmp_path) -> Text:
     for number in range(120):
         (folder / f"{number}.txt").write_text("".join(letters.choice(list("abcdefghij klm\n"), size=90)))
     return Text.files(folder)
-
-
-def model_with_a_sink():
-    """The first position of a context is fifty times as long as others, as in real models."""
-    model = tiny_model()
-    with torch.no_grad():
-        model.model.transformer.wpe.weight[0] *= 50 * 16**0.5 / model.model.transformer.wpe.weight[0].norm()
-    return model
 
 
 class Tokenizer:
@@ -154,7 +146,7 @@ def test_rectangles_hold_each_token_that_counts_once_and_keep_sequences_together
 
 @pytest.mark.parametrize("spec", ["without-first", "without-outliers", "positions=0:1"])
 def test_a_stream_gives_every_token_that_counts_once(text, spec):
-    model, selection = model_with_a_sink(), TokenSelection.parse(spec)
+    model, selection = sink_model(), TokenSelection.parse(spec)
     options = {"context": CONTEXT, "batch": 5, "buffer": 100, "repeat": False}
     given = torch.cat(list(shuffled_activations(model, text, SITE, selection=selection, **options)))
     expected = []
@@ -169,7 +161,7 @@ def test_a_stream_gives_every_token_that_counts_once(text, spec):
 
 
 def test_a_selected_stream_goes_on_where_it_was_left(text):
-    model, selection = model_with_a_sink(), TokenSelection(norm_multiple=10)
+    model, selection = sink_model(), TokenSelection(norm_multiple=10)
 
     def stream(start=None):
         return ShuffledStream(
@@ -196,7 +188,7 @@ def test_a_selection_without_a_single_token_is_refused_and_does_not_go_round_for
 
 
 def test_samples_at_several_sites_are_of_the_same_tokens(text):
-    model, later = model_with_a_sink(), "blocks.2.hook_resid_pre"
+    model, later = sink_model(), "blocks.2.hook_resid_pre"
     (batch,) = sample_sites(
         model, text, [SITE, later], context=CONTEXT, tokens=64, selection=TokenSelection(norm_multiple=10)
     )
@@ -206,7 +198,7 @@ def test_samples_at_several_sites_are_of_the_same_tokens(text):
 
 
 def test_activations_without_sinks_vary_a_thousandth_as_much(text):
-    model = model_with_a_sink()
+    model = sink_model()
     variance = {
         spec: moments(ModelActivations(model, text, SITE, CONTEXT, TokenSelection.parse(spec)).sample(800)).variance
         for spec in ("all", "without-first", "without-outliers")
@@ -228,14 +220,14 @@ def test_rows_of_an_array_are_selected_by_position_or_norm():
 
 
 def test_sinks_are_found_where_they_are(text):
-    sinks = find_sinks(model_with_a_sink(), text, [SITE], context=CONTEXT)
+    sinks = find_sinks(sink_model(), text, [SITE], context=CONTEXT)
     assert sinks is not None and sinks.positions == (0,) and sinks.share > 0.9
     assert find_sinks(tiny_model(), text, [SITE], context=CONTEXT) is None
-    assert find_sinks(model_with_a_sink(), text, [SITE], context=CONTEXT, selection=TokenSelection(first=1)) is None
+    assert find_sinks(sink_model(), text, [SITE], context=CONTEXT, selection=TokenSelection(first=1)) is None
 
 
 def test_training_leaves_sinks_out_says_so_once_and_writes_it_down(text, tmp_path, capsys):
-    model = model_with_a_sink()
+    model = sink_model()
     config = TrainConfig("tiny", SITE, width=8, k=2, tokens=1280, batch=64, context=CONTEXT)
     run = train(config, model=model, text=text, out=tmp_path / "run")
     said = capsys.readouterr().err
@@ -255,7 +247,7 @@ def test_training_on_all_tokens_warns_of_the_share_of_sinks(text, tmp_path, caps
     config = TrainConfig(
         "tiny", SITE, width=8, k=2, tokens=640, batch=64, context=CONTEXT, token_selection="all"
     )  # fmt: skip
-    run = train(config, model=model_with_a_sink(), text=text, out=tmp_path / "run")
+    run = train(config, model=sink_model(), text=text, out=tmp_path / "run")
     assert "of the variance" in capsys.readouterr().err and run.config.token_selection == "all"
 
 
@@ -270,7 +262,7 @@ def test_spliced_training_leaves_sinks_as_they_are(text, tmp_path, objective):
     """Gradients of the loss by hand: the model run with the sink's own activation, KL over the tokens that count."""
     from dictlab.training.objectives import Batch, Objective, Splice, model_terms
 
-    model = model_with_a_sink()
+    model = sink_model()
     tokens = text.sample(model.tokenizer, CONTEXT, 2)
     splice = Splice(model, SITE, model.block_input(SITE), ["blocks.2.hook_resid_pre"])
     clean = model.capture(tokens, splice.sites)
@@ -297,7 +289,7 @@ def test_spliced_training_leaves_sinks_as_they_are(text, tmp_path, objective):
 
 
 def test_a_run_that_began_before_selections_goes_on_with_all_tokens(text, tmp_path):
-    model = model_with_a_sink()
+    model = sink_model()
     config = TrainConfig("tiny", SITE, width=8, k=2, tokens=640, batch=64, context=CONTEXT, token_selection="all")
     train(config, model=model, text=text, out=tmp_path / "run")
     written = tmp_path / "run" / "config.toml"

@@ -9,7 +9,7 @@ import torch
 
 from analyses import ablation
 from analyses.common.patching import clean_runs
-from analyses.model_effects.logit_sparsity import effects, medians, sparsity, spread
+from analyses.model_effects.logit_sparsity import ablation_effects, medians, sparsity, spread
 from dictlab import Metadata, TopK
 from dictlab.errors import DictlabError
 from tests.planted import SITE, many_documents, planted_model, random_dictionary, tiny_model
@@ -59,7 +59,7 @@ def test_in_a_model_that_only_unembeds_an_effect_is_the_unembedded_step():
     model = planted_model()
     tokens = torch.randint(0, 97, (1, 20), generator=torch.Generator().manual_seed(0))
     steps = torch.randn(3, 16, generator=torch.Generator().manual_seed(1))
-    found = effects(clean_runs(model, tokens, [SITE])[SITE].tail(7, 5), steps)
+    found = ablation_effects(clean_runs(model, tokens, [SITE])[SITE].tail(7, 5), steps)
     v = torch.zeros(3, 5, 97, dtype=torch.double)
     v[:, 0] = -(steps @ model.model.lm_head.weight.T).double()
     v[:, 0] -= v[:, 0].median(dim=-1, keepdim=True).values
@@ -102,7 +102,7 @@ def test_an_interruption_leaves_what_was_measured_marked_as_partial(model, text,
     module = importlib.import_module(
         "analyses.model_effects.ablation"
     )  # the package offers the function under this name
-    whole, left = module.effects, [3]
+    whole, left = module.ablation_effects, [3]
 
     def interrupted(*args):
         left[0] -= 1
@@ -110,7 +110,7 @@ def test_an_interruption_leaves_what_was_measured_marked_as_partial(model, text,
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(module, "effects", interrupted)
+    monkeypatch.setattr(module, "ablation_effects", interrupted)
     report = ablation([random_dictionary(40, 16)], model=model, text=text, tokens=6, n_positions=4)
     assert report.warnings == ("PARTIAL: interrupted after 3 of 6 tokens.",)
     assert report.settings["tokens"] == 3 and report.tables["effects"].frame["sequence"].max() == 2

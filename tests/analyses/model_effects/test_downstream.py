@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity, layer_norm
 
 from analyses import downstream
-from analyses.model_effects.downstream_measurement import METRICS, OUTPUT, measure, places_of
+from analyses.model_effects.downstream_measurement import measure, places_of
 from analyses.model_effects.principal_directions import (  # fmt: skip
     REPAIRED,
     WRONG,
@@ -21,6 +21,7 @@ from analyses.model_effects.principal_directions import (  # fmt: skip
     resampled,
     sums_along,
 )
+from analyses.model_effects.stream_comparison import METRICS, OUTPUT
 from dictlab import Dictionary, DictlabError, Metadata, ReLU
 from dictlab.data.activations import moments
 from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_model
