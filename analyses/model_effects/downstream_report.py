@@ -290,6 +290,6 @@ def direction_plot(measured: DownstreamMeasurement, d_in: int) -> Figure:
 def _direction_caption(size: str) -> str:
     return (
         f"Errors by principal direction of the activation, {size}; bars: 95 % bootstrap intervals over sequences. "
-        "Left: 1 (line) is what the mean alone gives; drawn up to 10. Dotted in the middle: the group's component taken "
-        "from another token."
+        "Left: 1 (line) is what the mean alone gives; drawn up to 10. Dotted in the middle: the group's component "
+        "taken from another token."
     )

@@ -9,81 +9,68 @@ activation function is replaced by TopK(k') or by one threshold, and L0 moved al
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.common.inputs import (
     DataLike,
     DictionaryLike,
+    ModelInputs,
     ModelLike,
     TextLike,
     check_same_place,
-    context_of,
-    in_model,
     open_activations,
     open_dictionaries,
-    open_model,
-    open_text,
-    sites_of,
+    open_inputs,
 )
-from analyses.common.patching import CleanRun, clean_runs
-from analyses.quality import shrinkage_plots as plots
-from analyses.quality import shrinkage_tables as tables
-from analyses.quality.refinement import PLAIN, refined, thresholds, with_k, with_threshold
-from analyses.quality.shrinkage_tables import AS_TRAINED, REFINED, THRESHOLD, TOPK, Measured, Version
+from analyses.common.patching import CleanRun, check_some_count, clean_runs
+from analyses.quality.shrinkage_measurement import measure_rules, rules_of
+from analyses.quality.shrinkage_report import shrinkage_report
 from dictlab.data.activations import moments, unit_of
+from dictlab.data.token_selection import TokenSelection
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.codes import Codes
-from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
-from dictlab.evaluation.recorded_selection import all_tokens_warning
-from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import interval_words
+from dictlab.errors import check_at_least
+from dictlab.evaluation.evaluate import BATCH_TOKENS, site_of
+from dictlab.interruption import Completion
+from dictlab.reports.report import Report
 
-INTERVAL = interval_words("sequences")
 LEVELS = tuple(2**i for i in range(9))  # values of k'
 
 
-class Rule(NamedTuple):
-    """A version of a dictionary, and the dictionary that computes it."""
-
-    version: Version
-    dictionary: Dictionary
-
-
-class Place(NamedTuple):
-    """Where dictionaries are measured.
+class ShrinkageData(NamedTuple):
+    """What dictionaries are measured on.
 
     Attributes:
-        dictionaries: As they read what is there.
+        given: The dictionaries.
+        dictionaries: As they read these activations.
         keys: Which activations each of them reads: its site, or of an array the empty word.
-        before: What thresholds are chosen on, by key.
-        held: What is measured on, a few sequences at a time, by key; clean_runs where there is a model.
-        means: The mean of these.
+        threshold_data: Activations that thresholds are chosen on, by key.
+        batches: What is measured on, a few sequences at a time, by key; clean runs where there is a model.
+        means: The mean of these, by key.
+        sequences: How many there are.
+        selection: Tokens that count.
         record: What settings say of it.
-        size: How much is measured, in words.
-        sequences: How many.
-        chosen_on: What thresholds are chosen on, in words.
-        cautions: What a report must say of it.
+        units: What sequences, and tokens, are called.
+        thresholds_from: What thresholds are chosen on, in words.
+        warnings: What a report must say of it.
     """
 
+    given: Sequence[Dictionary]
     dictionaries: Sequence[Dictionary]
     keys: Sequence[str]
-    before: Mapping[str, Tensor]
-    held: Iterable[Mapping[str, CleanRun | Tensor]]
-    means: Mapping[str, Tensor]
-    record: dict[str, Any]
-    size: str
+    threshold_data: Mapping[str, Float[Tensor, "tokens d_in"]]
+    batches: Iterable[Mapping[str, CleanRun | Tensor]]
+    means: Mapping[str, Float[Tensor, " d_in"]]
     sequences: int
-    chosen_on: str
-    cautions: tuple[str, ...] = ()
+    selection: TokenSelection
+    record: dict[str, Any]
+    units: tuple[str, str]
+    thresholds_from: str
+    warnings: tuple[str, ...]
 
 
 def shrinkage(
@@ -96,6 +83,7 @@ def shrinkage(
     levels: tuple[int, ...] = LEVELS,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """Are activations too small, and what do other numbers of active latents give after training?
 
@@ -108,6 +96,8 @@ def shrinkage(
         levels: Active latents a token to try after training, by the largest k and by a threshold.
         seed: Of the sample of text and the bootstrap.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report shrinkage relu.safetensors topk.safetensors --contexts 64 --levels 4 --levels 16 --levels 64
@@ -116,212 +106,94 @@ def shrinkage(
     check_at_least(0, seed=seed)
     check_at_least(1, levels=min(levels, default=None))
     check_at_least(2, contexts=contexts)
-    opened = open_dictionaries(dictionaries)
     if data is None:
-        place = _in_model(opened, model, text, contexts, seed, device)
-    else:
-        place = _on_array(opened, model, data, contexts, seed, device)
-    wanted = sorted(set(levels))
-    rules = [_rules(d, place.before[key], wanted) for d, key in zip(place.dictionaries, place.keys, strict=True)]
-    found, done = _measured(place, rules, seed)
-    if done < place.sequences:
-        partial = f"PARTIAL: interrupted after {done} of {place.sequences} sequences."
-        place = place._replace(
-            size=f"{done} of {place.size}",
-            record=place.record | {"contexts": done},
-            cautions=(*place.cautions, partial),
+        inputs = open_inputs(
+            dictionaries, model=model, text=text, device=device, resumable=True, token_selection=token_selection
         )
-    return _report(found, opened, rules, place, {"levels": list(levels), "seed": seed}, contexts)
-
-
-def _in_model(
-    opened: Sequence[Dictionary], model: ModelLike | None, text: TextLike, contexts: int, seed: int, device: str
-) -> Place:
-    keys = [site_of(dictionary) for dictionary in opened]
-    lm, source = open_model(model, opened, device), open_text(text)
-    sites = sites_of(opened, lm)
-    for site in sites:
-        lm.block_input(site)
-    length = context_of(opened, lm, source)
-    tokens = source.as_split("heldout").sample(lm.tokenizer, length, contexts, seed=seed)
-    elsewhere = source.as_split("train").sample(lm.tokenizer, length, max(1, BATCH_TOKENS // length), seed=seed)
-    batches = tokens.split(max(1, BATCH_TOKENS // length))
-    return Place(
-        in_model(opened, lm),
-        keys,
-        {site: x.flatten(0, 1).float() for site, x in lm.capture(elsewhere, sites).items()},
-        (clean_runs(lm, some, sites) for some in batches),
-        {site: moments(lm.capture(some, site)[site] for some in batches).mean for site in sites},
-        {"text": source.name, "model": lm.name, "context": length, "contexts": len(tokens), "tokens": tokens.numel()},
-        f"{len(tokens)} held-out sequences ({tokens.numel()} tokens)",
-        len(tokens),
-        "training text",
-        all_tokens_warning(opened),
+        measured_on = _from_model(inputs, contexts, seed)
+    else:
+        given = open_dictionaries(dictionaries, token_selection=token_selection)
+        measured_on = _from_array(given, model, data, contexts, seed, device)
+    wanted = sorted(set(levels))
+    rules = [
+        rules_of(dictionary, measured_on.threshold_data[key], wanted)
+        for dictionary, key in zip(measured_on.dictionaries, measured_on.keys, strict=True)
+    ]
+    completion = Completion(measured_on.sequences)
+    measured = measure_rules(
+        rules,
+        measured_on.keys,
+        measured_on.batches,
+        measured_on.means,
+        completion,
+        selection=measured_on.selection,
+        seed=seed,
+    )
+    tokens, (unit, counted) = int(measured[0].sums["tokens"].sum()), measured_on.units
+    settings = measured_on.record | {"contexts": completion.done, "tokens": tokens}
+    return shrinkage_report(
+        measured,
+        measured_on.given,
+        f"{completion.done} {unit} ({tokens} {counted}, token selection {measured_on.selection})",
+        measured_on.thresholds_from,
+        settings | {"levels": list(levels), "seed": seed},
+        (*completion.warnings, *measured_on.warnings),
     )
 
 
-def _on_array(
-    opened: Sequence[Dictionary], model: ModelLike | None, data: DataLike, contexts: int, seed: int, device: str
-) -> Place:
-    check_same_place(opened)
-    reading = open_activations(opened, model=model, data=data, device=device)
+def _from_model(inputs: ModelInputs, contexts: int, seed: int) -> ShrinkageData:
+    """Activations, and clean runs, of the model on held-out text; thresholds are chosen on training text."""
+    model, sites, selection = inputs.model, inputs.sites, inputs.selection
+    sample = inputs.sample(contexts, seed=seed)
+    elsewhere = inputs.sample(max(1, BATCH_TOKENS // inputs.context), "train", seed=seed).tokens
+    batches = sample.tokens.split(max(1, BATCH_TOKENS // inputs.context))
+
+    def counted(site: str, tokens: Int[Tensor, "batch context"]) -> Float[Tensor, "counted d_in"]:
+        x = model.capture(tokens, site)[site]
+        return x[selection.mask([x], tokens, model.tokenizer)].float()
+
+    def mean(site: str) -> Float[Tensor, " d_in"]:
+        try:
+            return moments(counted(site, tokens) for tokens in batches).mean
+        except ValueError:
+            check_some_count(0, selection)
+            raise
+
+    return ShrinkageData(
+        inputs.dictionaries,
+        inputs.adapted,
+        [site_of(dictionary) for dictionary in inputs.adapted],
+        {site: counted(site, elsewhere) for site in sites},
+        (clean_runs(model, tokens, sites, selection) for tokens in batches),
+        {site: mean(site) for site in sites},
+        len(sample.tokens),
+        selection,
+        inputs.record(),
+        ("held-out sequences", "tokens"),
+        "training text",
+        (*sample.warnings, *inputs.warnings),
+    )
+
+
+def _from_array(
+    given: Sequence[Dictionary], model: ModelLike | None, data: DataLike, contexts: int, seed: int, device: str
+) -> ShrinkageData:
+    """Rows of an array, its held-out part where a dictionary was trained on it."""
+    check_same_place(given)
+    reading = open_activations(given, model=model, data=data, device=device)
     train, held = reading.part("train"), reading.part("heldout")
     rows = contexts * held.context
-    sequences = sum(len(x) for x in held.sample(rows, seed=seed))
-    return Place(
+    return ShrinkageData(
+        given,
         reading.dictionaries,
-        [""] * len(opened),
+        [""] * len(given),
         {"": torch.cat([x.flatten(0, 1) for x in train.sample(BATCH_TOKENS, seed=seed)])},
         ({"": x} for x in held.sample(rows, seed=seed)),
         {"": moments(held.sample(rows, seed=seed)).mean},
-        held.record() | {"contexts": sequences, "tokens": sequences * held.context},
-        f"{sequences} {unit_of(held)} ({sequences * held.context} {held.counted})",
-        sequences,
+        sum(len(x) for x in held.sample(rows, seed=seed)),
+        held.selection,
+        held.record(),
+        (unit_of(held), held.counted),
         "training rows" if train.split == "train" else "rows of the same array",
         reading.cautions,
-    )
-
-
-def _rules(dictionary: Dictionary, x: Tensor, levels: Sequence[int]) -> list[Rule]:
-    """As trained; and, where latents emit their pre-activations, other numbers of active latents."""
-    rules = [Rule(Version(AS_TRAINED), dictionary)]
-    if not isinstance(dictionary.activation, PLAIN):
-        return rules
-    possible = [k for k in levels if k <= dictionary.n_latents]
-    if not possible:
-        raise DictlabError(
-            f"levels are {', '.join(map(str, levels))}; {dictionary.name} has {dictionary.n_latents} latents. Give one "
-            "of at most that."
-        )
-    rules += [Rule(Version(TOPK, k), with_k(dictionary, k)) for k in possible]
-    cuts = thresholds(dictionary, x, possible)
-    # a threshold of 0 is all there is; more latents than that cannot be had
-    last = next((i + 1 for i, cut in enumerate(cuts) if cut == 0), len(cuts))
-    return rules + [Rule(Version(THRESHOLD, cut), with_threshold(dictionary, cut)) for cut in cuts[:last]]
-
-
-@torch.no_grad()
-def _measured(place: Place, rules: Sequence[Sequence[Rule]], seed: int) -> tuple[list[Measured], int]:
-    """Every rule of every dictionary, and the refinement of the rule of training; of how many sequences.
-
-    Interrupted by Ctrl-C, it returns what is complete, if that is two sequences or more.
-    """
-    rows: list[list[tuple[dict[str, NDArray[np.float64]], Tensor]]] = []
-    done = 0
-    try:
-        for around in tqdm(place.held, desc="shrinkage", unit="batch", leave=False):
-            batch = [
-                _batch(dictionary, own, around[key], place.means[key])
-                for dictionary, key, own in zip(place.dictionaries, place.keys, rules, strict=True)
-            ]
-            rows.append(batch)
-            done += len(next(iter(batch[0][0].values())))
-    except KeyboardInterrupt:
-        if done < 2:
-            raise
-    found = []
-    for dictionary, own, parts in zip(place.dictionaries, rules, zip(*rows, strict=True), strict=True):
-        sums = {key: np.concatenate([part[key] for part, _ in parts]) for key in parts[0][0]}
-        versions = [own[0].version, Version(REFINED), *(rule.version for rule in own[1:])]
-        ratios = torch.cat([ratio for _, ratio in parts]).numpy()
-        found.append(Measured(dictionary, tuple(versions), sums, ratios, seed))
-    return found, done
-
-
-def _batch(
-    dictionary: Dictionary, rules: Sequence[Rule], there: CleanRun | Tensor, mean: Tensor
-) -> tuple[dict[str, NDArray[np.float64]], Tensor]:
-    """Sums over the tokens of each sequence for each version, `[sequences, versions]`; refined over plain values."""
-    clean_run = there if isinstance(there, CleanRun) else None
-    given = there.x if isinstance(there, CleanRun) else there
-    x, shape = given.float().flatten(0, 1), given.shape[:2]
-    l0: list[Tensor] = []
-    squares: list[Tensor] = []
-    strength: list[Tensor] = []
-    ratio: list[Tensor] = []
-
-    def versions() -> Iterator[Tensor]:
-        plain = dictionary.encode(x)
-        better = refined(dictionary, plain, x)
-        on = plain.values != 0
-        ratio.append((better.values[on] / plain.values[on]).cpu())
-        for codes in (plain, better, *(rule.dictionary.encode(x) for rule in rules[1:])):
-            x_hat = dictionary.decode(codes, x)
-            check_finite(dictionary, x_hat)
-            l0.append(codes.l0().view(shape).sum(dim=1).double())
-            strength.append(_strength(codes).view(shape).sum(dim=1))
-            squares.append((x - x_hat).double().square().sum(dim=1).view(shape).sum(dim=1))
-            yield x_hat.view(1, *given.shape)
-
-    tokens = torch.full((shape[0], 1), float(shape[1]), dtype=torch.double)
-    found: dict[str, Tensor] = {}
-    if clean_run is None:
-        deque(versions(), maxlen=0)  # for what it writes down
-    else:
-        out = clean_run.outputs(versions())
-        found = {"ce": (out.ce - out.ce_clean)[..., :-1].double().sum(dim=-1).T, "predicted": tokens - 1}
-    found |= {
-        "l0": torch.stack(l0, dim=1),
-        "strength": torch.stack(strength, dim=1),
-        "squared_error": torch.stack(squares, dim=1),
-        "variance": (given - mean.to(given)).double().square().sum(dim=(1, 2))[:, None],
-        "tokens": tokens,
-    }
-    return {key: value.cpu().numpy() for key, value in found.items()}, ratio[0]
-
-
-def _strength(codes: Codes) -> Tensor:
-    """The sum of the sizes of each token's activations."""
-    return torch.zeros(codes.n_tokens, dtype=torch.double, device=codes.values.device).index_add_(
-        0, codes.rows, codes.values.abs().double()
-    )
-
-
-def _report(
-    found: Sequence[Measured],
-    opened: Sequence[Dictionary],
-    rules: Sequence[Sequence[Rule]],
-    place: Place,
-    settings: dict[str, Any],
-    contexts: int,
-) -> Report:
-    n = f"n = {place.size}; {INTERVAL}"
-    model = " CE increase in nats a token." if "CE increase" in tables.formulas(found[0]) else ""
-    frame, recovery = tables.overview(found), tables.recovery(found)
-    made = {
-        "overview": Table(
-            frame,
-            f"{n}. size: the sum of refined activations over that of the plain ones; grown: share of active latents "
-            "whose activation grows; silenced: share that becomes 0. normalised MSE: over the error of predicting the "
-            f"mean activation of this sample.{model} Changes are refined less plain, paired.",
-        ),
-        "recovery": Table(
-            recovery,
-            f"{n}. rule: the k' largest of each token, or all above a threshold (setting) with so many on average "
-            f"on {place.chosen_on}; trained: the number of active latents is that of training.",
-        ),
-    }
-    drawn = {
-        "refinement": Plot(
-            plots.refinement(found, frame),
-            f"Each active latent's refined over plain activation, the last bin with all above; {n}.",
-        ),
-        "recovery": Plot(plots.recovery(found, recovery), f"{n}. A ring marks the dictionary as it was trained."),
-    }
-    warnings = [
-        f"{own[0].dictionary.name}: its activation function ({own[0].dictionary.activation.kind}) does more than cut "
-        "pre-activations off, so no other rules were tried."
-        for own in rules
-        if len(own) == 1
-    ]
-    if place.sequences < contexts and "text" in place.record:
-        warnings.append(f"The text holds {place.sequences} contexts, {contexts} were asked for.")
-    return Report(
-        title="Are activations too small, and is the number of active latents the best?",
-        summary=tables.summary(frame, recovery),
-        tables=made,
-        plots=drawn,
-        settings=place.record | settings,
-        inputs=tuple(opened),
-        warnings=(*warnings, *place.cautions),
     )

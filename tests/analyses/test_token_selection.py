@@ -3,10 +3,12 @@
 The model has an attention sink at the first position. What is counted is either all but that position, or a slice.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from analyses import ablation, downstream
+from analyses import ablation, downstream, shrinkage
 from analyses.model_effects.ablation import draw_places
 from dictlab import DictlabError, TopK
 from dictlab.data.token_selection import TokenSelection
@@ -120,7 +122,36 @@ def test_the_stream_behind_a_splice_is_measured_at_tokens_that_count(model, text
     assert along["share of variance"].tolist() == pytest.approx(shares.tolist(), rel=1e-2, abs=1e-6)
 
 
-ANALYSES = {"downstream": (downstream, {"contexts": 2, "directions": False}), "ablation": (ablation, {"tokens": 2})}
+@pytest.mark.parametrize("spec", [*SPECS, "all"])
+def test_refined_and_cut_codes_are_measured_and_spliced_at_tokens_that_count(model, text, spec):
+    d, tokens = dictionary(spec), held_out(model, text, 5)
+    report = shrinkage([d], model=model, text=text, contexts=5, levels=(1, 4))
+    mask, frame = counted(model, tokens, spec), report.tables["recovery"].frame
+    x = model.capture(tokens, SITE)[SITE]
+    rows = x[mask].double()
+    variance = (rows - rows.mean(dim=0)).square().sum()
+    for name, k in (("as trained", 4), ("largest k", 1)):
+        version = replace(d, activation=TopK(k))
+        row = frame[(frame["rule"] == name) & (frame["trained"] | (frame["setting"] == k))].iloc[0]
+        rise, _ = ce_and_kl(model, tokens, spliced(model, tokens, version, mask), mask)
+        assert row["CE increase"] == pytest.approx(rise, rel=1e-3, abs=1e-5)
+        error = (rows - version.reconstruct(x[mask])).square().sum()
+        assert row["normalised MSE"] == pytest.approx(float(error / variance), rel=1e-4)
+    assert report.settings["tokens"] == int(mask.sum())
+
+
+def test_an_array_is_counted_by_rows_that_count(model, text):
+    x = model.capture(held_out(model, text, 6), SITE)[SITE]
+    report = shrinkage([dictionary("without-outliers=10")], data=x, contexts=6, levels=(1,))
+    assert report.settings["tokens"] == 6 * (CONTEXT - 1)
+    assert report.settings["token_selection"] == "without-outliers=10"
+
+
+ANALYSES = {
+    "shrinkage": (shrinkage, {"contexts": 2, "levels": (1,)}),
+    "downstream": (downstream, {"contexts": 2, "directions": False}),
+    "ablation": (ablation, {"tokens": 2}),
+}
 
 
 @pytest.mark.parametrize("name", ANALYSES)

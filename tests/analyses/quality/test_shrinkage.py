@@ -126,7 +126,8 @@ def test_levels_that_no_dictionary_has_are_refused(tmp_path):
 
 
 def test_an_interruption_leaves_what_was_measured_marked_as_partial(tmp_path, monkeypatch):
-    module = importlib.import_module("analyses.quality.shrinkage")  # the package offers the function under this name
+    opening = importlib.import_module("analyses.quality.shrinkage")  # the package offers the function under this name
+    module = importlib.import_module("analyses.quality.shrinkage_measurement")
     whole, left = module._batch, [2]
 
     def interrupted(*args):
@@ -135,7 +136,7 @@ def test_an_interruption_leaves_what_was_measured_marked_as_partial(tmp_path, mo
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(module, "BATCH_TOKENS", 64)  # two sequences of 32 tokens
+    monkeypatch.setattr(opening, "BATCH_TOKENS", 64)  # two sequences of 32 tokens
     monkeypatch.setattr(module, "_batch", interrupted)
     given = {"model": tiny_model(), "text": many_documents(tmp_path), "contexts": 6, "levels": (2,)}
     report = shrinkage([random_dictionary(40, 16)], **given)
