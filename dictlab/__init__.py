@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from dictlab.__about__ import VERSION
+from dictlab.analysis_entries import GROUP, SHORT, load_analysis
 
 if TYPE_CHECKING:
     from dictlab.data.text import Text
@@ -59,14 +61,23 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first asked for."""
-    if name not in _HOMES:
+    """A public name or an analysis (`dictlab.novelty`), imported when it is first asked for."""
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif (entry := _analyses().get(name)) is not None:
+        value = load_analysis(entry)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    """The public names beside those of the module."""
-    return sorted({*globals(), *__all__})
+    """The public names and the analyses beside those of the module."""
+    return sorted({*globals(), *__all__, *_analyses()})
+
+
+def _analyses() -> dict[str, EntryPoint]:
+    """By name, and `stitch` and `verify` as on the command line; `dictlab.training` is the package, no analysis."""
+    entries = {entry.name: entry for entry in entry_points(group=GROUP) if entry.name != "training"}
+    return entries | {short: entries[name] for short, name in SHORT.items() if name in entries}

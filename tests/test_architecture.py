@@ -22,10 +22,12 @@ BASE = {
     "dictlab.atomic_files",
     "dictlab.folder_lock",
     "dictlab.progress",
+    "dictlab.analysis_entries",
 }
 ALLOWED = {
     **dict.fromkeys(BASE, BASE),
     "dictlab.runs": BASE,
+    "dictlab.demo": set(),
     "dictlab.dictionary": BASE,
     "dictlab.formats": BASE | {"dictlab.dictionary"},
     "dictlab.model": BASE,

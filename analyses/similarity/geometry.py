@@ -17,6 +17,7 @@ distances on the map are not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import pandas as pd
@@ -41,6 +42,10 @@ from analyses.similarity.pairwise import compare, membership, near
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.reports.report import Report, Table
+
+NO_UMAP = (
+    'there is no map of the directions: it needs the package umap-learn, which `pip install "dictlab[umap]"` adds.'
+)
 
 
 def max_cosines(a: Dictionary, b: Dictionary) -> Float[Tensor, " alive"]:
@@ -102,6 +107,7 @@ def geometry(
         tables["crowding"] = Table(crowding_table(opened, values, means), _CROWDING)
         tables |= compared.tables(contexts)
     plots = {"distributions": distribution_plot(opened, values, levels), "heatmap": heatmap(opened, values)}
+    umap, no_map = (umap, ()) if not umap or find_spec("umap") else (False, (NO_UMAP,))
     if umap:
         placed = map_points(opened, points, membership(compared.found), seed)
         plots["map"] = map_plot(opened, with_contexts(placed, contexts))
@@ -116,6 +122,7 @@ def geometry(
         inputs=tuple(opened),
         warnings=(
             *warnings,
+            *no_map,
             *comparison_notes(given, {} if contexts is None else contexts.dead()),
             *without_floor(list(relations["relation"])),
         ),

@@ -9,17 +9,17 @@ from importlib.metadata import EntryPoint, entry_points
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 from dictlab.__about__ import VERSION
-from dictlab.cli.analyses import command_of, loaded, own_examples, own_lines
+from dictlab.analysis_entries import GROUP, SHORT, load_analysis
+from dictlab.cli import demo
+from dictlab.cli.analyses import command_of, own_examples, own_lines
 from dictlab.cli.dictionaries import convert, info
 from dictlab.cli.failing import say
 from dictlab.cli.options import check_analysis_options, check_train_options, unknown_option
 from dictlab.cli.printing import examples, whole_output
-from dictlab.cli.renamed import SHORT
 from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
 from dictlab.interruption import interrupts
 
-GROUP = "dictlab.analyses"
 HELP = {
     "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
     "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
@@ -64,9 +64,10 @@ def build(arguments: Sequence[str]) -> App:
         version=VERSION,
         help="Train, compare and stitch sparse dictionaries of a language model's activations.",
         help_epilogue=examples(
+            "dictlab demo",
             "dictlab info checkpoints/local-topk16-512-s0.safetensors",
-            "dictlab stitch checkpoints/local-topk16-512-s0.safetensors checkpoints/local-topk16-1024-s0.safetensors",
-            "dictlab report geometry checkpoints/local-topk16-1024-s*.safetensors",
+            "dictlab stitch checkpoints/local-topk16-256-s0.safetensors checkpoints/local-topk16-512-s0.safetensors",
+            "dictlab report geometry checkpoints/local-topk16-512-s*.safetensors",
             "dictlab train checkpoints/gpt2-python-2m blocks.3.hook_resid_pre --width 512 1024",
         ),
         help_format="plaintext",
@@ -75,6 +76,7 @@ def build(arguments: Sequence[str]) -> App:
     )
     asked = arguments[0] if arguments else ""
     known = {entry.name: entry for entry in entry_points(group=GROUP)}
+    app.command(demo.demo, name="demo", help_epilogue=examples("dictlab demo", "dictlab demo my/folder"))
     if asked == "train":
         check_train_options(arguments[1:])
     _add_train(app, asked)
@@ -124,7 +126,7 @@ def _add_short(app: App, name: str, known: Mapping[str, EntryPoint], arguments: 
         app.command(_listed, name=name, help=HELP[name])
     elif analysis in known:
         check_analysis_options(known[analysis], arguments[1:])
-        own = command_of(loaded(known[analysis]), arguments)
+        own = command_of(load_analysis(known[analysis]), arguments)
         app.command(own, name=name, help_epilogue=own_examples(known[analysis]))
     else:
         raise DictlabError("the analyses are not installed; install dictlab with pip, so that they are found.")
@@ -143,7 +145,7 @@ def _reports(known: Mapping[str, EntryPoint], arguments: Sequence[str]) -> App:
         return report
     for name, entry in {wanted: known[wanted]}.items() if wanted in known else sorted(known.items()):
         try:
-            report.command(command_of(loaded(entry), arguments), name=name, help_epilogue=own_examples(entry))
+            report.command(command_of(load_analysis(entry), arguments), name=name, help_epilogue=own_examples(entry))
             shown += own_lines(entry)[:1]
         except Exception as error:  # another package's code; it must not take the other analyses with it
             reason = f"cannot be loaded from {entry.value} ({type(error).__name__}: {error})."

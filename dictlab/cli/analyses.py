@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from cyclopts import Parameter
 
+from dictlab.analysis_entries import load_analysis
 from dictlab.cli.printing import examples, print_report
 from dictlab.errors import DictlabError
 from dictlab.formats.names import name_of
@@ -111,12 +112,6 @@ def _take_model_options(arguments: dict[str, Any]) -> None:
         arguments["model"] = ModelOptions(arguments["model"], **said)
 
 
-def loaded(entry: EntryPoint) -> Callable[..., Report]:
-    """The analysis behind an entry point."""
-    analysis: Callable[..., Report] = entry.load()
-    return analysis
-
-
 def own_examples(entry: EntryPoint) -> str:
     """An analysis' own examples for its help page."""
     lines = own_lines(entry)
@@ -125,7 +120,7 @@ def own_examples(entry: EntryPoint) -> str:
 
 def own_lines(entry: EntryPoint) -> list[str]:
     """The lines after `Example:` in an analysis' docstring."""
-    _, _, after = inspect.cleandoc(loaded(entry).__doc__ or "").partition("\nExample:\n")
+    _, _, after = inspect.cleandoc(load_analysis(entry).__doc__ or "").partition("\nExample:\n")
     return [line.strip() for line in after.splitlines() if line.strip()]
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from dictlab.analysis_entries import SHORT
+
 # Analysis or command -> old option -> new option, as parameters are spelt. An option that is gone for good has, in
 # place of a new name, a sentence that says what to do: it is told apart by its spaces.
 OPTIONS: Mapping[str, Mapping[str, str]] = {
@@ -22,8 +24,6 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
 
 # Analysis -> old column of its tables -> new column, or a sentence that says where its content is now.
 COLUMNS: Mapping[str, Mapping[str, str]] = {}
-
-SHORT = {"stitch": "stitching", "verify": "verification"}  # analyses that are commands of their own
 
 
 def option_renamed(command: str, typed: str) -> str | None:
