@@ -51,6 +51,21 @@ class Codes(NamedTuple):
     n_latents: int
     by_latent: CachedColumns | None = None  # shared by whatever needs the entries in that order
 
+    def __repr__(self) -> str:
+        """One line: how many tokens and latents, and the mean L0."""
+        l0 = f", mean L0 {self.l0().double().mean().item():.4g}" if self.n_tokens else ""
+        return f"<Codes of {self.n_tokens} tokens x {self.n_latents} latents{l0}>"
+
+    def __getitem__(self, tokens: int | slice) -> Codes:  # type: ignore[override]
+        """The codes of one token, or of a slice of tokens (without a step)."""
+        every = range(self.n_tokens)
+        rows = range(every[tokens], every[tokens] + 1) if isinstance(tokens, int) else every[tokens]
+        if rows.step != 1:
+            raise ValueError(f"codes are sliced in steps of 1, not {rows.step}.")
+        offsets = self.offsets[rows.start : max(rows.start, rows.stop) + 1]
+        entries = slice(int(offsets[0]), int(offsets[-1]))
+        return Codes(self.values[entries], self.indices[entries], offsets - offsets[0], self.n_latents)
+
     @property
     def n_tokens(self) -> int:
         return len(self.offsets) - 1

@@ -12,7 +12,7 @@ A `Dictionary` does not know language models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,15 @@ class Dictionary:
     metadata: Metadata = Metadata()
     name: str = "dictionary"
     path: Path | None = None
+
+    def __repr__(self) -> str:
+        """One line: name, shape, activation function, and where in which model."""
+        parts = [f"{self.n_latents} latents x {self.d_in}", _in_words(self.activation.record())]
+        if self.normalisation.kind != "none":
+            parts.append(self.normalisation.kind)
+        if self.metadata.site:
+            parts.append(f"{self.metadata.site} of {self.metadata.model or 'an unknown model'}")
+        return f"<Dictionary {self.name!r}: {', '.join(parts)}, {str(self.W_dec.dtype).removeprefix('torch.')}>"
 
     @property
     def d_in(self) -> int:
@@ -226,3 +235,10 @@ def decoded(
     if undo.factor is not None:
         return sparse.decode(codes, W_dec, bias, undo.factor)
     return undo(sparse.decode(codes, W_dec, bias))
+
+
+def _in_words(activation: Mapping[str, Any]) -> str:
+    """An activation function's record as a few words, such as "topk, k 16"."""
+    if "parts" in activation:
+        return "union of " + " and ".join(f"{width} ({_in_words(part)})" for width, part in activation["parts"])
+    return ", ".join([activation["kind"], *(f"k {activation[name]}" for name in ("k",) if name in activation)])
