@@ -1,1 +1,1 @@
-"""What the shipped dictionaries show: the tables and figures of docs/results and README."""
+"""What the shipped dictionaries show: the tables and figures of docs/results."""

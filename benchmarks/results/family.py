@@ -1,4 +1,4 @@
-"""What the shipped family shows, beside what the papers report. Prints the tables that the README quotes.
+"""What the shipped family shows, beside what the papers report. Prints the tables that docs/results/README.md quotes.
 
 python -m benchmarks.results.family
 """
