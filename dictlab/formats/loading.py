@@ -26,7 +26,6 @@ from dictlab.formats.checks import check, check_shapes
 from dictlab.formats.fields import listed
 from dictlab.formats.names import file_and_part
 from dictlab.formats.source import Source, weight_files
-from dictlab.formats.unsupported import reason_for_refusal
 from dictlab.formats.wrappers import unwrapped
 
 GROUP = "dictlab.formats"
@@ -211,10 +210,7 @@ def _single(path: Path, sources: Sequence[Source]) -> Source:
 
 
 def _unknown(source: Source, broken: Sequence[str]) -> str:
-    """What was found in a file that is no dictionary, by its name where it is known for what it is."""
-    reason = reason_for_refusal(source)
-    if reason is not None:
-        return f"{source.path}: {reason}"
+    """What was found in a file that is no dictionary."""
     configs = ", ".join([*source.configs, *(f"{name} ({why})" for name, why in source.damaged.items())]) or "none"
     reasons = (*broken, *_installed()[1].values())
     return (

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dictlab.formats.source import Source
 
-INNER = ("state_dict", "model_state_dict", "sae_state_dict", "autoencoder_state_dict")
+INNER = ("state_dict", "model_state_dict", "sae_state_dict", "autoencoder_state_dict", "sae")
 CONFIGURATIONS = ("cfg", "config", "hparams", "hyper_parameters")
 HARMLESS = (
     *("optimizer", "optimizer_state_dict", "optimizer_states", "scheduler", "scheduler_state_dict", "lr_schedulers"),

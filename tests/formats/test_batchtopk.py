@@ -15,7 +15,7 @@ from dictlab.formats.source import Source
 from tests.dense import agrees, draw, largest, layer_norm, refused, relu
 
 D, M, K = 12, 40, 6
-KINDS = ("vanilla", "topk", "batchtopk", "jumprelu")
+KINDS = ("vanilla", "topk", "batchtopk", "jumprelu", "batch-topk", "global-matryoshka-topk")
 
 
 def config(**changes):
@@ -65,6 +65,8 @@ def tensors(kind="topk", **changes):
     } | changes
     if kind == "jumprelu":
         made.setdefault("jumprelu.log_threshold", torch.from_numpy(0.5 * draw(M, seed=5)))
+    if kind in ("batch-topk", "global-matryoshka-topk"):
+        made.setdefault("threshold", torch.tensor(0.4))
     return made
 
 
@@ -86,6 +88,9 @@ def reference(kind, normed, weights, x):
     elif kind == "batchtopk":
         z = relu((h - t["b_dec"]) @ t["W_enc"])
         f = largest(z.reshape(1, -1), K * len(x)).reshape(z.shape)
+    elif kind in ("batch-topk", "global-matryoshka-topk"):
+        r = relu((h - t["b_dec"]) @ t["W_enc"])
+        f = r * (r > t["threshold"])
     else:
         r = relu(h @ t["W_enc"] + t["b_enc"])
         f = r * (r > np.exp(t["jumprelu.log_threshold"]))
@@ -103,7 +108,9 @@ def test_codes_and_reconstructions_are_those_of_the_formula(tmp_path, kind, norm
     assert dictionary.normalisation == (LayerNorm(1e-5) if normed else NoNormalisation())
 
 
-@pytest.mark.parametrize(("kind", "made"), list(zip(KINDS, (ReLU, TopK, BatchTopK, JumpReLU), strict=True)))
+@pytest.mark.parametrize(
+    ("kind", "made"), list(zip(KINDS, (ReLU, TopK, BatchTopK, JumpReLU, JumpReLU, JumpReLU), strict=True))
+)
 def test_each_type_is_its_activation_function(tmp_path, kind, made):
     dictionary = dictlab.load(saved(tmp_path, config(sae_type=kind)))
     assert type(dictionary.activation) is made
@@ -133,6 +140,15 @@ def test_a_folder_is_named_after_its_checkpoint_and_weights_are_mapped(tmp_path)
     assert seen.name == "run_100"
     assert seen.W_enc.dtype == torch.bfloat16
     assert recognised(Source.open(path)) == ["batchtopk"]
+
+
+def test_a_matryoshka_dictionary_keeps_its_groups_and_says_where_no_threshold_was_estimated(tmp_path):
+    settings = config(sae_type="global-matryoshka-topk", group_sizes=[10, 30], top_k_matryoshka=[10, 10])
+    about = dictlab.load(saved(tmp_path / "a", settings)).metadata
+    assert about.training["group_sizes"] == [10, 30] and about.training["k"] == K
+    assert (about.library, about.convention) == ("bartbussmann/matryoshka_sae", "huggingface")
+    early = saved(tmp_path / "b", settings, tensors("global-matryoshka-topk", threshold=torch.tensor(0.0)))
+    assert any("threshold is 0" in note for note in dictlab.load(early).metadata.notes)
 
 
 REFUSED = {

@@ -1,4 +1,4 @@
-"""State dicts within state dicts are the same functions; what is known and not read is refused by its name."""
+"""State dicts within state dicts are the same functions; a temporal dictionary is refused by its name."""
 
 import json
 
@@ -61,29 +61,6 @@ def test_a_mapping_names_tensors_as_the_file_has_them(tmp_path):
     tensors = {"W_enc": "encoder.weight.T", "W_dec": "decoder.weight.T", "b_enc": "latent_bias", "b_dec": "pre_bias"}
     named = {key: f"state_dict/{name}" for key, name in tensors.items()}
     assert load(path, map=named | {"activation": "relu", "normalisation": "none"}).n_latents == M
-
-
-def test_dictionaries_that_are_known_and_not_read_are_refused_by_name(tmp_path):
-    vectors = {"b_enc": torch.zeros(M), "b_dec": torch.zeros(D)}
-    turned = {"W_enc": torch.randn(M, D), "W_dec": torch.randn(D, M), **vectors}
-    with pytest.raises(DictlabError, match=r"Qwen-Scope.*--map W_enc=W_enc.T"):
-        load(saved(tmp_path / "qwen" / "layer0.sae.pt", turned))
-    scope = tmp_path / "scope"
-    (scope / "checkpoints").mkdir(parents=True)
-    (scope / "hyperparams.json").write_text(json.dumps({"d_model": D, "jump_relu_threshold": 0.5}))
-    linear = {"encoder.weight": torch.randn(M, D), "decoder.weight": torch.randn(D, M)}
-    save_file(linear | {"encoder.bias": torch.zeros(M)}, scope / "checkpoints" / "final.safetensors")
-    with pytest.raises(DictlabError, match=r"Llama Scope.*hyperparams.json"):
-        load(scope / "checkpoints" / "final.safetensors")
-    names = {"W_E": torch.randn(D, M), "W_D": torch.randn(M, D), "b_E": torch.zeros(M), "b_D": torch.zeros(D)}
-    save_file(names, tmp_path / "sae_weights.safetensors")
-    with pytest.raises(DictlabError, match="llamascopium"):
-        load(tmp_path / "sae_weights.safetensors")
-    matryoshka = saved(tmp_path / "m" / "sae.pt", batchtopk_state())
-    config = BATCHTOPK | {"sae_type": "global-matryoshka-topk", "group_sizes": [10, 30]}
-    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(DictlabError, match="bartbussmann/matryoshka_sae"):
-        load(matryoshka)
 
 
 def test_a_temporal_dictionary_is_refused_by_name(tmp_path):

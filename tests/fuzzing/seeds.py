@@ -265,6 +265,38 @@ def batchtopk(sae_type: str, **tensors: Tensor) -> Seed:
     return Seed("batchtopk", "sae.pt", write)
 
 
+LLAMASCOPIUM = {"W_E": draw(D, N), "b_E": draw(N), "W_D": draw(N, D), "b_D": draw(D)}
+
+
+def llamascopium(act_fn: str, **tensors: Tensor) -> Seed:
+    site = "blocks.8.hook_resid_post"
+    config = {
+        "sae_type": "sae",
+        "d_model": D,
+        "expansion_factor": N / D,
+        "act_fn": act_fn,
+        "top_k": K,
+        "norm_activation": "dataset-wise",
+        "sparsity_include_decoder_norm": True,
+        "hook_point_in": site,
+        "hook_point_out": site,
+    }
+
+    def write(folder: Path) -> None:
+        _json(folder, "config.json", config)
+        norm = {f"dataset_average_activation_norm.{site}": torch.tensor(3.5)}
+        save_file({**LLAMASCOPIUM, **norm, **tensors}, folder / "sae_weights.safetensors")
+
+    return Seed("llamascopium", "sae_weights.safetensors", write)
+
+
+def qwen_scope() -> Seed:
+    n = 1024
+    content = {"W_enc": draw(n, D), "W_dec": draw(D, n), "b_enc": draw(n), "b_dec": draw(D)}
+    weights = f"SAE-Res-Qwen3-1.7B-Base-W1K-L0_{K}.sae.pt"
+    return Seed("qwen_scope", weights, lambda folder: torch.save(content, folder / weights))
+
+
 def gates(*names: str) -> dict[str, Tensor]:
     return {name: draw(N) for name in names}
 
@@ -309,4 +341,8 @@ SEEDS = (
     batchtopk("topk"),
     batchtopk("batchtopk"),
     batchtopk("jumprelu", **{"jumprelu.log_threshold": draw(N)}),
+    batchtopk("global-matryoshka-topk", threshold=torch.tensor(0.3)),
+    llamascopium("topk"),
+    llamascopium("jumprelu", **{"activation_function.log_jumprelu_threshold": draw(N)}),
+    qwen_scope(),
 )
