@@ -49,11 +49,30 @@ def token_texts(tokenizer: Any, ids: Sequence[int], peak: int | None = None) -> 
     """
     ids = list(ids)
     raw = token_bytes(tokenizer, ids)
-    texts = _letters(raw) if None not in raw else _decoded_texts(tokenizer, ids, raw)  # type: ignore[arg-type]
+    texts = [visible(piece) for piece in _pieces(tokenizer, ids, raw)]
     if peak is not None and not texts[peak]:
         own = raw[peak]
-        texts[peak] = visible(_decode(tokenizer, ids[peak : peak + 1])) if own is None else _letters([own])[0]
+        texts[peak] = visible(_decode(tokenizer, ids[peak : peak + 1]) if own is None else _letters([own])[0])
     return texts
+
+
+def token_pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text, as it is in the text: together they are the text, character for character.
+
+    Args:
+        tokenizer: The language model's.
+        ids: Token ids.
+
+    Returns:
+        A text for each token. A letter of several tokens stands at its last one, and "" at the others; a byte b that
+        belongs to no letter of UTF-8 is the lone surrogate U+DC00 + b, as Python's "surrogateescape" has it.
+    """
+    ids = list(ids)
+    return _pieces(tokenizer, ids, token_bytes(tokenizer, ids))
+
+
+def _pieces(tokenizer: Any, ids: list[int], raw: list[bytes | None]) -> list[str]:
+    return _letters(raw) if None not in raw else _decoded_texts(tokenizer, ids, raw)  # type: ignore[arg-type]
 
 
 def token_bytes(tokenizer: Any, ids: Sequence[int]) -> list[bytes | None]:
@@ -81,7 +100,7 @@ def _letters(raw: Sequence[bytes]) -> list[str]:
     texts, end = [""] * len(raw), 0
     for character in b"".join(raw).decode("utf-8", "surrogateescape"):
         end += len(character.encode("utf-8", "surrogateescape"))
-        texts[owner[end - 1]] += visible(character)
+        texts[owner[end - 1]] += character
     return texts
 
 
@@ -92,7 +111,7 @@ def _decoded_texts(tokenizer: Any, ids: Sequence[int], raw: Sequence[bytes | Non
     for i in range(len(ids)):
         text = _decode(tokenizer, ids[: i + 1])
         whole = not text.endswith(INCOMPLETE) and text.startswith(known)
-        texts.append(visible(text[len(known) :]) if whole else "")
+        texts.append(text[len(known) :] if whole else "")
         known = text if whole else known
     for is_bytes, group in groupby(range(len(ids)), lambda i: raw[i] is not None):
         if is_bytes:

@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, Unknown
 from dictlab.__about__ import VERSION
 from dictlab.analysis_entries import GROUP, SHORT, load_analysis
 from dictlab.cli import demo
-from dictlab.cli.analyses import command_of, own_examples, own_lines
+from dictlab.cli.analyses import command_of, own_examples, own_lines, plain_command
 from dictlab.cli.dictionaries import convert, info
 from dictlab.cli.failing import say
 from dictlab.cli.options import check_analysis_options, check_train_options, unknown_option
@@ -20,7 +20,9 @@ from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
 from dictlab.interruption import interrupts
 
+COMMANDS = "dictlab.commands"  # functions that are a command of their own and return what is to be printed
 HELP = {
+    "explore": "Make a page on which latents are found, seen and compared with those of other dictionaries.",
     "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
     "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
 }
@@ -83,6 +85,8 @@ def build(arguments: Sequence[str]) -> App:
     _add_dictionaries(app)
     for name in SHORT:
         _add_short(app, name, known, arguments)
+    for entry in entry_points(group=COMMANDS):
+        _add_command(app, entry, arguments)
     app.command(_reports(known if asked == "report" else {}, arguments))
     return app
 
@@ -130,6 +134,15 @@ def _add_short(app: App, name: str, known: Mapping[str, EntryPoint], arguments: 
         app.command(own, name=name, help_epilogue=own_examples(known[analysis]))
     else:
         raise DictlabError("the analyses are not installed; install dictlab with pip, so that they are found.")
+
+
+def _add_command(app: App, entry: EntryPoint, arguments: Sequence[str]) -> None:
+    """A function that is a command and no analysis."""
+    if entry.name not in arguments[:1]:
+        app.command(_listed, name=entry.name, help=HELP.get(entry.name, ""))
+        return
+    check_analysis_options(entry, arguments[1:])
+    app.command(plain_command(entry.load()), name=entry.name, help_epilogue=own_examples(entry))
 
 
 def _reports(known: Mapping[str, EntryPoint], arguments: Sequence[str]) -> App:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from cyclopts import Parameter
 
 from dictlab.analysis_entries import load_analysis
-from dictlab.cli.printing import examples, print_report
+from dictlab.cli.printing import console, examples, print_report
 from dictlab.errors import DictlabError
 from dictlab.formats.names import name_of
 from dictlab.model.model_options import ModelDtype, ModelOptions
@@ -88,6 +88,30 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
     command.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}
     command.__doc__ = inspect.cleandoc(analysis.__doc__ or "").split("\nExample", 1)[0]
     command.__name__ = analysis.__name__
+    return command
+
+
+def plain_command(function: Callable[..., object]) -> Callable[..., None]:
+    """A command out of a function that is no analysis: it writes what it makes into its argument `out`, a folder with a
+    default name after the dictionaries, and what it returns is printed."""
+    signature = inspect.signature(function, eval_str=True)
+    own = [p.replace(annotation=_flagged(p, _typed(p.annotation))) for p in signature.parameters.values()]
+    extra = _model_options() if "model" in signature.parameters else []
+
+    def command(*args: Any, **kwargs: Any) -> None:
+        bound = inspect.Signature([*own, *extra]).bind(*args, **kwargs)
+        chosen = bound.arguments.get("out")
+        bound.apply_defaults()
+        _take_model_options(bound.arguments)
+        if chosen is None:
+            bound.arguments["out"] = default_folder(function.__name__, _names_given(signature, bound.arguments))
+        made = inspect.BoundArguments(signature, bound.arguments)
+        console().print(str(function(*made.args, **made.kwargs)), soft_wrap=True)
+
+    command.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}
+    command.__doc__ = inspect.cleandoc(function.__doc__ or "").split("\nExample", 1)[0]
+    command.__name__ = function.__name__
     return command
 
 

@@ -91,16 +91,16 @@ def _must_stay(folder: Path) -> bool:
 def _replace_files(partial: Path, folder: Path) -> None:
     """File by file, the record of them last."""
     for name in listed_files(folder):
-        (folder / name).unlink(missing_ok=True)
+        durable.remove(folder / name)
     for path in sorted(partial.iterdir(), key=lambda path: path.name == RECORD):
         shutil.move(path, folder / path.name)
 
 
 def listed_files(folder: Path) -> list[str]:
-    """The files that an earlier report wrote to a folder, by its own list; of a damaged one, report.json alone."""
+    """What an earlier report wrote to a folder, files and folders, by its own list; of a damaged one, report.json."""
     try:
         names = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
-        return [name for name in names if Path(name).name == name and (folder / name).is_file()]
+        return [name for name in names if Path(name).name == name and (folder / name).exists()]
     except FileNotFoundError:
         return []
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -94,7 +94,7 @@ def insertion_effects(
     Raises:
         DictlabError: What a dictionary makes of the activations is not all finite.
     """
-    sums, small_counts = _EffectSums(large.W_dec), torch.zeros(small.n_latents, dtype=torch.long)
+    sums, small_counts = EffectSums(large.W_dec), torch.zeros(small.n_latents, dtype=torch.long)
     for batch in batches:
         x = batch.flatten(0, 1)
         small_codes, x_hat = small(x)
@@ -125,7 +125,7 @@ def effects_in_pool(chain: DictionaryChain, into: Bool[np.ndarray, " n_pool"], n
     directions = chain.pool.W_dec.detach().float().cpu()
     kept = torch.where(torch.from_numpy(into)[:, None], directions, 0.0)
     bias, large = torch.from_numpy(chain.biases[0]).float(), directions[latents]
-    sums = _EffectSums(large)
+    sums = EffectSums(large)
     for codes, rows in token_blocks(sample, max(1, BLOCK // chain.context) * chain.context):
         explained = decode(codes, kept)
         target = torch.from_numpy(sample.target[rows]) - torch.from_numpy(sample.scale[rows, None]).float() * bias
@@ -136,7 +136,7 @@ def effects_in_pool(chain: DictionaryChain, into: Bool[np.ndarray, " n_pool"], n
     return sums.effects(chain.dictionaries[number].name, torch.from_numpy(sample.firing_rate[into]))
 
 
-class _EffectSums:
+class EffectSums:
     """Running sums over tokens, and sequences, that the effects follow from."""
 
     def __init__(self, directions: Float[Tensor, "n_large d_in"]) -> None:

@@ -1,0 +1,75 @@
+"""Look at latents, and at their twins in other dictionaries: a folder with a page that opens from disk.
+
+One pass over a sample of text gives what the page shows of all latents of all dictionaries. The page needs no network,
+no server and no library from elsewhere; its data lie beside it in files that it loads when they are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from analyses.common.inputs import DictionaryLike, ModelLike, TextLike, open_dictionaries, open_inputs
+from analyses.explorer.collection import collect
+from analyses.explorer.examples import ExampleCounts
+from analyses.explorer.explorer_folder import Explorer, ExplorerSettings, write_explorer
+from dictlab.errors import check_at_least
+from dictlab.reports.report import check_folder
+from dictlab.reports.whole_folder import write_whole
+
+
+def explore(
+    dictionaries: Sequence[DictionaryLike],
+    *,
+    model: ModelLike | None = None,
+    text: TextLike = "builtin",
+    tokens: int = 262_144,
+    examples: int = 10,
+    seed: int = 0,
+    device: str = "cpu",
+    token_selection: str | None = None,
+    out: Path | None = None,
+    force: bool = False,
+) -> Explorer:
+    """Make a page on which the latents of dictionaries are found, seen and compared with each other.
+
+    Args:
+        dictionaries: At one site of one model; of different sizes, seeds, objectives or libraries.
+        model: The language model; by default the one that the dictionaries name.
+        text: Where tokens come from; its training split is used.
+        tokens: Tokens of the sample that latents are looked for in.
+        examples: Most strongly activating contexts of each latent; others are drawn from quantiles and at random.
+        seed: Of the sample of text, and of what is drawn.
+        device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
+        out: Folder to write; out/explore by default, and on the command line out/explore-DICTIONARIES.
+        force: Replace what is already in the folder.
+
+    Returns:
+        The folder; `Explorer.latents` is a frame of all latents.
+
+    Raises:
+        DictlabError: The dictionaries do not belong together or to the model, the text is too short, or the folder is
+            taken.
+
+    Example:
+        dictlab explore small.safetensors large.safetensors
+        dictlab explore a-256.safetensors a-512.safetensors a-1024.safetensors --tokens 1000000 --out out/sizes
+        dictlab explore mine.safetensors --text my/texts --token-selection without-first
+    """
+    check_at_least(0, seed=seed)
+    check_at_least(1, examples=examples)
+    folder = Path("out/explore") if out is None else Path(out)
+    check_folder(folder, force=force)
+    given = open_dictionaries(dictionaries, token_selection=token_selection)
+    inputs = open_inputs(given, model=model, text=text, device=device, same_place=True)
+    check_at_least(inputs.context, tokens=tokens)
+    sample = inputs.sample(tokens // inputs.context, "train", seed=seed)
+    settings = ExplorerSettings(tokens, ExampleCounts(top=examples), seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.codes-") as work:
+        collected = collect(inputs, sample.tokens, Path(work))
+        write_whole(folder, lambda part: write_explorer(part, inputs, sample, collected, settings), force=force)
+    return Explorer(folder)

@@ -1,0 +1,241 @@
+"""The explorer's folder: the page, its data, the table of all latents, and the record of how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analyses.common.inputs import ModelInputs, TokenSample
+from analyses.common.neighbours import nearest
+from analyses.common.token_texts import token_text
+from analyses.explorer.collection import Collected
+from analyses.explorer.data_files import packed, write_data
+from analyses.explorer.examples import BANDS, ExampleCounts
+from analyses.explorer.latent_index import CLASSES, LatentIndex, index_columns, latent_frame, latent_index
+from analyses.explorer.latent_records import FIRES_ON, REACH, RecordInputs, latent_record
+from analyses.explorer.page import PAGE, write_page
+from analyses.explorer.promoted_tokens import LogitTokens, logit_tokens
+from analyses.explorer.sample_texts import write_texts, write_vocabulary
+from analyses.explorer.twins import DictionaryPair, compare_pair
+from dictlab.__about__ import VERSION
+from dictlab.dictionary.hashing import sha256_of_weights
+from dictlab.progress import Phase
+from dictlab.reports.safe_text import for_csv
+from dictlab.reports.whole_folder import RECORD
+
+SCHEMA = 1  # of the data files
+LATENTS_A_FILE = 128
+OWN = 5  # nearest latents in the dictionary itself
+DATA = "data"  # the folder of the data files
+
+
+class ExplorerSettings(NamedTuple):
+    """What was asked for.
+
+    Attributes:
+        tokens: Of the sample.
+        counts: Examples of each latent.
+        seed: Of the sample, and of what is drawn.
+    """
+
+    tokens: int
+    counts: ExampleCounts
+    seed: int
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """A folder that `explore` wrote.
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """The page, to be opened in a browser."""
+        return self.folder / PAGE
+
+    @cached_property
+    def latents(self) -> pd.DataFrame:
+        """All latents of all dictionaries, a row each."""
+        return pd.read_parquet(self.folder / "latents.parquet")
+
+    def __str__(self) -> str:
+        """What the command prints."""
+        return f"Explorer: {self.page}"
+
+
+def write_explorer(
+    folder: Path, inputs: ModelInputs, sample: TokenSample, collected: Collected, settings: ExplorerSettings
+) -> None:
+    """Write everything into an empty folder.
+
+    Args:
+        folder: Where.
+        inputs: Dictionaries, model and text.
+        sample: The tokens.
+        collected: What the pass over them gave.
+        settings: What was asked for.
+    """
+    data = folder / DATA
+    data.mkdir()
+    dictionaries = [d.to(dtype=torch.float32) for d in inputs.adapted]
+    ids = collected.sequences.flatten().numpy()
+    strengths = [_mean_activations(codes.activations, codes.latents, codes.active) for codes in collected.codes]
+    logits = [
+        logit_tokens(d, inputs.model, strength, collected.sequences, settings.seed)
+        for d, strength in zip(dictionaries, strengths, strict=True)
+    ]
+    pairs = _compared(inputs, collected)
+    indices = [
+        latent_index(
+            i,
+            dictionary,
+            collected.codes,
+            collected.n_counted,
+            ids,
+            {e: pair for (d, e), pair in pairs.items() if d == i},
+            {small: effects for (small, large), effects in collected.effects.items() if large == i},
+            logits[i],
+        )
+        for i, dictionary in enumerate(dictionaries)
+    ]
+    used = set(np.unique(ids).tolist())
+    for number, dictionary in enumerate(dictionaries):
+        own = nearest(dictionary.W_dec, dictionary.W_dec, top=OWN, itself=False, signed_a=dictionary.signed)
+        of_number = {e: pair.twins for (d, e), pair in pairs.items() if d == number}
+        record_inputs = RecordInputs(
+            number, collected.codes, ids, inputs.context, of_number, own, logits[number], settings.counts, settings.seed
+        )
+        _write_records(data, record_inputs, dictionary.n_latents, dictionary.name)
+        used |= _tokens_of(logits[number])
+        write_data(data, f"index-{number}", {k: packed(v) for k, v in index_columns(indices[number]).items()})
+    sequences_a_file = write_texts(data, inputs.model.tokenizer, collected.sequences)
+    write_vocabulary(data, inputs.model.tokenizer, sorted(used))
+    names = [d.name for d in dictionaries]
+    frame = latent_frame(names, indices, {t: token_text(inputs.model.tokenizer, t) for t in used})
+    frame.to_parquet(folder / "latents.parquet")
+    for_csv(frame).to_csv(folder / "latents.csv", index=False)
+    write_data(data, "meta", _meta(inputs, sample, collected, settings, logits, indices, sequences_a_file))
+    write_page(folder, f"{', '.join(names)} in {inputs.model.name}")
+    _write_record(folder, inputs, settings)
+
+
+def _mean_activations(values: Any, latents: Any, active: Any) -> torch.Tensor:
+    """Mean activation of each latent where it is active; 0 of dead ones."""
+    total = np.zeros(len(active))
+    for start in range(0, len(latents), 1 << 22):
+        part = slice(start, start + (1 << 22))
+        total += np.bincount(latents[part], weights=np.asarray(values[part], dtype=np.float64), minlength=len(active))
+    return torch.from_numpy(total / np.maximum(active, 1)).float()
+
+
+def _compared(inputs: ModelInputs, collected: Collected) -> dict[tuple[int, int], DictionaryPair]:
+    """Every two dictionaries, each seen from the other."""
+    n, codes = len(inputs.adapted), collected.codes
+    found: dict[tuple[int, int], DictionaryPair] = {}
+    with Phase("Comparing dictionaries", n * (n - 1) // 2, unit="pairs") as phase:
+        for i in range(n):
+            for j in range(i + 1, n):
+                a, b = inputs.adapted[i], inputs.adapted[j]
+                found[i, j], found[j, i] = compare_pair(a, b, codes[i], codes[j], collected.n_counted)
+                phase.advance()
+    return found
+
+
+def _write_records(data: Path, inputs: RecordInputs, n: int, name: str) -> None:
+    with Phase(f"Writing latents of {name}", n, unit="latents") as phase:
+        for first in range(0, n, LATENTS_A_FILE):
+            some = range(first, min(first + LATENTS_A_FILE, n))
+            records = [latent_record(inputs, latent) for latent in some]
+            write_data(data, f"latents-{inputs.number}-{first // LATENTS_A_FILE}", records)
+            phase.advance(len(some))
+
+
+def _tokens_of(logits: LogitTokens | None) -> set[int]:
+    return set() if logits is None else {*logits.promoted.ravel().tolist(), *logits.suppressed.ravel().tolist()}
+
+
+def _meta(
+    inputs: ModelInputs,
+    sample: TokenSample,
+    collected: Collected,
+    settings: ExplorerSettings,
+    logits: Sequence[LogitTokens | None],
+    indices: Sequence[LatentIndex],
+    sequences_a_file: int,
+) -> dict[str, Any]:
+    """What the page must know before it loads anything else."""
+    dictionaries = []
+    for i, dictionary in enumerate(inputs.dictionaries):
+        fidelity, metrics = collected.fidelity[i], dictionary.metadata.metrics
+        dictionaries.append(
+            {
+                "name": dictionary.name,
+                "latents": dictionary.n_latents,
+                "site": dictionary.metadata.site,
+                "activation": dictionary.activation.record().get("kind"),
+                "l0": fidelity.l0,
+                "mse": fidelity.mse,
+                "unexplained": None if np.isnan(fidelity.unexplained) else fidelity.unexplained,
+                "declared_l0": metrics.get("l0"),
+                "dead": int(indices[i].dead.sum()),
+                "effects_on": sorted(indices[i].effects),
+                "streams": None if logits[i] is None else logits[i].streams,  # type: ignore[union-attr]
+            }
+        )
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "dictionaries": dictionaries,
+        "model": inputs.model.name,
+        "text": inputs.text.name,
+        "selection": str(inputs.selection),
+        "context": inputs.context,
+        "sequences": len(collected.sequences),
+        "tokens": collected.sequences.numel(),
+        "counted": collected.n_counted,
+        "seed": settings.seed,
+        "latents_a_file": LATENTS_A_FILE,
+        "sequences_a_file": sequences_a_file,
+        "bands": BANDS,
+        "reach": REACH,
+        "fires_on": FIRES_ON,
+        "classes": list(CLASSES),
+        "warnings": [*inputs.warnings, *sample.warnings],
+    }
+
+
+def _write_record(folder: Path, inputs: ModelInputs, settings: ExplorerSettings) -> None:
+    """How the folder was made, and which files are its own."""
+    files = sorted(path.name for path in folder.iterdir())
+    record = {
+        "title": "Explorer of " + ", ".join(d.name for d in inputs.dictionaries),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dictlab": VERSION,
+        "settings": {**settings._asdict(), "counts": settings.counts._asdict(), **inputs.record()},
+        "token_selection": str(inputs.selection),
+        "inputs": [
+            {
+                "name": d.name,
+                "path": str(d.path) if d.path else None,
+                "sha256_of_weights": sha256_of_weights(d),
+                "metadata": asdict(d.metadata),
+            }
+            for d in inputs.dictionaries
+        ],
+        "files": [*files, RECORD],
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
