@@ -142,7 +142,7 @@ def _add_command(app: App, entry: EntryPoint, arguments: Sequence[str]) -> None:
         app.command(_listed, name=entry.name, help=HELP.get(entry.name, ""))
         return
     check_analysis_options(entry, arguments[1:])
-    app.command(plain_command(entry.load()), name=entry.name, help_epilogue=own_examples(entry))
+    app.command(plain_command(load_analysis(entry)), name=entry.name, help_epilogue=own_examples(entry))
 
 
 def _reports(known: Mapping[str, EntryPoint], arguments: Sequence[str]) -> App:
