@@ -72,17 +72,17 @@ Budget = tuple[int | None, float | None]  # most latents, and most active ones a
 def frankenstein(
     dictionaries: Sequence[DictionaryLike],
     *,
-    beside: Sequence[DictionaryLike] | None = None,
+    baselines: Sequence[DictionaryLike] | None = None,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     data: DataLike | None = None,
-    threshold: float = 0.4,
-    duplicates: float = 0.9,
-    refit: Literal["none", "bias", "decoder", "biases", "all"] = "decoder",
-    gradient: bool = False,
-    steps: int = 300,
-    latents: int | None = None,
-    l0: float | None = None,
+    max_cosine: float = 0.4,
+    duplicate_threshold: float = 0.9,
+    written_refit: Literal["none", "bias", "decoder", "biases", "all"] = "decoder",
+    gradient_refits: bool = False,
+    gradient_steps: int = 300,
+    max_latents: int | None = None,
+    max_l0: float | None = None,
     search_refit: bool | None = None,
     compact: Compact = "no",
     tokens: int = 65_536,
@@ -94,45 +94,47 @@ def frankenstein(
     """Put one dictionary together from several, by the published rule and by measured error, and compare with training.
 
     Args:
-        dictionaries: Two or more at the same site, whose latents are used.
-        beside: Other trained dictionaries at the site, to compare with and not to use.
+        dictionaries: Two or more at the same site.
+        baselines: Other trained dictionaries at the site, to compare with and not to use.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from: the training split to choose and refit on, the held-out split to measure on.
+        text: Where tokens come from. Its training split to choose and refit on, its held-out split to measure on.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
-        threshold: The rule keeps a latent whose cosine with every kept one is at most this.
-        duplicates: Cosine above which the rule takes two latents of one dictionary for the same.
-        refit: Of the dictionaries that are written: nothing, output bias or decoder in closed form; biases or all
-            weights by gradient.
-        gradient: Measure both refits by gradient, whatever is written.
-        steps: Of gradient.
-        latents: Most latents of one more choice by measured error.
-        l0: Most active latents a token of that choice.
+        max_cosine: The rule keeps a latent whose cosine with every kept one is at most this.
+        duplicate_threshold: Cosine above which the rule takes two latents of one dictionary for the same.
+        written_refit: What is refitted in the dictionaries that are written: nothing, output bias or decoder in closed
+            form; biases or all weights by gradient.
+        gradient_refits: Measure both refits by gradient, whatever is written.
+        gradient_steps: Steps of a refit by gradient.
+        max_latents: Latents that a search for the smallest error may choose, at most; by default any number. One more
+            choice beside those of the rule's size and L0.
+        max_l0: Active latents a token that a search for the smallest error may choose, at most. Of the same choice; by
+            default any number.
         search_refit: Choose by the error that is left when the decoder is refitted; slow with many latents, so by
             default only where there are at most 2,048.
         compact: Give latents of TopK and the like thresholds of their own, calibrated on their codes, firing decisions
             or firing rates, so that no rivals are carried along.
-        tokens: Training tokens to choose and refit on.
+        tokens: Training tokens to sample.
         contexts: Held-out sequences to measure on.
-        seed: Of the samples of text, fine-tuning and the bootstrap.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
     Example:
-        dictlab report frankenstein a.safetensors b.safetensors c.safetensors --threshold 0.7 --gradient
+        dictlab report frankenstein a.safetensors b.safetensors c.safetensors --max-cosine 0.7 --gradient-refits
         dictlab report frankenstein a.safetensors b.safetensors --data activations.npy
     """
-    check_at_least(0, seed=seed, steps=steps, latents=latents, l0=l0)
-    written = _named(refit)
+    check_at_least(0, seed=seed, gradient_steps=gradient_steps, max_latents=max_latents, max_l0=max_l0)
+    written = _named(written_refit)
     given = open_dictionaries(dictionaries, least=2, token_selection=token_selection)
-    apart = open_dictionaries(beside or [], least=0, token_selection=token_selection)
+    apart = open_dictionaries(baselines or [], least=0, token_selection=token_selection)
     _check(given, apart)
     reading = open_activations([*given, *apart], model=model, text=text, data=data, device=device)
     donors, others = reading.dictionaries[: len(given)], reading.dictionaries[len(given) :]
     train, heldout = reading.parts()
     batches = list(train.sample(tokens, seed=seed))
     chain = encode_chain(donors, batches)
-    rule = _by_rule(chain, threshold, duplicates)
+    rule = _by_rule(chain, max_cosine, duplicate_threshold)
     trained = _measured([*donors, *others], heldout, contexts, seed)
     best = min(trained[: len(donors)], key=lambda point: point.value("mse"))
     budgets: dict[str, Budget] = {
@@ -140,13 +142,13 @@ def frankenstein(
         "equal L0": (None, float(chain.sample.firing_rate[rule.chosen].sum())),
         DONOR_L0: (None, best.value("l0")),
     }
-    if latents is not None or l0 is not None:
-        budgets[ASKED] = (latents, l0)
+    if max_latents is not None or max_l0 is not None:
+        budgets[ASKED] = (max_latents, max_l0)
     by_refit = chain.pool.n_latents <= SEARCHED_REFITTED if search_refit is None else search_refit
     searched, cautions = _by_search(chain, rule, budgets, by_refit)
     choices = {RULE: rule.chosen, **searched, CONTROL: chain.mask_of(trained.index(best))}
-    refits = [*CLOSED, *(kind for kind in BY_GRADIENT if gradient or kind == written)]
-    made = _all_refits(chain, choices, refits, rule.order[0], batches, steps, seed)
+    refits = [*CLOSED, *(kind for kind in BY_GRADIENT if gradient_refits or kind == written)]
+    made = _all_refits(chain, choices, refits, rule.order[0], batches, gradient_steps, seed)
     if compact != "no":
         for choice in choices:
             alone, again = compacted(made[choice, written], batches, written, compact)
@@ -168,8 +170,9 @@ def frankenstein(
         donors=donors,
         compact=[] if compact == "no" else _agreements(hybrids, choices, written, heldout.sample(HEARD, seed=seed)),
     )
-    how: dict[str, Any] = {"threshold": threshold, "duplicates": duplicates}
-    how |= {"refit": refit, "compact": compact, "steps": steps, "search_refit": by_refit}
+    how: dict[str, Any] = {"max_cosine": max_cosine, "duplicate_threshold": duplicate_threshold}
+    how |= {"written_refit": written_refit, "compact": compact}
+    how |= {"gradient_steps": gradient_steps, "search_refit": by_refit}
     how |= {"tokens": chain.sample.n_tokens} | train.record()
     return Report(
         title=f"What is a dictionary worth that is put together from {len(donors)}?",
@@ -193,7 +196,7 @@ def _check(donors: Sequence[Dictionary], others: Sequence[Dictionary]) -> None:
     names = [dictionary.name for dictionary in (*donors, *others)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DictlabError(f"{twice!r} is among the dictionaries that are used and among those beside: give it once.")
+        raise DictlabError(f"{twice!r} is among the dictionaries that are used and among the baselines: give it once.")
     check_same_place([*donors, *others])
 
 
@@ -281,7 +284,7 @@ def _named(refit: str) -> Refit | GradientRefit:
     for known in (*CLOSED, *BY_GRADIENT):
         if full == known:
             return known
-    raise DictlabError(f"refit is {refit!r}; expected one of {', '.join((*CLOSED, *GRADIENT))}.")
+    raise DictlabError(f"written_refit is {refit!r}; expected one of {', '.join((*CLOSED, *GRADIENT))}.")
 
 
 def _described(made: Point, batches: Sequence[Tensor], how: Mapping[str, Any]) -> Dictionary:

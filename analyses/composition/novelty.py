@@ -45,7 +45,7 @@ from dictlab.errors import DictlabError, check_at_least
 from dictlab.reports.cards import Cards
 from dictlab.reports.report import Plot, Report, Table
 
-Choose = Literal["useful", "random"]
+LatentChoice = Literal["useful", "random"]
 
 
 def novelty(
@@ -56,12 +56,12 @@ def novelty(
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     data: DataLike | None = None,
-    tokens: int = 131_072,
+    tokens: int = 65_536,
     threshold: float = 0.7,
     cards: int = 12,
-    behaviour: int = 0,
-    choose: Choose = "useful",
-    latents: Sequence[int] = (),
+    ce_latents: int = 0,
+    latent_choice: LatentChoice = "useful",
+    which_latents: Sequence[int] = (),
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
@@ -70,37 +70,38 @@ def novelty(
     """Which latents of LARGE bring something that SMALL lacks, and what are they?
 
     Args:
-        small: The dictionary that is added to.
-        large: A dictionary at the same site, whose latents are added one at a time.
+        small: The smaller dictionary. Latents are added to it.
+        large: The larger dictionary. Its latents are added one at a time.
         control: Another seed of SMALL (or of LARGE): what is novel between two seeds is the floor.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from: the training split, and the held-out split for CE and KL.
+        text: Where tokens come from. Its training split, and its held-out split for CE and KL.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. No cards, no CE and KL.
-        tokens: Tokens to measure on.
-        threshold: Cosine below which the published rule calls a latent novel.
+        tokens: Training tokens to sample.
+        threshold: Cosine of decoder directions from which two latents count as the same. The
+            published rule calls a latent novel below it.
         cards: Latents to show what they are: contexts, tokens, nearest latents; 0 for none.
-        behaviour: Latents to measure the change in CE and KL of; 0 for none.
-        choose: Which latents for these two: the most useful novel ones, or random active ones.
-        latents: Latents of LARGE to look at in place of chosen ones; their CE and KL are measured too.
-        contexts: Held-out sequences to measure CE and KL on.
-        seed: Of the samples of text, chance level and intervals.
+        ce_latents: Latents to measure the change in CE and KL of; 0 for none.
+        latent_choice: Which latents for these two: the most useful novel ones, or random active ones.
+        which_latents: Latents of LARGE in place of chosen ones, by number; their CE and KL are measured too.
+        contexts: Held-out sequences to measure on. For CE and KL.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
     Example:
         dictlab report novelty small.safetensors large.safetensors --control small_other_seed.safetensors
-        dictlab report novelty small.safetensors large.safetensors --behaviour 32 --threshold 0.5
-        dictlab report novelty small.safetensors large.safetensors --latents 17 254
+        dictlab report novelty small.safetensors large.safetensors --ce-latents 32 --threshold 0.5
+        dictlab report novelty small.safetensors large.safetensors --which-latents 17 --which-latents 254
         dictlab report novelty small.safetensors large.safetensors --data activations.npy
     """
-    check_at_least(0, seed=seed, cards=cards, behaviour=behaviour)
+    check_at_least(0, seed=seed, cards=cards, ce_latents=ce_latents)
     check_at_least(1, contexts=contexts)
     several = [small, large] if control is None else [small, large, control]
     given = open_dictionaries(several, token_selection=token_selection)
     check_same_place(given, model)
-    if data is not None and (behaviour or latents):
-        raise DictlabError("behaviour and latents: what latents do to the output needs a model; data has none.")
+    if data is not None and (ce_latents or which_latents):
+        raise DictlabError("ce_latents and which_latents: what latents do to the output needs a model; data has none.")
     reading = open_activations(given, model=model, text=text, data=data, device=device)
     small, large, *controls = reading.dictionaries
     of = [controlled(small, large, other) for other in controls]
@@ -109,10 +110,12 @@ def novelty(
         insert_each(a, b, source.sample(tokens, seed=seed), threshold)
         for a, b in ((small, large), *zip(of, controls, strict=True))
     )
-    n_cards, n_run = (len(latents) if cards else 0, len(latents)) if latents else (cards, behaviour)
+    n_cards, n_run = cards, ce_latents
+    if which_latents:
+        n_cards, n_run = len(which_latents) if cards else 0, len(which_latents)
     if not isinstance(source, ModelActivations):
         n_cards = n_run = 0
-    selected = select_latents(pair, latents, choose, max(n_cards, n_run), seed)
+    selected = select_latents(pair, which_latents, latent_choice, max(n_cards, n_run), seed)
     shown, run = selected[:n_cards], selected[:n_run]
     measured, held = None, 0
     if isinstance(source, ModelActivations) and n_run:
@@ -141,7 +144,7 @@ def novelty(
         plots=_plots(result, seed),
         cards=latent_cards,
         settings={"tokens": pair.effects.tokens, "threshold": threshold, "seed": seed}
-        | {"chosen": list(latents) or choose, "cards": n_cards, "behaviour": n_run, "contexts": held}
+        | {"latents": list(which_latents) or latent_choice, "cards": n_cards, "ce_latents": n_run, "contexts": held}
         | source.record(),
         inputs=(small, large, *controls),
         warnings=(
@@ -152,13 +155,15 @@ def novelty(
     )
 
 
-def select_latents(pair: SingleInsertions, latents: Sequence[int], choose: Choose, count: int, seed: int) -> list[int]:
+def select_latents(
+    pair: SingleInsertions, latents: Sequence[int], choice: LatentChoice, count: int, seed: int
+) -> list[int]:
     """Which latents of LARGE are shown and run in the model, most useful first unless they were named.
 
     Args:
         pair: What was inserted.
         latents: Those that were named, if any.
-        choose: Otherwise the most useful novel ones, or random active ones.
+        choice: Otherwise the most useful novel ones, or random active ones.
         count: How many of these, at most.
         seed: Of random ones.
 
@@ -168,12 +173,12 @@ def select_latents(pair: SingleInsertions, latents: Sequence[int], choose: Choos
     unknown = [i for i in latents if not 0 <= i < pair.large.n_latents]
     if unknown:
         raise DictlabError(
-            f"latents: {pair.large.name} has latents 0 to {pair.large.n_latents - 1}, and none called {unknown[0]}."
+            f"which_latents: {pair.large.name} has latents 0 to {pair.large.n_latents - 1}, and no {unknown[0]}."
         )
     if latents:
         return list(dict.fromkeys(latents))
     alive: list[int] = pair.alive.latent.tolist()
-    if choose == "useful":
+    if choice == "useful":
         return alive[: min(count, int(pair.alive.novel.sum()))]
     order = torch.randperm(len(alive), generator=seeds.generator(seed, "latents looked at"))[:count].tolist()
     return [alive[i] for i in sorted(order)]

@@ -51,24 +51,24 @@ def path(
 ) -> Report:
     """What happens to error, L0 and the model on the way from a small dictionary to larger ones, latent by latent?
 
-    `dictlab stitch --at` and `--until` write the dictionary at a point of this path.
+    `dictlab stitch --until` writes the dictionary at a point of this path.
 
     Args:
-        small: Where the path begins.
-        larger: Dictionaries at the same site that it goes to, one after the other.
+        small: The smaller dictionary. The path begins with it.
+        larger: Larger dictionaries at the same site, in turn.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from: the training split to follow the path on, the held-out split for waypoints.
+        text: Where tokens come from. Its training split to trace the path on, its held-out split to measure on.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
-        threshold: Cosine from which two latents belong together.
-        order: Of the steps within a phase: least similar first, most useful alone first, or random; or greedy: no
-            phases, but of all steps left always the one after which the error is smallest (slow).
+        threshold: Cosine of decoder directions from which two latents count as the same.
+        order: Of the steps within a phase of the path: least similar first (cosine), most useful alone first (effect),
+            in random order; or without phases, of all steps left the one with the smallest error (greedy, slow).
         bias: The output bias on the way: the best at each point in closed form, that of the dictionary that a stage
             starts from until its last step, or a blend of that and the next one's by the share of steps done.
-        random_orders: Random orders that the path is also trace_path in, for a band.
+        random_orders: Random orders that the path is also traced in, for a band.
         waypoints: Points of each phase, its end among them, that are measured on held-out text, in the model.
-        tokens: Training tokens to follow the path on.
-        contexts: Held-out sequences to measure waypoints on.
-        seed: Of the samples of text, random orders and bootstrap.
+        tokens: Training tokens to sample.
+        contexts: Held-out sequences to measure on.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from analyses.composition.insertion.insertion_effects import effects_in_pool
 from analyses.composition.insertion.single_insertions import SingleInsertions, nearest_alive, on_sample
 from analyses.composition.size_path.path_steps import Order
-from analyses.composition.size_path.size_path import match_latents, order_steps, point_until, point_with, trace_path
+from analyses.composition.size_path.size_path import match_latents, order_steps, point_until, trace_path
 from analyses.pool.dictionary_chain import DictionaryChain
 from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.ridge_refit import Refit, normal_equations
@@ -59,16 +59,14 @@ def by_insertion(chain: DictionaryChain, threshold: float) -> tuple[Choice, Choi
     return effect, cosine
 
 
-def by_path(
-    chain: DictionaryChain, threshold: float, order: Order, seed: int, at: int | None, until: str | None
-) -> Choice:
+def by_path(chain: DictionaryChain, threshold: float, order: Order, seed: int, until: str) -> Choice:
     """A point of the path through the chain.
 
     Raises:
         DictlabError: There is no such point.
     """
     trace = trace_path(chain, order_steps(chain, match_latents(chain, threshold), order, seed))
-    point = point_with(trace, at) if at is not None else point_until(trace, str(until))
+    point = point_until(trace, until)
     return Choice("path", trace.schedule.chosen(point), point=point)
 
 

@@ -91,12 +91,11 @@ def stitching(
     select: Select = "effect",
     threshold: float = 0.7,
     refit: Refit | None = None,
-    at: int | None = None,
     until: str | None = None,
-    latents: int | None = None,
-    l0: float | None = None,
+    max_latents: int | None = None,
+    max_l0: float | None = None,
     order: Order = "cosine",
-    tokens: int = 131_072,
+    tokens: int = 65_536,
     contexts: int = 64,
     seed: int = 0,
     device: str = "cpu",
@@ -105,40 +104,40 @@ def stitching(
     """Add to SMALL what larger dictionaries know and it lacks, and measure whether the result is better.
 
     Args:
-        small: The dictionary that is added to.
-        larger: One or more dictionaries at the same site, whose novel latents are added, one dictionary after another.
+        small: The smaller dictionary. Latents are added to it.
+        larger: Larger dictionaries at the same site, in turn.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from: the training split to choose and refit on, the held-out split to measure on.
+        text: Where tokens come from. Its training split to choose and refit on, its held-out split to measure on.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
         select: Novel latents by their measured effect, or by the published cosine rule; or, optimal, any latents of
             all dictionaries, by a local search for the smallest error under a budget.
-        threshold: Cosine below which the cosine rule calls a latent novel, and from which a path matches two latents.
+        threshold: Cosine of decoder directions from which two latents count as the same. The
+            cosine rule calls a latent novel below it.
         refit: What is refitted in closed form, encoders frozen: decoder and bias, bias alone, or nothing. By default
             the decoder; at a point of the path the bias.
-        at: Instead, take the path between sizes as far as so many latents.
-        until: Instead, take it until mse=VALUE or l0=VALUE is reached.
-        latents: Most latents that the search may choose; by default any number.
-        l0: Most active latents a token that it may choose; by default as many as the largest dictionary has.
-        order: Of the path: least similar first, most useful alone first, random, or greedy; see `dictlab report path`.
-        tokens: Training tokens to choose and refit on.
+        until: Instead, take the path between sizes until latents=N, mse=VALUE or l0=VALUE is reached.
+        max_latents: Latents that a search for the smallest error may choose, at most; by default any number.
+        max_l0: Active latents a token that a search for the smallest error may choose, at most. By default as many as
+            the largest dictionary has.
+        order: Of the steps within a phase of the path: least similar first (cosine), most useful alone first (effect),
+            in random order; or without phases, of all steps left the one with the smallest error (greedy, slow).
+        tokens: Training tokens to sample.
         contexts: Held-out sequences to measure on.
-        seed: Of the samples of text, a random order, chance level and bootstrap.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
     Example:
         dictlab stitch small.safetensors large.safetensors --out out/stitched
-        dictlab stitch a-256.safetensors a-512.safetensors a-1024.safetensors --at 700
+        dictlab stitch a-256.safetensors a-512.safetensors a-1024.safetensors --until latents=700
         dictlab stitch small.safetensors large.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed)
-    check_at_least(1, at=at, latents=latents)
-    check_at_least(0, l0=l0)
-    if select != "optimal" and (latents is not None or l0 is not None):
-        raise DictlabError("--latents and --l0 are budgets of a search; give --select optimal with them.")
-    if at is not None and until is not None:
-        raise DictlabError("--at and --until both say where on the path to stop; give one.")
+    check_at_least(1, max_latents=max_latents)
+    check_at_least(0, max_l0=max_l0)
+    if select != "optimal" and (max_latents is not None or max_l0 is not None):
+        raise DictlabError("--max-latents and --max-l0 are budgets of a search; give --select optimal with them.")
     if until is not None:
         parse_until(until)  # refused before the work
     parents = [_as_parent(parent) for parent in with_selection(open_chain(small, larger), token_selection)]
@@ -148,15 +147,16 @@ def stitching(
     check_active(chain)
     choices = {choice.rule: choice for choice in by_insertion(chain, threshold)}
     rule: str = select
-    refit = refit or ("decoder" if at is None and until is None else "bias")
+    refit = refit or ("decoder" if until is None else "bias")
     if select == "optimal":
-        choices["optimal"] = by_search(chain, latents, l0, refit)
-    if at is not None or until is not None:
-        choices["path"], rule = by_path(chain, threshold, order, seed, at, until), "path"
+        choices["optimal"] = by_search(chain, max_latents, max_l0, refit)
+    if until is not None:
+        choices["path"], rule = by_path(chain, threshold, order, seed, until), "path"
     result = _measured(chain, choices, rule, refit, heldout, threshold=threshold, contexts=contexts, seed=seed)
     how = {"select": rule, "refit": refit, "inserted": result.n_inserted, "kept": result.n_kept}
     how |= {"point": result.choice.point, "threshold": threshold, "tokens": chain.sample.n_tokens}
-    how |= {"at": at, "until": until, "order": order if rule == "path" else None, "latents": latents, "l0": l0}
+    how |= {"until": until, "order": order if rule == "path" else None}
+    how |= {"max_latents": max_latents, "max_l0": max_l0}
     how = {name: value for name, value in how.items() if value is not None}
     stitched = _described(result.stitched, how | train.record())
     return Report(

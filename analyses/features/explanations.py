@@ -72,8 +72,8 @@ def explanations(
     text: TextLike = "builtin",
     latents: int = 32,
     examples: int = 16,
-    longest: int = 32,
-    tokens: int = 32_768,
+    max_pattern_length: int = 32,
+    tokens: int = 65_536,
     interpreter: Interpreter | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -81,15 +81,15 @@ def explanations(
     """Can strings of tokens with gaps say when a latent is active? And, with an endpoint, can a language model?
 
     Args:
-        dictionaries: Any number, at one site or at several.
+        dictionaries: One or more, at one site or at several.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from: patterns from its training split, scores from its held-out split.
+        text: Where tokens come from. Its training split for patterns, its held-out split for scores.
         latents: Latents of each dictionary to explain, drawn from those active in the training sample; 0 for all these.
         examples: Active tokens that a latent's patterns are built from, at most.
-        longest: Tokens of a pattern, at most.
-        tokens: Tokens of each split.
+        max_pattern_length: Tokens of a pattern, at most.
+        tokens: Training tokens to sample. As many held-out tokens.
         interpreter: A language model that explains the same latents in words, and scores them; none by default.
-        seed: Of the samples of text, latents and examples, and the bootstrap.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
 
     Example:
@@ -99,7 +99,7 @@ def explanations(
     if interpreter is not None:
         Endpoint(interpreter).close()  # what is wrong with it is said before the work
     check_at_least(0, seed=seed, latents=latents)
-    check_at_least(1, examples=examples, longest=longest)
+    check_at_least(1, examples=examples, max_pattern_length=max_pattern_length)
     opened = open_dictionaries(dictionaries)
     model, source = open_model(model, opened, device), open_text(text)
     for dictionary in opened:
@@ -116,14 +116,14 @@ def explanations(
     more = islice(source.as_split("train").contexts(model.tokenizer, length, seed=seed), BIGRAM_TOKENS // length)
     more = tqdm(more, desc="bigram model", total=BIGRAM_TOKENS // length, unit="context", leave=False)
     bigrams = Bigrams.fitted(torch.stack(list(more)).numpy(), model.vocabulary)
-    sample = ExplanationSample(model, train, held, bigrams, padding, latents, examples, longest, seed)
+    sample = ExplanationSample(model, train, held, bigrams, padding, latents, examples, max_pattern_length, seed)
     explainable = [
         _explainable(own, placed, sample) for own, placed in zip(opened, in_model(opened, model), strict=True)
     ]
     settings = {
         "text": source.name, "model": model.name, "context": length, "training_tokens": train.numel(),
         "heldout_tokens": held.numel(), "heldout_sequences": len(held), "latents": latents, "examples": examples,
-        "longest": longest, "padding": model.tokenizer.decode([padding.token]),
+        "max_pattern_length": max_pattern_length, "padding": model.tokenizer.decode([padding.token]),
         "bigram_tokens": int(bigrams.tokens.sum()), "bigram_strength": bigrams.strength, "seed": seed,
     }  # fmt: skip
     outcome = None if interpreter is None else _interpreted(explainable, sample, interpreter)

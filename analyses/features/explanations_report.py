@@ -78,7 +78,7 @@ def explanations_report(
             "firings at which the latent is active, over the latents whose patterns were met (with precision); recall: "
             "share of its active tokens that are simulated; chance: share of tokens at which the latent is active, the "
             "precision of a guess. unreached: examples of whose activation the last "
-            f"{settings['longest']} tokens alone give less than half.",
+            f"{settings['max_pattern_length']} tokens alone give less than half.",
         ),
         "reconstruction": Table(
             rebuilt,

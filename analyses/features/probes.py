@@ -29,7 +29,7 @@ from analyses.common.inputs import (
 from analyses.features.probes_report import probes_report
 from analyses.features.single_latent_probes import Probed, captured, of_coordinates, of_dictionary
 from analyses.features.token_labels import LabelledTokens, ProbeSample, python_tokens
-from analyses.features.user_labels import Pool, table_tokens
+from analyses.features.user_labels import Pooling, table_tokens
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
@@ -43,15 +43,15 @@ def probes(
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
-    contexts: int = 128,
+    contexts: int = 64,
     table: str | None = None,
     column: str = "text",
     labels: tuple[str, ...] = ("label",),
-    pool: Pool = "mean",
-    rows: int = 4096,
-    examples: int = 20,
+    pooling: Pooling = "mean",
+    max_rows: int = 4096,
+    min_examples: int = 20,
     min_f1: float = 0.7,
-    ridge: float = 1.0,
+    inverse_ridge: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
 ) -> Report:
@@ -61,19 +61,19 @@ def probes(
     best channel and principal component of the activation, and a probe on all of it.
 
     Args:
-        dictionaries: Any number, at one site or at several.
+        dictionaries: One or more, at one site or at several.
         model: The language model; by default the one that the dictionaries name.
-        text: Python sources for the built-in tasks.
-        contexts: Sequences of each split, for the built-in tasks.
+        text: Where tokens come from. Python sources, for the built-in tasks.
+        contexts: Held-out sequences to measure on. As many of the training split to fit on; for the built-in tasks.
         table: Tasks of your own in place of the built-in ones: a CSV, Parquet or JSON file, or a data set.
         column: The table's column of texts.
         labels: The table's columns of labels.
-        pool: What stands for a text that has one label: the mean over its tokens, or its last token.
-        rows: Rows of the table to use at most.
-        examples: Examples of either kind that a task must have in each split.
+        pooling: What stands for a text that has one label: the mean over its tokens, or its last token.
+        max_rows: Rows of the table to use at most.
+        min_examples: Examples of either kind that a task must have in each split.
         min_f1: F1 from which on a dictionary has a latent for a task.
-        ridge: Inverse weight of the ridge on standardised coefficients, the C of scikit-learn.
-        seed: Of the sample, the split of a table, and the bootstrap.
+        inverse_ridge: Inverse weight of the ridge on standardised coefficients, the C of scikit-learn.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
 
     Example:
@@ -81,25 +81,28 @@ def probes(
         dictlab report probes a.safetensors --table reviews.csv --column review --labels positive
     """
     check_at_least(0, seed=seed, min_f1=min_f1)
-    check_at_least(1, examples=examples, rows=rows)
+    check_at_least(1, min_examples=min_examples, max_rows=max_rows)
     check_at_least(2, contexts=contexts)
-    if not ridge > 0:
-        raise DictlabError(f"ridge is {ridge}; expected a number above 0.")
+    if not inverse_ridge > 0:
+        raise DictlabError(f"inverse_ridge is {inverse_ridge}; expected a number above 0.")
     opened = open_dictionaries(dictionaries)
     model = open_model(model, opened, device)
     sites = sites_of(opened, model)
     if table is None:
         source = open_text(text)
-        sample = _builtin(source, model, context_of(opened, model, source), contexts, examples, seed)
+        sample = _builtin(source, model, context_of(opened, model, source), contexts, min_examples, seed)
     else:
-        sample = _own(*table_tokens(table, column, labels, model, pool=pool, limit=rows, seed=seed), table, examples)
-    measured = _probed(opened, model, sites, sample, ridge, seed)
+        sample = _own(
+            *table_tokens(table, column, labels, model, pool=pooling, limit=max_rows, seed=seed), table, min_examples
+        )
+    measured = _probed(opened, model, sites, sample, inverse_ridge, seed)
     done = [d for d in opened if any(d.name == one.name for one in measured if one.dictionary)]
     if len(done) < len(opened):
         sample.notes.append(f"PARTIAL: interrupted after {len(done)} of {len(opened)} dictionaries.")
     return probes_report(measured, sample, done, min_f1, {
         "text": table or open_text(text).name, "model": model.name, "context": sample.held.tokens.shape[1],
-        "pool": pool if table else None, "examples": examples, "min_f1": min_f1, "ridge": ridge, "seed": seed,
+        "pooling": pooling if table else None, "min_examples": min_examples, "min_f1": min_f1,
+        "inverse_ridge": inverse_ridge, "seed": seed,
         "training_sequences": len(sample.train.tokens), "heldout_sequences": len(sample.held.tokens),
     })  # fmt: skip
 
@@ -149,7 +152,8 @@ def _enough(train: LabelledTokens, held: LabelledTokens, least: int, notes: list
     }
     if not kept.any():
         raise DictlabError(
-            f"{name}: no task has {least} examples of either kind in both splits. Give more text, or lower --examples."
+            f"{name}: no task has {least} examples of each kind in both splits. Give more text, or a lower "
+            "--min-examples."
         )
     return ProbeSample(train.some(kept), held.some(kept), reasons, notes)
 

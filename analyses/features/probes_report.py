@@ -60,7 +60,7 @@ def probes_report(
     }
     if sample.left_out:
         frame = left_out_table(sample.left_out)
-        made["left_out"] = Table(frame, f"Tasks with fewer than {settings['examples']} examples of the rarer kind.")
+        made["left_out"] = Table(frame, f"Tasks with fewer than {settings['min_examples']} examples of the rarer kind.")
     drawn = {
         "probe_loss": Plot(losses_plot(overview), f"{len(held.tasks)} tasks, {n}; bars: {INTERVAL}."),
         "tasks": Plot(tasks_plot(measured, held.tasks), f"F1 of the best feature of each task on held-out text, {n}."),

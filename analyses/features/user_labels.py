@@ -25,14 +25,14 @@ from dictlab.data.text import TABLES, rows
 from dictlab.errors import DictlabError
 from dictlab.model.language_model import LanguageModel
 
-Pool = Literal["mean", "last"]
+Pooling = Literal["mean", "last"]
 HELD_OUT = 0.3  # of the rows of a table without splits of its own
 CLASSES = 50  # of a column at most
 Row = dict[str, Any]
 
 
 def table_tokens(
-    table: str, column: str, labels: Sequence[str], model: LanguageModel, *, pool: Pool, limit: int, seed: int
+    table: str, column: str, labels: Sequence[str], model: LanguageModel, *, pool: Pooling, limit: int, seed: int
 ) -> tuple[LabelledTokens, LabelledTokens, list[str]]:
     """A table as labelled tokens, to fit on and to measure on; and what the user should know of it.
 

@@ -70,9 +70,9 @@ def ablation(
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
-    tokens: int = 64,
-    latents: int = 16,
-    n_positions: int = 16,
+    contexts: int = 64,
+    latents_per_token: int = 16,
+    positions: int = 16,
     seed: int = 0,
     device: str = "cpu",
     token_selection: str | None = None,
@@ -80,40 +80,40 @@ def ablation(
     """How many logits does a latent move when it is taken away?
 
     Args:
-        dictionaries: Any number, at one site or at several.
+        dictionaries: One or more, at one site or at several.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from; its held-out split is used.
-        tokens: Tokens at which latents are ablated, each in a sequence of its own.
-        latents: Active latents at each of them, drawn where there are more; and as many channels.
-        n_positions: Positions at which logits are compared, the token's own the first.
-        seed: Of the sample of text, tokens and latents, and the bootstrap.
+        text: Where tokens come from. Its held-out split is used.
+        contexts: Held-out sequences to measure on. Latents are ablated at one token of each.
+        latents_per_token: Active latents to ablate at a token, drawn where there are more; and as many channels.
+        positions: Positions at which logits are compared, the token's own the first.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
     Example:
-        dictlab report ablation topk8.safetensors topk64.safetensors --tokens 128
+        dictlab report ablation topk8.safetensors topk64.safetensors --contexts 128
     """
     check_at_least(0, seed=seed)
-    check_at_least(1, latents=latents, n_positions=n_positions)
-    check_at_least(2, tokens=tokens)
+    check_at_least(1, latents_per_token=latents_per_token, positions=positions)
+    check_at_least(2, contexts=contexts)
     inputs = open_inputs(
         dictionaries, model=model, text=text, device=device, resumable=True, token_selection=token_selection
     )
-    if n_positions >= inputs.context:
+    if positions >= inputs.context:
         raise DictlabError(
-            f"n_positions is {n_positions}; in contexts of {inputs.context} tokens, 1 to {inputs.context - 1} have a "
+            f"positions is {positions}; in contexts of {inputs.context} tokens, 1 to {inputs.context - 1} have a "
             "token before."
         )
-    sample = inputs.sample(tokens, seed=seed)
+    sample = inputs.sample(contexts, seed=seed)
     counted = counted_mask(inputs.model, sample.tokens, inputs.sites, inputs.selection)
-    places = draw_places(counted, n_positions, seed)
+    places = draw_places(counted, positions, seed)
     if len(places) < 2:
         raise DictlabError(
             f"token selection {inputs.selection}: {len(places)} of {len(counted)} sequences have a token to ablate at, "
-            f"with {n_positions - 1} behind it and one before; 2 are needed. Give more text, or fewer --n-positions."
+            f"with {positions - 1} behind it and one before; 2 are needed. Give more text, or fewer --positions."
         )
-    effects, completion = _measure(inputs, sample.tokens, counted, places, latents, n_positions, seed)
+    effects, completion = _measure(inputs, sample.tokens, counted, places, latents_per_token, positions, seed)
     estimates = estimate_ablations(effects, inputs.dictionaries, [s for s, _ in places[: completion.done]], seed)
     notes = [*sample.warnings, *completion.warnings]
     if len(places) < len(counted):
@@ -121,7 +121,7 @@ def ablation(
             f"{len(counted) - len(places)} of {len(counted)} sequences have no token that counts to ablate at."
         )
     settings = inputs.record() | {
-        "tokens": completion.done, "latents": latents, "n_positions": n_positions,
+        "contexts": completion.done, "latents_per_token": latents_per_token, "positions": positions,
         "vocabulary": inputs.model.vocabulary, "seed": seed,
     }  # fmt: skip
     return ablation_report(effects, estimates, inputs.dictionaries, settings, (*notes, *inputs.warnings))

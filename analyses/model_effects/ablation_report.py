@@ -37,8 +37,8 @@ def ablation_report(
     warnings: Sequence[str],
 ) -> Report:
     """The report of an analysis of ablations: every table with its caption, the plots, the summary and warnings."""
-    vocabulary, tokens = settings["vocabulary"], settings["tokens"]
-    numbers = vocabulary * settings["n_positions"]
+    vocabulary, tokens = settings["vocabulary"], settings["contexts"]
+    numbers = vocabulary * settings["positions"]
     n = f"n = {tokens} tokens of as many held-out sequences (token selection {settings['token_selection']}); {INTERVAL}"
     plots = {"sparsity": Plot(sparsity_plot(effects, estimates), f"{n}. {READ}")}
     if len({one.l0 for one in estimates if one.dictionary}) > 2:

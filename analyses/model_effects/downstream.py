@@ -19,8 +19,8 @@ def downstream(
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
-    contexts: int = 32,
-    directions: bool = True,
+    contexts: int = 64,
+    principal_directions: bool = True,
     seed: int = 0,
     device: str = "cpu",
     token_selection: str | None = None,
@@ -30,10 +30,10 @@ def downstream(
     Args:
         dictionaries: One or more at the same site. Differences are those of the others from the first.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from; its held-out split is used.
+        text: Where tokens come from. Its held-out split is used.
         contexts: Held-out sequences to measure on.
-        directions: Also ask which principal directions are not reconstructed, and what that costs the model.
-        seed: Of the sample of text, the exchange of components and the bootstrap.
+        principal_directions: Also ask which principal directions are not reconstructed, and what that costs the model.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
@@ -48,10 +48,16 @@ def downstream(
     )
     sample = inputs.sample(contexts, seed=seed)
     measurement = measure(
-        inputs.adapted, inputs.model, sample.tokens, selection=inputs.selection, directions=directions, seed=seed
+        inputs.adapted,
+        inputs.model,
+        sample.tokens,
+        selection=inputs.selection,
+        directions=principal_directions,
+        seed=seed,
     )
     settings = inputs.record() | {
-        "site": inputs.sites[0], "contexts": measurement.n_sequences, "directions": directions, "seed": seed,
+        "site": inputs.sites[0], "contexts": measurement.n_sequences,
+        "principal_directions": principal_directions, "seed": seed,
     }  # fmt: skip
     warnings = (*measurement.warnings, *sample.warnings, *inputs.warnings)
     return downstream_report(measurement, inputs.dictionaries, settings, warnings)

@@ -53,57 +53,59 @@ def pathology(
     *,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
-    contexts: int = 32,
-    context: int | None = None,
-    begin: bool = False,
+    contexts: int = 64,
+    context_length: int | None = None,
+    prepend_bos: bool = False,
     draws: int = 2,
     position: int | None = None,
-    n_positions_after: int = 16,
-    n_random_points: int = 500,
-    sweep: int = 8,
-    occurrences: int = 10,
+    positions_after: int = 16,
+    random_points: int = 500,
+    sweep_contexts: int = 8,
+    min_occurrences: int = 10,
     seed: int = 0,
     device: str = "cpu",
 ) -> Report:
     """Does a dictionary's error do more damage to the model than other errors of its size?
 
     Args:
-        dictionaries: Any number, at one site or at several.
+        dictionaries: One or more, at one site or at several.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from: the held-out split to measure on, the training split for covariances.
+        text: Where tokens come from. Its held-out split to measure on, its training split for covariances.
         contexts: Held-out sequences to measure on.
-        context: Tokens a sequence; by default what the dictionaries were trained on.
-        begin: Begin each sequence with the tokenizer's beginning-of-text token.
+        context_length: Tokens a sequence; by default what the dictionaries were trained on.
+        prepend_bos: Begin each sequence with the tokenizer's beginning-of-text token.
         draws: Draws of each random intervention at every token.
         position: The token that is replaced alone; by default 32, or the middle of a shorter sequence.
-        n_positions_after: Positions after it at which the damage is measured; 0 leaves single-token interventions out.
-        n_random_points: Random points at the same distance, to rank the KL of that token's reconstruction against; 0
+        positions_after: Positions after it at which the damage is measured; 0 leaves single-token interventions out.
+        random_points: Random points at the same distance, to rank the KL of that token's reconstruction against; 0
             leaves this out.
-        sweep: Sequences on which steps of many lengths are taken; 0 leaves these out.
-        occurrences: How often a token has to occur for a row of its own.
-        seed: Of the sample of text, the random interventions and the bootstrap.
+        sweep_contexts: Sequences on which steps of many lengths are taken; 0 leaves these out.
+        min_occurrences: How often a token has to occur for a row of its own.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
 
     Example:
         dictlab report pathology local.safetensors e2e.safetensors stitched.safetensors --contexts 64
-        dictlab report pathology gpt2-layer6.safetensors --contexts 1600 --context 128 --begin --sweep 0
+        dictlab report pathology gpt2-layer6.safetensors --contexts 1600 --context-length 128 --prepend-bos
     """
-    check_at_least(0, n_positions_after=n_positions_after, sweep=sweep, seed=seed)
-    check_at_least(1, draws=draws, occurrences=occurrences)
+    check_at_least(0, positions_after=positions_after, sweep_contexts=sweep_contexts, seed=seed)
+    check_at_least(1, draws=draws, min_occurrences=min_occurrences)
     check_at_least(2, contexts=contexts)
-    if n_random_points == 1 or n_random_points < 0:
+    if random_points == 1 or random_points < 0:
         raise DictlabError(
-            f"n_random_points is {n_random_points}; expected 2 or more points to be among, or 0 to leave this out."
+            f"random_points is {random_points}; expected 2 or more points to be among, or 0 to leave this out."
         )
     opened = open_dictionaries(dictionaries)
     sites = list(dict.fromkeys(site_of(dictionary) for dictionary in opened))
     model, text = open_model(model, opened, device), open_text(text)
     for site in sites:
         model.block_input(site)  # refuses, before any work, what cannot be resumed from
-    size = model.context_length(context) if context else context_of(opened, model, text)
+    size = model.context_length(context_length) if context_length else context_of(opened, model, text)
     position = _position(position, size)
-    damage = DamageSettings(draws, position, min(n_positions_after, size - 1 - position), n_random_points, sweep, seed)
-    elsewhere, tokens = _tokens(model, text, size, begin, (_needed(opened, size), contexts), seed)
+    damage = DamageSettings(
+        draws, position, min(positions_after, size - 1 - position), random_points, sweep_contexts, seed
+    )
+    elsewhere, tokens = _tokens(model, text, size, prepend_bos, (_needed(opened, size), contexts), seed)
     site_statistics = measure_sites(model, elsewhere, sites)
     on_device = in_model(opened, model)
     arrays = measure_damage(on_device, model, tokens, site_statistics, damage)
@@ -112,7 +114,7 @@ def pathology(
         for dictionary, own in zip(opened, arrays, strict=True)
     ]
     words, frequency = _words(model, tokens), _frequencies(model, torch.cat([elsewhere, tokens]))
-    made = _tables(found, damage, words, frequency, occurrences)
+    made = _tables(found, damage, words, frequency, min_occurrences)
     return Report(
         title="Is the error of a reconstruction worse than others of its size?",
         summary=_summary(found),
@@ -122,10 +124,10 @@ def pathology(
             "text": text.name,
             "model": model.name,
             "context": size,
-            "begin": begin,
+            "prepend_bos": prepend_bos,
             "contexts": found[0].sequences,
             "tokens_of_covariance": elsewhere[:, 1:].numel(),
-            "occurrences": occurrences,
+            "min_occurrences": min_occurrences,
             "device": str(model.device),
         }
         | damage._asdict(),
@@ -159,7 +161,7 @@ def _tokens(
     start: list[int] = []
     if begin and not leading_tokens(model.tokenizer):
         if model.tokenizer.bos_token_id is None:
-            raise DictlabError(f"{model.name}: its tokenizer has no beginning-of-text token; leave --begin out.")
+            raise DictlabError(f"{model.name}: its tokenizer has no beginning-of-text token; leave --prepend-bos out.")
         start = [model.tokenizer.bos_token_id]
     drawn = []
     for split, count in zip(("train", "heldout"), counts, strict=True):
@@ -168,7 +170,7 @@ def _tokens(
     if len(drawn[1]) < 2:
         raise DictlabError(
             f"text {text.name}: its held-out split holds {len(drawn[1])} sequence of {size} tokens; intervals need 2. "
-            "Give more text, or a shorter --context."
+            "Give more text, or a shorter --context-length."
         )
     return drawn[0], drawn[1]
 
@@ -215,18 +217,18 @@ def _tables(
             f"Tokens with {occurrences} occurrences or more, by the gap: KL of the reconstruction less {ISOTROPIC}'s.",
         ),
     }
-    if damage.n_positions_after:
+    if damage.positions_after:
         made["single_token"] = Table(
             tables.alone(found), f"Only the token at position {damage.position} replaced; KL there and after it."
         )
-    if damage.n_random_points:
+    if damage.random_points:
         made["far_out"] = Table(
             tables.far_out(found, damage.position, found[0].arrays["tokens"], words),
             f"The token at position {damage.position} replaced alone: KL of its reconstruction among "
-            f"{damage.n_random_points} random points at the same distance; z in their standard deviations, percentile "
+            f"{damage.random_points} random points at the same distance; z in their standard deviations, percentile "
             "among them.",
         )
-    if damage.sweep:
+    if damage.sweep_contexts:
         swept = f"{len(found[0].arrays['reach'])} sequences"
         made["equal_damage"] = Table(
             tables.equal_damage(found),
@@ -253,11 +255,11 @@ def _plots(found: Sequence[DictionaryDamage], made: Mapping[str, Table], damage:
         "histograms": plots.histograms(found),
         "positions": plots.by_position(frames["positions"], found),
     }
-    if damage.n_positions_after:
+    if damage.positions_after:
         drawn["single_token"] = plots.decay(frames["single_token"], found, damage.position)
-    if damage.n_random_points:
+    if damage.random_points:
         drawn["far_out"] = plots.strip(found)
-    if damage.sweep:
+    if damage.sweep_contexts:
         drawn["equal_damage"] = plots.equal_damage(frames["lengths"], frames["equal_damage"], found)
         drawn["sensitivity"] = plots.sensitivity(frames["sensitivity"], found)
     if len({site_of(one.dictionary) for one in found}) > 1:

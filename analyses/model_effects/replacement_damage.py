@@ -52,17 +52,17 @@ class DamageSettings(NamedTuple):
     Attributes:
         draws: Of each random intervention, at every token.
         position: The token that is replaced alone.
-        n_positions_after: Positions after it at which the damage is measured; 0 for no single-token interventions.
-        n_random_points: Random points beside the reconstruction of that token; 0 for none.
-        sweep: Sequences on which steps of many lengths are taken; 0 for none.
+        positions_after: Positions after it at which the damage is measured; 0 for no single-token interventions.
+        random_points: Random points beside the reconstruction of that token; 0 for none.
+        sweep_contexts: Sequences on which steps of many lengths are taken; 0 for none.
         seed: Of all random numbers.
     """
 
     draws: int
     position: int
-    n_positions_after: int
-    n_random_points: int
-    sweep: int
+    positions_after: int
+    random_points: int
+    sweep_contexts: int
     seed: int
 
 
@@ -112,7 +112,7 @@ def measure_damage(
     try:
         with tqdm(total=len(batches) * len(dictionaries), desc="pathology", unit="dictionary-batch") as progress:
             for number, batch in enumerate(batches):
-                swept = min(len(batch), max(0, settings.sweep - done))
+                swept = min(len(batch), max(0, settings.sweep_contexts - done))
                 points = min(len(batch), max(0, POINTS - done))
                 rows.append(
                     _batch(dictionaries, model, batch, sites, errors, settings, (number, swept, points), progress)
@@ -156,7 +156,7 @@ def _batch(
             clean_run.x.float(), x_hat, sites[site], errors[dictionary.name], generator, settings.draws
         )
         row = _described(sample, codes) | _everywhere(clean_run, sample, settings) | {"tokens": tokens}
-        if points and settings.n_random_points:
+        if points and settings.random_points:
             row |= _cloud(clean_run.first(points), sample.first(points), settings)
         if swept:
             part, few, here = clean_run.first(swept), sample.first(swept), _leading(codes, swept * tokens.shape[1])
@@ -201,8 +201,8 @@ def _everywhere(clean_run: CleanRun, sample: ErrorSample, settings: DamageSettin
         "kl_once": torch.stack([some[0] for some in kl], dim=1),
         "ce": torch.stack([some.mean(dim=0) - clean for some in ce], dim=1),
     }
-    if settings.n_positions_after:
-        row["alone"] = _alone(clean_run.tail(settings.position, settings.n_positions_after + 1), at_position)
+    if settings.positions_after:
+        row["alone"] = _alone(clean_run.tail(settings.position, settings.positions_after + 1), at_position)
     return row
 
 
@@ -218,10 +218,10 @@ def _alone(tail: CleanRun, made: list[Tensor]) -> Float[Tensor, "batch intervent
 def _cloud(clean_run: CleanRun, sample: ErrorSample, settings: DamageSettings) -> dict[str, Tensor]:
     """One token's KL under its reconstruction, and under many random points at the same distance."""
     here = slice(settings.position, settings.position + 1)
-    at_token = sample._replace(x=sample.x[:, here], x_hat=sample.x_hat[:, here], n_draws=settings.n_random_points)
+    at_token = sample._replace(x=sample.x[:, here], x_hat=sample.x_hat[:, here], n_draws=settings.random_points)
     points = (INTERVENTIONS[name].make(at_token) for name in CLOUDS)
     kl = clean_run.tail(settings.position, 1).outputs(chain([at_token.x_hat[None]], points)).kl[..., 0]
-    return {"point": kl[0], "cloud": kl[1:].unflatten(0, (len(CLOUDS), settings.n_random_points)).permute(2, 0, 1)}
+    return {"point": kl[0], "cloud": kl[1:].unflatten(0, (len(CLOUDS), settings.random_points)).permute(2, 0, 1)}
 
 
 def _leading(codes: Codes, tokens: int) -> Codes:

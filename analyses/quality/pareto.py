@@ -58,12 +58,12 @@ def pareto(
     front, the ratios between objectives, and what training cost.
 
     Args:
-        dictionaries: Any number at the same site.
+        dictionaries: One or more at the same site.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from; its held-out split is used.
+        text: Where tokens come from. Its held-out split is used.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE and KL.
         contexts: Held-out sequences to measure on.
-        seed: Of the sample of text and the bootstrap.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.

@@ -33,7 +33,7 @@ LAWS = dict(zip(LOSSES, ("laws", "laws_ce"), strict=True))  # names of plots
 def scaling(
     dictionaries: Sequence[DictionaryLike],
     *,
-    measure: bool = False,
+    remeasure: bool = False,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     data: DataLike | None = None,
@@ -46,30 +46,30 @@ def scaling(
 
     Args:
         dictionaries: Dictionaries, or folders of training runs, that differ in width, k or tokens.
-        measure: Measure their losses anew; by default those in their files count.
-        model: For `measure`: the language model; by default the one that the dictionaries name.
-        text: For `measure`: where tokens come from; its held-out split is used.
-        data: For `measure`: activations in place of model and text: an array, or a .npy or .safetensors file. No CE.
-        contexts: For `measure`: held-out sequences.
-        seed: Of the bootstrap, and of the sample for `measure`.
-        device: For `measure`: cpu, cuda, ...
+        remeasure: Measure their losses anew; by default those in their files count, and no model is opened.
+        model: The language model; by default the one that the dictionaries name.
+        text: Where tokens come from. Its held-out split is used.
+        data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE.
+        contexts: Held-out sequences to measure on.
+        seed: Seed of everything that is drawn at random.
+        device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
     Example:
         dictlab report scaling runs/grid
-        dictlab report scaling checkpoints/local-topk16-*.safetensors --measure
+        dictlab report scaling checkpoints/local-topk16-*.safetensors --remeasure
     """
     check_at_least(0, seed=seed)
     opened, folders = opened_runs(dictionaries)
     opened = with_selection(opened, token_selection)
     if len(opened) < LEAST:
         raise DictlabError(f"too few runs for a fit: {len(opened)} given. {ENOUGH}")
-    if data is not None and not measure:
-        raise DictlabError("data is what losses are measured on anew; give --measure with it, or leave it out.")
+    if data is not None and not remeasure:
+        raise DictlabError("data is what losses are measured on anew; give --remeasure with it, or leave it out.")
     measured, cautions = None, tuple[str, ...]()
-    settings: dict[str, Any] = {"measure": measure, "seed": seed}
-    if measure:
+    settings: dict[str, Any] = {"remeasure": remeasure, "seed": seed}
+    if remeasure:
         reading = open_activations(opened, model=model, text=text, data=data, device=device)
         source, cautions = reading.part("heldout"), reading.cautions
         measured = evaluate_activations(reading.dictionaries, source, contexts=contexts, seed=seed)

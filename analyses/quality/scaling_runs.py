@@ -55,7 +55,7 @@ def runs_table(opened: Sequence[Dictionary], measured: Sequence[Evaluation] | No
         about = dictionary.metadata
         missing = next((name for name in (*map(METRICS.get, losses), "l0") if name not in metrics), None)
         if missing is not None:
-            raise DictlabError(f"{dictionary.name}: its file holds no {missing}. Give --measure to measure it now.")
+            raise DictlabError(f"{dictionary.name}: its file holds no {missing}. Give --remeasure to measure it now.")
         samples.add(metrics.get("evaluation_sample"))
         k = getattr(dictionary.activation, "k", None)
         flops = _flops(dictionary, float(metrics["l0"]))
@@ -86,7 +86,7 @@ def runs_table(opened: Sequence[Dictionary], measured: Sequence[Evaluation] | No
     notes = []
     if len(samples) > 1:
         notes.append(
-            "The losses in the files were measured on different samples; give --measure to compare like with like."
+            "The losses in the files were measured on different samples; give --remeasure to compare like with like."
         )
     if costless:
         notes.append(

@@ -79,8 +79,8 @@ def shrinkage(
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     data: DataLike | None = None,
-    contexts: int = 32,
-    levels: tuple[int, ...] = LEVELS,
+    contexts: int = 64,
+    l0_levels: tuple[int, ...] = LEVELS,
     seed: int = 0,
     device: str = "cpu",
     token_selection: str | None = None,
@@ -88,23 +88,23 @@ def shrinkage(
     """Are activations too small, and what do other numbers of active latents give after training?
 
     Args:
-        dictionaries: Any number, at one site or at several.
+        dictionaries: One or more, at one site or at several.
         model: The language model; by default the one that the dictionaries name.
-        text: Where tokens come from; its held-out split is used, and the training split for thresholds.
+        text: Where tokens come from. Its held-out split to measure on, its training split for thresholds.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE.
         contexts: Held-out sequences to measure on.
-        levels: Active latents a token to try after training, by the largest k and by a threshold.
-        seed: Of the sample of text and the bootstrap.
+        l0_levels: Active latents a token to try after training, by the largest k and by a threshold.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
     Example:
-        dictlab report shrinkage relu.safetensors topk.safetensors --contexts 64 --levels 4 --levels 16 --levels 64
+        dictlab report shrinkage relu.safetensors topk.safetensors --contexts 64 --l0-levels 4 --l0-levels 16
         dictlab report shrinkage relu.safetensors topk.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed)
-    check_at_least(1, levels=min(levels, default=None))
+    check_at_least(1, l0_levels=min(l0_levels, default=None))
     check_at_least(2, contexts=contexts)
     if data is None:
         inputs = open_inputs(
@@ -114,7 +114,7 @@ def shrinkage(
     else:
         given = open_dictionaries(dictionaries, token_selection=token_selection)
         measured_on = _from_array(given, model, data, contexts, seed, device)
-    wanted = sorted(set(levels))
+    wanted = sorted(set(l0_levels))
     rules = [
         rules_of(dictionary, measured_on.threshold_data[key], wanted)
         for dictionary, key in zip(measured_on.dictionaries, measured_on.keys, strict=True)
@@ -136,7 +136,7 @@ def shrinkage(
         measured_on.given,
         f"{completion.done} {unit} ({tokens} {counted}, token selection {measured_on.selection})",
         measured_on.thresholds_from,
-        settings | {"levels": list(levels), "seed": seed},
+        settings | {"l0_levels": list(l0_levels), "seed": seed},
         (*completion.warnings, *measured_on.warnings),
     )
 

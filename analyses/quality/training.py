@@ -42,7 +42,7 @@ def training(runs: Sequence[str | Path], *, seed: int = 0) -> Report:
 
     Args:
         runs: Folders of training runs, finished or not; of a run that is going on, as far as it is.
-        seed: Of the bootstrap.
+        seed: Seed of everything that is drawn at random.
 
     Example:
         dictlab report training runs/first runs/second

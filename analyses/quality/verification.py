@@ -218,14 +218,15 @@ def verification(
 
     Args:
         dictionary: Of any library's.
-        model: The language model; by default the one that the dictionary names. Without one, weights alone are checked.
-        text: Where tokens come from; its held-out split is used.
+        model: The language model; by default the one that the dictionaries name. Without one, weights alone
+            are checked.
+        text: Where tokens come from. Its held-out split is used.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. No CE.
         contexts: Held-out sequences to measure on.
         format: The name of its format; recognised from the content by default.
         scale: What its inputs are multiplied by, where its configuration does not say.
         ignore: Fields of its configuration to pass over although they are unknown here.
-        seed: Of the sample of text and the bootstrap.
+        seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.

@@ -56,13 +56,12 @@ def max_cosines(a: Dictionary, b: Dictionary) -> Float[Tensor, " alive"]:
 def geometry(
     dictionaries: Sequence[DictionaryLike],
     *,
-    umap: bool = True,
-    points: int = 2000,
+    umap_points: int = 2000,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     data: DataLike | None = None,
-    tokens: int = 16_384,
-    permutations: int = 500,
+    tokens: int = 65_536,
+    permutations: int = 100,
     seed: int = 0,
     device: str = "cpu",
     token_selection: str | None = None,
@@ -71,15 +70,14 @@ def geometry(
 
     Args:
         dictionaries: One or more at the same site.
-        umap: Draw a map of all directions together.
-        points: Directions on the map; of more, a sample, with all that are in a region.
-        model: The language model, for contexts; by default the one that the dictionaries name.
-        text: Where tokens for contexts come from; its training split is used.
+        umap_points: Directions on a UMAP of all together; of more, a sample, with all that are in a region. 0 for none.
+        model: The language model; by default the one that the dictionaries name. For contexts.
+        text: Where tokens come from. Its training split is used, for contexts.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file. Rows for contexts.
-        tokens: Tokens in which to look for contexts; 0 for none, and no model is opened.
-        permutations: Shuffles behind the p-values of regions; more where many pairs ask for it.
-        seed: Of chance levels, intervals, shuffles, the sample of text and the map.
-        device: Where to run the model: cpu, cuda, ...
+        tokens: Training tokens to sample. 0 to look for no contexts and open no model.
+        permutations: Shuffles behind each p-value. More where many pairs of dictionaries ask for it.
+        seed: Seed of everything that is drawn at random.
+        device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
@@ -87,9 +85,9 @@ def geometry(
         dictlab report geometry a.safetensors b.safetensors c.safetensors --out out/geometry
         dictlab report geometry a.safetensors b.safetensors --data activations.npy
     """
-    check_at_least(0, seed=seed, tokens=tokens)
+    check_at_least(0, seed=seed, tokens=tokens, umap_points=umap_points)
     check_at_least(1, permutations=permutations)
-    check_at_least(3, points=points)
+    check_at_least(3, umap_points=umap_points or None)
     given = open_dictionaries(dictionaries, token_selection=token_selection)
     check_same_place(given, model)
     contexts, warnings = find_contexts(given, model, text, tokens, seed, device, data)
@@ -107,11 +105,11 @@ def geometry(
         tables["crowding"] = Table(crowding_table(opened, values, means), _CROWDING)
         tables |= compared.tables(contexts)
     plots = {"distributions": distribution_plot(opened, values, levels), "heatmap": heatmap(opened, values)}
-    umap, no_map = (umap, ()) if not umap or find_spec("umap") else (False, (NO_UMAP,))
-    if umap:
-        placed = map_points(opened, points, membership(compared.found), seed)
+    no_map = (NO_UMAP,) if umap_points and not find_spec("umap") else ()
+    if umap_points and not no_map:
+        placed = map_points(opened, umap_points, membership(compared.found), seed)
         plots["map"] = map_plot(opened, with_contexts(placed, contexts))
-    settings: dict[str, Any] = {"umap": umap, "points": points, "permutations": compared.permutations, "tokens": 0}
+    settings: dict[str, Any] = {"umap_points": umap_points, "permutations": compared.permutations, "tokens": 0}
     settings |= {} if contexts is None else contexts.record
     return Report(
         title=f"Geometry of {len(opened)} dictionaries" if len(opened) > 1 else f"Geometry of {opened[0].name}",

@@ -60,10 +60,10 @@ DETAILED = 6  # pairs of dictionaries whose latents are listed: all of four dict
 def matching(
     dictionaries: Sequence[DictionaryLike],
     *,
-    top: int = 3,
+    neighbours: int = 3,
     threshold: float = 0.7,
-    correlation: float = 0.5,
-    fewest: int = 50,
+    correlation_threshold: float = 0.5,
+    min_active_tokens: int = 50,
     ridge: float = 0.01,
     model: ModelLike | None = None,
     text: TextLike = "builtin",
@@ -78,29 +78,30 @@ def matching(
 
     Args:
         dictionaries: Two or more at the same site.
-        top: Neighbours listed for each latent.
-        threshold: Cosine from which two latents count as the same.
-        correlation: Correlation of activations from which two latents have the same trigger.
-        fewest: Tokens at which a latent must be active for its activations to be compared.
+        neighbours: Nearest latents listed for each latent.
+        threshold: Cosine of decoder directions from which two latents count as the same.
+        correlation_threshold: Correlation of activations from which two latents have the same trigger.
+        min_active_tokens: Tokens at which a latent must be active for its activations to be compared.
         ridge: Of the prediction of codes from codes, as a share of the mean variance of a latent.
-        model: The language model; by default the one that the dictionaries name, if it is within reach.
-        text: Where tokens come from; its training split is used.
+        model: The language model; by default the one that the dictionaries name. Where it is out of
+            reach, directions alone are compared.
+        text: Where tokens come from. Its training split is used.
         data: Activations in place of model and text: an array, or a .npy or .safetensors file.
-        tokens: Tokens to compare activations on; 0 for none, and no model is opened.
+        tokens: Training tokens to sample. 0 to compare no activations and open no model.
         permutations: Shuffles behind each p-value.
-        seed: Of chance levels, intervals, shuffles and the sample of text.
-        device: Where to run the model: cpu, cuda, ...
+        seed: Seed of everything that is drawn at random.
+        device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
     Example:
-        dictlab report matching a.safetensors b.safetensors c.safetensors --top 5
+        dictlab report matching a.safetensors b.safetensors c.safetensors --neighbours 5
         dictlab report matching a.safetensors b.safetensors --data activations.npy
     """
-    check_at_least(1, top=top, permutations=permutations)
-    check_at_least(2, fewest=fewest)
+    check_at_least(1, neighbours=neighbours, permutations=permutations)
+    check_at_least(2, min_active_tokens=min_active_tokens)
     check_at_least(0, seed=seed, tokens=tokens)
-    _check_levels(threshold=threshold, correlation=correlation)
+    _check_levels(threshold=threshold, correlation_threshold=correlation_threshold)
     if not 0 < ridge < math.inf:
         raise DictlabError(f"ridge is {ridge:g}; expected more than 0.")
     given = open_dictionaries(dictionaries, least=2, in_place=True, token_selection=token_selection)
@@ -108,17 +109,19 @@ def matching(
     sample, warnings = sampled(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in with_firing_rates(given, sample)]
     with ranks():
-        pairs = [paired(a, b, top=top, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")]
+        pairs = [
+            paired(a, b, top=neighbours, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")
+        ]
     levels = {d.name: chance_levels(d, seed) for d in opened}
     found = [s for pair in pairs for s in direction_similarities(pair, levels, threshold, seed)]
     firing: list[Fired] = []
     if sample is not None:
-        how: Any = {"fewest": fewest, "permutations": permutations, "seed": seed}
-        marks: Any = {"cosine": threshold, "correlation": correlation}
+        how: Any = {"fewest": min_active_tokens, "permutations": permutations, "seed": seed}
+        marks: Any = {"cosine": threshold, "correlation": correlation_threshold}
         firing = [fired(pair, sample, **marks, **how) for pair in _progress(pairs, "activations")]
         found += [s for one in firing for s in one.similarities]
     spaces = [
-        compared_spaces(pair, sample, ridge=ridge, fewest=fewest, permutations=permutations, seed=seed)
+        compared_spaces(pair, sample, ridge=ridge, fewest=min_active_tokens, permutations=permutations, seed=seed)
         for pair in _progress(pairs, "spaces")
     ]
     similarities = similarity_table([*found, *(s for one in spaces for s in one.similarities)], opened)
@@ -138,15 +141,15 @@ def matching(
         tables["strata"] = Table(strata, f"{_STRATA} Firing rates {rates}.")
         plots["strata"] = strata_plot(strata, rates)
     if sample is not None:
-        n = f"{sample.n_tokens} tokens, latents active at {fewest} or more"
-        plots |= quadrant_plots([one.points for one in firing], threshold, correlation, n)
-    settings: dict[str, Any] = {"top": top, "threshold": threshold, "correlation": correlation, "fewest": fewest}
-    settings["ridge"] = ridge
+        n = f"{sample.n_tokens} tokens, latents active at {min_active_tokens} or more"
+        plots |= quadrant_plots([one.points for one in firing], threshold, correlation_threshold, n)
+    settings: dict[str, Any] = {"neighbours": neighbours, "threshold": threshold}
+    settings |= {"correlation_threshold": correlation_threshold, "min_active_tokens": min_active_tokens, "ridge": ridge}
     settings |= {"tokens": 0} if sample is None else sample.about
     return Report(
         title=_title(opened),
         summary=_summary(opened, overview, similarities, threshold),
-        tables=tables | _details(pairs, firing, [one.latents for one in spaces], correlation),
+        tables=tables | _details(pairs, firing, [one.latents for one in spaces], correlation_threshold),
         plots=plots,
         settings=settings | {"permutations": permutations, "seed": seed},
         inputs=tuple(opened),

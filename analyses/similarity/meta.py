@@ -81,7 +81,7 @@ def explained(meta: Dictionary, directions: Float[Tensor, "n d"]) -> Explained:
 def meta(
     meta: DictionaryLike,
     large: DictionaryLike,
-    small: Sequence[DictionaryLike],
+    smaller: Sequence[DictionaryLike],
     *,
     threshold: float = 0.7,
     seed: int = 0,
@@ -90,16 +90,16 @@ def meta(
 
     Args:
         meta: A dictionary trained on LARGE's decoder directions.
-        large: The dictionary whose directions they are.
-        small: Ordinary dictionaries at LARGE's site, of any widths.
-        threshold: Cosine from which two latents count as the same.
-        seed: Of chance levels and intervals.
+        large: The larger dictionary. Its decoder directions are explained.
+        smaller: Ordinary dictionaries at LARGE's site, of any widths.
+        threshold: Cosine of decoder directions from which two latents count as the same.
+        seed: Seed of everything that is drawn at random.
 
     Example:
         dictlab report meta meta.safetensors large.safetensors small.safetensors smaller.safetensors
     """
     check_at_least(0, seed=seed)
-    opened = [d.to("cpu") for d in open_dictionaries([meta, large, *one_or_several(small)], least=2)]
+    opened = [d.to("cpu") for d in open_dictionaries([meta, large, *one_or_several(smaller)], least=2)]
     over, base, ordinary = opened[0], opened[1], opened[2:]
     for other in opened[1:]:
         if other.d_in != over.d_in:

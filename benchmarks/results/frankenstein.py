@@ -30,21 +30,21 @@ RELU_BESIDE = [f"local-relu{weight}-1024-s0" for weight in (2.5, 10, 20)]
 def pools() -> dict[str, dict[str, object]]:
     """What is put together, and how."""
     return {
-        "widths": {"dictionaries": shipped(*TOPK), "beside": shipped(*RELU_BESIDE[:1])},
+        "widths": {"dictionaries": shipped(*TOPK), "baselines": shipped(*RELU_BESIDE[:1])},
         "seeds": {
             "dictionaries": shipped(*SEEDS),
-            "beside": shipped(*[TOPK[2], *RELU_BESIDE[:1]]),
+            "baselines": shipped(*[TOPK[2], *RELU_BESIDE[:1]]),
             "search_refit": True,
-            "gradient": True,
-            "steps": 200,
+            "gradient_refits": True,
+            "gradient_steps": 200,
             "compact": "codes",
         },
         "seeds, cosine 0.7": {
             "dictionaries": shipped(*SEEDS),
-            "beside": shipped(*[TOPK[2], *RELU_BESIDE[:1]]),
-            "threshold": 0.7,
+            "baselines": shipped(*[TOPK[2], *RELU_BESIDE[:1]]),
+            "max_cosine": 0.7,
         },
-        "relu": {"dictionaries": shipped(*RELU), "beside": shipped(*RELU_BESIDE), "search_refit": True},
+        "relu": {"dictionaries": shipped(*RELU), "baselines": shipped(*RELU_BESIDE), "search_refit": True},
     }
 
 

@@ -29,7 +29,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             (made,) = train(config, out=folder, model=model).dictionaries
         dictionaries.append(replace(made, name=site))
-    report = pathology(dictionaries, model=model, contexts=24, draws=1, n_positions_after=0, n_random_points=0, sweep=0)
+    report = pathology(
+        dictionaries, model=model, contexts=24, draws=1, positions_after=0, random_points=0, sweep_contexts=0
+    )
     print("| site | explained variance | KL | over ε-random | over covariance mixture |\n|---|---:|---:|---:|---:|")
     for made, (_, row) in zip(dictionaries, report.tables["comparison"].frame.iterrows(), strict=True):
         cells = [f"{row[n]:.3f} [{row[f'{n} low']:.3f}, {row[f'{n} high']:.3f}]" for n in ("KL",)]

@@ -32,8 +32,8 @@ OTHERS = ["e2e-relu0.2-1024-s0", "e2e+ds-relu2-1024-s0"]
 
 def of_probes() -> Report:
     """All of them, and a stitch of two."""
-    made = stitching(*shipped("local-topk16-512-s0", "local-topk16-1024-s0")).dictionaries
-    return probes([*map(load, sorted(CHECKPOINTS.glob("*.safetensors"))), *made.values()])
+    made = stitching(*shipped("local-topk16-512-s0", "local-topk16-1024-s0"), tokens=131_072).dictionaries
+    return probes([*map(load, sorted(CHECKPOINTS.glob("*.safetensors"))), *made.values()], contexts=128)
 
 
 def of_shrinkage() -> Report:
@@ -41,7 +41,7 @@ def of_shrinkage() -> Report:
 
 
 def of_ablation() -> Report:
-    return ablation(files([*BY_K, TOPK[-1], *BY_PENALTY]), tokens=128)
+    return ablation(files([*BY_K, TOPK[-1], *BY_PENALTY]), contexts=128)
 
 
 def of_scaling() -> Report:

@@ -113,8 +113,8 @@ X = data()
 def reports(small: Dictionary, large: Dictionary) -> dict[str, Report]:
     """Every analysis of two dictionaries that needs no model."""
     return {
-        "matching": matching([small, large], data=X, tokens=720, permutations=2, fewest=5),
-        "geometry": geometry([small, large], data=X, tokens=720, permutations=20, umap=False),
+        "matching": matching([small, large], data=X, tokens=720, permutations=2, min_active_tokens=5),
+        "geometry": geometry([small, large], data=X, tokens=720, permutations=20, umap_points=0),
         "novelty": novelty(small, large, data=X, tokens=720),
     }
 
@@ -180,7 +180,7 @@ def test_the_same_function_with_and_without_a_layer_norm():
     nothing = torch.zeros(D)
     plain = Dictionary(W.T.contiguous(), torch.zeros(N), W, nothing, nothing, TopK(4), name="plain")
     normed = replace(plain, normalisation=LayerNorm(eps=0.0), name="normed")
-    report = matching([plain, normed], data=X, tokens=720, permutations=2, fewest=5)
+    report = matching([plain, normed], data=X, tokens=720, permutations=2, min_active_tokens=5)
     value = report.tables["similarities"].frame.set_index(["measure", "from"])["value"]
     for measure in ("MMCS", "MCC, encoder", "correlation, matched pairs", "CKA, codes"):
         assert float(value[measure].iloc[0]) == pytest.approx(1, abs=1e-4)
@@ -196,7 +196,7 @@ def test_opposite_signs_are_one_function_to_what_is_made_of_it():
     for analysis, how in (
         (path, {"order": "cosine", "random_orders": 0}),
         (stitching, {"select": "cosine"}),
-        (lambda a, b, **k: frankenstein([a, *b], refit="none", **k), {}),
+        (lambda a, b, **k: frankenstein([a, *b], written_refit="none", **k), {}),
     ):
         one, other = (analysis(small, [x], data=X, tokens=360, contexts=10, **how) for x in (large, negated))
         assert_equal_tables(one, other)

@@ -31,7 +31,7 @@ def dictionaries():
 
 def _novelty(given):
     small, large, control = dictionaries()
-    return novelty(small, large, control=control, cards=3, behaviour=3, choose="random", contexts=4, **given)
+    return novelty(small, large, control=control, cards=3, ce_latents=3, latent_choice="random", contexts=4, **given)
 
 
 def _stitching(given):
@@ -41,7 +41,7 @@ def _stitching(given):
 
 def _search(given):
     small, large, _ = dictionaries()
-    return stitching(small, large, contexts=4, select="optimal", latents=12, **given)
+    return stitching(small, large, contexts=4, select="optimal", max_latents=12, **given)
 
 
 def _path(given):
@@ -51,7 +51,7 @@ def _path(given):
 
 def _frankenstein(given):
     first, second, other = dictionaries()
-    return frankenstein([first, second], beside=[other], contexts=4, compact="codes", refit="bias", **given)
+    return frankenstein([first, second], baselines=[other], contexts=4, compact="codes", written_refit="bias", **given)
 
 
 ANALYSES = {

@@ -74,12 +74,12 @@ def held_out(model, text, contexts: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_ablations_are_at_tokens_that_count(model, text, spec):
-    report = ablation([dictionary(spec)], model=model, text=text, tokens=12, latents=2, n_positions=4)
+    report = ablation([dictionary(spec)], model=model, text=text, contexts=12, latents_per_token=2, positions=4)
     frame, mask = report.tables["effects"].frame, counted(model, held_out(model, text, 12), spec)
     assert all(mask[s, p] for s, p in zip(frame["sequence"], frame["position"], strict=True))
     assert report.settings["token_selection"] == spec and report.warnings == ()
     everything = ablation(
-        [dictionary(spec)], model=model, text=text, tokens=12, latents=2, n_positions=4, token_selection="all"
+        [dictionary(spec)], model=model, text=text, contexts=12, latents_per_token=2, positions=4, token_selection="all"
     )
     assert any("Attention sinks" in warning for warning in everything.warnings)
     assert everything.settings["token_selection"] == "all"
@@ -125,7 +125,7 @@ def test_the_stream_behind_a_splice_is_measured_at_tokens_that_count(model, text
 @pytest.mark.parametrize("spec", [*SPECS, "all"])
 def test_refined_and_cut_codes_are_measured_and_spliced_at_tokens_that_count(model, text, spec):
     d, tokens = dictionary(spec), held_out(model, text, 5)
-    report = shrinkage([d], model=model, text=text, contexts=5, levels=(1, 4))
+    report = shrinkage([d], model=model, text=text, contexts=5, l0_levels=(1, 4))
     mask, frame = counted(model, tokens, spec), report.tables["recovery"].frame
     x = model.capture(tokens, SITE)[SITE]
     rows = x[mask].double()
@@ -142,15 +142,15 @@ def test_refined_and_cut_codes_are_measured_and_spliced_at_tokens_that_count(mod
 
 def test_an_array_is_counted_by_rows_that_count(model, text):
     x = model.capture(held_out(model, text, 6), SITE)[SITE]
-    report = shrinkage([dictionary("without-outliers=10")], data=x, contexts=6, levels=(1,))
+    report = shrinkage([dictionary("without-outliers=10")], data=x, contexts=6, l0_levels=(1,))
     assert report.settings["tokens"] == 6 * (CONTEXT - 1)
     assert report.settings["token_selection"] == "without-outliers=10"
 
 
 ANALYSES = {
-    "shrinkage": (shrinkage, {"contexts": 2, "levels": (1,)}),
-    "downstream": (downstream, {"contexts": 2, "directions": False}),
-    "ablation": (ablation, {"tokens": 2}),
+    "shrinkage": (shrinkage, {"contexts": 2, "l0_levels": (1,)}),
+    "downstream": (downstream, {"contexts": 2, "principal_directions": False}),
+    "ablation": (ablation, {"contexts": 2}),
 }
 
 

@@ -149,7 +149,7 @@ def refuse(run, tmp_path):
                 "verification",
             ),
         ),
-        (("report", "geometry"), ("DICTIONARIES", "--no-umap", "--seed", "--out")),
+        (("report", "geometry"), ("DICTIONARIES", "--umap-points", "--seed", "--out")),
         (("info",), ("FILE", "--format", "--map", "--scale", "--ignore")),
         (("convert",), ("SOURCE", "TARGET", "--to", "--map", "--force")),
         (("verify",), ("DICTIONARY", "--model", "--contexts", "--out")),
@@ -419,17 +419,17 @@ def test_stitch_leaves_the_folder_that_the_design_describes(run, refuse, pair, t
 
 
 def test_a_report_is_written_without_what_was_switched_off(run, pair, tmp_path):
-    ran = run("report", "geometry", *pair, "--no-umap", "--seed", "4")
+    ran = run("report", "geometry", *pair, "--umap-points", "0", "--seed", "4")
     assert ran.status == 0, ran.err
     folder = tmp_path / "out" / "geometry-small-large"
     settings = json.loads((folder / "report.json").read_text())["provenance"]["settings"]
-    assert (settings["umap"], settings["seed"]) == (False, 4)
+    assert (settings["umap_points"], settings["seed"]) == (0, 4)
     assert not {"map.csv", "map.png"} & names_in(folder) and "pairs.csv" in names_in(folder)
     assert "out/geometry-small-large/report.html" in ran.out
 
 
 def test_a_folder_that_holds_a_report_is_refused_before_the_work_and_replaced_by_force(run, refuse, pair, tmp_path):
-    arguments = ["report", "geometry", *pair, "--no-umap", "--out", "made"]
+    arguments = ["report", "geometry", *pair, "--umap-points", "0", "--out", "made"]
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "report.json").write_text("{}")
     (tmp_path / "made" / "notes.txt").write_text("mine")
@@ -446,7 +446,7 @@ def changed(path: str, tmp_path, name: str, **about) -> str:
     )
 
 
-COMMANDS = [("stitch",), ("report", "geometry", "--no-umap")]
+COMMANDS = [("stitch",), ("report", "geometry", "--umap-points", "0")]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -554,7 +554,7 @@ def test_a_full_disk_is_said_in_one_line(refuse, pair, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
-    refuse("report", "geometry", *pair, "--no-umap", "--out", "made", says=("No space left on device",))
+    refuse("report", "geometry", *pair, "--umap-points", "0", "--out", "made", says=("No space left on device",))
 
 
 def test_an_interruption_has_its_own_status(run, pair, monkeypatch):
@@ -562,7 +562,7 @@ def test_an_interruption_has_its_own_status(run, pair, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Report, "save", interrupt)
-    ran = run("report", "geometry", *pair, "--no-umap")
+    ran = run("report", "geometry", *pair, "--umap-points", "0")
     assert ran.status == 130 and "interrupted" in ran.err and "Traceback" not in ran.err
 
 

@@ -27,7 +27,7 @@ SLOW = ("torch", "transformers", "pandas", "matplotlib", "datasets", "scipy", "s
         (["inof"], 'Did you mean "info"?'),
         (["info", "x", "--farr"], "Unknown option: --farr"),
         (["report", "geometri"], 'Did you mean "geometry"?'),
-        (["report", "geometry", "x", "--ump"], "Unknown option: --ump. Did you mean --umap?"),
+        (["report", "geometry", "x", "--umap-point"], "Unknown option: --umap-point. Did you mean --umap-points?"),
         (["report", "explanations", "x", "--explaner=1"], "Unknown option: --explaner. Did you mean --explainer?"),
         (["verify", "x", "--contxts", "3"], "Unknown option: --contxts. Did you mean --contexts?"),
         (["train", "--widht", "3"], "Unknown option: --widht. Did you mean --width?"),

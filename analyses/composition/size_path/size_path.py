@@ -55,22 +55,8 @@ def trace_path(chain: DictionaryChain, steps: StepSchedule, marks: NDArray[np.in
     return trace_schedule(chain.sample, chain.pool.W_dec, steps, chain.biases, context=chain.context, marks=marks)
 
 
-def point_with(trace: PathTrace, latents: int) -> int:
-    """The first point of a path that has so many latents or more.
-
-    Raises:
-        DictlabError: The path never has as many, or it starts with more.
-    """
-    counts = trace.schedule.n_latents()
-    if latents < counts[0]:
-        raise DictlabError(f"--at {latents}: the path begins with the {counts[0]} latents of the smallest dictionary.")
-    if latents > counts.max():
-        raise DictlabError(f"--at {latents}: the path never has more than {counts.max()} latents.")
-    return int(np.argmax(counts >= latents))
-
-
 def parse_until(until: str) -> tuple[str, float]:
-    """Name and value of `mse=VALUE` or `l0=VALUE`.
+    """Name and value of `latents=N`, `mse=VALUE` or `l0=VALUE`.
 
     Raises:
         DictlabError: It is something else.
@@ -80,8 +66,8 @@ def parse_until(until: str) -> tuple[str, float]:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if name not in ("mse", "l0") or not np.isfinite(value):
-        raise DictlabError(f"--until {until}: expected mse=VALUE or l0=VALUE, such as mse=4.2.")
+    if name not in ("latents", "mse", "l0") or not np.isfinite(value):
+        raise DictlabError(f"--until {until}: expected latents=N, mse=VALUE or l0=VALUE, such as mse=4.2.")
     return name, value
 
 
@@ -90,14 +76,14 @@ def point_until(trace: PathTrace, until: str, bias: Bias = "best") -> int:
 
     Args:
         trace: The path.
-        until: `mse=VALUE` or `l0=VALUE`.
+        until: `latents=N`, `mse=VALUE` or `l0=VALUE`.
         bias: With which the error is measured.
 
     Raises:
         DictlabError: It is something else, or the value is never reached.
     """
     name, value = parse_until(until)
-    curve = trace.mse(bias) if name == "mse" else trace.l0()
+    curve = {"latents": trace.schedule.n_latents(), "mse": trace.mse(bias), "l0": trace.l0()}[name]
     reached = curve <= value if curve[0] >= value else curve >= value
     if not reached.any():
         raise DictlabError(

@@ -72,7 +72,14 @@ def asking(server, tmp_path, **options):
 def explained(interpreter, text, dictionaries=None, **options):
     given = dictionaries or [letter_dictionary()]
     return explanations(
-        given, model=letter_model(), text=text, tokens=1440, examples=1, longest=2, interpreter=interpreter, **options
+        given,
+        model=letter_model(),
+        text=text,
+        tokens=1440,
+        examples=1,
+        max_pattern_length=2,
+        interpreter=interpreter,
+        **options,
     )
 
 

@@ -40,10 +40,10 @@ ANALYSES = {
     "frankenstein": lambda **o: frankenstein([FIRST, SECOND], **{"tokens": 2000, **o}),
     "novelty": lambda **o: novelty(FIRST, ALL, **{"tokens": 2000, **o}),
     "matching": lambda **o: matching([FIRST, ALL], **{"tokens": 2000, "permutations": 20, **o}),
-    "geometry": lambda **o: geometry([FIRST, ALL], **{"tokens": 2000, "umap": False, "permutations": 20, **o}),
+    "geometry": lambda **o: geometry([FIRST, ALL], **{"tokens": 2000, "umap_points": 0, "permutations": 20, **o}),
     "pareto": lambda **o: pareto([FIRST, ALL], **o),
-    "shrinkage": lambda **o: shrinkage([FIRST, ALL], **{"levels": (1, 2), **o}),
-    "scaling": lambda **o: scaling(SIX, **{"measure": True, **o}),
+    "shrinkage": lambda **o: shrinkage([FIRST, ALL], **{"l0_levels": (1, 2), **o}),
+    "scaling": lambda **o: scaling(SIX, **{"remeasure": True, **o}),
     "verification": lambda **o: verification(ALL, **o),
 }
 
@@ -96,7 +96,7 @@ def test_a_path_to_the_other_half_inserts_all_of_it():
 
 
 def test_a_dictionary_put_together_from_two_halves_is_the_whole():
-    report = frankenstein([FIRST, SECOND], beside=[ALL], **FIT, compact="decisions")
+    report = frankenstein([FIRST, SECOND], baselines=[ALL], **FIT, compact="decisions")
     quality = quality_of(report)
     assert quality["cosine, none"] > 0.9999 and quality["first"] < 0.7
     assert set(report.tables["at_equal_size"].frame["error"]) == {"MSE"}
@@ -105,7 +105,7 @@ def test_a_dictionary_put_together_from_two_halves_is_the_whole():
 
 def test_planted_shrinkage_is_found():
     shrunk = replace(ALL, W_enc=0.6 * ALL.W_enc, name="shrunk")
-    row = shrinkage([shrunk], data=X, levels=(2,)).tables["overview"].frame.iloc[0]
+    row = shrinkage([shrunk], data=X, l0_levels=(2,)).tables["overview"].frame.iloc[0]
     assert row["size"] == pytest.approx(1 / 0.6, rel=1e-3) and row["normalised MSE refined"] < 1e-3
 
 
@@ -274,7 +274,7 @@ def test_an_array_that_no_dictionary_has_seen_is_measured_on_whole(name):
 
 def test_options_that_need_a_model_are_refused_beside_data():
     with pytest.raises(DictlabError, match="needs a model; data has none"):
-        novelty(FIRST, ALL, data=X, behaviour=3)
+        novelty(FIRST, ALL, data=X, ce_latents=3)
     with pytest.raises(DictlabError, match="give --measure with it"):
         scaling(SIX, data=X)
     with pytest.raises(DictlabError, match="nothing would be read of the data"):

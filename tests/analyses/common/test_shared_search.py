@@ -47,7 +47,7 @@ def test_the_command_in_two_processes_writes_and_prints_once_what_it_does_in_one
     files = [str(native.save(random_dictionary(n, seed=n), tmp_path / f"of{n}.safetensors")) for n in (90, 150)]
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(40, 16, 8)).astype(np.float32))
     command = ["-m", "dictlab", "report", "matching", *files, "--data", str(tmp_path / "rows.npy")]
-    command += ["--permutations", "3", "--fewest", "5", "--out"]
+    command += ["--permutations", "3", "--min-active-tokens", "5", "--out"]
     launch = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
     for name, launcher in launch.items():
         run = [sys.executable, *launcher, *command, str(tmp_path / name)]

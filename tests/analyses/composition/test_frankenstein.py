@@ -122,7 +122,7 @@ def run(text, dictionaries=None, **options):
 
 @pytest.mark.parametrize("kind", [TopK(4), ReLU()])
 def test_the_report_compares_at_equal_l0_and_size_and_writes_what_it_measured(text, tmp_path, kind):
-    report = run(text, donors(kind), gradient=kind == ReLU(), steps=5, latents=15, l0=6.0)
+    report = run(text, donors(kind), gradient_refits=kind == ReLU(), gradient_steps=5, max_latents=15, max_l0=6.0)
     quality = report.tables["quality"].frame.set_index("dictionary")
     choices = ("cosine", "equal size", "equal L0", "best donor's L0", "as asked", "best donor")
     refits = ("none", "bias", "decoder", *(("biases by gradient", "all by gradient") if kind == ReLU() else ()))
@@ -155,7 +155,7 @@ def test_what_is_chosen_by_error_is_no_worse_on_the_sample_than_what_the_rule_ch
 
 
 def test_compact_dictionaries_carry_no_rivals_and_the_difference_is_reported(text):
-    report = run(text, compact="codes", refit="bias")
+    report = run(text, compact="codes", written_refit="bias")
     made = report.dictionaries["frankenstein"]
     assert made.activation.kind == "jumprelu" and made.n_latents == made.n_emitting
     table = report.tables["compact"].frame.set_index("dictionary")
@@ -164,9 +164,9 @@ def test_compact_dictionaries_carry_no_rivals_and_the_difference_is_reported(tex
     assert run(text).dictionaries["frankenstein"].activation.kind == "union"
 
 
-def test_trained_dictionaries_beside_are_part_of_the_frontier_and_give_no_latents(text):
+def test_baselines_are_part_of_the_frontier_and_give_no_latents(text):
     other = random_dictionary(40, 16, seed=9, name="other", activation=TopK(9))
-    report = run(text, beside=[other])
+    report = run(text, baselines=[other])
     assert report.dictionaries["frankenstein"].metadata.sources == ("d12", "d20", "d30")
     assert "other" in set(report.tables["quality"].frame["dictionary"])
     assert not any("level" in where for where in report.tables["at_equal_l0"].frame["frontier there"][:3])
@@ -176,14 +176,14 @@ def test_bad_input_is_answered_in_a_sentence(text):
     with pytest.raises(DictlabError, match="2 or more"):
         run(text, donors()[:1])
     with pytest.raises(DictlabError, match="give it once"):
-        run(text, beside=donors()[:1])
+        run(text, baselines=donors()[:1])
     elsewhere = replace(donors()[1], metadata=replace(donors()[1].metadata, site="blocks.2.hook_resid_pre"))
     with pytest.raises(DictlabError, match="site"):
         run(text, [donors()[0], elsewhere])
     with pytest.raises(DictlabError, match="expected one of"):
-        run(text, refit="some")
+        run(text, written_refit="some")
     with pytest.raises(DictlabError, match="no latent fits"):
-        run(text, latents=0)
+        run(text, max_latents=0)
     dead = [replace(d, b_enc=torch.full_like(d.b_enc, -1e6), activation=ReLU()) for d in donors()]
     with pytest.raises(DictlabError, match="no latent"):
         run(text, dead)

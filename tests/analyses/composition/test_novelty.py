@@ -245,7 +245,7 @@ def reported(model, text, *given, **options):
 
 
 def test_the_report_has_shares_curves_cards_and_behaviour(model, text, tmp_path):
-    report = reported(model, text, one_of(1), one_of(2, 40), cards=3, behaviour=4, choose="random")
+    report = reported(model, text, one_of(1), one_of(2, 40), cards=3, ce_latents=4, latent_choice="random")
     assert set(report.tables) == {
         "latents", "shares", "behaviour", "portraits", "prediction", "thresholds", "agreement",
     }  # fmt: skip
@@ -261,18 +261,18 @@ def test_the_report_has_shares_curves_cards_and_behaviour(model, text, tmp_path)
 
 
 def test_the_most_useful_are_the_novel_ones_with_the_largest_decrease(model, text):
-    report = reported(model, text, one_of(1), one_of(2, 40), cards=5, behaviour=2)
+    report = reported(model, text, one_of(1), one_of(2, 40), cards=5, ce_latents=2)
     novel = report.tables["latents"].frame.query("`class` == 'novel'").nsmallest(5, "change in MSE")
     assert report.tables["portraits"].frame["latent"].tolist() == novel["latent"].tolist()
     assert report.tables["behaviour"].frame["latent"].tolist() == novel["latent"].tolist()[:2]
 
 
 def test_latents_that_are_named_are_looked_at(model, text):
-    report = reported(model, text, one_of(1), one_of(2, 40), latents=[7, 3, 7], cards=9)
+    report = reported(model, text, one_of(1), one_of(2, 40), which_latents=[7, 3, 7], cards=9)
     for name in ("portraits", "behaviour"):
         assert report.tables[name].frame["latent"].tolist() == [7, 3]
-    with pytest.raises(DictlabError, match=r"n40s2 has latents 0 to 39, and none called 40"):
-        reported(model, text, one_of(1), one_of(2, 40), latents=[40])
+    with pytest.raises(DictlabError, match=r"n40s2 has latents 0 to 39, and no 40"):
+        reported(model, text, one_of(1), one_of(2, 40), which_latents=[40])
 
 
 def test_two_seeds_are_recognised_as_the_control_itself(model, text):
@@ -336,7 +336,7 @@ def test_a_dictionary_that_adds_nothing_is_refused(model, text):
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 20), (20, 1)])
 def test_a_single_latent_is_enough(model, text, n, m):
-    report = reported(model, text, one_of(1, n), one_of(2, m), cards=2, behaviour=1, choose="random")
+    report = reported(model, text, one_of(1, n), one_of(2, m), cards=2, ce_latents=1, latent_choice="random")
     assert len(report.tables["latents"].frame) == m
     if m == 1:
         assert "nothing for cosine to predict" in report.summary and "prediction" not in report.plots
@@ -346,7 +346,7 @@ def test_a_single_latent_is_enough(model, text, n, m):
 def test_directions_of_length_0_and_a_single_sequence_are_said(model, text):
     large = one_of(2, 40)
     empty = replace(large, W_dec=torch.where(torch.arange(40)[:, None] < 2, 0.0, large.W_dec))
-    report = reported(model, text, one_of(1), empty, tokens=32, cards=2, behaviour=2, contexts=1)
+    report = reported(model, text, one_of(1), empty, tokens=32, cards=2, ce_latents=2, contexts=1)
     assert any("decoder direction of length 0" in warning for warning in report.warnings)
     assert report.tables["latents"].frame["standard error"].isna().all()
     assert report.tables["shares"].frame["dead"][0] >= 2
@@ -354,7 +354,7 @@ def test_directions_of_length_0_and_a_single_sequence_are_said(model, text):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"cards": -1}, "cards is -1"), ({"behaviour": -3}, "behaviour is -3"), ({"tokens": 5}, "tokens is 5")],
+    [({"cards": -1}, "cards is -1"), ({"ce_latents": -3}, "ce_latents is -3"), ({"tokens": 5}, "tokens is 5")],
 )
 def test_numbers_that_make_no_sense_are_refused(model, text, options, says):
     with pytest.raises(DictlabError, match=says):
@@ -365,5 +365,5 @@ def test_nothing_novel_leaves_no_cards_and_no_error(model, text):
     """LARGE overshoots everywhere."""
     small = one_of(1)
     large = replace(one_of(2, 40), W_dec=one_of(2, 40).W_dec * 1e3)
-    report = reported(model, text, small, large, cards=3, behaviour=3)
+    report = reported(model, text, small, large, cards=3, ce_latents=3)
     assert "0% of" in report.summary and not report.cards and "behaviour" not in report.tables

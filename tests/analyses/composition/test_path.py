@@ -66,18 +66,18 @@ def test_ends_of_phases_do_not_depend_on_the_order(text, order):
 
 def test_stitch_writes_the_dictionary_at_a_point_of_the_path(text, tmp_path):
     points = reported(text).tables["path"].frame
-    report = stitched(text, at=16)
+    report = stitched(text, until="latents=16")
     report.save(tmp_path / "out")
     made = load(tmp_path / "out" / "stitched.safetensors")
     where = points[points["latents"] >= 16].iloc[0]
     assert made.metadata.training["point"] == where["point"] and made.n_emitting == where["latents"]
-    assert "of the path" in report.summary and report.settings["at"] == 16
+    assert "of the path" in report.summary and report.settings["until"] == "latents=16"
     quality = report.tables["quality"].frame.set_index("dictionary")
     assert quality["latents"]["stitched"] == where["latents"]
 
 
 def test_an_until_that_cannot_be_read_is_refused_before_any_dictionary_is_opened():
-    with pytest.raises(DictlabError, match="expected mse=VALUE or l0=VALUE"):
+    with pytest.raises(DictlabError, match="expected latents=N, mse=VALUE or l0=VALUE"):
         stitching("no-such-file.safetensors", ["nor-this.safetensors"], until="foo")
 
 
@@ -96,7 +96,9 @@ def test_the_end_of_the_path_with_the_own_bias_is_the_largest_dictionary(text):
     """A last point with more latents than any before it; there the bias is the best one, of LARGE's latents."""
     small, large = (random_dictionary(n, 16, seed=n, name=f"of {n}", activation=TopK(4)) for n in (4, 30))
     large = replace(large, W_dec=torch.cat([small.W_dec, large.W_dec[4:]]))
-    report = stitching(small, large, model=tiny_model(), text=text, at=30, refit="none", threshold=0.999, **SAMPLE)
+    report = stitching(
+        small, large, model=tiny_model(), text=text, until="latents=30", refit="none", threshold=0.999, **SAMPLE
+    )
     own = replace(report.dictionaries["stitched"], b_out=large.b_out)
     x = torch.randn(40, 16)
     torch.testing.assert_close(own.reconstruct(x), large.reconstruct(x), atol=1e-4, rtol=1e-4)
@@ -105,14 +107,12 @@ def test_the_end_of_the_path_with_the_own_bias_is_the_largest_dictionary(text):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"at": 5}, "begins with the 12 latents"),
-        ({"at": 1000}, "never has more than"),
-        ({"at": 0}, "at is 0"),
+        ({"until": "latents=5"}, "never reached; along the path latents is 12 to"),
+        ({"until": "latents=1000"}, "never reached; along the path latents is 12 to"),
         ({"until": "mse=-1"}, "never reached"),
-        ({"until": "kl=1"}, "expected mse=VALUE or l0=VALUE"),
-        ({"until": "mse"}, "expected mse=VALUE or l0=VALUE"),
-        ({"until": "mse=nan"}, "expected mse=VALUE or l0=VALUE"),
-        ({"at": 15, "until": "l0=5"}, "give one"),
+        ({"until": "kl=1"}, "expected latents=N, mse=VALUE or l0=VALUE"),
+        ({"until": "mse"}, "expected latents=N, mse=VALUE or l0=VALUE"),
+        ({"until": "mse=nan"}, "expected latents=N, mse=VALUE or l0=VALUE"),
     ],
 )
 def test_points_that_are_not_on_the_path_are_refused(text, options, says):

@@ -386,7 +386,7 @@ def test_a_search_keeps_to_its_budgets_and_is_no_worse_than_large_where_it_was_m
     report = stitching(*parents(), select="optimal", **options)
     stitched, rates = report.dictionaries["stitched"], report.dictionaries["stitched"].firing_rate
     assert float(rates.sum()) <= 4 + 1e-4 and "found by search" in report.summary
-    small = stitching(*parents(), select="optimal", latents=7, l0=2.5, **options).dictionaries["stitched"]
+    small = stitching(*parents(), select="optimal", max_latents=7, max_l0=2.5, **options).dictionaries["stitched"]
     assert small.n_emitting <= 7 and float(small.firing_rate.sum()) <= 2.5 + 1e-4
     sample = activations.sample_site(tiny_model(), text.as_split("train"), SITE, context=32, tokens=2000)
     x = torch.cat([batch.flatten(0, 1) for batch in sample])
@@ -417,4 +417,4 @@ def test_a_search_for_a_decoder_that_is_refitted_is_no_worse_refitted_than_any_o
 
 def test_budgets_without_a_search_are_refused(text):
     with pytest.raises(DictlabError, match="--select optimal"):
-        run(text, l0=3.0)
+        run(text, max_l0=3.0)

@@ -333,7 +333,7 @@ def test_a_dictionary_whose_patterns_were_never_met_has_no_difference_of_precisi
 
 def test_the_report_explains_the_latents_that_it_names(model, text):
     family = [random_dictionary(40, 16, activation=a, name=n) for n, a in (("a", TopK(4)), ("b", ReLU()))]
-    report = explanations(family, model=model, text=text, latents=5, examples=4, longest=4, tokens=160)
+    report = explanations(family, model=model, text=text, latents=5, examples=4, max_pattern_length=4, tokens=160)
     overview, frame = report.tables["overview"].frame, report.tables["latents"].frame
     assert overview["dictionary"].tolist() == ["a", "b"] and overview["latents"].tolist() == [5, 5]
     assert frame.groupby("dictionary").size().tolist() == [5, 5] and (frame["examples"] >= 1).all()
@@ -342,13 +342,13 @@ def test_the_report_explains_the_latents_that_it_names(model, text):
     assert (rebuilt["clean"] > 0).all() and rebuilt["share"].between(0, 1).all()
     assert len(report.cards["patterns"].cards) == 10
     assert report.tables["differences"].frame["against"].unique().tolist() == ["a"]
-    again = explanations(family, model=model, text=text, latents=5, examples=4, longest=4, tokens=160)
+    again = explanations(family, model=model, text=text, latents=5, examples=4, max_pattern_length=4, tokens=160)
     assert again.tables["patterns"].frame.equals(report.tables["patterns"].frame)
 
 
 def test_all_latents_are_explained_on_demand(model, text):
     own = random_dictionary(24, 16, activation=BatchTopK(4))
-    report = explanations([own], model=model, text=text, latents=0, examples=1, longest=2, tokens=96)
+    report = explanations([own], model=model, text=text, latents=0, examples=1, max_pattern_length=2, tokens=96)
     assert "differences" not in report.tables and "encoded together" in report.warnings[0]
     assert report.tables["reconstruction"].frame["share"].tolist() == pytest.approx([1.0], abs=0.02)
 
@@ -359,7 +359,9 @@ def test_a_dictionary_of_which_nothing_fires_is_refused(model, text):
         explanations([silent], model=model, text=text, tokens=96)
 
 
-@pytest.mark.parametrize(("option", "value"), [("tokens", 40), ("latents", -1), ("examples", 0), ("longest", 0)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("tokens", 40), ("latents", -1), ("examples", 0), ("max_pattern_length", 0)]
+)
 def test_options_that_make_no_sense_are_refused(model, text, option, value):
     with pytest.raises(DictlabError, match=option):
         explanations([random_dictionary(40, 16)], model=model, text=text, **{option: value})

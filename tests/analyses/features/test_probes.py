@@ -102,7 +102,7 @@ def test_the_threshold_has_the_largest_f1_there_is(pairs):
 
 
 def test_the_report_has_a_row_for_each_task_and_set_of_features(model, sources):
-    report = probes([random_dictionary(d=16)], model=model, text=Text.files(sources), contexts=12, examples=3)
+    report = probes([random_dictionary(d=16)], model=model, text=Text.files(sources), contexts=12, min_examples=3)
     overview, tasks = report.tables["overview"].frame, report.tables["tasks"].frame
     assert list(overview["features"]) == ["random", "residual channels", "principal components", "dense probe"]
     assert len(tasks) == 4 * report.settings["tasks"]
@@ -128,8 +128,8 @@ def test_labels_of_whole_texts_make_one_task_or_one_a_class(model, tmp_path):
     )
     for pool in ("mean", "last"):
         report = probes(
-            [random_dictionary(d=16)], model=model, table=table(tmp_path, frame), labels=("good", "kind"), pool=pool,
-            examples=2,
+            [random_dictionary(d=16)], model=model, table=table(tmp_path, frame), labels=("good", "kind"), pooling=pool,
+            min_examples=2,
         )  # fmt: skip
         names = set(report.tables["tasks"].frame["task"])
         assert names == {"good", "kind = k0", "kind = k1", "kind = k2"}
@@ -144,7 +144,7 @@ def test_labels_of_tokens_are_lists_or_spans_of_characters(model, tmp_path):
         for kind in ("csv", "parquet"):
             values = [json.dumps(v) for v in column] if kind == "csv" else column
             path = table(tmp_path, pd.DataFrame({"text": found, "label": values}), kind)
-            report = probes([random_dictionary(d=16)], model=model, table=path, examples=2)
+            report = probes([random_dictionary(d=16)], model=model, table=path, min_examples=2)
             losses.append(float(report.tables["overview"].frame["probe loss"][0]))
     assert losses == pytest.approx([losses[0]] * 4)
 
@@ -170,7 +170,7 @@ def test_labels_of_tokens_are_lists_or_spans_of_characters(model, tmp_path):
 def test_a_bad_table_is_answered_in_a_sentence(model, tmp_path, columns, said):
     path = table(tmp_path, pd.DataFrame(columns))
     with pytest.raises(DictlabError, match=said.replace("[", r"\[")):
-        probes([random_dictionary(d=16)], model=model, table=path, examples=2)
+        probes([random_dictionary(d=16)], model=model, table=path, min_examples=2)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_an_interruption_leaves_the_dictionaries_that_are_complete(model, tmp_pa
             return whole(dictionary, *args, **kwargs)
 
         monkeypatch.setattr(module, "of_dictionary", one)
-        return probes(given, model=model, table=path, examples=2)
+        return probes(given, model=model, table=path, min_examples=2)
 
     report = stopped_at("d2")
     assert "PARTIAL: interrupted after 2 of 3 dictionaries." in report.warnings

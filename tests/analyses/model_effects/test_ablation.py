@@ -75,7 +75,7 @@ def test_every_ablation_equals_a_whole_forward_without_it(model, text, monkeypat
         name: random_dictionary(40, 16, activation=TopK(4), seed=i, name=name, metadata=Metadata(site=site))
         for i, (name, site) in enumerate(sites.items())
     }
-    report = ablation(list(dictionaries.values()), model=model, text=text, tokens=3, latents=8, n_positions=5)
+    report = ablation(list(dictionaries.values()), model=model, text=text, contexts=3, latents_per_token=8, positions=5)
     frame = report.tables["effects"].frame
     tokens = text.as_split("heldout").sample(model.tokenizer, 32, 3, seed=0)
     own = frame[frame["kind"] == "latent"]
@@ -111,17 +111,17 @@ def test_an_interruption_leaves_what_was_measured_marked_as_partial(model, text,
         return whole(*args)
 
     monkeypatch.setattr(module, "ablation_effects", interrupted)
-    report = ablation([random_dictionary(40, 16)], model=model, text=text, tokens=6, n_positions=4)
+    report = ablation([random_dictionary(40, 16)], model=model, text=text, contexts=6, positions=4)
     assert report.warnings == ("PARTIAL: interrupted after 3 of 6 tokens.",)
-    assert report.settings["tokens"] == 3 and report.tables["effects"].frame["sequence"].max() == 2
+    assert report.settings["contexts"] == 3 and report.tables["effects"].frame["sequence"].max() == 2
     left[0] = 1
     with pytest.raises(KeyboardInterrupt):
-        ablation([random_dictionary(40, 16)], model=model, text=text, tokens=6, n_positions=4)
+        ablation([random_dictionary(40, 16)], model=model, text=text, contexts=6, positions=4)
 
 
 def test_random_directions_are_as_long_and_channels_stand_beside(model, text):
     dictionary = random_dictionary(40, 16, activation=TopK(4))
-    report = ablation([dictionary], model=model, text=text, tokens=6, latents=2, n_positions=4)
+    report = ablation([dictionary], model=model, text=text, contexts=6, latents_per_token=2, positions=4)
     frame, overview = report.tables["effects"].frame, report.tables["overview"].frame
     counts = frame.groupby("kind").size()
     assert counts["latent"] == counts["random direction"] <= 12 and counts["residual channel"] == 12
@@ -132,7 +132,7 @@ def test_random_directions_are_as_long_and_channels_stand_beside(model, text):
 def test_what_is_found_of_a_dictionary_does_not_depend_on_its_company(model, text):
     one, other = (random_dictionary(40, 16, activation=TopK(4), seed=i, name=f"d{i}") for i in range(2))
     frames = [
-        ablation(given, model=model, text=text, tokens=4, n_positions=4).tables["effects"].frame
+        ablation(given, model=model, text=text, contexts=4, positions=4).tables["effects"].frame
         for given in ([one], [other, one])
     ]
     own = [frame[frame["dictionary"] == "d0"].reset_index(drop=True) for frame in frames]
@@ -143,7 +143,7 @@ def test_what_is_found_of_a_dictionary_does_not_depend_on_its_company(model, tex
 def test_l0_counts_all_active_latents_and_not_those_ablated(model, text):
     dictionary = random_dictionary(60, 16, activation=TopK(9), normalisation=None)
     row = (
-        ablation([dictionary], model=model, text=text, tokens=5, latents=3, n_positions=4)
+        ablation([dictionary], model=model, text=text, contexts=5, latents_per_token=3, positions=4)
         .tables["overview"]
         .frame.loc[0]
     )
@@ -153,7 +153,7 @@ def test_l0_counts_all_active_latents_and_not_those_ablated(model, text):
 def test_rare_latents_have_a_mean_of_their_own(model, text):
     rates = torch.linspace(0, 1, 40)
     dictionary = replace(random_dictionary(40, 16, activation=TopK(8)), firing_rate=rates)
-    tables = ablation([dictionary], model=model, text=text, tokens=8, n_positions=4).tables
+    tables = ablation([dictionary], model=model, text=text, contexts=8, positions=4).tables
     latents = tables["effects"].frame.query("kind == 'latent'")
     assert latents["rate"].to_numpy() == pytest.approx(rates[latents["which"].to_numpy()].numpy())
     expected = latents.loc[latents["which"] < 4, "sparsity"].mean()
@@ -162,10 +162,10 @@ def test_rare_latents_have_a_mean_of_their_own(model, text):
 
 def test_a_dictionary_of_which_nothing_fires_has_no_sparsity(model, text):
     silent = replace(random_dictionary(40, 16, activation=TopK(4)), b_enc=torch.full((40,), -1e4))
-    report = ablation([silent], model=model, text=text, tokens=3, n_positions=4)
+    report = ablation([silent], model=model, text=text, contexts=3, positions=4)
     assert math.isnan(report.tables["overview"].frame["sparsity"][0])
 
 
 def test_more_positions_than_the_context_holds_are_refused(model, text):
     with pytest.raises(DictlabError, match="1 to 31 have a token before"):
-        ablation([random_dictionary(40, 16)], model=model, text=text, n_positions=32)
+        ablation([random_dictionary(40, 16)], model=model, text=text, positions=32)

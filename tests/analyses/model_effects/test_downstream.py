@@ -181,7 +181,7 @@ def test_the_last_site_has_nothing_behind_it_but_the_output(text):
 
 
 def test_without_directions_none_are_asked_for(text):
-    report = downstream([perfect()], model=tiny_model(), text=text, contexts=4, directions=False)
+    report = downstream([perfect()], model=tiny_model(), text=text, contexts=4, principal_directions=False)
     assert set(report.tables) == {"overview", "depth", "metrics"} and set(report.plots) == {"depth"}
 
 

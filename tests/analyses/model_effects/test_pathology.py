@@ -202,14 +202,21 @@ def model():
 
 FAST = {
     "contexts": 6,
-    "context": 16,
+    "context_length": 16,
     "draws": 1,
-    "n_random_points": 8,
-    "sweep": 2,
-    "n_positions_after": 3,
-    "occurrences": 3,
+    "random_points": 8,
+    "sweep_contexts": 2,
+    "positions_after": 3,
+    "min_occurrences": 3,
 }
-SPARSE = {"contexts": 6, "context": 16, "draws": 1, "n_random_points": 0, "sweep": 0, "n_positions_after": 0}
+SPARSE = {
+    "contexts": 6,
+    "context_length": 16,
+    "draws": 1,
+    "random_points": 0,
+    "sweep_contexts": 0,
+    "positions_after": 0,
+}
 
 
 def at(site: str, d: int = 16, **options):
@@ -271,7 +278,7 @@ def test_a_perfect_dictionary_does_no_damage_and_has_no_ratio(model, text):
     ],
 )
 def test_every_kind_of_site_is_served(model, text, site):
-    report = pathology([at(site)], model=model, text=text, **(FAST | {"sweep": 1}))
+    report = pathology([at(site)], model=model, text=text, **(FAST | {"sweep_contexts": 1}))
     assert frame(report, "comparison")["KL"][0] > 0
 
 
@@ -328,9 +335,9 @@ def damaged(name="damaged"):
         (damaged(), {}, r"damaged.*of \d+ of \d+ tokens is not finite"),
         (at(SITE), {"contexts": 1}, "contexts is 1"),
         (at(SITE), {"draws": 0}, "draws is 0"),
-        (at(SITE), {"n_random_points": 1}, "n_random_points is 1"),
+        (at(SITE), {"random_points": 1}, "random_points is 1"),
         (at(SITE), {"position": 15}, "position is 15"),
-        (at(SITE), {"context": 33}, "context is 33"),
+        (at(SITE), {"context_length": 33}, "context is 33"),
         (at(SITE), {"text": "no/such/text"}, "no/such/text"),
     ],
 )
@@ -346,7 +353,7 @@ def test_a_text_of_less_than_a_context_is_named(model, tmp_path):
 
 
 def test_sequences_can_begin_with_the_beginning_of_text(model, text):
-    report = pathology([at(SITE)], model=model, text=text, begin=True, **(SPARSE | {"occurrences": 1}))
+    report = pathology([at(SITE)], model=model, text=text, prepend_bos=True, **(SPARSE | {"min_occurrences": 1}))
     first = frame(report, "tokens").set_index("id")
     assert first["count"][model.tokenizer.bos_token_id] >= 6
 

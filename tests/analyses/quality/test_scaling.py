@@ -70,7 +70,7 @@ def test_a_file_without_losses_is_named_and_measuring_is_offered():
 
 def test_losses_are_measured_where_that_is_asked_for(tmp_path):
     several = [replace(run(width), metadata=Metadata(site=SITE, objective="local")) for width in (32, 64, 128, 256)]
-    report = scaling(several, measure=True, model=tiny_model(), text=many_documents(tmp_path), contexts=4)
+    report = scaling(several, remeasure=True, model=tiny_model(), text=many_documents(tmp_path), contexts=4)
     assert (report.tables["runs"].frame["normalised MSE"] > 0).all()
     assert report.tables["runs"].frame["FLOPs"].isna().all() and "No FLOPs" in report.warnings[0]
 

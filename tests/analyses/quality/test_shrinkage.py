@@ -82,7 +82,7 @@ def text(tmp_path_factory):
 
 def test_the_report_marks_training_and_agrees_with_it_at_the_same_k(model, text):
     dictionary = random_dictionary(40, 16, activation=TopK(4), metadata=Metadata(site=SITE))
-    report = shrinkage([dictionary], model=model, text=text, contexts=4, levels=(1, 4, 16))
+    report = shrinkage([dictionary], model=model, text=text, contexts=4, l0_levels=(1, 4, 16))
     frame = report.tables["recovery"].frame
     trained, same = (
         frame[frame["trained"]].iloc[0],
@@ -104,13 +104,13 @@ def test_an_activation_function_with_a_rule_of_its_own_keeps_it_and_the_report_s
 
 def test_a_threshold_of_a_jumprelu_replaces_its_own(model, text):
     dictionary = random_dictionary(40, 16, activation=JumpReLU(torch.full((40,), 0.5)))
-    report = shrinkage([dictionary], model=model, text=text, contexts=4, levels=(2, 8))
+    report = shrinkage([dictionary], model=model, text=text, contexts=4, l0_levels=(2, 8))
     assert set(report.tables["recovery"].frame["rule"]) == {"as trained", "largest k", "threshold"}
 
 
 def test_no_active_latents_at_all_are_refused(model, text):
     with pytest.raises(DictlabError, match="levels is 0"):
-        shrinkage([random_dictionary(40, 16)], model=model, text=text, levels=(0, 4))
+        shrinkage([random_dictionary(40, 16)], model=model, text=text, l0_levels=(0, 4))
 
 
 def test_tokens_without_any_active_latent_are_left_as_they_are():
@@ -122,7 +122,7 @@ def test_tokens_without_any_active_latent_are_left_as_they_are():
 
 def test_levels_that_no_dictionary_has_are_refused(tmp_path):
     with pytest.raises(DictlabError, match=r"levels are 64; random has 40 latents"):
-        shrinkage([random_dictionary(40, 16)], model=tiny_model(), text=many_documents(tmp_path), levels=(64,))
+        shrinkage([random_dictionary(40, 16)], model=tiny_model(), text=many_documents(tmp_path), l0_levels=(64,))
 
 
 def test_an_interruption_leaves_what_was_measured_marked_as_partial(tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_an_interruption_leaves_what_was_measured_marked_as_partial(tmp_path, mo
 
     monkeypatch.setattr(opening, "BATCH_TOKENS", 64)  # two sequences of 32 tokens
     monkeypatch.setattr(module, "_batch", interrupted)
-    given = {"model": tiny_model(), "text": many_documents(tmp_path), "contexts": 6, "levels": (2,)}
+    given = {"model": tiny_model(), "text": many_documents(tmp_path), "contexts": 6, "l0_levels": (2,)}
     report = shrinkage([random_dictionary(40, 16)], **given)
     assert report.warnings == ("PARTIAL: interrupted after 4 of 6 sequences.",)
     assert report.settings["contexts"] == 4

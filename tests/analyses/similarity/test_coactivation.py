@@ -149,7 +149,7 @@ def text(tmp_path):
 
 
 def measured(a, b, text, **options):
-    options = {"tokens": 1280, "fewest": 5, "permutations": 19} | options
+    options = {"tokens": 1280, "min_active_tokens": 5, "permutations": 19} | options
     return matching([a, b], model=tiny_model(), text=text, **options)
 
 
@@ -238,7 +238,7 @@ def test_an_array_of_what_the_model_has_gives_the_similarities_that_the_model_do
     for name, rates in ours.rates().items():
         torch.testing.assert_close(others.rates()[name], rates)
     by_model = measured(*pair, text, tokens=640).tables["similarities"].frame.set_index("measure")
-    report = matching(pair, data=rows, tokens=620, fewest=5, permutations=19)
+    report = matching(pair, data=rows, tokens=620, min_active_tokens=5, permutations=19)
     by_array = report.tables["similarities"].frame.set_index("measure")
     for name in ("MMCS", "correlation, matched pairs", "Jaccard, matched pairs", "P(A fires | B fires), matched pairs"):
         np.testing.assert_allclose(by_array.loc[[name], "value"], by_model.loc[[name], "value"], atol=1e-5)
@@ -248,7 +248,7 @@ def test_an_array_of_what_the_model_has_gives_the_similarities_that_the_model_do
 
 def test_rows_without_sequences_are_said_to_be_resampled_in_blocks(text):
     rows = captured(text).flatten(0, 1)
-    report = matching([of_site("a"), of_site("b", seed=1)], data=rows, fewest=5, permutations=5)
+    report = matching([of_site("a"), of_site("b", seed=1)], data=rows, min_active_tokens=5, permutations=5)
     assert report.settings["tokens"] == 620 // 9 * 9 and any("blocks of 9 rows" in w for w in report.warnings)
 
 

@@ -52,7 +52,7 @@ def test_within_a_dictionary_a_latent_is_compared_with_the_others_only():
 
 def test_the_report_holds_every_ordered_pair_with_chance_and_interval():
     family = [member("a"), member("b", seed=1), member("c", objective="e2e")]
-    report = geometry(family, umap=False)
+    report = geometry(family, umap_points=0)
     pairs = report.tables["pairs"].frame
     assert len(pairs) == 9 and set(pairs["relation"]) == {"within", "cross-seed", "cross-objective"}
     same = pairs[(pairs["from"] == "a") & (pairs["to"] == "c")].iloc[0]
@@ -86,7 +86,7 @@ def test_the_map_puts_clusters_of_directions_apart_and_is_repeatable():
 
 def test_the_floor_is_what_the_same_latents_reach_in_another_seed():
     family = [member("a"), member("b", seed=1), member("c", seed=2, objective="e2e")]
-    pairs = geometry(family, umap=False).tables["pairs"].frame.set_index(["from", "to"])
+    pairs = geometry(family, umap_points=0).tables["pairs"].frame.set_index(["from", "to"])
     cross = pairs.loc["a", "c"]
     a, b, c = family
     expected = float((max_cosines(a, b) - max_cosines(a, c)).mean())
@@ -97,7 +97,7 @@ def test_the_floor_is_what_the_same_latents_reach_in_another_seed():
 
 def test_pairs_of_one_seed_are_averaged_apart():
     family = [member("a"), member("b", seed=1), member("c", objective="e2e")]  # a and c begin with the same directions
-    relations = geometry(family, umap=False).tables["relations"].frame.set_index(["relation", "seeds"])["mean"]
+    relations = geometry(family, umap_points=0).tables["relations"].frame.set_index(["relation", "seeds"])["mean"]
     assert relations["cross-objective", "same"] == pytest.approx(1)
     assert relations["cross-objective", "different"] < 0.9
 
@@ -116,14 +116,14 @@ def test_intervals_are_those_of_resampling_latents_and_differences_are_paired():
 def test_a_dictionary_that_crowds_more_is_said_to_crowd_more():
     a = member("a")
     crowded = replace(a, W_dec=a.W_dec[0] + 0.3 * a.W_dec, name="b")
-    row = geometry([crowded, a], umap=False).tables["crowding"].frame.iloc[0]
+    row = geometry([crowded, a], umap_points=0).tables["crowding"].frame.iloc[0]
     assert row["dictionary"] == "b" and row["low"] > 0.1 and row["low"] < row["difference"] < row["high"]
 
 
 def test_without_two_seeds_the_report_says_that_there_is_no_floor():
     pair = [member("a"), member("c", objective="e2e")]
-    assert any("no floor" in warning for warning in geometry(pair, umap=False).warnings)
-    assert not any("no floor" in w for w in geometry([member("a"), member("b", seed=1)], umap=False).warnings)
+    assert any("no floor" in warning for warning in geometry(pair, umap_points=0).warnings)
+    assert not any("no floor" in w for w in geometry([member("a"), member("b", seed=1)], umap_points=0).warnings)
 
 
 def with_region(seed: int = 0) -> list:
@@ -136,7 +136,7 @@ def with_region(seed: int = 0) -> list:
 
 
 def test_a_region_is_listed_with_its_latents_and_marked_on_the_map():
-    report = geometry(with_region(), points=120, tokens=0)
+    report = geometry(with_region(), umap_points=120, tokens=0)
     (row,) = report.tables["regions"].frame.to_dict("records")
     assert (row["filled by"], row["not by"]) == ("a", "b") and row["p-value"] <= 0.05 and row["density ratio"] > 5
     latents = report.tables["region_latents"].frame
@@ -153,11 +153,11 @@ def test_a_region_is_listed_with_its_latents_and_marked_on_the_map():
 def test_dead_latents_are_in_no_region():
     a, b = with_region()
     a = replace(a, firing_rate=(torch.arange(240) < 200).float())
-    assert geometry([a, b], umap=False, tokens=0).tables["regions"].frame.empty
+    assert geometry([a, b], umap_points=0, tokens=0).tables["regions"].frame.empty
 
 
 def test_a_report_without_regions_can_be_saved(tmp_path):
-    folder = geometry([member("a"), member("b", seed=1)], umap=False, tokens=0).save(tmp_path / "out")
+    folder = geometry([member("a"), member("b", seed=1)], umap_points=0, tokens=0).save(tmp_path / "out")
     assert (folder / "regions.csv").read_text().startswith("region,filled by")
 
 
@@ -176,16 +176,16 @@ def test_points_of_the_map_and_regions_show_their_contexts(tmp_path):
 
 
 def test_a_model_out_of_reach_is_told_and_the_rest_is_there():
-    report = geometry([member("a"), member("b", seed=1)], umap=False)
+    report = geometry([member("a"), member("b", seed=1)], umap_points=0)
     unknown = "a, b: no firing rates are known, so dead latents take part."
     assert "No contexts" in report.warnings[0] and report.settings["tokens"] == 0
-    assert report.warnings[1:] == geometry([member("a"), member("b", seed=1)], umap=False, tokens=0).warnings
+    assert report.warnings[1:] == geometry([member("a"), member("b", seed=1)], umap_points=0, tokens=0).warnings
     assert report.warnings[1:] == (unknown,)
 
 
 def test_dictionaries_of_different_widths_of_activation_are_refused():
     with pytest.raises(DictlabError, match=r"a and b.*8 and 9"):
-        geometry([random_dictionary(name="a"), random_dictionary(24, 9, name="b")], umap=False)
+        geometry([random_dictionary(name="a"), random_dictionary(24, 9, name="b")], umap_points=0)
 
 
 @pytest.mark.parametrize(("name", "setting"), [("batchtopk", "k"), ("jumprelu", "l0"), ("relu", "l1")])

@@ -105,7 +105,7 @@ def test_a_dictionary_and_its_permutation_match_one_to_one():
     a = random_dictionary(name="a")
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     b = replace(a, W_dec=2 * a.W_dec[order], W_enc=a.W_enc[:, order], b_enc=a.b_enc[order], name="b")
-    report = matching([a, b], top=1)
+    report = matching([a, b], neighbours=1)
     overview = report.tables["overview"].frame
     assert overview["MMCS"].tolist() == pytest.approx([1, 1])
     assert overview["mutual nearest"].tolist() == [24, 24]
@@ -414,9 +414,9 @@ def test_one_dictionary_alone_is_refused():
     ("options", "what"),
     [
         ({"threshold": 1.1}, "threshold is 1.1; expected -1 to 1"),
-        ({"correlation": float("nan")}, "correlation is nan; expected -1 to 1"),
+        ({"correlation_threshold": float("nan")}, "correlation_threshold is nan; expected -1 to 1"),
         ({"ridge": 0.0}, "ridge is 0; expected more than 0"),
-        ({"top": 0}, "top is 0; expected 1 or more"),
+        ({"neighbours": 0}, "neighbours is 0; expected 1 or more"),
     ],
 )
 def test_options_out_of_range_are_refused_before_anything_is_read(options, what):
