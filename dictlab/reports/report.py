@@ -7,10 +7,6 @@ provenance. A `Scatter` is a figure whose points can be asked, on the page, what
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import math
 import os
 import platform
 from collections.abc import Mapping
@@ -23,9 +19,8 @@ from typing import Any
 import numpy
 import pandas as pd
 import torch
-from markupsafe import Markup, escape
+from markupsafe import escape
 from matplotlib.figure import Figure
-from matplotlib.text import Text as MatplotlibText
 
 from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary
@@ -33,10 +28,24 @@ from dictlab.dictionary.hashing import sha256_of_weights
 from dictlab.errors import DictlabError
 from dictlab.formats import native
 from dictlab.reports.cards import Cards, template
+from dictlab.reports.page import (
+    PLAIN,
+    SHOWN_ROWS,
+    anchor,
+    as_json,
+    cell_or_none,
+    coordinate,
+    embedded,
+    flattened,
+    picture,
+    plot_data,
+    safe_frame,
+    settled,
+    table_data,
+    title_of,
+)
 from dictlab.reports.safe_text import for_csv, safe
 from dictlab.reports.whole_folder import write_whole
-
-SHOWN_ROWS = 20  # rows of a table in the page; the files hold all of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +57,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return f"<p>{escape(safe(self.caption))}</p>{_safe_frame(self.frame).to_html(index=False, max_rows=SHOWN_ROWS)}"
+        return f"<p>{escape(safe(self.caption))}</p>{safe_frame(self.frame).to_html(index=False, max_rows=SHOWN_ROWS)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +70,7 @@ class Plot:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         caption = escape(safe(self.caption))
-        return f'<figure><img src="{_data_uri(self.figure)}"><figcaption>{caption}</figcaption></figure>'
+        return f'<figure><img src="{picture(self.figure, PLAIN)}"><figcaption>{caption}</figcaption></figure>'
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +103,14 @@ class Scatter(Plot):
         groups = [str(name) for name in dict.fromkeys([*self.colours, *frame[self.group]])]
         number = {name: i for i, name in enumerate(groups)}
         return {
-            "x": [_coordinate(value) for value in frame[self.x]],
-            "y": [_coordinate(value) for value in frame[self.y]],
+            "x": [coordinate(value) for value in frame[self.x]],
+            "y": [coordinate(value) for value in frame[self.y]],
             "group": [number[str(name)] for name in frame[self.group]],
             "groups": [safe(name) for name in groups],
             "colours": [self.colours.get(name) for name in groups],
             "title": self.group,
-            "labels": {safe(str(name)): [_shown_or_none(value) for value in frame[name]] for name in self.labels},
-            "marks": None if self.marks is None else [_shown_or_none(value) for value in frame[self.marks]],
+            "labels": {safe(str(name)): [cell_or_none(value) for value in frame[name]] for name in self.labels},
+            "marks": None if self.marks is None else [cell_or_none(value) for value in frame[self.marks]],
         }
 
 
@@ -186,26 +195,44 @@ class Report:
 
     def html(self, command: str | None = None) -> str:
         """One self-contained page."""
-        return template("report.html").render(
-            report=self,
-            tables={name: (table.caption, _shown(table.frame)) for name, table in self.tables.items()},
-            plots={name: (plot.caption, _data_uri(plot.figure)) for name, plot in self.plots.items()},
-            cards=[cards.html() for cards in self.cards.values()],
-            scatters={name: _embedded(plot.data()) for name, plot in self.plots.items() if isinstance(plot, Scatter)},
-            provenance=_json(self.provenance(command)),
-            page=True,
-        )
+        return self._rendered(page=True, provenance=list(flattened(self.provenance(command))))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
+        return self._rendered(page=False, provenance=[])
+
+    def _rendered(self, *, page: bool, provenance: list[tuple[str, str]]) -> str:
+        plots = [
+            plot_data(name, plot.caption, plot.figure, page=page)
+            | {"name": name, "scatter": embedded(plot.data()) if page and isinstance(plot, Scatter) else None}
+            for name, plot in self.plots.items()
+        ]
+        tables = [{"name": name} | table_data(name, t.caption, t.frame) for name, t in self.tables.items()]
+        cards = [
+            {"id": anchor("cards", name), "title": title_of(name), "html": deck.html()}
+            for name, deck in self.cards.items()
+        ]
         return template("report.html").render(
-            report=self,
-            tables={name: (table.caption, _shown(table.frame)) for name, table in self.tables.items()},
-            plots={name: (plot.caption, _data_uri(plot.figure)) for name, plot in self.plots.items()},
-            cards=[cards.html() for cards in self.cards.values()],
-            scatters={},
-            page=False,
+            report=self, tables=tables, plots=plots, cards=cards, provenance=provenance, page=page
         )
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """The frame of a table: `report["latents"]`.
+
+        Raises:
+            KeyError: There is no table of this name; the message lists those that there are.
+        """
+        if name not in self.tables:
+            raise KeyError(f"no table {name!r}; there are {', '.join(self.tables)}")
+        return self.tables[name].frame
+
+    def __repr__(self) -> str:
+        """Title, summary, and what there is: tables with their shapes, plots, cards, dictionaries."""
+        tables = [f"{name} ({len(t.frame)} x {t.frame.shape[1]})" for name, t in self.tables.items()]
+        parts = {"tables": tables, "plots": self.plots, "cards": self.cards, "dictionaries": self.dictionaries}
+        lines = [f"  {kind}: {', '.join(names)}" for kind, names in parts.items() if names]
+        warnings = [f"  {len(self.cautions)} warnings"] if self.cautions else []
+        return safe("\n".join([f"<Report: {self.title}", f"  {self.summary}", *lines, *warnings]) + ">")
 
     def __str__(self) -> str:
         """Title, summary and warnings."""
@@ -218,13 +245,13 @@ class Report:
             for_csv(frame).to_csv(folder / f"{name}.csv", index=False)
             frame.to_parquet(folder / f"{name}.parquet", index=False)
         for name, plot in self.plots.items():
-            figure = _settled(plot.figure)
+            figure = settled(plot.figure)
             figure.savefig(folder / f"{name}.png", dpi=150)
             # A fixed salt and no date: equal figures are equal files.
             with _svg_settings():
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         for name, cards in self.cards.items():
-            (folder / f"{name}.json").write_text(_json(cards.data()) + "\n", encoding="utf-8")
+            (folder / f"{name}.json").write_text(as_json(cards.data()) + "\n", encoding="utf-8")
         for name, dictionary in self.dictionaries.items():
             native.save(dictionary, folder / f"{name}.safetensors")
         (folder / "report.html").write_text(self.html(command), encoding="utf-8")
@@ -236,7 +263,7 @@ class Report:
             "files": [*files, "report.json"],
             "provenance": self.provenance(command),
         }
-        (folder / "report.json").write_text(_json(content) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(as_json(content) + "\n", encoding="utf-8")
 
 
 def check_folder(folder: Path, *, force: bool) -> None:
@@ -266,76 +293,6 @@ def _described(dictionary: Dictionary) -> dict[str, Any]:
         "model_fingerprint": metadata.model_fingerprint,
         "site": metadata.site,
     }
-
-
-def _shown(frame: pd.DataFrame) -> dict[str, Any]:
-    head = frame.head(SHOWN_ROWS)
-    rows = [[_cell(value) for value in row] for row in head.itertuples(index=False)]
-    return {"columns": [str(column) for column in frame.columns], "rows": rows, "left_out": len(frame) - len(head)}
-
-
-def _cell(value: Any) -> str:
-    if pd.api.types.is_scalar(value) and pd.isna(value):
-        return "–"
-    if isinstance(value, float | numpy.floating):
-        return f"{value:.4g}"
-    return safe(str(value))
-
-
-def _safe_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    texts = frame.map(lambda value: safe(value) if isinstance(value, str) else value)
-    return texts.rename(columns=lambda name: safe(str(name)))
-
-
-def _coordinate(value: Any) -> float | None:
-    """Five digits are more than a screen has."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def _shown_or_none(value: Any) -> str | None:
-    return None if pd.api.types.is_scalar(value) and pd.isna(value) else _cell(value)
-
-
-def _embedded(content: Any) -> Markup:
-    """JSON for a script element: no text in it can end the element, or open a comment there. ASCII only."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _json(content: Any) -> str:
-    return json.dumps(_plain(content), indent=2, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON knows it; what JSON has no word for, NaN included, as its text."""
-    if isinstance(value, numpy.generic):
-        value = value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(one) for one in value]
-    known = value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
-    return value if known else str(value)
-
-
-def _data_uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    _settled(figure).savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _settled(figure: Figure) -> Figure:
-    """The figure, its layout worked out once for all: each drawing would move it by another rounding error.
-
-    Its texts are made safe to show first: a control character would leave an SVG that is no XML.
-    """
-    for text in figure.findobj(MatplotlibText):
-        if safe(text.get_text()) != text.get_text():
-            text.set_text(safe(text.get_text()))
-    if figure.get_layout_engine() is not None:
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-    return figure
 
 
 def _svg_settings() -> Any:

@@ -13,7 +13,9 @@ import torch
 from matplotlib.figure import Figure
 
 from dictlab import Dictionary, DictlabError, Metadata, Report, TopK, load
-from dictlab.reports.report import SHOWN_ROWS, Plot, Scatter, Table, check_folder
+from dictlab.reports.cards import template
+from dictlab.reports.page import EMBEDDED_CELLS, SHOWN_ROWS
+from dictlab.reports.report import Plot, Scatter, Table, check_folder
 from dictlab.reports.safe_text import safe
 from tests.planted import random_dictionary
 
@@ -127,9 +129,17 @@ def test_the_page_needs_nothing_from_outside(saved):
     sources = [
         value for _, attributes in Tags(page).tags for name, value in attributes.items() if name in ("src", "href")
     ]
-    assert len(sources) == 2 and all(source.startswith("data:image/png;base64,") for source in sources)
+    pictures = [source for source in sources if not source.startswith("#")]
+    assert len(pictures) == 2 and all(source.startswith("data:image/png;base64,") for source in pictures)
     assert not re.search(r"https?://|url\(|@import", page)
-    assert not {"script", "link", "iframe"} & {tag for tag, _ in Tags(page).tags}
+    assert not {"link", "iframe"} & {tag for tag, _ in Tags(page).tags}
+
+
+def test_contents_lead_to_the_parts_of_the_page(saved):
+    tags = Tags((saved / "report.html").read_text(encoding="utf-8")).tags
+    targets = {a["href"].removeprefix("#") for tag, a in tags if tag == "a"}
+    assert targets == {"plot-line", "plot-other", "table-pairs", "table-long"}
+    assert targets <= {a["id"] for _, a in tags if "id" in a}
 
 
 def test_the_page_tells_all_of_it(saved):
@@ -233,7 +243,7 @@ def test_text_from_data_is_escaped_on_the_page_and_in_the_notebook(where):
     report = build_report(**HOSTILE[where])
     for page in (report.html(command=EVIL), report._repr_html_()):
         parsed = Tags(page)
-        assert "script" not in {tag for tag, _ in parsed.tags}
+        assert foreign_scripts(page) == []
         assert not [a for _, attributes in parsed.tags for a in attributes if a.startswith("on")]
     assert EVIL in Tags(report.html()).text, "shown, not dropped"
 
@@ -263,6 +273,18 @@ def build_scatter(frame: pd.DataFrame = POINTS, **changes) -> Scatter:
     return Scatter(build_plot().figure, "Where they lie.", frame, **(parts | changes))
 
 
+def foreign_scripts(page: str) -> list[str]:
+    """Script elements that are neither data without markup nor a template of the package, word for word."""
+    own = {template(name).render().strip() for name in ("tables.js", "scatter.js")}
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script", page, re.DOTALL | re.IGNORECASE)
+    return [
+        text
+        for attributes, text in scripts
+        if not (attributes == "" and text.strip() in own)
+        and not (attributes == ' type="application/json"' and text.isascii() and not set("<>&") & set(text))
+    ]
+
+
 def embedded(page: str) -> list[dict]:
     """What a browser finds in the script elements that hold data."""
     return [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)]
@@ -277,7 +299,8 @@ def test_a_scatter_is_a_figure_with_its_points_beside_it(tmp_path):
 
 
 def test_the_page_holds_the_points_of_a_scatter_by_column():
-    (data,) = embedded(build_report(plots={"map": build_scatter(colours={"a": "#000"}), "line": build_plot()}).html())
+    plots = {"map": build_scatter(colours={"a": "#000"}), "line": build_plot()}
+    (data,) = embedded(build_report(plots=plots, tables={}).html())
     assert data["x"] == [0, 1.2346, None, 4] and data["y"] == [1, 2, 3, 1e-9]
     assert data["groups"] == ["a", "b"] and data["group"] == [1, 0, 1, 0] and data["colours"] == ["#000", None]
     assert data["labels"] == {"latent": ["3", "1", "4", "1"], "context": ["plain", "line\nbreak", None, "«z»"]}
@@ -321,6 +344,33 @@ def test_no_text_of_a_point_gets_out_of_the_data(text):
     assert inside.isascii() and not set("<>&") & set(inside)
     tags = [tag for tag, _ in Tags(page).tags]
     assert tags.count("script") == 2 and "b" not in tags and tags.count("img") == 1
+
+
+@pytest.mark.parametrize("text", WICKED)
+def test_no_text_of_a_table_gets_out_of_the_data(text):
+    page = Report("t", "s", {"a": Table(pd.DataFrame({text: [text, text]}), "c")}).html()
+    assert embedded(page) == [[[safe(text)], [safe(text)]]]
+    assert foreign_scripts(page) == []
+    assert "b" not in [tag for tag, _ in Tags(page).tags]
+
+
+def test_the_page_holds_all_rows_of_a_table_as_they_are_shown():
+    (rows,) = embedded(Report("t", "s", {"long": Table(LONG, "c")}).html())
+    assert rows == [[str(x), f"{y:.4g}"] for x, y in zip(LONG["x"], LONG["y"], strict=True)]
+
+
+def test_a_table_that_is_too_large_for_the_page_is_in_its_files_alone():
+    frame = pd.DataFrame({"x": np.arange(EMBEDDED_CELLS + 1)})
+    page = Report("t", "s", {"huge": Table(frame, "c")}).html()
+    assert embedded(page) == [] and f"{len(frame) - SHOWN_ROWS} more rows in huge.csv" in page
+
+
+def test_a_report_gives_its_tables_by_name_and_prints_in_few_lines():
+    report = build_report()
+    assert report["pairs"] is FRAME
+    with pytest.raises(KeyError, match="pairs, long"):
+        report["pears"]
+    assert "pairs (4 x 4), long (27 x 2)" in repr(report) and len(repr(report)) < 400
 
 
 def test_a_table_and_a_scatter_of_one_name_are_refused():
