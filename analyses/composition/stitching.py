@@ -128,6 +128,16 @@ def stitching(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        quality: dictionary; latents; L0; MSE; explained variance; [CE increase]; [KL]
+        differences: dictionary; metric; difference; low; high; unit
+        latents: latent; class; change in MSE; standard error; best scale; firing rate; max cosine; parent; class by
+            cosine; [dictionary]
+        agreement: class; class by cosine; latents; [dictionary]
+        metrics: dictionary; metric; value; low; high; unit
+
     Example:
         dictlab stitch small.safetensors large.safetensors --out out/stitched
         dictlab stitch a-256.safetensors a-512.safetensors a-1024.safetensors --until latents=700
