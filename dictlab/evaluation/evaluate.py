@@ -21,6 +21,7 @@ from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.recorded_selection import recorded_selection
+from dictlab.evaluation.stated_l0 import stated_l0
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
@@ -91,6 +92,7 @@ def evaluate(
             hashlib.sha256(measured_on).hexdigest()[:16],
             len(sampled),
             selection=selection,
+            stated_l0=stated_l0(dictionary),
         )
         for dictionary, measured, fired in zip(dictionaries, rows, active, strict=True)
     ]

@@ -95,6 +95,7 @@ def _training(config: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
         "lr": settings.get("lr"),
         "dataset": origin.get("dataset_path"),
         "prepend_bos": origin.get("prepend_bos"),
+        "k": settings.get("k"),
     }
     return {name: value for name, value in known.items() if value is not None}
 
