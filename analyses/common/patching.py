@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.errors import DictlabError
 from dictlab.model.kv_cache import KVCache
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
+from dictlab.token_selection import ALL, TokenSelection
 
 FORWARD_TOKENS = 4096  # tokens carried at once
 PARTS = ("tokens", "x", "residual", "final_residual", "next_tokens", "counted")  # one entry a token each

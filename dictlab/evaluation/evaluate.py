@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dictlab.data.activations import moments
 from dictlab.data.text import Text
-from dictlab.data.token_selection import ALL, TokenSelection, outliers
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.dictionary.codes import Codes
@@ -27,6 +26,7 @@ from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import kl_and_ce, next_tokens
 from dictlab.progress import Phase
+from dictlab.token_selection import ALL, TokenSelection, outliers
 
 BATCH_TOKENS = 2048  # activations of so many tokens are held for each dictionary; logits of a block of them
 

@@ -25,10 +25,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.evaluation.stated_l0 import stated_l0_warnings
 from dictlab.interruption import partial_warnings
 from dictlab.statistics import bootstrap_weights, interval
+from dictlab.token_selection import ALL, TokenSelection
 
 Sums = Mapping[str, NDArray[np.float64]]
 

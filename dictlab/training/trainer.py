@@ -14,7 +14,6 @@ from dictlab import runs
 from dictlab.atomic_files import replace_text
 from dictlab.data.arrays import ArrayActivations, ArrayLike
 from dictlab.data.text import Text
-from dictlab.data.token_selection import ALL
 from dictlab.errors import DictlabError
 from dictlab.folder_lock import folder_lock
 from dictlab.formats.loading import load
@@ -22,6 +21,7 @@ from dictlab.model.language_model import LanguageModel
 from dictlab.model.loading import check_device
 from dictlab.progress import Phase
 from dictlab.runs import RunFolder
+from dictlab.token_selection import ALL
 from dictlab.training import completion, configfile, run_state
 from dictlab.training.config import TrainConfig
 from dictlab.training.distributed.launch import training_processes

@@ -11,9 +11,9 @@ import torch
 from analyses import ablation, downstream, shrinkage
 from analyses.model_effects.ablation import draw_places
 from dictlab import DictlabError, TopK
-from dictlab.data.token_selection import TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.recorded_selection import with_selection
+from dictlab.token_selection import TokenSelection
 from tests.planted import SITE, many_documents, random_dictionary, sink_model
 
 CONTEXT = 32
