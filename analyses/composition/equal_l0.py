@@ -13,7 +13,7 @@ of its sequences, so that intervals are paired. The parent is the one with the s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -139,6 +139,28 @@ def parents_at_levels(
             refitted = RefittedSubsets(at_level, sample).subset(everything, refit, name, b_out=at_level.b_out)
             points.append(SparsityPoint(parent.name, refitted))
     return points, tuple(cautions)
+
+
+def sparsity_curves(
+    parents: Sequence[Dictionary],
+    own: Sequence[Dictionary],
+    levels: Sequence[SparsityPoint],
+    measured: Mapping[str, Point],
+) -> list[SparsityCurve]:
+    """The measured curve of each parent.
+
+    Args:
+        parents: As they were given.
+        own: Each of them at its own sparsity, refitted as the others are.
+        levels: Of `parents_at_levels`.
+        measured: What was measured of all of these, by name.
+    """
+    curves = []
+    for parent, at_own in zip(parents, own, strict=True):
+        names = [at_own.name, *(level.dictionary.name for level in levels if level.parent == parent.name)]
+        points = sorted((measured[name] for name in names), key=lambda point: point.value("l0"))
+        curves.append(SparsityCurve(parent.name, tuple(points)))
+    return curves
 
 
 def _enough(batches: Sequence[Tensor]) -> int:
