@@ -127,7 +127,8 @@ def explanations(
     ]
     settings = inputs.record() | {
         "training_tokens": train.tokens.numel(), "heldout_tokens": held.tokens.numel(),
-        "heldout_sequences": len(held.tokens), "latents": latents, "examples": examples, "max_pattern_length": max_pattern_length,
+        "heldout_sequences": len(held.tokens), "latents": latents, "examples": examples,
+        "max_pattern_length": max_pattern_length,
         "padding": inputs.model.tokenizer.decode([sample.padding.token]),
         "bigram_tokens": int(sample.bigrams.tokens.sum()), "bigram_strength": sample.bigrams.strength, "seed": seed,
     }  # fmt: skip

@@ -93,8 +93,8 @@ def probes(
     measured, completion = _probed(inputs, sample, inverse_ridge, seed)
     complete = {one.name for one in measured if one.dictionary}
     settings = inputs.record() | {
-        "text": name, "context": sample.held.tokens.shape[1], "pooling": pooling if table else None, "min_examples": min_examples,
-        "min_f1": min_f1, "inverse_ridge": inverse_ridge, "seed": seed, "training_sequences": len(sample.train.tokens),
+        "text": name, "context": sample.held.tokens.shape[1], "pooling": pooling if table else None,
+        "min_examples": min_examples, "min_f1": min_f1, "inverse_ridge": inverse_ridge, "seed": seed, "training_sequences": len(sample.train.tokens),
         "heldout_sequences": len(sample.held.tokens),
     }  # fmt: skip
     warnings = (*completion.warnings, *inputs.warnings)
@@ -159,7 +159,8 @@ def _enough(train: LabelledTokens, held: LabelledTokens, least: int, notes: list
     }
     if not kept.any():
         raise DictlabError(
-            f"{name}: no task has {least} examples of either kind in both splits. Give more text, or lower --min-examples."
+            f"{name}: no task has {least} examples of either kind in both splits. Give more text, or lower "
+            "--min-examples."
         )
     return ProbeSample(train.some(kept), held.some(kept), reasons, notes)
 
