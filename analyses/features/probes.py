@@ -83,19 +83,19 @@ def probes(
     else:
         train, held, notes = table_tokens(table, column, labels, inputs.model, pool=pooling, limit=max_rows, seed=seed)
     name = table or inputs.text.name
-    counted = [_counting(part, inputs) for part in (train, held)]
-    lost = sum(len(part.tokens) for part in (train, held)) - sum(len(part.tokens) for part in counted)
-    if lost:
+    of_both = len(train.tokens) + len(held.tokens)
+    train, held = _counting(train, inputs), _counting(held, inputs)
+    if lost := of_both - len(train.tokens) - len(held.tokens):
         notes.append(f"{lost} texts have no token that counts, and were left out.")
     if table is not None:
-        _check_two_classes(*counted, table)
-    sample = _enough(*counted, min_examples, notes, name)
+        _check_two_classes(train, held, table)
+    sample = _enough(train, held, min_examples, notes, name)
     measured, completion = _probed(inputs, sample, inverse_ridge, seed)
     complete = {one.name for one in measured if one.dictionary}
     settings = inputs.record() | {
         "text": name, "context": sample.held.tokens.shape[1], "pooling": pooling if table else None,
-        "min_examples": min_examples, "min_f1": min_f1, "inverse_ridge": inverse_ridge, "seed": seed, "training_sequences": len(sample.train.tokens),
-        "heldout_sequences": len(sample.held.tokens),
+        "min_examples": min_examples, "min_f1": min_f1, "inverse_ridge": inverse_ridge, "seed": seed,
+        "training_sequences": len(sample.train.tokens), "heldout_sequences": len(sample.held.tokens),
     }  # fmt: skip
     warnings = (*completion.warnings, *inputs.warnings)
     return probes_report(

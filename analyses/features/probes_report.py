@@ -68,7 +68,9 @@ def probe_means(measured: Sequence[Probed], min_f1: float) -> list[ProbeMeans]:
         ProbeMeans(
             one,
             feature_set_name(one, measured),
-            *(_mean_over_tasks(one, of) for of in (probing.ce, probing.relative, probing.f1)),
+            _mean_over_tasks(one, probing.ce),
+            _mean_over_tasks(one, probing.relative),
+            _mean_over_tasks(one, probing.f1),
             int((one.f1 >= min_f1).sum()),
         )
         for one in measured
