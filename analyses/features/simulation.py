@@ -32,12 +32,12 @@ from analyses.features.bigram_baseline import Bigrams
 from analyses.features.n2g import Example, Padding
 from analyses.features.n2g_trie import Pattern, Trie
 from dictlab import seeds
-from dictlab.data.token_selection import TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import LOGITS, next_tokens
+from dictlab.token_selection import TokenSelection
 
 Sums = dict[str, NDArray[np.float64]]
 MEASURES = ("precision", "recall", "F1")

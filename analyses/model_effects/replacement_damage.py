@@ -32,13 +32,13 @@ from analyses.model_effects.replacements import (
 from analyses.model_effects.step_curves import reach, references, sensitivity
 from dictlab import seeds
 from dictlab.data.activations import moments
-from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import reconstruct_selected, site_of
 from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
+from dictlab.token_selection import ALL, TokenSelection
 
 BATCH_TOKENS = 2048
 POOL_TOKENS = 4096  # the pool of activations from elsewhere holds about so many, eight sequences at least
