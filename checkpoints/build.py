@@ -25,8 +25,9 @@ MODEL = "gpt2-python-2m"
 SITE = "blocks.3.hook_resid_pre"
 CONTEXTS = 128  # held-out sequences that the README's figures are measured on
 
-TOPK = {"k": (16,), "tokens": 3_000_000, "batch": 1024}
-RELU = {"activation": "relu", "width": (1024,), "tokens": 3_000_000, "batch": 1024}
+RECIPE = {"recipe": "dictlab-0.1", "tokens": 3_000_000, "batch": 1024}
+TOPK = {"k": (16,), **RECIPE}
+RELU = {"activation": "relu", "width": (1024,), **RECIPE}
 LOCAL = {"lr": 1.6e-2}  # of each objective the best rate that was tried, at matched L0
 E2E = {"objective": ("e2e",), "lr": 8e-3}
 DS = {"objective": ("e2e+ds",), "downstream": 0.5, "lr": 1.6e-2}

@@ -22,7 +22,6 @@ BASE = {
     "dictlab.atomic_files",
     "dictlab.folder_lock",
     "dictlab.progress",
-    "dictlab.token_selection",
     "dictlab.analysis_entries",
 }
 ALLOWED = {

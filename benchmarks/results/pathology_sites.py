@@ -25,7 +25,9 @@ def main() -> None:
     model = shipped_model()
     dictionaries = []
     for site in SITES:
-        config = TrainConfig(MODEL, site, activation="topk", k=(K,), width=(512,), batch=1024, tokens=TOKENS)
+        config = TrainConfig(
+            MODEL, site, activation="topk", k=(K,), width=(512,), batch=1024, tokens=TOKENS, recipe="dictlab-0.1"
+        )
         with tempfile.TemporaryDirectory() as folder:
             (made,) = train(config, out=folder, model=model).dictionaries
         dictionaries.append(replace(made, name=site))

@@ -15,7 +15,9 @@ from dictlab import Dictionary, TrainConfig, train
 from dictlab.training.config import Precision
 
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
-BASE = TrainConfig(MODEL, SITE, width=(1024, 4096), k=(16,), seed=(0, 1), batch=1024, lr=4e-3, tokens=600_000)
+BASE = TrainConfig(
+    MODEL, SITE, width=(1024, 4096), k=(16,), seed=(0, 1), batch=1024, lr=4e-3, tokens=600_000, recipe="dictlab-0.1"
+)
 
 
 def main() -> None:

@@ -66,7 +66,14 @@ def told(lines: dict[str, Line], own: Line) -> str:
 
 def costs(model: LanguageModel) -> None:
     """CPU seconds of a step of the second start under each objective, on one thread, beside the local one's."""
-    base = TrainConfig(MODEL, SITE, start=(str(CHECKPOINTS / f"{STARTS[1]}.safetensors"),), batch=1024, tokens=1 << 30)
+    base = TrainConfig(
+        MODEL,
+        SITE,
+        start=(str(CHECKPOINTS / f"{STARTS[1]}.safetensors"),),
+        batch=1024,
+        tokens=1 << 30,
+        recipe="dictlab-0.1",
+    )
 
     def learner(goal: str, sample: torch.Tensor) -> Learner:
         config = replace(base, **GOALS[goal] | {"l1": GOALS[goal]["l1"][:1]})
@@ -97,7 +104,9 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for goal, settings in GOALS.items():
         for rate in asked.rates:
-            config = TrainConfig(MODEL, SITE, start=files, tokens=asked.tokens, batch=1024, lr=rate, **settings)
+            config = TrainConfig(
+                MODEL, SITE, start=files, tokens=asked.tokens, batch=1024, lr=rate, recipe="dictlab-0.1", **settings
+            )
             points = measured(made(asked.out / f"{goal}-lr{rate:g}", config, model), model)
             for p in points:
                 m = p.dictionary.metadata

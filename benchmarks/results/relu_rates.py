@@ -22,7 +22,7 @@ from benchmarks._common import shipped_model
 from dictlab import Dictionary, LanguageModel, TrainConfig, load, runs, train
 
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
-BASE = TrainConfig(MODEL, SITE, activation="relu", width=(1024,), batch=1024, seed=(100,))
+BASE = TrainConfig(MODEL, SITE, activation="relu", width=(1024,), batch=1024, seed=(100,), recipe="dictlab-0.1")
 
 
 class Tried(NamedTuple):

@@ -13,7 +13,7 @@ from dictlab import TrainConfig, train
 
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
 TOKENS = (1_000_000, 3_000_000)
-BASE = TrainConfig(MODEL, SITE, activation="relu", width=(1024,), batch=1024, lr=4e-3)
+BASE = TrainConfig(MODEL, SITE, activation="relu", width=(1024,), batch=1024, lr=4e-3, recipe="dictlab-0.1")
 RUNS = (replace(BASE, l1=(10.0,)), replace(BASE, l1=(0.6,), objective=("e2e",)))
 
 

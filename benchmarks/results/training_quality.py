@@ -27,7 +27,7 @@ from dictlab import Dictionary, LanguageModel, TrainConfig, load, runs, train
 from dictlab.training import resume
 
 MODEL, SITE = "gpt2-python-2m", "blocks.3.hook_resid_pre"
-BASE = TrainConfig(MODEL, SITE, width=(1024,), batch=1024, save_minutes=1)
+BASE = TrainConfig(MODEL, SITE, width=(1024,), batch=1024, save_minutes=1, recipe="dictlab-0.1")
 
 Setting = dict[str, Any]
 TUNING_SEED = 100
@@ -168,7 +168,9 @@ class Bench:
     def going_on(self) -> Iterator[Job]:
         """A shipped dictionary under another objective, and under its own."""
         file = str(CHECKPOINTS / f"{STARTED}.safetensors")
-        config = TrainConfig(MODEL, SITE, start=(file,), tokens=STARTED_TOKENS, batch=BASE.batch, save_minutes=1)
+        config = TrainConfig(
+            MODEL, SITE, start=(file,), tokens=STARTED_TOKENS, batch=BASE.batch, recipe="dictlab-0.1", save_minutes=1
+        )
         for goal, lrs in STARTED_LRS.items():
             for lr in lrs:
                 own = replace(config, objective=goal, lr=lr)

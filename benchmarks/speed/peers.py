@@ -85,11 +85,16 @@ def saelens(kind: str, width: int, pool: list[torch.Tensor]) -> Step:
     return step
 
 
-def dictionary_learning(kind: str, width: int, pool: list[torch.Tensor]) -> Step:
-    """dictionary_learning; what it imports of nnsight is for buffers of activations, which are not used here."""
+def without_nnsight() -> None:
+    """A stand-in for what dictionary_learning imports of nnsight, for buffers of activations that are not used here."""
     stand_in = ModuleType("nnsight")
     stand_in.LanguageModel = object  # type: ignore[attr-defined]
     sys.modules.setdefault("nnsight", stand_in)
+
+
+def dictionary_learning(kind: str, width: int, pool: list[torch.Tensor]) -> Step:
+    """dictionary_learning."""
+    without_nnsight()
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
     from dictionary_learning.trainers.standard import StandardTrainer
     from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
@@ -124,11 +129,28 @@ def sparsify(kind: str, width: int, pool: list[torch.Tensor]) -> Step | None:
         return run
     if kind != "topk":
         raise SystemExit(f"sparsify has no {kind}")
-    _fit_sparsify(settings, torch.cat(pool))
+    table, asked = torch.cat(pool), 0.0
+
+    def answer(_: Any) -> None:
+        nonlocal asked
+        asked = _answered(asked)
+
+    fit_sparsify(settings, table, torch.arange(FOREVER // 100 * BATCH).view(-1, BATCH) % len(table), answer)
     return None
 
 
-def _fit_sparsify(settings: Any, table: torch.Tensor) -> None:
+def fit_sparsify(
+    settings: Any, table: torch.Tensor, rows: torch.Tensor, between_steps: Callable[[Any], None], **own: Any
+) -> None:
+    """Train by sparsify's own loop, on a stand-in model that looks activations up.
+
+    Args:
+        settings: A SparseCoderConfig.
+        table: Activations.
+        rows: Which of them each step is on, `[steps, batch]`; batch a multiple of 128.
+        between_steps: Called with the trainer before each step, and after the last.
+        own: Further settings of its TrainConfig.
+    """
     from datasets import Dataset
     from sparsify import Trainer
     from sparsify.config import TrainConfig
@@ -148,7 +170,7 @@ def _fit_sparsify(settings: Any, table: torch.Tensor) -> None:
     class Table(PreTrainedModel):
         config_class = Config
         base_model_prefix = "base"
-        asked = None
+        between: Callable[[], None] | None = None
 
         def __init__(self, config: Config) -> None:
             super().__init__(config)
@@ -160,20 +182,25 @@ def _fit_sparsify(settings: Any, table: torch.Tensor) -> None:
             return {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
 
         def forward(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
-            if self.asked is not None:
-                self.asked = _answered(self.asked)
+            if self.between is not None:
+                self.between()
             return self.layers[0](self.table[input_ids])
 
     context, model = 128, Table(Config()).to(table.device)
-    ids = torch.arange(FOREVER // 100 * BATCH) % len(table)
-    data = Dataset.from_dict({"input_ids": ids.reshape(-1, context).tolist()}).with_format("torch")
+    data = Dataset.from_dict({"input_ids": rows.reshape(-1, context).tolist()}).with_format("torch")
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
-            sae=settings, batch_size=BATCH // context, log_to_wandb=False, save_every=10**9, save_dir=folder
+            sae=settings,
+            batch_size=rows.shape[1] // context,
+            log_to_wandb=False,
+            save_every=10**9,
+            save_dir=folder,
+            **own,
         )
         trainer = Trainer(config, data, model)
-        model.asked = 0.0  # the constructor has run a forward of its own
+        model.between = lambda: between_steps(trainer)  # the constructor has run a forward of its own
         trainer.fit()
+        between_steps(trainer)
 
 
 def _inference(coder: Any, pool: list[torch.Tensor]) -> Step:

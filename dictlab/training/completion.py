@@ -130,7 +130,7 @@ def _path(folder: Path, name: str) -> Path:
 def _finished(learner: Learner, loop: TrainingLoop, stopped: str | None) -> Dictionary:
     """The finished dictionary with its metadata."""
     member, config, about = learner.member, loop.config, loop.source.described()
-    settings = ("batch", "warmup", "final_lr", "clip", "ema", "precision")
+    settings = ("batch", "recipe", "schedule", "warmup", "decay", "final_lr", "clip", "ema", "precision")
     training = about.pop("training") | {key: getattr(config, key) for key in settings}
     training |= {"lr": learner.lr, "dead_after": config.dead_tokens, "interrupted": stopped is not None}
     training |= member.variant.record() | goals_record(member, config)

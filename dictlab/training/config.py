@@ -9,19 +9,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dictlab.data.token_selection import AUTO, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.model.model_options import ModelDtype
-from dictlab.token_selection import AUTO, TokenSelection
 from dictlab.training.learner.warm_start import variants_for
 from dictlab.training.member import Member
 from dictlab.training.objectives import OBJECTIVES, Objective, ObjectiveName
+from dictlab.training.recipes import RECIPES, Recipe, RecipeName, ScheduleName
 from dictlab.training.variants import BY_NAME, ActivationName, Variant
 
 LoggerName = Literal["wandb", "tensorboard"]
 Precision = Literal["float32", "bfloat16"]
 DEFAULTS: dict[str, tuple[Any, ...]] = {"width": (1024,), "activation": ("topk",), "k": (16,)}  # without --start
 SEVERAL = ("width", "activation", "k", "l1", "l0", "objective", "later", "start", "seed", "prefixes")
+OPTIMISATION = ("schedule", "warmup", "decay", "final_lr", "clip", "ema", "dead_after", "finetune_lr")  # by recipe
 WEIGHTS = ("reconstruction", "kl", "ce", "downstream")  # of the objective weighted
 
 
@@ -54,7 +56,7 @@ class TrainConfig:
         later: The later sites; by default the residual stream entering each block after the site.
         finetune: Objective for the last part of the run, such as e2e after local; none by default.
         finetune_tokens: How many of the tokens that part has; a tenth by default.
-        finetune_lr: Its peak learning rate, as a share of lr.
+        finetune_lr: Its peak learning rate, as a share of lr; by default the recipe's.
         finetune_penalty: What its sparsity coefficients are multiplied by: a lambda for one objective is none for
             another.
         start: Dictionaries to go on from, of any library, in place of fresh ones: their width, activation function, k
@@ -68,14 +70,19 @@ class TrainConfig:
         token_selection: Which tokens count: all; or without-first, without-special, without-bos, without-outliers
             (positions whose norm exceeds 10 times the median of their context), positions=A:B, joined by commas. By
             default (auto) all, or, where the model has attention sinks, without-outliers.
-        lr: Peak learning rate; by default 2e-4 / sqrt(width / 16384), the scaling law of Gao et al. 2024.
+        recipe: Where settings of the optimizer that are not given come from: dictlab (the best of a search), gao2024 or
+            braun2024 (those of the papers), or dictlab-0.1 (the defaults of earlier runs).
+        lr: Peak learning rate; by default the recipe's for the width and the number of steps.
+        schedule: The learning rate after the warm-up: linear (constant, then a linear decay) or cosine.
         warmup: Share of the steps in which the learning rate rises from 0.
-        final_lr: What the cosine decay ends at, as a share of the peak.
-        clip: Largest gradient norm.
-        ema: Decay of an exponential moving average of the weights, which is then what is kept; none by default.
+        decay: Share of the steps, the last ones, in which a linear schedule falls.
+        final_lr: What the learning rate ends at, as a share of the peak.
+        clip: Largest gradient norm of a dictionary, in the units of the loss; 0 scales every gradient to norm 1, so
+            that every step counts alike.
+        ema: Decay of an exponential moving average of the weights, which is then what is kept.
         aux_k: Dead latents that AuxK revives at once (topk and its kin); the power of two nearest d_in / 2 by default.
-        dead_after: Tokens without firing after which a latent counts as dead; by default a twentieth of the run, but
-            ten batches at least and 10 million at most.
+        dead_after: Tokens without firing after which a latent counts as dead; by default the recipe's, or a twentieth
+            of the run, but ten batches at least and 10 million at most.
         resample: How often dead latents of functions without AuxK begin anew, in the first half of the run; never by
             default.
         sparsity_warmup: Share of the steps in which sparsity coefficients rise from 0.
@@ -118,7 +125,7 @@ class TrainConfig:
     later: tuple[str, ...] = ()
     finetune: ObjectiveName | None = None
     finetune_tokens: int | None = None
-    finetune_lr: float = 0.3
+    finetune_lr: float | None = None
     finetune_penalty: float = 1.0
     start: tuple[str, ...] = ()
     seed: tuple[int, ...] = (0,)
@@ -126,10 +133,13 @@ class TrainConfig:
     batch: int = 2048
     context: int | None = None
     token_selection: str = AUTO
+    recipe: RecipeName = "dictlab"
     lr: float | None = None
-    warmup: float = 0.05
-    final_lr: float = 0.1
-    clip: float = 10.0
+    schedule: ScheduleName | None = None
+    warmup: float | None = None
+    decay: float | None = None
+    final_lr: float | None = None
+    clip: float | None = None
     ema: float | None = None
     aux_k: int | None = None
     dead_after: int | None = None
@@ -223,8 +233,8 @@ class TrainConfig:
     def _check_numbers(self) -> None:
         check_at_least(1, width=min(self.width, default=1), k=min(self.k, default=1), batch=self.batch)
         check_at_least(1, shards=self.shards, tokens=self.tokens, aux_k=self.aux_k, dead_after=self.dead_after)
-        check_at_least(0, l1=min(self.l1), l0=min(self.l0), seed=min(self.seed), lr=self.lr, clip=self.clip)
-        check_at_least(0, finetune_lr=self.finetune_lr, finetune_penalty=self.finetune_penalty, resample=self.resample)
+        check_at_least(0, l1=min(self.l1), l0=min(self.l0), seed=min(self.seed), lr=self.lr)
+        check_at_least(0, finetune_penalty=self.finetune_penalty, resample=self.resample)
         if self.lr is not None and self.lr > 1:
             raise DictlabError(
                 f"lr is {self.lr:g}; expected 1 at most: a step of Adam moves a weight by about as much, and "
@@ -232,10 +242,9 @@ class TrainConfig:
             )
         if self.tokens < self.batch:
             raise DictlabError(f"tokens {self.tokens} is less than one batch of {self.batch}.")
-        if not (0 <= self.warmup < 1 and 0 <= self.final_lr <= 1):
-            raise DictlabError(f"warmup {self.warmup} and final_lr {self.final_lr} are shares between 0 and 1.")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise DictlabError(f"ema is {self.ema}; expected a decay between 0 and 1, such as 0.999.")
+        if self.recipe not in RECIPES:
+            raise DictlabError(f"recipe {self.recipe!r} is unknown; known are {', '.join(RECIPES)}.")
+        self.optimisation.check()
         if not (self.p_norm > 0 and self.bandwidth > 0 and 0 <= self.sparsity_warmup <= 1):
             raise DictlabError(
                 f"p_norm {self.p_norm} and bandwidth {self.bandwidth} must be above 0, "
@@ -286,9 +295,31 @@ class TrainConfig:
     @property
     def dead_tokens(self) -> int:
         """`dead_after`, or its default."""
-        return (
-            self.dead_after if self.dead_after is not None else min(10_000_000, max(self.tokens // 20, 10 * self.batch))
-        )
+        given = self.optimisation.dead_after
+        return given if given is not None else min(10_000_000, max(self.tokens // 20, 10 * self.batch))
+
+    @property
+    def optimisation(self) -> Recipe:
+        """The recipe, with the settings that are given in place of its own."""
+        settings = {name: getattr(self, name) for name in OPTIMISATION}
+        return replace(RECIPES[self.recipe], **{name: v for name, v in settings.items() if v is not None})
+
+    def spelt_out(self) -> TrainConfig:
+        """The same run with the recipe's settings written out, so that it means the same whatever recipes become."""
+        optimisation = self.optimisation
+        return replace(self, **{name: getattr(optimisation, name) for name in OPTIMISATION})
+
+    def peak_lr(self, width: int, *, started: bool = False) -> float:
+        """Peak learning rate of a dictionary of so many latents.
+
+        Args:
+            width: Latents.
+            started: Whether it goes on from a trained one, which wants smaller steps.
+        """
+        if self.lr is not None:
+            return self.lr
+        recipe = self.optimisation
+        return recipe.lr(width, self.steps) * (recipe.start_lr if started else 1.0)
 
     def members(self, starts: Sequence[Dictionary] = ()) -> Iterator[Member]:
         """Every combination of site, objective, width, activation function with its sparsity, and seed.

@@ -16,6 +16,10 @@ from dictlab.__about__ import VERSION
 from dictlab.errors import DictlabError
 from dictlab.training.config import TrainConfig
 
+HEAD = "# Written by dictlab "
+BEFORE_SELECTIONS = {"token_selection": "all"}
+BEFORE_RECIPES = {"recipe": "dictlab-0.1", "schedule": "cosine", "decay": 0.2}
+
 
 def read(path: str | Path) -> dict[str, Any]:
     """The settings in a TOML file, in the types of TrainConfig's fields.
@@ -24,12 +28,18 @@ def read(path: str | Path) -> dict[str, Any]:
         DictlabError: There is no such file, it is no TOML, or a key or value is none of TrainConfig's.
     """
     try:
-        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        entries = tomllib.loads(text)
     except FileNotFoundError:
         raise DictlabError(f"{path}: no such file; expected a TOML file of training settings.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise DictlabError(f"{path}: cannot be read as TOML ({error}).") from error
-    return checked(entries, str(path))
+    return checked(of_run(entries) if text.startswith(HEAD) else entries, str(path))
+
+
+def of_run(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run has written, with what it meant by those that there were not when it began."""
+    return BEFORE_SELECTIONS | ({} if "recipe" in entries else BEFORE_RECIPES) | dict(entries)
 
 
 def checked(entries: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -57,7 +67,7 @@ def dumped(config: TrainConfig) -> str:
     entries = {
         name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items() if v not in (None, ())
     }
-    head = f"# Written by dictlab {VERSION}. The same again: dictlab train FILE; flags win over what stands here.\n\n"
+    head = f"{HEAD}{VERSION}. The same again: dictlab train FILE; flags win over what stands here.\n\n"
     return head + tomli_w.dumps(entries)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dictlab.errors import DictlabError
+from dictlab.training.configfile import of_run
 
 # Settings that say who does the work and where it is kept, not what it is: they may differ when a run goes on.
 MAY_CHANGE = {"device", "shards", "save_minutes", "log", "cache", "cache_gb"}
@@ -45,6 +46,7 @@ def check_settings(path: Path, record: Mapping[str, Any], settings: Mapping[str,
     begun = record.get("settings")
     if not isinstance(begun, dict):
         refuse(path, f"its settings are {_shown(begun)}")
+    begun = of_run(begun)
     for name in sorted(begun.keys() | settings.keys()):
         before, given = begun.get(name), settings.get(name)
         if before != given and name not in MAY_CHANGE:

@@ -21,7 +21,6 @@ from dictlab.model.language_model import LanguageModel
 from dictlab.model.loading import check_device
 from dictlab.progress import Phase
 from dictlab.runs import RunFolder
-from dictlab.token_selection import ALL
 from dictlab.training import completion, configfile, run_state
 from dictlab.training.config import TrainConfig
 from dictlab.training.distributed.launch import training_processes
@@ -37,9 +36,6 @@ from dictlab.training.sources.base import ActivationSource
 from dictlab.training.sources.model import ModelSource
 from dictlab.training.state_checks import check_record, check_sample, check_settings
 from dictlab.training.training_loop import TrainingLoop
-
-# What a run that says nothing of its token selection, because it began before there was one, was trained on.
-BEFORE_SELECTIONS = {"token_selection": str(ALL)}
 
 
 def train(
@@ -72,7 +68,7 @@ def train(
         DictlabError: The model, site, text, data or device is not there, the folder is taken, every member diverged, or
             the disk is full.
     """
-    config = _with_precision(config)
+    config = _spelt_out(config)
     check_loggers(config)
     folder = Path(out) if out is not None else config.default_out()
     with ExitStack() as stack:
@@ -148,17 +144,18 @@ def _config_of(known: RunFolder, shards: int | None) -> TrainConfig:
     Raises:
         DictlabError: A setting is none, or its device is not there.
     """
-    settings = BEFORE_SELECTIONS | known.config | ({} if shards is None else {"shards": shards})
-    return _with_precision(TrainConfig(**configfile.checked(settings, str(known.path / runs.CONFIG))))
+    settings = configfile.of_run(known.config) | ({} if shards is None else {"shards": shards})
+    return _spelt_out(TrainConfig(**configfile.checked(settings, str(known.path / runs.CONFIG))))
 
 
-def _with_precision(config: TrainConfig) -> TrainConfig:
-    """The settings with the precision that the device decides where none is given.
+def _spelt_out(config: TrainConfig) -> TrainConfig:
+    """The settings with those of the recipe, and the precision that the device decides where none is given.
 
     Raises:
         DictlabError: The device is not there.
     """
     check_device(config.device)
+    config = config.spelt_out()
     if config.precision is not None:
         return config
     fast = torch.device(config.device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -294,6 +291,6 @@ def _finished_run(known: RunFolder) -> Run:
     Raises:
         DictlabError: Its records are damaged, or one of its dictionaries is gone.
     """
-    config = TrainConfig(**configfile.checked(BEFORE_SELECTIONS | known.config, str(known.path / runs.CONFIG)))
+    config = TrainConfig(**configfile.checked(configfile.of_run(known.config), str(known.path / runs.CONFIG)))
     dictionaries = tuple(load(known.path / f"{name}.safetensors") for name in known.about.get("members", ()))
     return Run(known.path, config, dictionaries, None, known.about.get("diverged", {}))

@@ -14,6 +14,7 @@ from dictlab import DictlabError
 from dictlab.folder_lock import InUseError, folder_lock
 from dictlab.training import TrainConfig, resume, train
 from dictlab.training.learner.learner import Learner
+from dictlab.training.recipes import Recipe
 from dictlab.training.run_state import KEY
 from dictlab.training.state_checks import digest
 from tests.planted import sparse_data
@@ -254,9 +255,7 @@ def test_the_run_is_refused_before_the_work_where_its_numbers_cannot_be(tmp_path
 
 
 def test_an_explained_variance_that_exploded_is_a_divergence(tmp_path, monkeypatch):
-    from dictlab.training.learner import learner as module
-
-    monkeypatch.setattr(module, "schedule", lambda *_: 1e6)
+    monkeypatch.setattr(Recipe, "share_of_peak", lambda *_: 1e6)
     with pytest.raises(DictlabError, match="Lower --lr"):
         train(TrainConfig(data="planted", width=16, k=2, batch=64, tokens=64 * 60, lr=1.0), out=tmp_path / "r", data=X)
 

@@ -18,8 +18,8 @@ from dictlab.data import shuffle_buffer
 from dictlab.formats import native
 from dictlab.runs import open_run, records
 from dictlab.training import TrainConfig, completion, configfile, resume, train, training_loop
-from dictlab.training.learner import learner as learner_module
 from dictlab.training.learner.learner import Learner
+from dictlab.training.recipes import Recipe
 from dictlab.training.sources import model as model_source
 from dictlab.training.training_loop import LOG_EVERY
 from tests.planted import SITE, sparse_data, tiny_model
@@ -230,7 +230,7 @@ def test_a_disk_that_fills_up_leaves_the_last_good_state(tmp_path, text, model):
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_state(tmp_path, text, model, monkeypatch):
-    monkeypatch.setattr(learner_module, "schedule", lambda *_: 1e38)
+    monkeypatch.setattr(Recipe, "share_of_peak", lambda *_: 1e38)
     settings = config(activation="relu", lr=1.0)
     with pytest.raises(DictlabError, match=r"no finite number at step \d+\. Lower --lr.*last good state, of step \d+"):
         train(settings, out=tmp_path / "run", model=model, text=text)

@@ -1,5 +1,6 @@
 """Training: losses against their formulas, planted dictionaries recovered, runs that repeat, stop and go on record."""
 
+import math
 import signal
 import tomllib
 from dataclasses import replace
@@ -14,10 +15,10 @@ from dictlab.data.activations import moments
 from dictlab.dictionary.kernels import sparse
 from dictlab.training import OBJECTIVES, Objective, TrainConfig, train, trainer
 from dictlab.training import objectives as terms
-from dictlab.training.learner import learner as learner_module
 from dictlab.training.learner.initialisation import geometric_median
-from dictlab.training.learner.learner import Learner, schedule
+from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch, Splice
+from dictlab.training.recipes import Recipe
 from dictlab.training.variants import penalties, topk
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
@@ -62,7 +63,9 @@ def test_model_terms_are_their_formulas(text):
 def test_the_loss_of_an_l1_dictionary_and_its_gradient_are_those_of_the_formula(text, objective):
     """Against the formula on dense matrices in the model's units, by autograd; 1e-3 relative, float32 throughout."""
     splice, batch, tokens = splice_and_batch(text)
-    learner = learner_for(batch.x.flatten(0, 1), activation="relu", l1=(0.7,), objective=(objective,), downstream=2.5)
+    learner = learner_for(
+        batch.x.flatten(0, 1), activation="relu", l1=(0.7,), objective=(objective,), clip=10.0, downstream=2.5
+    )
     encoder, b_enc, decoder, bias = (p.detach().clone().requires_grad_() for p in learner.parameters)
     x, s = batch.x.flatten(0, 1), learner.normalisation.factor
     codes = torch.relu((s * x - bias) @ encoder.T + b_enc) / s
@@ -168,12 +171,29 @@ def test_the_average_is_the_bias_corrected_one():
     torch.testing.assert_close(learner.average[0], zero_start / (1 - decay**6), rtol=1e-5, atol=1e-6)
 
 
-def test_the_learning_rate_rises_and_falls_as_stated():
-    c = config(tokens=128 * 100, warmup=0.1, final_lr=0.1)
-    rates = [schedule(step, c) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1) and rates[10] == pytest.approx(1)
-    assert rates[55] == pytest.approx(0.55, abs=0.01) and rates[100] == pytest.approx(0.1)
-    assert learner_for(sparse_data(100)[0], width=(64,), k=(4,)).schedule.base_lrs[0] == pytest.approx(2e-4 * 16)
+def test_every_step_has_the_learning_rate_of_the_schedule():
+    x, _ = sparse_data(512)
+    learner, rates = learner_for(x, tokens=128 * 20, lr=0.01, warmup=0.1, decay=0.25), []
+    for _ in range(20):
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+        learner.step(Batch(x[:128]), None)
+    assert rates == pytest.approx([0.005, 0.01, *[0.01] * 14, 0.008, 0.006, 0.004, 0.002])
+
+
+def test_gradients_of_norm_one_make_training_blind_to_the_units_of_the_loss():
+    """An L1 dictionary's loss is in the model's units: of activations 1,000 times as large it is 10^6 times as large."""
+    x, _ = sparse_data(512)
+    unit = math.sqrt(float((x - x.mean(dim=0)).square().mean()))
+    finished = []
+    for scale in (1.0, 1000.0):
+        learner = learner_for(scale * x / unit, activation="relu", l1=(0.5 * scale,), lr=1e-2, clip=0.0)
+        for step in range(8):
+            learner.step(Batch(scale * x[64 * step : 64 * step + 64] / unit), None)
+        norm = torch.stack([p.grad.norm() for p in learner.parameters]).norm()
+        assert norm == pytest.approx(1.0, rel=1e-4)
+        finished.append(learner.finished())
+    torch.testing.assert_close(finished[1].W_enc, finished[0].W_enc, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(finished[1].b_enc, 1000 * finished[0].b_enc, rtol=1e-3, atol=0.1)
 
 
 @pytest.mark.parametrize(("x", "power"), [(384, 512), (64, 64), (0.4, 1), (3, 4), (22, 16)])
@@ -288,7 +308,7 @@ def test_an_interrupt_finishes_the_step_and_keeps_a_usable_dictionary(tmp_path, 
 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_log(tmp_path, text, monkeypatch):
-    monkeypatch.setattr(learner_module, "schedule", lambda *_: 1e38)
+    monkeypatch.setattr(Recipe, "share_of_peak", lambda *_: 1e38)
     with pytest.raises(DictlabError, match=r"loss of local-relu1-24-s0 is no finite number at step 2.*Lower --lr"):
         train(config(activation="relu", lr=1.0, tokens=128 * 50), out=tmp_path / "run", model=tiny_model(), text=text)
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -364,7 +384,7 @@ def test_what_is_missing_is_said_before_any_training(tmp_path, text, changes, me
 def test_the_device_decides_the_precision_where_nobody_does(monkeypatch, device, there, given, found):
     monkeypatch.setattr(trainer, "check_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: there)
-    assert trainer._with_precision(config(device=device, precision=given)).precision == found
+    assert trainer._spelt_out(config(device=device, precision=given)).precision == found
 
 
 def test_the_precision_of_a_run_is_in_its_folder_and_its_files(tmp_path, text):

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.optim.lr_scheduler import LambdaLR
 
 from dictlab import seeds
 from dictlab.data.activations import Moments
@@ -28,7 +29,6 @@ from dictlab.training.objectives import Batch, Splice
 from dictlab.training.variants import ForwardPass, Term
 from dictlab.training.variants.async_scalar import AsyncScalar
 
-ADAM_EPS = 6.25e-10  # Gao et al. 2024, their code
 PENALTIES = ("l1", "l0")  # terms that a factor for fine-tuning applies to
 
 
@@ -58,6 +58,7 @@ class Learner:
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.member, self.config, self.variant, self.ranks = member, config, member.variant, ranks
+        self.recipe = config.optimisation
         self.d_in, device = len(centre), centre.device
         self.variance = statistics.variance / self.d_in
         self.unit = math.sqrt(self.variance)
@@ -79,7 +80,7 @@ class Learner:
         self.resampling_steps = frozenset() if self.variant.revived else resampling.resampling_steps(config)
         self.since_fired = torch.zeros(len(self.decoder), dtype=torch.long, device=device)  # tokens
         self.firing_counts = FiringCounts(len(self.decoder), config.batch, device)
-        self.average = [p.detach().clone().zero_() for p in self.parameters] if config.ema else None
+        self.average = [p.detach().clone().zero_() for p in self.parameters] if self.recipe.ema else None
         self.steps = self.averaged = 0
         self.begin(finetune=False)
 
@@ -121,8 +122,7 @@ class Learner:
     @property
     def lr(self) -> float:
         """The peak learning rate."""
-        given = self.config.lr
-        return given if given is not None else 2e-4 / math.sqrt(self.member.width / 16384)
+        return self.config.peak_lr(self.member.width, started=self.member.start is not None)
 
     def step(self, batch: Batch, splice: Splice | None, *, logged: bool = True) -> dict[str, Tensor]:
         """Take one training step.
@@ -275,15 +275,15 @@ class Learner:
             optimizer_step.project(
                 self.decoder.grad, self.decoder if self.lengths is None else normalize(self.decoder, dim=1)
             )
-        optimizer_step.clipped_step(self.optimizer, self.parameters, self.config.clip, self.ranks, self.common)
+        optimizer_step.clipped_step(self.optimizer, self.parameters, self.recipe.clip, self.ranks, self.common)
         self.schedule.step()
         optimizer_step.renormalise(self.decoder)
         if self.lengths is not None:
             self.decoder.mul_(self.lengths)
         self.steps += 1
-        if self.average is not None and self.config.ema is not None:
+        if self.average is not None and self.recipe.ema is not None:
             self.averaged += 1
-            optimizer_step.average(self.average, self.parameters, self.config.ema, self.averaged)
+            optimizer_step.average(self.average, self.parameters, self.recipe.ema, self.averaged)
 
     def continue_from(self, steps: int) -> None:
         """Take up the objective, the schedule and the counts of a learner that has taken so many steps."""
@@ -301,15 +301,15 @@ class Learner:
 
     def begin(self, *, finetune: bool) -> None:
         """Begin a part of the run, with Adam and a schedule of its own: gradients of objectives differ in size."""
-        config, first = self.config, self.config.steps - self.config.finetune_steps
+        config, recipe, first = self.config, self.recipe, self.config.steps - self.config.finetune_steps
         name = self.member.finetune if finetune else self.member.objective
         assert name is not None
         self.objective = config.weights(name)
         self.penalty = config.finetune_penalty if finetune else 1.0
         self.averaged = 0  # an average over two objectives is neither's
-        steps, lr = (config.finetune_steps, self.lr * config.finetune_lr) if finetune else (first, self.lr)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, eps=ADAM_EPS, fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: schedule(step, config, steps))
+        steps, lr = (config.finetune_steps, self.lr * recipe.finetune_lr) if finetune else (first, self.lr)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, eps=recipe.eps, fused=True)
+        self.schedule = LambdaLR(self.optimizer, lambda step: recipe.share_of_peak(step, steps))
 
     def _with_lengths(self, decoder: Tensor) -> Tensor:
         unit = normalize(decoder, dim=1)
@@ -327,13 +327,3 @@ class Learner:
             self.normalisation,
             name=self.member.name,
         )
-
-
-def schedule(step: int, config: TrainConfig, steps: int | None = None) -> float:
-    """Linear warm-up, then a cosine down to `final_lr`, as a share of the peak (Braun et al. 2024, appendix D)."""
-    steps = config.steps if steps is None else steps
-    warmup = round(config.warmup * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

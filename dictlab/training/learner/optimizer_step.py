@@ -1,7 +1,7 @@
 """One step of the weights: project the decoder's gradient, clip, Adam, decoder rows back to unit length, average.
 
     g_j <- g_j - (g_j . d_j) d_j        rows stay on the unit sphere to first order    Gao et al. 2024, section 2.1
-    g   <- g min(1, clip / |g|)         |g| over all parameters
+    g   <- g min(1, clip / |g|)         |g| over all weights of one dictionary; g / |g| where clip is 0
 
 Nothing here waits for the device, and no copy of a whole matrix is made: what it costs is reading the weights.
 """
@@ -31,25 +31,29 @@ def project(gradient: Float[Tensor, "n_latents d_in"], rows: Float[Tensor, "n_la
 def clipped_step(
     optimizer: torch.optim.Adam,
     parameters: Sequence[Tensor],
-    limit: float,
+    limit: float | None,
     ranks: Ranks = SINGLE_PROCESS,
     common: Sequence[bool] = (),
 ) -> None:
-    """A step with gradients scaled down to the norm `limit` where theirs is larger.
+    """A step with gradients scaled down to the norm `limit` where theirs is larger, or to norm 1 where it is 0.
 
     The fused optimizer divides by a factor as it reads the gradients, and leaves them divided.
 
     Args:
         optimizer: Of the parameters.
         parameters: What is trained.
-        limit: Of the norm over all parameters, and over the latents of all processes.
+        limit: Of the norm over all parameters, and over the latents of all processes; None for none.
         ranks: The processes.
         common: For each parameter, whether it is common to all latents.
     """
+    if limit is None:
+        optimizer.step()
+        return
     there = [p.grad is not None for p in parameters]
     norms = torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
     norm = ranks.gradient_norm(norms, list(compress(common, there)))
-    optimizer.grad_scale = ((norm + 1e-6) / limit).clamp_min(1.0)  # type: ignore[attr-defined]
+    scale = (norm + 1e-6).div(limit).clamp_min(1.0) if limit else norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    optimizer.grad_scale = scale  # type: ignore[attr-defined]
     optimizer.step()
 
 

@@ -26,7 +26,7 @@ from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 from tests.processes import spread
 
 CLOCK = {"seconds", "tokens_per_second", "member"}
-ARRAY = {"data": "rows", "batch": 128, "tokens": 128 * 30, "width": (25,), "k": (4,)}
+ARRAY = {"data": "rows", "batch": 128, "tokens": 128 * 30, "width": (25,), "k": (4,), "lr": 5e-3}
 AUX = {"dead_after": 128, "k": (1,), "aux_k": 8}
 RESAMPLED = {"tokens": 128 * 60, "resample": 2, "dead_after": 128, "lr": 0.01}
 TASKS = {  # name: processes, shards, settings

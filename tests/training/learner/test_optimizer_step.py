@@ -37,6 +37,40 @@ def test_a_clipped_step_is_clipping_and_then_adam(limit):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
+def test_a_limit_of_zero_makes_every_gradient_of_norm_one(factor):
+    ours, theirs = parameters(), parameters()
+    fused, plain = (torch.optim.Adam(own, lr=0.1, fused=kind) for own, kind in ((ours, True), (theirs, False)))
+    for own in ours:
+        own.grad *= factor
+    norm = torch.cat([own.grad.flatten() for own in theirs]).norm()
+    for own in theirs:
+        own.grad /= norm
+    optimizer_step.clipped_step(fused, ours, 0.0)
+    plain.step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0.0, None])
+def test_a_gradient_of_zero_is_no_step(limit):
+    ours = parameters()
+    for own in ours:
+        own.grad.zero_()
+    before = [own.detach().clone() for own in ours]
+    optimizer_step.clipped_step(torch.optim.Adam(ours, fused=True), ours, limit)
+    assert all(torch.equal(one, other) for one, other in zip(ours, before, strict=True))
+
+
+def test_without_a_limit_gradients_are_taken_as_they_are():
+    ours, theirs = parameters(), parameters()
+    optimizer_step.clipped_step(torch.optim.Adam(ours, lr=0.1, fused=True), ours, None)
+    torch.optim.Adam(theirs, lr=0.1).step()
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_parameters_without_a_gradient_stay_where_they_are():
     ours = parameters()
     ours[1].grad = None

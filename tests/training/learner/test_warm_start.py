@@ -115,7 +115,7 @@ def test_fine_tuning_has_an_optimizer_a_schedule_and_a_penalty_of_its_own():
     x, _ = sparse_data(128)
     settings = config(
         width=N, activation="relu", l1=3.0, tokens=1280, finetune="weighted", reconstruction=2.0, finetune_tokens=512,
-        finetune_lr=0.5, finetune_penalty=0.1, warmup=0.25, lr=1e-2,
+        finetune_lr=0.5, finetune_penalty=0.1, warmup=0.25, schedule="cosine", final_lr=0.1, lr=1e-2,
     )  # fmt: skip
     learner = Learner(next(settings.members()), settings, moments([x]), geometric_median(x))
     rates, weights = [], []
