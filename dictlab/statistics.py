@@ -138,9 +138,12 @@ def ratio(over: Float[Array, " sequences"], under: Float[Array, " sequences"], s
 
 
 def spearman(a: Float[Array, "sequences positions"], b: Float[Array, "sequences positions"], seed: int) -> Estimate:
-    """Rank correlation over all tokens. Resamples of sequences keep the ranks of the whole sample."""
-    x, y = (stats.rankdata(v).reshape(a.shape) / a.size - 0.5 for v in (a, b))
-    sums = np.stack([np.full(len(a), float(a.shape[1])), *(s.sum(axis=1) for s in (x, y, x * x, y * y, x * y))])
+    """Rank correlation over the tokens that have both values. Resamples of sequences keep the ranks of the whole."""
+    known = np.isfinite(a) & np.isfinite(b)
+    x, y = np.zeros((2, *a.shape))
+    for ranks, values in ((x, a), (y, b)):
+        ranks[known] = stats.rankdata(values[known]) / max(1, known.sum()) - 0.5
+    sums = np.stack([known.sum(axis=1).astype(np.float64), *(s.sum(axis=1) for s in (x, y, x * x, y * y, x * y))])
 
     def correlation(totals: Array) -> Array:
         n, sx, sy, sxx, syy, sxy = totals

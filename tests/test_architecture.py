@@ -22,6 +22,7 @@ BASE = {
     "dictlab.atomic_files",
     "dictlab.folder_lock",
     "dictlab.progress",
+    "dictlab.token_selection",
     "dictlab.analysis_entries",
 }
 ALLOWED = {

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
-from dictlab.data.activations import capture_sequences
+from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
 from dictlab.model.language_model import LanguageModel
@@ -52,6 +52,7 @@ def collect_firings(
     sequences: Int[Tensor, "sequences context"],
     latents: Sequence[int],
     n_leading: int = 0,
+    counted: Bool[Tensor, "sequences context"] | None = None,
 ) -> Firings:
     """Where some latents are active. Memory: their non-zero activations.
 
@@ -61,25 +62,29 @@ def collect_firings(
         sequences: Token ids.
         latents: Indices of latents, ascending.
         n_leading: Tokens that lead each sequence, such as the beginning-of-text token; these are left out.
+        counted: Tokens that count, on the CPU; the others are not encoded. All by default.
 
     Raises:
         DictlabError: An activation is not finite.
     """
+    counted = torch.ones(sequences.shape, dtype=torch.bool) if counted is None else counted
     selected = torch.zeros(dictionary.n_latents, dtype=torch.bool, device=model.device)
     selected[list(latents)] = True
+    site, context = site_of(dictionary), sequences.shape[1]
+    size = max(1, FORWARD_TOKENS // context)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    n_tokens = n_active = 0
-    for x in tqdm(
-        capture_sequences(model, site_of(dictionary), sequences), desc="activations", unit="batch", leave=False
-    ):
-        codes = dictionary.encode(x.float())
+    n_active = 0
+    pairs = zip(sequences.split(size), counted.split(size), strict=True)
+    for number, (tokens, mask) in enumerate(tqdm(list(pairs), desc="activations", unit="batch", leave=False)):
+        x = model.capture(tokens, site)[site]
+        codes = dictionary.encode(x[mask.to(x.device)].float())
         check_finite(dictionary, codes.values[:, None])
-        rows = codes.rows
-        active = (codes.values != 0) & (rows % sequences.shape[1] >= n_leading)
+        rows = mask.flatten().nonzero().squeeze(1)[codes.rows.cpu()]  # tokens of the batch
+        active = (codes.values.cpu() != 0) & (rows % context >= n_leading)
         n_active += int(active.sum())
-        active &= selected[codes.indices]
-        parts.append((rows[active].cpu() + n_tokens, codes.indices[active].cpu(), codes.values[active].double().cpu()))
-        n_tokens += codes.n_tokens
+        active &= selected[codes.indices].cpu()
+        values = codes.values.cpu()[active].double()
+        parts.append((rows[active] + number * size * context, codes.indices.cpu()[active], values))
     token, latent, activation = (torch.cat(part) for part in zip(*parts, strict=True))
     order = torch.argsort(latent, stable=True)
     ends = torch.searchsorted(latent[order], torch.tensor(list(latents)), right=True)[:-1].tolist()

@@ -33,12 +33,12 @@ from dictlab.data.activations import Activations, ModelActivations
 from dictlab.data.arrays import ArrayActivations, ArrayLike, open_array
 from dictlab.data.attention_sinks import find_sinks, sinks_of, sinks_warning
 from dictlab.data.text import Split, Text
-from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
+from dictlab.token_selection import ALL, TokenSelection
 
 DataLike: TypeAlias = ArrayActivations | ArrayLike
 

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.errors import DictlabError
 from dictlab.model.kv_cache import KVCache
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
+from dictlab.token_selection import ALL, TokenSelection
 
 FORWARD_TOKENS = 4096  # tokens carried at once
 PARTS = ("tokens", "x", "residual", "final_residual", "next_tokens", "counted")  # one entry a token each
@@ -156,14 +156,23 @@ def counted_mask(
     Raises:
         DictlabError: None of them does.
     """
-    if selection.norm_multiple is None:
-        counted = selection.mask([torch.zeros(*tokens.shape, 1)], tokens.cpu(), model.tokenizer)
-    else:
-        batches = tokens.split(max(1, FORWARD_TOKENS // tokens.shape[1]))
-        masks = (selection.mask(model.capture(b, list(sites)).values(), b, model.tokenizer) for b in batches)
-        counted = torch.cat([mask.cpu() for mask in masks])
+    counted = selected_mask(model, tokens, sites, selection)
     check_some_count(int(counted.sum()), selection)
     return counted
+
+
+def selected_mask(
+    model: LanguageModel,
+    tokens: Int[Tensor, "contexts context"],
+    sites: Sequence[str],
+    selection: TokenSelection,
+) -> Bool[Tensor, "contexts context"]:
+    """`counted_mask` of contexts of which none need count."""
+    if selection.norm_multiple is None:
+        return selection.mask([torch.zeros(*tokens.shape, 1)], tokens.cpu(), model.tokenizer)
+    batches = tokens.split(max(1, FORWARD_TOKENS // tokens.shape[1]))
+    masks = [selection.mask(model.capture(b, list(sites)).values(), b, model.tokenizer).cpu() for b in batches]
+    return torch.cat(masks)
 
 
 def check_some_count(counted: int, selection: TokenSelection) -> None:

@@ -120,6 +120,18 @@ def frankenstein(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        quality: dictionary; is; latents; encoders; L0; MSE; MSE low; MSE high; explained variance; [CE increase]; [CE
+            increase low]; [CE increase high]; [KL]
+        at_equal_l0: dictionary; L0; error; value; frontier; ratio; low; high; frontier there
+        at_equal_size: dictionary; latents; error; value; frontier; ratio; low; high; frontier there
+        rule: dictionary; latents; silent here; too near; duplicates; taken; share taken
+        metrics: dictionary; metric; value; low; high; unit
+        [compact]: dictionary; decisions; firings; lost; new; silent; encoders before; encoders; L0 before; L0; MSE
+            before; MSE; CE increase before; CE increase
+
     Example:
         dictlab report frankenstein a.safetensors b.safetensors c.safetensors --max-cosine 0.7 --gradient-refits
         dictlab report frankenstein a.safetensors b.safetensors --data activations.npy

@@ -89,6 +89,27 @@ def novelty(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        latents: latent; class; change in MSE; standard error; best scale; firing rate; max cosine; parent; class by
+            cosine
+        shares: inserted; relation; activations; active; dead; novel; share novel; share novel low; share novel high;
+            share by cosine; share by cosine low; share by cosine high; certainly novel; certainly not; carries
+            something; best decrease; novel with a twin
+        [behaviour]: latent; class; change in MSE; held-out change in MSE; held-out change in MSE low; held-out change
+            in MSE high; change in CE; change in CE low; change in CE high; change in KL; change in KL low; change in KL
+            high; sequences active
+        [portraits]: latent; class; change in MSE; standard error; firing rate; promoted; suppressed; nearest; context
+            1; context 2; context 3; context 4; context of the nearest
+        prediction: latents; weighting; n; novel; share novel; ROC AUC; ROC AUC low; ROC AUC high; PR AUC (novel); PR
+            AUC (novel) low; PR AUC (novel) high; PR AUC (reconstruction); PR AUC (reconstruction) low; PR AUC
+            (reconstruction) high
+        thresholds: latents; weighting; rule; threshold; low; high; novel, called novel; novel, called reconstruction;
+            reconstruction, called novel; reconstruction, called reconstruction; sensitivity; specificity; precision; J;
+            F1 (novel); F1 (reconstruction); accuracy
+        agreement: class; class by cosine; latents
+
     Example:
         dictlab report novelty small.safetensors large.safetensors --control small_other_seed.safetensors
         dictlab report novelty small.safetensors large.safetensors --ce-latents 32 --threshold 0.5

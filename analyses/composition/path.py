@@ -73,6 +73,18 @@ def path(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        phases: stage; from; phase; steps; latents before; latents after; MSE before; MSE after; change; low; high;
+            change a step; steps that raise it; the same, random order; highest MSE; L0 before; L0 after
+        waypoints: point; phase; is; latents; L0; MSE on the path; MSE; MSE low; MSE high; explained variance; explained
+            variance low; explained variance high; [CE increase]; [CE increase low]; [CE increase high]; [KL]; [KL low];
+            [KL high]
+        components: pair; kind; components; latents of SMALL; latents of LARGE; largest (latents)
+        percolation: pair; threshold; largest; share of latents; same; split; merge; tangled; novel; orphan
+        path: point; stage; phase; latents; L0; MSE; low; high
+
     Example:
         dictlab report path a-256.safetensors a-512.safetensors a-1024.safetensors
         dictlab report path small.safetensors large.safetensors --data activations.npy

@@ -28,6 +28,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
+from analyses.composition.equal_l0 import parents_at_levels, sparsity_curves
 from analyses.composition.selection_rules import Choice, by_insertion, by_path, by_search
 from analyses.composition.size_path.path_steps import Order
 from analyses.composition.size_path.size_path import parse_until
@@ -128,6 +129,16 @@ def stitching(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        quality: dictionary; latents; L0; MSE; explained variance; [CE increase]; [KL]
+        differences: dictionary; metric; difference; low; high; unit
+        latents: latent; class; change in MSE; standard error; best scale; firing rate; max cosine; parent; class by
+            cosine; [dictionary]
+        agreement: class; class by cosine; latents; [dictionary]
+        metrics: dictionary; metric; value; low; high; unit
+
     Example:
         dictlab stitch small.safetensors large.safetensors --out out/stitched
         dictlab stitch a-256.safetensors a-512.safetensors a-1024.safetensors --until latents=700
@@ -143,7 +154,8 @@ def stitching(
     parents = [_as_parent(parent) for parent in with_selection(open_chain(small, larger), token_selection)]
     reading = open_activations(parents, model=model, text=text, data=data, device=device)
     train, heldout = reading.parts()
-    chain = encode_chain(reading.dictionaries, train.sample(tokens, seed=seed))
+    batches = list(train.sample(tokens, seed=seed))
+    chain = encode_chain(reading.dictionaries, batches)
     check_active(chain)
     choices = {choice.rule: choice for choice in by_insertion(chain, threshold)}
     rule: str = select
@@ -152,7 +164,7 @@ def stitching(
         choices["optimal"] = by_search(chain, max_latents, max_l0, refit)
     if until is not None:
         choices["path"], rule = by_path(chain, threshold, order, seed, until), "path"
-    result = _measured(chain, choices, rule, refit, heldout, threshold=threshold, contexts=contexts, seed=seed)
+    result = _measured(chain, choices, rule, refit, batches, heldout, threshold=threshold, contexts=contexts, seed=seed)
     how = {"select": rule, "refit": refit, "inserted": result.n_inserted, "kept": result.n_kept}
     how |= {"point": result.choice.point, "threshold": threshold, "tokens": chain.sample.n_tokens}
     how |= {"until": until, "order": order if rule == "path" else None}
@@ -182,6 +194,7 @@ def _measured(
     choices: Mapping[str, Choice],
     rule: str,
     refit: Refit,
+    batches: Sequence[Tensor],
     heldout: Activations,
     *,
     threshold: float,
@@ -202,7 +215,11 @@ def _measured(
         others = {name: choice for name, choice in choices.items() if name != rule}
         refitted = {n: subsets.subset(c.chosen, refit, f"by {n}, refitted") for n, c in others.items()}
     stitched = subsets.subset(chosen, refit, STITCHED)
+    rates = chain.sample.firing_rate
+    others = [float(rates[choice.chosen].sum()) for choice in choices.values()]
+    levels, cautions = parents_at_levels(chain, batches, refit, float(rates[chosen].sum()), others)
     candidates = [*chain.dictionaries, *unrefitted.values(), *controls, *refitted.values(), stitched]
+    candidates += [level.dictionary for level in levels]
     evaluations = evaluate_activations(candidates, heldout, contexts=contexts, seed=seed)
     measured = {d.name: Point(d, e) for d, e in zip(candidates, evaluations, strict=True)}
     n_kept = int(chosen[chain.latents_of(0)].sum())
@@ -212,6 +229,8 @@ def _measured(
         controls=[measured[control.name] for control in controls],
         refitted={name: measured[candidate.name] for name, candidate in refitted.items()},
         stitched=measured[STITCHED],
+        curves=sparsity_curves(chain.dictionaries, controls or chain.dictionaries, levels, measured),
+        cautions=cautions,
         choices=choices,
         rule=rule,
         refit=refit,

@@ -11,6 +11,14 @@ import pandas as pd
 
 from analyses.common import plotting
 from analyses.common.chance import chance_levels
+from analyses.composition.equal_l0 import EqualL0, SparsityCurve, at_equal_l0
+from analyses.composition.equal_l0_report import (
+    curve_table,
+    equal_l0_plot,
+    equal_l0_sentence,
+    equal_l0_table,
+    percent_at_equal_l0,
+)
 from analyses.composition.insertion.insertion_tables import agreement_table, effects_caption, latent_table
 from analyses.composition.novelty_plots import effect_plot
 from analyses.composition.selection_rules import Choice
@@ -20,7 +28,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.normalisation import Centred
 from dictlab.evaluation.metrics import METRICS
 from dictlab.reports.report import Plot, Table
-from dictlab.statistics import Estimate, interval
+from dictlab.statistics import interval
 
 REFITTED = {"decoder": "and the decoder refitted", "bias": "and the bias refitted", "none": "and nothing refitted"}
 PANELS = {  # of the plot: axis and title of each metric
@@ -41,6 +49,7 @@ class StitchingResult:
         controls: Every parent, refitted in the same way; none where nothing is refitted.
         refitted: What the rules that were not selected make, with the same refit.
         stitched: The result.
+        curves: Every parent at several sparsities, refitted in the same way; its own among them.
         choices: What each rule chose.
         rule: The one that was selected.
         refit: What was refitted.
@@ -48,6 +57,7 @@ class StitchingResult:
         seed: Of chance levels.
         n_inserted: Latents of larger dictionaries in the result.
         n_kept: Latents of SMALL in it.
+        cautions: What is to be said of the parents' curves.
     """
 
     parents: Sequence[Point]
@@ -55,6 +65,7 @@ class StitchingResult:
     controls: Sequence[Point]
     refitted: Mapping[str, Point]
     stitched: Point
+    curves: Sequence[SparsityCurve]
     choices: Mapping[str, Choice]
     rule: str
     refit: Refit
@@ -62,6 +73,7 @@ class StitchingResult:
     seed: int
     n_inserted: int
     n_kept: int
+    cautions: tuple[str, ...] = ()
 
     @property
     def points(self) -> list[Point]:
@@ -74,18 +86,9 @@ class StitchingResult:
         return self.choices[self.rule]
 
     @property
-    def best_parent(self) -> Point:
-        """The parent with the smallest error, refitted as the result is."""
-        return min(self.controls or self.parents, key=lambda point: point.value("mse"))
-
-    @property
-    def ratio_to_best(self) -> Estimate:
-        """The result's MSE over that of the best parent, with its paired interval; NaN for a single sequence."""
-        own, other = self.stitched, self.best_parent
-        value = own.value("mse") / other.value("mse")
-        if own.evaluation.n_sequences < 2:
-            return Estimate(value)
-        return Estimate(value, *interval(own.evaluation.draws("mse") / other.evaluation.draws("mse")))
+    def compared(self) -> Mapping[str, EqualL0]:
+        """The result beside the best parent at its L0, for each error that some parent has there."""
+        return at_equal_l0(self.stitched, self.curves)
 
     @property
     def shown(self) -> Choice:
@@ -103,9 +106,20 @@ def stitching_tables(result: StitchingResult) -> dict[str, Table]:
     insertions = result.shown.insertions
     return {
         "quality": Table(
-            _quality_table(result.points),
-            f"Measured on {evaluation.size}. MSE in activation²{model}. “Inserted” is without any refit. L0 differs "
-            "between rows: this is no comparison at equal sparsity.",
+            _quality_table(result),
+            f"Measured on {evaluation.size}. MSE in activation²{model}. “Inserted” is without any refit. MSE at equal "
+            "L0: by how many per cent the MSE is larger than that of the best parent at this row's L0, refitted as "
+            "the result is; best: the row where it is smallest.",
+        ),
+        "equal_l0": Table(
+            equal_l0_table(result.points, result.curves),
+            "Each error beside that of the best parent at the same L0, on the parents' sparsity curves; difference in "
+            "per cent with a paired 95 % bootstrap interval over sequences. Errors of what is sparser than every "
+            "parent can be made are left out.",
+        ),
+        "sparsity_curves": Table(
+            curve_table(result.curves),
+            f"Each parent at several sparsities, {REFITTED[result.refit].removeprefix('and ')}.",
         ),
         "differences": Table(
             _difference_table(result.points, small),
@@ -127,8 +141,9 @@ def stitching_tables(result: StitchingResult) -> dict[str, Table]:
 
 
 def stitching_plots(result: StitchingResult) -> dict[str, Plot]:
-    """The qualities of all candidates, and the effects of the latents of each larger dictionary."""
-    plots = {"quality": quality_plot(result.points)}
+    """Errors against L0 beside the parents' curves, all qualities, and the effects of each larger one's latents."""
+    plots = {"equal_l0": equal_l0_plot(result.points, result.stitched, result.curves)}
+    plots["quality"] = quality_plot(result.points)
     for number, one in enumerate(result.shown.insertions, start=1):
         level = chance_levels(one.small, result.seed)["shaped"]
         plots["effects" if number == 1 else f"effects_{number}"] = effect_plot(one, level)
@@ -142,23 +157,10 @@ def stitching_summary(result: StitchingResult) -> str:
     span = "" if np.isnan(low) else f" [{low:.4g}, {high:.4g}]"
     before = ", ".join(f"{p.name} {p.value('mse'):.4g} (L0 {p.value('l0'):.1f})" for p in parents)
     suffers = f", CE increase {stitched.value('ce_increase'):.3g}" if stitched.evaluation.has_model else ""
+    verdict = equal_l0_sentence(result.compared, refitted=result.refit != "none")
     return (
-        f"{_beside_best(result)} {_chosen(result)} {REFITTED[result.refit]}, the held-out MSE is "
+        f"{verdict} {_chosen(result)} {REFITTED[result.refit]}, the held-out MSE is "
         f"{stitched.value('mse'):.4g}{span} at L0 {stitched.value('l0'):.1f}{suffers}; before: {before}."
-    )
-
-
-def _beside_best(result: StitchingResult) -> str:
-    """The result's MSE and L0 beside those of the best parent."""
-    best, ratio, stitched = result.best_parent, result.ratio_to_best, result.stitched
-    percent = [100 * (end - 1) for end in ratio]
-    verdict = "WORSE" if ratio.value > 1 else "better"
-    span = "" if np.isnan(ratio.low) else f" [{percent[1]:+.1f}, {percent[2]:+.1f}]"
-    noise = ", within the noise" if ratio.low <= 1 <= ratio.high else ""
-    alike = "the best parent refitted in the same way" if result.controls else "the best parent"
-    return (
-        f"The stitched dictionary is {verdict} than {alike}{noise}: MSE {percent[0]:+.1f} %{span} at L0 "
-        f"{stitched.value('l0'):.1f}, beside {best.name} at L0 {best.value('l0'):.1f}."
     )
 
 
@@ -197,6 +199,7 @@ def stitching_warnings(result: StitchingResult) -> tuple[str, ...]:
         *warnings,
         *(_cosine_harms(parents[0], result.unrefitted["cosine"]) if result.rule == "cosine" else ()),
         *result.choice.cautions,
+        *result.cautions,
         *_mean_lost([parent.dictionary for parent in parents]),
     )
 
@@ -229,16 +232,22 @@ def names_in_words(dictionaries: Sequence[Dictionary]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _quality_table(points: Sequence[Point]) -> pd.DataFrame:
+def _quality_table(result: StitchingResult) -> pd.DataFrame:
     """One row a dictionary; latents that only compete are not counted."""
+    percents = np.array([percent_at_equal_l0(point, result.curves) for point in result.points])
+    best = int(np.nanargmin(percents)) if np.isfinite(percents).any() else -1
     return pd.DataFrame(
         [
             {
                 "dictionary": point.name,
+                "best": "<--" if number == best else "",
                 "latents": point.dictionary.n_emitting,
-                **{METRICS[key].label: point.value(key) for key in point.evaluation.among(QUALITIES)},
+                METRICS["l0"].label: point.value("l0"),
+                METRICS["mse"].label: point.value("mse"),
+                "MSE at equal L0 (%)": percents[number],
+                **{METRICS[key].label: point.value(key) for key in point.evaluation.among(QUALITIES[2:])},
             }
-            for point in points
+            for number, point in enumerate(result.points)
         ]
     )
 

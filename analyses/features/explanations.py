@@ -8,11 +8,14 @@ for nothing but the model itself. With an endpoint, a language model explains th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 from tqdm import tqdm
 
 from analyses.autointerp import report as interpretation_report
@@ -20,16 +23,8 @@ from analyses.autointerp import scores as interpretation
 from analyses.autointerp.llm_client import Endpoint
 from analyses.autointerp.settings import Interpreter
 from analyses.common.firings import Firings, collect_firings
-from analyses.common.inputs import (
-    DictionaryLike,
-    ModelLike,
-    TextLike,
-    context_of,
-    in_model,
-    open_dictionaries,
-    open_model,
-    open_text,
-)
+from analyses.common.inputs import DictionaryLike, ModelInputs, ModelLike, TextLike, open_inputs
+from analyses.common.patching import counted_mask
 from analyses.features.bigram_baseline import Bigrams
 from analyses.features.explanations_report import explanations_report
 from analyses.features.n2g import last_activations, padding_of, patterns
@@ -54,15 +49,25 @@ from dictlab.reports.report import Report
 
 
 class ExplainableDictionary(NamedTuple):
-    """A dictionary, and where its latents that are explained are active: in training text, and in held-out text."""
+    """A dictionary, and where its latents that are explained are active.
 
-    own: Dictionary
-    placed: Dictionary
-    chosen: list[int]
-    splits: tuple[Firings, Firings]
+    Attributes:
+        given: The dictionary.
+        adapted: As it reads the model's activations.
+        selected: Its latents that are explained.
+        firings: Where these are active: in training text, and in held-out text.
+        counted: Which tokens of these two texts count.
+    """
+
+    given: Dictionary
+    adapted: Dictionary
+    selected: list[int]
+    firings: tuple[Firings, Firings]
+    counted: tuple[Bool[Tensor, "sequences context"], Bool[Tensor, "sequences context"]]
 
 
 BIGRAM_TOKENS = 1 << 20  # of training text, for the baseline
+NORM_CONTEXTS = 16  # of training text, from which the median norm of an activation is taken
 
 
 def explanations(
@@ -77,6 +82,7 @@ def explanations(
     interpreter: Interpreter | None = None,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """Can strings of tokens with gaps say when a latent is active? And, with an endpoint, can a language model?
 
@@ -91,6 +97,8 @@ def explanations(
         interpreter: A language model that explains the same latents in words, and scores them; none by default.
         seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report explanations topk16.safetensors relu20.safetensors --latents 64
@@ -100,60 +108,76 @@ def explanations(
         Endpoint(interpreter).close()  # what is wrong with it is said before the work
     check_at_least(0, seed=seed, latents=latents)
     check_at_least(1, examples=examples, max_pattern_length=max_pattern_length)
-    opened = open_dictionaries(dictionaries)
-    model, source = open_model(model, opened, device), open_text(text)
-    for dictionary in opened:
-        model.block_input(site_of(dictionary))
-    length = context_of(opened, model, source)
-    check_at_least(2 * length, tokens=tokens)
-    padding = padding_of(model.tokenizer)
-    train, held = (
-        source.as_split(split).sample(model.tokenizer, length, tokens // length, seed=seed)
-        for split in ("train", "heldout")
+    inputs = open_inputs(
+        dictionaries, model=model, text=text, device=device, resumable=True, token_selection=token_selection
     )
-    if len(held) < 2:
-        raise DictlabError(f"text {source.name}: its held-out split has 1 context of {length} tokens; 2 are needed.")
-    more = islice(source.as_split("train").contexts(model.tokenizer, length, seed=seed), BIGRAM_TOKENS // length)
-    more = tqdm(more, desc="bigram model", total=BIGRAM_TOKENS // length, unit="context", leave=False)
-    bigrams = Bigrams.fitted(torch.stack(list(more)).numpy(), model.vocabulary)
-    sample = ExplanationSample(model, train, held, bigrams, padding, latents, examples, max_pattern_length, seed)
+    check_at_least(2 * inputs.context, tokens=tokens)
+    contexts = tokens // inputs.context
+    train, held = (inputs.sample(contexts, split, seed=seed) for split in ("train", "heldout"))
+    if len(held.tokens) < 2:
+        raise DictlabError(
+            f"text {inputs.text.name}: its held-out split has 1 context of {inputs.context} tokens; 2 are needed."
+        )
+    sample = ExplanationSample(
+        inputs.model, inputs.selection, train.tokens, held.tokens, _bigrams(inputs, seed),
+        padding_of(inputs.model.tokenizer), latents, examples, max_pattern_length, seed,
+    )  # fmt: skip
     explainable = [
-        _explainable(own, placed, sample) for own, placed in zip(opened, in_model(opened, model), strict=True)
+        _explainable(given, adapted, sample) for given, adapted in zip(inputs.dictionaries, inputs.adapted, strict=True)
     ]
-    settings = {
-        "text": source.name, "model": model.name, "context": length, "training_tokens": train.numel(),
-        "heldout_tokens": held.numel(), "heldout_sequences": len(held), "latents": latents, "examples": examples,
-        "max_pattern_length": max_pattern_length, "padding": model.tokenizer.decode([padding.token]),
-        "bigram_tokens": int(bigrams.tokens.sum()), "bigram_strength": bigrams.strength, "seed": seed,
+    settings = inputs.record() | {
+        "training_tokens": train.tokens.numel(), "heldout_tokens": held.tokens.numel(),
+        "heldout_sequences": len(held.tokens), "latents": latents, "examples": examples,
+        "max_pattern_length": max_pattern_length,
+        "padding": inputs.model.tokenizer.decode([sample.padding.token]),
+        "bigram_tokens": int(sample.bigrams.tokens.sum()), "bigram_strength": sample.bigrams.strength, "seed": seed,
     }  # fmt: skip
     outcome = None if interpreter is None else _interpreted(explainable, sample, interpreter)
     if interpreter is not None and outcome is not None and outcome.sent is None:
-        return interpretation_report.cost_report(outcome, interpreter, settings, opened)
+        return interpretation_report.cost_report(outcome, interpreter, settings, inputs.dictionaries)
     report = explanations_report(
-        [_explained(one, sample) for one in explainable], opened, sample, settings, tokens // length
+        [_explained(one, sample) for one in explainable],
+        inputs.dictionaries,
+        sample,
+        settings,
+        (*held.warnings, *inputs.warnings),
     )
     if interpreter is None or outcome is None:
         return report
     return interpretation_report.with_interpretation(report, outcome, interpreter, seed)
 
 
-def _explainable(own: Dictionary, placed: Dictionary, sample: ExplanationSample) -> ExplainableDictionary:
-    chosen, lead = _chosen(placed, sample), len(leading_tokens(sample.model.tokenizer))
-    before, after = (
-        collect_firings(placed, sample.model, split, chosen, lead) for split in (sample.train, sample.held)
+def _bigrams(inputs: ModelInputs, seed: int) -> Bigrams:
+    """The baseline, fitted to training text."""
+    length, tokenizer = inputs.context, inputs.model.tokenizer
+    contexts = islice(inputs.text.as_split("train").contexts(tokenizer, length, seed=seed), BIGRAM_TOKENS // length)
+    shown = tqdm(contexts, desc="bigram model", total=BIGRAM_TOKENS // length, unit="context", leave=False)
+    return Bigrams.fitted(torch.stack(list(shown)).numpy(), inputs.model.vocabulary)
+
+
+def _explainable(given: Dictionary, adapted: Dictionary, sample: ExplanationSample) -> ExplainableDictionary:
+    """Latents to explain, and where they are active."""
+    site, lead = site_of(adapted), len(leading_tokens(sample.model.tokenizer))
+    train, held = (
+        counted_mask(sample.model, tokens, [site], sample.selection) for tokens in (sample.train, sample.held)
     )
-    return ExplainableDictionary(own, placed, chosen, (before, after))
+    selected = _selected(adapted, sample)
+    firings = (
+        collect_firings(adapted, sample.model, sample.train, selected, lead, train),
+        collect_firings(adapted, sample.model, sample.held, selected, lead, held),
+    )
+    return ExplainableDictionary(given, adapted, selected, firings, (train, held))
 
 
 def _interpreted(
     explainable: Sequence[ExplainableDictionary], sample: ExplanationSample, interpreter: Interpreter
 ) -> interpretation.Interpretation:
-    """What a language model says of the same latents."""
+    """What a language model says of the same latents. At tokens that do not count they are silent."""
     tokenizer = sample.model.tokenizer
     lead = len(leading_tokens(tokenizer))
     train, held = (interpretation.grid(split, tokenizer, lead, interpreter) for split in (sample.train, sample.held))
     subjects = [
-        interpretation.choose_contexts(one.own, one.chosen, one.splits, (train, held), interpreter, sample.seed)
+        interpretation.choose_contexts(one.given, one.selected, one.firings, (train, held), interpreter, sample.seed)
         for one in explainable
     ]
     return interpretation.interpret(subjects, interpreter)
@@ -161,36 +185,49 @@ def _interpreted(
 
 def _explained(explainable: ExplainableDictionary, sample: ExplanationSample) -> ExplainedDictionary:
     """Everything that is measured of one dictionary."""
-    own, placed, chosen, (before, after) = explainable
+    given, adapted, selected, (before, after), (in_train, in_held) = explainable
     model, train, held = sample.model, sample.train, sample.held
     lead = leading_tokens(model.tokenizer)
     drawn = drawn_examples(
-        chosen, before, train, sample.examples, longest=sample.longest, seed=sample.seed, first=len(lead)
+        selected, before, train, sample.examples, longest=sample.longest, seed=sample.seed, first=len(lead)
     )
-    built = patterns(drawn, last_activations(model, placed, lead), sample.padding, sample.longest)
-    of: dict[int, list[Pattern]] = {latent: [] for latent in chosen}
-    for example, pattern in zip(drawn, built, strict=True):
+    activate = last_activations(model, adapted, lead, sample.selection, _longest_norm(adapted, sample))
+    of: dict[int, list[Pattern]] = {latent: [] for latent in selected}
+    for example, pattern in zip(drawn, patterns(drawn, activate, sample.padding, sample.longest), strict=True):
         of[example.latent].append(pattern)
-    tries = [Trie.of(of[latent]) for latent in chosen]
-    there, here = (simulated(tries, split, len(lead)) for split in (train, held))
+    tries = [Trie.of(of[latent]) for latent in selected]
+    there = simulated(tries, train, len(lead), in_train)
+    here = simulated(tries, held, len(lead), in_held)
     factors = [factor(s, active) for s, active in zip(there, before.latents, strict=True)]
     scores = [score(s, active, (len(held), held.shape[1])) for s, active in zip(here, after.latents, strict=True)]
-    sums = spliced(placed, model, held, chosen, here, factors, sample.bigrams)
-    parts = zip(chosen, (of[i] for i in chosen), scores, here, after.latents, before.latents, factors, strict=True)
-    return ExplainedDictionary(own, [ExplainedLatent(*one) for one in parts], after.share, sums, sample.seed)
+    sums = spliced(adapted, model, held, selected, here, factors, sample.bigrams, in_held)
+    parts = zip(selected, (of[i] for i in selected), scores, here, after.latents, before.latents, factors, strict=True)
+    return ExplainedDictionary(given, [ExplainedLatent(*part) for part in parts], after.share, sums, sample.seed)
 
 
-def _chosen(placed: Dictionary, sample: ExplanationSample) -> list[int]:
+@torch.no_grad()
+def _longest_norm(adapted: Dictionary, sample: ExplanationSample) -> float:
+    """The norm above which the token of a string is an outlier: the multiple of the median norm in training text."""
+    if sample.selection.norm_multiple is None:
+        return math.inf
+    site = site_of(adapted)
+    some: Int[Tensor, "few context"] = sample.train[:NORM_CONTEXTS]
+    norms = sample.model.capture(some, site)[site].float().norm(dim=-1)
+    return sample.selection.norm_multiple * float(norms.median())
+
+
+def _selected(adapted: Dictionary, sample: ExplanationSample) -> list[int]:
     """A random sample of the latents that are active in the training sample, sorted; all of them for a count of 0.
 
     Raises:
         DictlabError: None is.
     """
-    (rates,), _ = firing_rates([placed], capture_sequences(sample.model, site_of(placed), sample.train))
-    alive = rates.nonzero().squeeze(1)
+    activations = capture_sequences(sample.model, site_of(adapted), sample.train, sample.selection)
+    (firing_rate,), n_tokens = firing_rates([adapted], activations)
+    alive = firing_rate.nonzero().squeeze(1)
     if not len(alive):
         raise DictlabError(
-            f"{placed.name}: no latent is active on {sample.train.numel()} training tokens, so none can be explained. "
+            f"{adapted.name}: no latent is active on {n_tokens} training tokens, so none can be explained. "
             "Give more --tokens, or another --text."
         )
     order = torch.randperm(len(alive), generator=seeds.generator(sample.seed, "latents to explain"))

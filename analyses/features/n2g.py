@@ -15,6 +15,7 @@ Source: Gao et al. 2024, N2G, as its released code builds it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
+from dictlab.token_selection import ALL, TokenSelection
 
 HALF = 0.5  # the share of an activation that counts as keeping it
 ROWS = 1024  # strings encoded at once, which bounds pre-activations to this many rows
@@ -84,8 +86,24 @@ def padding_of(tokenizer: Any) -> Padding:
     return Padding(distinct[0], distinct[1])
 
 
-def last_activations(model: LanguageModel, dictionary: Dictionary, lead: Sequence[int]) -> Activate:
-    """The activation of one latent each at the last token of some strings, which the model sees behind `lead` only."""
+def last_activations(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    lead: Sequence[int],
+    selection: TokenSelection = ALL,
+    longest_norm: float = math.inf,
+) -> Activate:
+    """The activation of one latent each at the last token of some strings, which the model sees behind `lead` only.
+
+    It is 0 where that token does not count: the dictionary was not trained on such.
+
+    Args:
+        model: The language model.
+        dictionary: On its device, and reading its activations.
+        lead: Tokens in front of every string.
+        selection: Tokens that count. Positions are those in the string with its lead.
+        longest_norm: Above it a token is an outlier as well: a string is too short for a median of its own.
+    """
     site, front = site_of(dictionary), torch.tensor(lead, dtype=torch.long)
 
     @torch.no_grad()
@@ -96,8 +114,11 @@ def last_activations(model: LanguageModel, dictionary: Dictionary, lead: Sequenc
         asked = torch.bincount(which).split(rows)
         parts = []
         for some, own in zip(distinct.split(rows), order.split([int(n.sum()) for n in asked]), strict=True):
-            x = model.capture(torch.cat([front.expand(len(some), -1), some], dim=1), site)[site][:, -1]
-            parts.append(_at(dictionary.encode(x.float()), which[own] - which[own[0]], latents[own]))
+            tokens, number = torch.cat([front.expand(len(some), -1), some], dim=1), which[own] - which[own[0]]
+            x = model.capture(tokens, site)[site]
+            last = x[:, -1].float()
+            counted = selection.mask([x], tokens, model.tokenizer)[:, -1] & (last.norm(dim=1) <= longest_norm)
+            parts.append(_at(dictionary.encode(last), number, latents[own]) * counted.cpu()[number])
         return torch.cat(parts)[torch.argsort(order)]
 
     return activate

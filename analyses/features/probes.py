@@ -15,26 +15,15 @@ from collections.abc import Sequence
 
 import torch
 
-from analyses.common.inputs import (
-    DictionaryLike,
-    ModelLike,
-    TextLike,
-    context_of,
-    in_model,
-    open_dictionaries,
-    open_model,
-    open_text,
-    sites_of,
-)
+from analyses.common.inputs import DictionaryLike, ModelInputs, ModelLike, TextLike, in_model, open_inputs
+from analyses.common.patching import selected_mask
 from analyses.features.probes_report import probes_report
 from analyses.features.single_latent_probes import Probed, captured, of_coordinates, of_dictionary
 from analyses.features.token_labels import LabelledTokens, ProbeSample, python_tokens
 from analyses.features.user_labels import Pooling, table_tokens
-from dictlab.data.text import Text
-from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
-from dictlab.model.language_model import LanguageModel
+from dictlab.interruption import Completion
 from dictlab.reports.report import Report
 
 
@@ -54,6 +43,7 @@ def probes(
     inverse_ridge: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
+    token_selection: str | None = None,
 ) -> Report:
     """Which known features does each dictionary have a latent for?
 
@@ -75,6 +65,8 @@ def probes(
         inverse_ridge: Inverse weight of the ridge on standardised coefficients, the C of scikit-learn.
         seed: Seed of everything that is drawn at random.
         device: Where to run: cpu, cuda, ...
+        token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
+            default those that the dictionaries were trained on.
 
     Example:
         dictlab report probes a.safetensors b.safetensors --contexts 256
@@ -85,44 +77,60 @@ def probes(
     check_at_least(2, contexts=contexts)
     if not inverse_ridge > 0:
         raise DictlabError(f"inverse_ridge is {inverse_ridge}; expected a number above 0.")
-    opened = open_dictionaries(dictionaries)
-    model = open_model(model, opened, device)
-    sites = sites_of(opened, model)
+    inputs = open_inputs(dictionaries, model=model, text=text, device=device, token_selection=token_selection)
     if table is None:
-        source = open_text(text)
-        sample = _builtin(source, model, context_of(opened, model, source), contexts, min_examples, seed)
+        train, held, notes = _python(inputs, contexts, seed)
     else:
-        sample = _own(
-            *table_tokens(table, column, labels, model, pool=pooling, limit=max_rows, seed=seed), table, min_examples
-        )
-    measured = _probed(opened, model, sites, sample, inverse_ridge, seed)
-    done = [d for d in opened if any(d.name == one.name for one in measured if one.dictionary)]
-    if len(done) < len(opened):
-        sample.notes.append(f"PARTIAL: interrupted after {len(done)} of {len(opened)} dictionaries.")
-    return probes_report(measured, sample, done, min_f1, {
-        "text": table or open_text(text).name, "model": model.name, "context": sample.held.tokens.shape[1],
-        "pooling": pooling if table else None, "min_examples": min_examples, "min_f1": min_f1,
-        "inverse_ridge": inverse_ridge, "seed": seed,
+        train, held, notes = table_tokens(table, column, labels, inputs.model, pool=pooling, limit=max_rows, seed=seed)
+    name = table or inputs.text.name
+    of_both = len(train.tokens) + len(held.tokens)
+    train, held = _counting(train, inputs), _counting(held, inputs)
+    if lost := of_both - len(train.tokens) - len(held.tokens):
+        notes.append(f"{lost} texts have no token that counts, and were left out.")
+    if table is not None:
+        _check_two_classes(train, held, table)
+    sample = _enough(train, held, min_examples, notes, name)
+    measured, completion = _probed(inputs, sample, inverse_ridge, seed)
+    complete = {one.name for one in measured if one.dictionary}
+    settings = inputs.record() | {
+        "text": name, "context": sample.held.tokens.shape[1], "pooling": pooling if table else None,
+        "min_examples": min_examples, "min_f1": min_f1, "inverse_ridge": inverse_ridge, "seed": seed,
         "training_sequences": len(sample.train.tokens), "heldout_sequences": len(sample.held.tokens),
-    })  # fmt: skip
-
-
-def _builtin(text: Text, model: LanguageModel, length: int, contexts: int, least: int, seed: int) -> ProbeSample:
-    """The built-in tasks on Python sources."""
-    train, held = (
-        python_tokens(text.as_split(split), model.tokenizer, length, contexts, seed=seed)
-        for split in ("train", "heldout")
+    }  # fmt: skip
+    warnings = (*completion.warnings, *inputs.warnings)
+    return probes_report(
+        measured, sample, [d for d in inputs.dictionaries if d.name in complete], min_f1, settings, warnings
     )
+
+
+def _python(inputs: ModelInputs, contexts: int, seed: int) -> tuple[LabelledTokens, LabelledTokens, list[str]]:
+    """The built-in tasks on Python sources, to fit on and to measure on; and what the user should know."""
+    text, tokenizer = inputs.text, inputs.model.tokenizer
+    train = python_tokens(text.as_split("train"), tokenizer, inputs.context, contexts, seed=seed)
+    held = python_tokens(text.as_split("heldout"), tokenizer, inputs.context, contexts, seed=seed)
     notes = [
         f"The {split} split holds {len(part.tokens)} contexts of Python, {contexts} were asked for."
         for split, part in (("training", train), ("held-out", held))
         if len(part.tokens) < contexts
     ]
-    return _enough(train, held, least, notes, text.name)
+    return train, held, notes
 
 
-def _own(train: LabelledTokens, held: LabelledTokens, notes: list[str], table: str, least: int) -> ProbeSample:
-    """The tasks of a table; each must be answerable, for the user asked for it by name.
+def _counting(labelled: LabelledTokens, inputs: ModelInputs) -> LabelledTokens:
+    """The labelled tokens that count, at all sites alike. What fills a text up has no part in a median norm."""
+    counted = torch.zeros_like(labelled.known)
+    width = labelled.tokens.shape[1]
+    lengths = torch.full((len(counted),), width) if labelled.lengths is None else labelled.lengths
+    for length in lengths.unique().tolist():
+        rows = lengths == length
+        counted[rows, :length] = selected_mask(
+            inputs.model, labelled.tokens[rows, :length], inputs.sites, inputs.selection
+        )
+    return labelled.counting(counted)
+
+
+def _check_two_classes(train: LabelledTokens, held: LabelledTokens, table: str) -> None:
+    """The tasks of a table must be answerable, for the user asked for them by name.
 
     Raises:
         DictlabError: A task has one class only, in one of the splits.
@@ -134,7 +142,6 @@ def _own(train: LabelledTokens, held: LabelledTokens, notes: list[str], table: s
                     f"table {table}: task {name!r} is {'true' if flags.any() else 'false'} in all {len(flags)} "
                     f"examples to {split}; a probe needs both classes. Give more rows, or leave the task out."
                 )
-    return _enough(train, held, least, notes, table)
 
 
 def _enough(train: LabelledTokens, held: LabelledTokens, least: int, notes: list[str], name: str) -> ProbeSample:
@@ -152,33 +159,24 @@ def _enough(train: LabelledTokens, held: LabelledTokens, least: int, notes: list
     }
     if not kept.any():
         raise DictlabError(
-            f"{name}: no task has {least} examples of each kind in both splits. Give more text, or a lower "
+            f"{name}: no task has {least} examples of either kind in both splits. Give more text, or lower "
             "--min-examples."
         )
     return ProbeSample(train.some(kept), held.some(kept), reasons, notes)
 
 
-def _probed(
-    dictionaries: Sequence[Dictionary],
-    model: LanguageModel,
-    sites: Sequence[str],
-    sample: ProbeSample,
-    ridge: float,
-    seed: int,
-) -> list[Probed]:
+def _probed(inputs: ModelInputs, sample: ProbeSample, ridge: float, seed: int) -> tuple[list[Probed], Completion]:
     """Every dictionary in the order given, and behind them what each site offers without one.
 
     Interrupted by Ctrl-C, it returns the dictionaries that are complete, if there are any, and what is beside them.
     """
     of: dict[str, Probed] = {}
     beside: list[Probed] = []
-    try:
-        for site in sites:
-            train, held = captured(model, site, sample.train), captured(model, site, sample.held)
+    with Completion(len(inputs.dictionaries), "dictionaries", least=1) as completion:
+        for site in inputs.sites:
+            train, held = (captured(inputs.model, site, part) for part in (sample.train, sample.held))
             beside += of_coordinates(site, train, held, ridge=ridge, seed=seed)
-            for dictionary in in_model([d for d in dictionaries if site_of(d) == site], model):
+            for dictionary in in_model([d for d in inputs.dictionaries if site_of(d) == site], inputs.model):
                 of[dictionary.name] = of_dictionary(dictionary, site, train, held, ridge=ridge, seed=seed)
-    except KeyboardInterrupt:
-        if not of:
-            raise
-    return [*(of[dictionary.name] for dictionary in dictionaries if dictionary.name in of), *beside]
+                completion.add()
+    return [*(of[dictionary.name] for dictionary in inputs.dictionaries if dictionary.name in of), *beside], completion

@@ -3,48 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analyses.common import plotting
-from analyses.features import single_latent_probes
+from analyses.features import single_latent_probes as probing
 from analyses.features.single_latent_probes import ALL, CHANNELS, Probed
 from analyses.features.token_labels import ProbeSample
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.recorded_selection import all_tokens_warning
 from dictlab.reports.report import Plot, Report, Table
 from dictlab.statistics import Estimate, Formula, estimate_columns, interval, interval_words
 
 INTERVAL = interval_words("sequences")
-MEASURES = {"probe loss": "probe loss (nats, mean over tasks)", "of entropy": "share of the labels' entropy left"}
-MEANS = {
-    "probe loss": single_latent_probes.ce,
-    "of entropy": single_latent_probes.relative,
-    "F1": single_latent_probes.f1,
-}
+LOSS, LEFT = "probe loss (nats, mean over tasks)", "share of the labels' entropy left"
 DODGE = 1.03  # widths beside each other in a plot
 KINDS = {"dictionary": 0, "single coordinates": 1, "all coordinates": 2}
+
+
+class ProbeMeans(NamedTuple):
+    """Means over the tasks of one set of features.
+
+    Attributes:
+        probed: Its probes.
+        name: What it is called, with its site where there are several.
+        loss: Cross-entropy of the best feature of each task, nats.
+        of_entropy: Share of the labels' entropy that is left.
+        f1: F1.
+        has: Tasks with an F1 that is large enough.
+    """
+
+    probed: Probed
+    name: str
+    loss: Estimate
+    of_entropy: Estimate
+    f1: Estimate
+    has: int
+
+    @property
+    def kind(self) -> str:
+        """A key of KINDS."""
+        if self.probed.dictionary is not None:
+            return "dictionary"
+        return "all coordinates" if self.probed.name == ALL else "single coordinates"
+
+    @property
+    def family(self) -> tuple[str, str]:
+        """Objective and activation function of a dictionary."""
+        dictionary = self.probed.dictionary
+        return ("", "") if dictionary is None else (dictionary.metadata.objective or "unknown", _activation(dictionary))
+
+    @property
+    def width(self) -> int | None:
+        """Latents of a dictionary."""
+        return None if self.probed.dictionary is None else self.probed.dictionary.n_latents
+
+
+def probe_means(measured: Sequence[Probed], min_f1: float) -> list[ProbeMeans]:
+    """The means of every set of features."""
+    return [
+        ProbeMeans(
+            one,
+            feature_set_name(one, measured),
+            _mean_over_tasks(one, probing.ce),
+            _mean_over_tasks(one, probing.relative),
+            _mean_over_tasks(one, probing.f1),
+            int((one.f1 >= min_f1).sum()),
+        )
+        for one in measured
+    ]
 
 
 def probes_report(
     measured: Sequence[Probed],
     sample: ProbeSample,
-    opened: Sequence[Dictionary],
+    dictionaries: Sequence[Dictionary],
     min_f1: float,
     settings: dict[str, Any],
+    warnings: Sequence[str],
 ) -> Report:
     """The report of the probes: every table with its caption, the plots, the summary and warnings."""
-    held = sample.held
+    held, means = sample.held, probe_means(measured, min_f1)
     n = f"n = {len(held.labels)} held-out {'texts' if held.pooled else 'tokens'} of {len(held.tokens)} sequences"
-    overview = overview_table(measured, min_f1)
-    made = {
+    tables = {
         "overview": Table(
-            overview,
+            overview_table(means),
             f"{len(held.tasks)} tasks, {n}; {INTERVAL}. probe loss: cross-entropy (nats) of the best feature of each "
             "task, mean over tasks; of the label's entropy: the share of it that is left, mean over tasks; has: tasks "
             f"with an F1 of {min_f1:g} or more.",
@@ -60,45 +106,44 @@ def probes_report(
     }
     if sample.left_out:
         frame = left_out_table(sample.left_out)
-        made["left_out"] = Table(frame, f"Tasks with fewer than {settings['min_examples']} examples of the rarer kind.")
-    drawn = {
-        "probe_loss": Plot(losses_plot(overview), f"{len(held.tasks)} tasks, {n}; bars: {INTERVAL}."),
+        tables["left_out"] = Table(
+            frame, f"Tasks with fewer than {settings['min_examples']} examples of the rarer kind."
+        )
+    plots = {
+        "probe_loss": Plot(losses_plot(means), f"{len(held.tasks)} tasks, {n}; bars: {INTERVAL}."),
         "tasks": Plot(tasks_plot(measured, held.tasks), f"F1 of the best feature of each task on held-out text, {n}."),
     }
-    if len({d.n_latents for d in opened}) > 1 and len(opened) > 2:
-        drawn["width"] = Plot(widths_plot(overview), f"{len(held.tasks)} tasks, {n}; bars: {INTERVAL}.")
-    warnings = list(sample.notes)
+    if len({d.n_latents for d in dictionaries}) > 1 and len(dictionaries) > 2:
+        plots["width"] = Plot(widths_plot(means), f"{len(held.tasks)} tasks, {n}; bars: {INTERVAL}.")
+    notes = list(sample.notes)
     if len(held.tokens) < 8:
-        warnings.append(f"Intervals over {len(held.tokens)} sequences are rough.")
+        notes.append(f"Intervals over {len(held.tokens)} sequences are rough.")
     return Report(
         title="Which known features does each dictionary have a latent for?",
-        summary=_summary(measured, len(held.tasks), min_f1),
-        tables=made,
-        plots=drawn,
+        summary=_summary(means, len(held.tasks), min_f1),
+        tables=tables,
+        plots=plots,
         settings=settings | {"tasks": len(held.tasks)},
-        inputs=tuple(opened),
-        warnings=(*warnings, *all_tokens_warning(opened)),
+        inputs=tuple(dictionaries),
+        warnings=(*notes, *warnings),
     )
 
 
-def _summary(measured: Sequence[Probed], n_tasks: int, min_f1: float) -> str:
+def _summary(means: Sequence[ProbeMeans], n_tasks: int, min_f1: float) -> str:
     """Smallest and largest probe loss of a dictionary, beside channels and dense probe of the first one's site."""
-    losses = {one.name: _mean_over_tasks(one, single_latent_probes.ce) for one in measured if one.dictionary}
-    best = min(losses, key=lambda name: losses[name].value)
-    worst = max(losses, key=lambda name: losses[name].value)
-    (probed,) = [one for one in measured if one.dictionary and one.name == best]
-    loss, of_entropy = losses[best], _mean_over_tasks(probed, single_latent_probes.relative)
+    of_dictionaries = sorted((one for one in means if one.kind == "dictionary"), key=lambda one: one.loss.value)
+    best, worst = of_dictionaries[0], of_dictionaries[-1]
     sentences = [
-        f"{best}: probe loss {loss.value:.4f} [{loss.low:.4f}, {loss.high:.4f}] nats "
-        f"over {n_tasks} tasks, {of_entropy.value:.2f} of the labels' entropy; it has {(probed.f1 >= min_f1).sum()} "
-        f"tasks at an F1 of {min_f1:g} or more."
+        f"{best.name}: probe loss {best.loss.words('.4f')} nats over {n_tasks} tasks, "
+        f"{Estimate(best.of_entropy.value).words('.2f')} of the labels' entropy; it has {best.has} tasks at an F1 of "
+        f"{min_f1:g} or more."
     ]
-    if len(losses) > 1:
-        sentences = [f"Smallest: {sentences[0]}", f"Largest: {losses[worst].value:.4f} ({worst})."]
+    if len(of_dictionaries) > 1:
+        sentences = [f"Smallest: {sentences[0]}", f"Largest: {worst.loss.value:.4f} ({worst.name})."]
     beside = {
-        one.name: _mean_over_tasks(one, single_latent_probes.ce).value
-        for one in measured
-        if one.dictionary is None and one.site == measured[0].site
+        one.probed.name: one.loss.value
+        for one in means
+        if one.kind != "dictionary" and one.probed.site == means[0].probed.site
     }
     sentences.append(
         f"Single channels of the activation: {beside[CHANNELS]:.4f}; a probe on all of it: {beside[ALL]:.4f}."
@@ -112,23 +157,16 @@ def feature_set_name(one: Probed, measured: Sequence[Probed]) -> str:
     return f"{one.name} at {one.site}" if several and one.dictionary is None else one.name
 
 
-def overview_table(measured: Sequence[Probed], min_f1: float) -> pd.DataFrame:
+def overview_table(means: Sequence[ProbeMeans]) -> pd.DataFrame:
     """One row a set of features: means over the tasks."""
     rows = []
-    for one in measured:
-        d = one.dictionary
-        row: dict[str, Any] = {
-            "features": feature_set_name(one, measured),
-            "kind": "dictionary" if d else "all coordinates" if one.name == ALL else "single coordinates",
-        }
-        for name, formula in MEANS.items():
-            row |= estimate_columns(name, _mean_over_tasks(one, formula))
-        row["has"] = int((one.f1 >= min_f1).sum())
-        row["width"] = d.n_latents if d else None
-        row["objective"] = (d.metadata.objective or "unknown") if d else None
-        row["activation"] = _activation(d) if d else None
-        row["site"] = one.site
-        rows.append(row)
+    for one in means:
+        row: dict[str, Any] = {"features": one.name, "kind": one.kind}
+        for name, estimate in (("probe loss", one.loss), ("of entropy", one.of_entropy), ("F1", one.f1)):
+            row |= estimate_columns(name, estimate)
+        row |= {"has": one.has, "width": one.width}
+        row |= {name: word or None for name, word in zip(("objective", "activation"), one.family, strict=True)}
+        rows.append(row | {"site": one.probed.site})
     return pd.DataFrame(rows).astype({"width": "Int64"})
 
 
@@ -141,13 +179,13 @@ def tasks_table(measured: Sequence[Probed], names: Sequence[str], min_f1: float)
         frame["latent" if one.dictionary else "coordinate"] = one.columns
         frame["direction"] = [None if np.isnan(w) else "active" if w >= 0 else "silent" for w in one.weight]
         frame["share true"] = totals["true"] / totals["n"]
-        for column, formula in (("CE", single_latent_probes.ce), ("F1", single_latent_probes.f1)):
+        for column, formula in (("CE", probing.ce), ("F1", probing.f1)):
             frame[column] = one.sums.value(formula)
             frame[f"{column} low"], frame[f"{column} high"] = one.sums.interval(formula)
-        frame["of entropy"] = one.sums.value(single_latent_probes.relative)
+        frame["of entropy"] = one.sums.value(probing.relative)
         frame["precision"], frame["recall"] = (
-            one.sums.value(single_latent_probes.precision),
-            one.sums.value(single_latent_probes.recall),
+            one.sums.value(probing.precision),
+            one.sums.value(probing.recall),
         )
         frame["has"] = one.f1 >= min_f1
         frames.append(frame)
@@ -206,19 +244,22 @@ def _activation(dictionary: Any) -> str:
     return f"{record['kind']} {record['k']}" if "k" in record else str(record["kind"])
 
 
+def _panels(means: Sequence[ProbeMeans]) -> list[tuple[str, list[Estimate]]]:
+    """What the two panels of a plot show: axis, and the values of each set of features."""
+    return [(LOSS, [one.loss for one in means]), (LEFT, [one.of_entropy for one in means])]
+
+
 @plotting.applied
-def losses_plot(overview: pd.DataFrame) -> Figure:
+def losses_plot(means: Sequence[ProbeMeans]) -> Figure:
     """One line a set of features, the best on top."""
-    figure, panels = plotting.axes(2, width=5.2, height=max(2.2, 0.24 * len(overview) + 1.1))
-    for ax, (measure, words) in zip(panels, MEASURES.items(), strict=True):
-        frame = overview.sort_values(measure, ascending=False, ignore_index=True)
+    figure, panels = plotting.axes(2, width=5.2, height=max(2.2, 0.24 * len(means) + 1.1))
+    for ax, (axis, values) in zip(panels, _panels(means), strict=True):
+        order = sorted(range(len(means)), key=lambda i: -values[i].value)
         for kind, number in KINDS.items():
-            some = frame[frame["kind"] == kind]
-            ax.errorbar(
-                some[measure], some.index, xerr=plotting.bar_lengths(some, measure), ls="none", ms=5, elinewidth=1,
-                color=plotting.colour(number), marker=plotting.marker(number), label=kind,
-            )  # fmt: skip
-        ax.set(xlabel=words, yticks=frame.index, yticklabels=plotting.short(list(frame["features"])))
+            rows = [row for row, i in enumerate(order) if means[i].kind == kind]
+            plotting.estimates(ax, [values[order[row]] for row in rows], rows, number, along="y", ms=5, label=kind)
+        ax.set_xlabel(axis)
+        plotting.named_rows(ax, range(len(means)), [means[i].name for i in order])
         ax.tick_params(axis="y", labelsize=8)
     panels[0].set_title("How well does the best single feature answer a task?")
     panels[1].set_title("… each task counted alike")
@@ -227,25 +268,25 @@ def losses_plot(overview: pd.DataFrame) -> Figure:
 
 
 @plotting.applied
-def widths_plot(overview: pd.DataFrame) -> Figure:
+def widths_plot(means: Sequence[ProbeMeans]) -> Figure:
     """Losses against width, a series for each objective and activation function."""
     figure, panels = plotting.axes(2, width=4.8, height=3.8)
-    own = overview[overview["kind"] == "dictionary"]
-    series = sorted(own.groupby(["objective", "activation"], sort=False), key=lambda one: _natural(one[0]))
+    families = sorted({one.family for one in means if one.width}, key=_natural)
     titles = ("Do wider dictionaries answer more?", "… each task counted alike")
-    for ax, (measure, words), title in zip(panels, MEASURES.items(), titles, strict=True):
-        for number, (name, some) in enumerate(series):
-            some = some.sort_values("width")
-            beside = DODGE ** (number - (len(series) - 1) / 2)  # so that equal widths do not hide each other
-            ax.errorbar(
-                some["width"].astype(float) * beside, some[measure], yerr=plotting.bar_lengths(some, measure),
-                ls="none", ms=5, elinewidth=1, color=plotting.colour(number), marker=plotting.marker(number),
-                label=" ".join(map(str, name)),
-            )  # fmt: skip
-        for number, (_, row) in enumerate(overview[overview["kind"] != "dictionary"].iterrows()):
-            ax.axhline(row[measure], color="0.4", ls=plotting.line(number + 1), lw=1, label=row["features"])
-        ax.set(xlabel="width (latents)", ylabel=words, title=title, xscale="log")
-        _plain_ticks(ax, own)
+    widths = sorted({one.width for one in means if one.width})
+    for ax, (axis, values), title in zip(panels, _panels(means), titles, strict=True):
+        for number, family in enumerate(families):
+            beside = DODGE ** (number - (len(families) - 1) / 2)  # so that equal widths do not hide each other
+            own = [(one.width * beside, value) for one, value in zip(means, values, strict=True)
+                   if one.width and one.family == family]  # fmt: skip
+            points = [value for _, value in own], [width for width, _ in own]
+            plotting.estimates(ax, *points, number, ms=5, label=" ".join(family))
+        others = [(one, value) for one, value in zip(means, values, strict=True) if one.width is None]
+        for number, (one, value) in enumerate(others):
+            ax.axhline(value.value, color="0.4", ls=plotting.line(number + 1), lw=1, label=one.name)
+        ax.set(xlabel="width (latents)", ylabel=axis, title=title, xscale="log")
+        ax.set_xticks(widths, labels=[str(width) for width in widths])
+        ax.minorticks_off()
     panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -273,9 +314,3 @@ def tasks_plot(measured: Sequence[Probed], names: Sequence[str]) -> Figure:
         ax.axvline(own.sum() - 0.5, color="white", lw=2)
     figure.colorbar(image, ax=ax, label="F1 on held-out text", shrink=0.6, pad=0.02)
     return figure
-
-
-def _plain_ticks(ax: Axes, own: pd.DataFrame) -> None:
-    widths = sorted(set(own["width"].astype(int)))
-    ax.set_xticks(widths, labels=[str(width) for width in widths])
-    ax.minorticks_off()

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,6 +37,7 @@ from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import LOGITS, next_tokens
+from dictlab.token_selection import TokenSelection
 
 Sums = dict[str, NDArray[np.float64]]
 MEASURES = ("precision", "recall", "F1")
@@ -70,7 +71,7 @@ class ExplainedDictionary:
     Attributes:
         dictionary: Which.
         latents: The explained ones.
-        share: Share of the active latents of all tokens that are explained ones.
+        share: Share of the active latents of all tokens that count that are explained ones.
         sums: Cross-entropies by sequence (`simulation.spliced`).
         seed: Of the resampling.
     """
@@ -83,9 +84,10 @@ class ExplainedDictionary:
 
 
 class ExplanationSample(NamedTuple):
-    """What every dictionary is explained with."""
+    """What every dictionary is explained with: a model, token ids of both splits, which of them count, and how much."""
 
     model: LanguageModel
+    selection: TokenSelection
     train: Int[Tensor, "sequences context"]
     held: Int[Tensor, "sequences context"]
     bigrams: Bigrams
@@ -128,11 +130,21 @@ def drawn_examples(
 
 
 def simulated(
-    tries: Sequence[Trie], sequences: Int[Tensor, "sequences context"], first: int = 0
+    tries: Sequence[Trie],
+    sequences: Int[Tensor, "sequences context"],
+    first: int = 0,
+    counted: Bool[Tensor, "sequences context"] | None = None,
 ) -> list[LatentFirings]:
-    """What each trie says of each token."""
+    """What each trie says of each token that counts; of all by default."""
     tokens = sequences.numpy()
-    return [trie.simulate(tokens, first) for trie in tqdm(tries, desc="simulation", unit="latent", leave=False)]
+    mask = None if counted is None else counted.flatten().numpy()
+    simulations = []
+    for trie in tqdm(tries, desc="simulation", unit="latent", leave=False):
+        simulation = trie.simulate(tokens, first)
+        if mask is not None:
+            simulation = LatentFirings(*(part[mask[simulation.token]] for part in simulation))
+        simulations.append(simulation)
+    return simulations
 
 
 def factor(simulated: LatentFirings, active: LatentFirings) -> float:
@@ -181,54 +193,64 @@ def spliced(
     model: LanguageModel,
     sequences: Int[Tensor, "sequences context"],
     latents: Sequence[int],
-    said: Sequence[LatentFirings],
+    simulations: Sequence[LatentFirings],
     factors: Sequence[float],
     bigrams: Bigrams,
+    counted: Bool[Tensor, "sequences context"] | None = None,
 ) -> Sums:
-    """Cross-entropies, in nats, summed over the tokens of each sequence.
+    """Cross-entropies, in nats, summed over the tokens of each sequence that count.
 
     Args:
         dictionary: On the model's device, and reading its activations.
         model: The language model.
         sequences: Held-out token ids.
         latents: Which are replaced.
-        said: What is simulated of each, on these sequences.
+        simulations: What is simulated of each, at tokens of these sequences that count.
         factors: What each simulation is multiplied by.
         bigrams: The baseline.
+        counted: Tokens that count, on the CPU; the others keep their activations. All by default.
 
     Returns:
-        `clean`, `reconstruction`, `simulated`, `zeroed`, `bigram` and `predicted` (tokens), `[sequences]` each.
+        `clean`, `reconstruction`, `simulated`, `zeroed`, `bigram`, `predicted` (tokens that count and have a next one)
+        and `tokens` (that count), `[sequences]` each.
     """
+    counted = torch.ones(sequences.shape, dtype=torch.bool) if counted is None else counted
     chosen = torch.tensor(list(latents), device=model.device)
-    place = torch.cat([torch.from_numpy(s.token) for s in said])
-    index = torch.repeat_interleave(torch.tensor(list(latents)), torch.tensor([len(s.token) for s in said]))
-    value = torch.cat([torch.from_numpy(s.activation * c) for s, c in zip(said, factors, strict=True)])
+    place = torch.cat([torch.from_numpy(s.token) for s in simulations])
+    index = torch.repeat_interleave(chosen.cpu(), torch.tensor([len(s.token) for s in simulations]))
+    value = torch.cat([torch.from_numpy(s.activation * c) for s, c in zip(simulations, factors, strict=True)])
     size, length = max(1, BATCH_TOKENS // sequences.shape[1]), sequences.shape[1]
     site, start_of = site_of(dictionary), model.block_input(site_of(dictionary))
     parts: list[Tensor] = []
-    for number, some in enumerate(tqdm(sequences.split(size), desc="splice", unit="batch", leave=False)):
-        clean = model.capture(some, list(dict.fromkeys([site, start_of, model.last_site])))
+    pairs = zip(sequences.split(size), counted.split(size), strict=True)
+    for number, (tokens, mask) in enumerate(tqdm(list(pairs), desc="splice", unit="batch", leave=False)):
+        clean = model.capture(tokens, list(dict.fromkeys([site, start_of, model.last_site])))
         start = number * size * length
-        here = (place >= start) & (place < start + some.numel())
-        entries = tuple(t.to(model.device) for t in (place[here] - start, index[here], value[here]))
+        inside = (place >= start) & (place < start + tokens.numel())
+        row = (mask.flatten().cumsum(0) - 1)[place[inside] - start]  # among the tokens that count
+        entries = tuple(t.to(model.device) for t in (row, index[inside], value[inside]))
         none = tuple(t[:0] for t in entries)
 
-        versions = _versions(dictionary, clean[site].float(), chosen, (entries, none))
+        versions = _versions(dictionary, clean[site], mask.to(model.device), chosen, (entries, none))
         altered = (
-            model.final_residual(x.to(clean[site].dtype), site, residual=clean[start_of], tokens=some) for x in versions
+            model.final_residual(x.to(clean[site].dtype), site, residual=clean[start_of], tokens=tokens)
+            for x in versions
         )
-        leaving, after = (clean[model.last_site], *altered), next_tokens(some.to(model.device))
+        leaving, after = (clean[model.last_site], *altered), next_tokens(tokens.to(model.device))
+        after = torch.where(mask.to(after.device), after, -1)
         parts.append(torch.stack([_losses(model, streams, after) for streams in leaving]).cpu())
     sums = dict(zip(("clean", "reconstruction", "simulated", "zeroed"), torch.cat(parts, dim=1).numpy(), strict=True))
-    sums["bigram"] = bigrams.losses(sequences.numpy()).sum(axis=1)
-    sums["predicted"] = np.full(len(sequences), length - 1.0)
+    predicting = counted[:, :-1].numpy()
+    sums["bigram"] = np.where(predicting, bigrams.losses(sequences.numpy()), 0.0).sum(axis=1)
+    sums["predicted"] = predicting.sum(axis=1).astype(np.float64)
+    sums["tokens"] = counted.numpy().sum(axis=1).astype(np.float64)
     return sums
 
 
 def _losses(
     model: LanguageModel, leaving: Float[Tensor, "batch context d_model"], after: Int[Tensor, "batch context"]
 ) -> Float[Tensor, " batch"]:
-    """Cross-entropies summed over each sequence, a block of logits at a time."""
+    """Cross-entropies summed over each sequence, a block of logits at a time; none where `after` is -1."""
     size = max(1, LOGITS // model.vocabulary)
     blocks = zip(leaving.flatten(0, 1).split(size), after.flatten().split(size), strict=True)
     ce = [cross_entropy(model.unembed(x).float(), own, ignore_index=-1, reduction="none") for x, own in blocks]
@@ -236,12 +258,18 @@ def _losses(
 
 
 def _versions(
-    dictionary: Dictionary, x: Tensor, chosen: Tensor, replaced: Sequence[tuple[Tensor, ...]]
+    dictionary: Dictionary,
+    x: Float[Tensor, "batch context d_in"],
+    counted: Bool[Tensor, "batch context"],
+    chosen: Int[Tensor, " chosen"],
+    replaced: Sequence[tuple[Tensor, ...]],
 ) -> Iterator[Float[Tensor, "batch context d_in"]]:
-    """The reconstruction as it is, and with each replacement of the chosen latents."""
-    flat = x.flatten(0, 1)
-    codes = dictionary.encode(flat)
-    for own in (codes, *(with_simulation(codes, chosen, *put) for put in replaced)):
-        x_hat = dictionary.decode(own, flat)
+    """The reconstruction as it is, and with each replacement of the chosen latents, at the tokens that count."""
+    rows = x[counted].float()
+    codes = dictionary.encode(rows)
+    for version in (codes, *(with_simulation(codes, chosen, *put) for put in replaced)):
+        x_hat = dictionary.decode(version, rows)
         check_finite(dictionary, x_hat)
-        yield x_hat.view(x.shape)
+        new = x.float().clone()
+        new[counted] = x_hat
+        yield new

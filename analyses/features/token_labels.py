@@ -16,7 +16,7 @@ import ast
 import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,7 @@ class LabelledTokens:
         labels: What is true of each known token, in the order of `known.nonzero()`.
         pooled: Whether a label is of a whole sequence, whose latents are averaged over `known`; then a row of
             `labels` is a sequence.
+        lengths: Tokens of each sequence; what follows fills it up. None where nothing does.
     """
 
     tasks: tuple[str, ...]
@@ -54,6 +55,7 @@ class LabelledTokens:
     known: Bool[Tensor, "sequences context"]
     labels: Bool[Tensor, "rows tasks"]
     pooled: bool = False
+    lengths: Int[Tensor, " sequences"] | None = None
 
     @property
     def sequence(self) -> Int[Tensor, " rows"]:
@@ -63,7 +65,16 @@ class LabelledTokens:
     def some(self, tasks: Bool[Tensor, " tasks"]) -> LabelledTokens:
         """The same with fewer tasks."""
         names = tuple(name for name, kept in zip(self.tasks, tasks.tolist(), strict=True) if kept)
-        return LabelledTokens(names, self.tokens, self.known, self.labels[:, tasks], self.pooled)
+        return replace(self, tasks=names, labels=self.labels[:, tasks])
+
+    def counting(self, counted: Bool[Tensor, "sequences context"]) -> LabelledTokens:
+        """The labelled tokens that count; of labelled texts those that have such a token, by these alone."""
+        known = self.known & counted
+        if not self.pooled:
+            return replace(self, known=known, labels=self.labels[counted[self.known]])
+        kept = known.any(dim=1)
+        lengths = None if self.lengths is None else self.lengths[kept]
+        return replace(self, tokens=self.tokens[kept], known=known[kept], labels=self.labels[kept], lengths=lengths)
 
 
 class ProbeSample(NamedTuple):

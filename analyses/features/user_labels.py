@@ -67,6 +67,7 @@ def table_tokens(
     length = min(model.context_length(), max(len(ids) for ids, _ in tokenised) + len(start))
     cut = sum(len(ids) + len(start) > length for ids, _ in tokenised)
     tokens, known = _padded([ids for ids, _ in tokenised], start, length)
+    lengths = known.sum(dim=1) + len(start)
     if not known.any(dim=1).all():
         raise DictlabError(f"{places[int((~known.any(dim=1)).nonzero()[0])]} has a text without tokens.")
     split = torch.arange(len(both)) < len(train)
@@ -77,14 +78,20 @@ def table_tokens(
             np.concatenate([np.stack([m[i] for m in made], 1)[: length - len(start)] for i in range(len(both))])
         )
         owner = known.nonzero()[:, 0]
-        parts = [LabelledTokens(tuple(labels), tokens[s], known[s], kept[s[owner]]) for s in (split, ~split)]
+        parts = [
+            LabelledTokens(tuple(labels), tokens[s], known[s], kept[s[owner]], lengths=lengths[s])
+            for s in (split, ~split)
+        ]
         return parts[0], parts[1], notes
     names, flags = _text_labels(table, truth)
     if pool == "last":
         last = torch.zeros_like(known)
         last[torch.arange(len(known)), known.shape[1] - 1 - known.flip(1).int().argmax(dim=1)] = True
         known = last
-    parts = [LabelledTokens(names, tokens[s], known[s], flags[s], pooled=pool == "mean") for s in (split, ~split)]
+    parts = [
+        LabelledTokens(names, tokens[s], known[s], flags[s], pooled=pool == "mean", lengths=lengths[s])
+        for s in (split, ~split)
+    ]
     return parts[0], parts[1], notes
 
 

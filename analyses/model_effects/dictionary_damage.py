@@ -11,8 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
-from analyses.model_effects.replacement_damage import NAMES, Arrays
-from analyses.model_effects.replacements import RECONSTRUCTION
+from analyses.model_effects.replacement_damage import Arrays
+from analyses.model_effects.replacements import NAMES, RECONSTRUCTION
 from dictlab.dictionary import Dictionary
 from dictlab.statistics import Array, Estimate, ratio
 
@@ -23,7 +23,7 @@ class DictionaryDamage:
 
     Attributes:
         dictionary: Which.
-        arrays: As `replacement_damage.measure_damage` gives them.
+        arrays: As `replacement_damage.measure_damage` gives them; NaN at tokens that do not count.
         spread: Root mean square distance of the site's activations from their mean.
         seed: Of the resampling.
     """
@@ -45,13 +45,11 @@ class DictionaryDamage:
 
     def kl(self, intervention: str, first: bool = True) -> Array:
         """KL under an intervention, mean over draws, `[sequences, positions]`; `first`: with the first position."""
-        found: Array = self.arrays["kl"][:, NAMES.index(intervention), 0 if first else 1 :]
-        return found
+        return np.asarray(self.arrays["kl"][:, NAMES.index(intervention), 0 if first else 1 :])
 
     def ce(self, intervention: str, first: bool = True) -> Array:
         """CE increase under an intervention, `[sequences, positions]`."""
-        found: Array = self.arrays["ce"][:, NAMES.index(intervention), 0 if first else 1 :]
-        return found
+        return np.asarray(self.arrays["ce"][:, NAMES.index(intervention), 0 if first else 1 :])
 
     def mean(self, values: Array) -> Estimate:
         """Mean of `[sequences, tokens]`; NaN entries are left out."""
@@ -60,11 +58,21 @@ class DictionaryDamage:
     def over(self, intervention: str, first: bool = True, what: str = "kl") -> Estimate:
         """Mean damage of the reconstruction over that of an intervention."""
         read = self.kl if what == "kl" else self.ce
-        return ratio(read(RECONSTRUCTION, first).sum(axis=1), read(intervention, first).sum(axis=1), self.seed)
+        over, under = (np.nansum(read(name, first), axis=1) for name in (RECONSTRUCTION, intervention))
+        return ratio(over, under, self.seed)
 
     @cached_property
     def z(self) -> Array:
         """How many standard deviations the reconstruction's KL lies above the cloud's, `[points, clouds]`."""
         cloud = self.arrays["cloud"]
-        found: Array = (self.arrays["point"][:, None] - cloud.mean(axis=2)) / cloud.std(axis=2)
-        return found
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray((self.arrays["point"][:, None] - cloud.mean(axis=2)) / cloud.std(axis=2))
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Tokens that count and have a next one."""
+        return int(np.isfinite(self.arrays["epsilon"]).sum())
+
+    def average(self, name: str) -> float:
+        """The mean of an array over the tokens that count."""
+        return float(np.nanmean(self.arrays[name]))

@@ -28,13 +28,13 @@ from analyses.model_effects.principal_directions import (
 from analyses.model_effects.stream_comparison import Sums, as_published, compare, normed
 from dictlab import seeds
 from dictlab.data.activations import moments
-from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import BATCH_TOKENS, reconstruct_selected, site_of
 from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
 from dictlab.statistics import BySequence
+from dictlab.token_selection import ALL, TokenSelection
 
 
 class Means(NamedTuple):

@@ -1,7 +1,8 @@
 """What does each intervention of `replacements` cost the model, for each dictionary, sequence by sequence?
 
 One clean forward of a batch serves all interventions of all dictionaries. x_hat is always that of the clean
-activations. Everything is kept by token or by sequence, so that intervals can be had of anything.
+activations. Only tokens that count are replaced, and measured. Everything is kept by token or by sequence, so that
+intervals can be had of anything.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from analyses.common.patching import CleanRun, clean_runs
+from analyses.common.patching import CleanRun, check_some_count, clean_runs
 from analyses.model_effects.replacements import (
     COVARIANCE,
     INTERVENTIONS,
@@ -34,14 +35,15 @@ from dictlab.data.activations import moments
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import check_finite, site_of
+from dictlab.evaluation.evaluate import reconstruct_selected, site_of
+from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
+from dictlab.token_selection import ALL, TokenSelection
 
 BATCH_TOKENS = 2048
 POOL_TOKENS = 4096  # the pool of activations from elsewhere holds about so many, eight sequences at least
 POINTS = 60  # tokens of the strip plot, as many as the published one shows
 CLOUDS = (ISOTROPIC, COVARIANCE)  # the points among which the reconstruction is placed
-NAMES = tuple(INTERVENTIONS)
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -68,27 +70,44 @@ class DamageSettings(NamedTuple):
 
 @torch.no_grad()
 def measure_sites(
-    model: LanguageModel, tokens: Int[Tensor, "contexts context"], sites: Iterable[str]
+    model: LanguageModel,
+    tokens: Int[Tensor, "contexts context"],
+    sites: Iterable[str],
+    selection: TokenSelection = ALL,
 ) -> dict[str, SiteStatistics]:
-    """Moments (in float64, first positions left out) and a pool of activations at each site."""
+    """Moments (in float64, first positions left out) and a pool of activations at each site.
+
+    Raises:
+        DictlabError: Activations are not finite, or fewer than two tokens count that are no first positions.
+    """
     batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
     pooled = max(8, POOL_TOKENS // tokens.shape[1])
-    found = {}
+    statistics = {}
     for site in sites:
-        pool: list[Tensor] = []
+        pool: list[tuple[Tensor, Tensor]] = []
 
-        def activations(site: str = site, pool: list[Tensor] = pool) -> Iterator[Tensor]:
+        def activations(site: str = site, pool: list[tuple[Tensor, Tensor]] = pool) -> Iterator[Tensor]:
             for batch in tqdm(batches, desc=f"covariance at {site}", leave=False):
                 x = model.capture(batch, site)[site].float()
                 if not x.isfinite().all():
                     raise DictlabError(f"{model.name}: its activations at {site} are not finite on this text.")
-                if sum(map(len, pool)) < pooled:
-                    pool.append(x)
-                yield x[:, 1:]
+                counted = selection.mask([x], batch, model.tokenizer)
+                if sum(len(mask) for _, mask in pool) < pooled:
+                    pool.append((x, counted))
+                yield x[:, 1:][counted[:, 1:]]
 
-        site_moments = moments(activations(), covariance=True)
-        found[site] = site_statistics(site_moments, torch.cat(pool)[:pooled])
-    return found
+        try:
+            site_moments = moments(activations(), covariance=True)
+        except ValueError:
+            site_moments = None
+        x, counted = (torch.cat(parts)[:pooled] for parts in zip(*pool, strict=True))
+        if site_moments is None or int(counted[:, 1:].sum()) < 2:
+            raise DictlabError(
+                f"token selection {selection}: fewer than two tokens of the training sample count at {site} beside "
+                "first positions, and random errors are drawn from these. Give more text, or another --token-selection."
+            )
+        statistics[site] = site_statistics(site_moments, x, counted)
+    return statistics
 
 
 def measure_damage(
@@ -97,41 +116,45 @@ def measure_damage(
     tokens: Int[Tensor, "contexts context"],
     sites: Mapping[str, SiteStatistics],
     settings: DamageSettings,
-) -> list[Arrays]:
-    """Everything that is measured, for each dictionary; the first dimension of each array is the sequence.
+    selection: TokenSelection = ALL,
+) -> tuple[list[Arrays], Completion]:
+    """Everything that is measured, for each dictionary, and how much of it is complete.
 
-    Interrupted by Ctrl-C, it returns what is complete, if that is two sequences or more.
+    The first dimension of each array is the sequence. What was not measured is NaN: tokens that do not count.
 
     Raises:
-        DictlabError: A reconstruction is not finite.
+        DictlabError: A reconstruction is not finite, or no token counts.
         KeyboardInterrupt: Fewer than two sequences were complete.
     """
-    errors = {d.name: d.reconstruct(pool) - pool for d in dictionaries for pool in [sites[site_of(d)].pool]}
+    errors = {}
+    for dictionary in dictionaries:
+        pool = sites[site_of(dictionary)]
+        errors[dictionary.name] = reconstruct_selected(dictionary, pool.pool, pool.counted)[1] - pool.pool
     rows: list[list[dict[str, Tensor]]] = []
-    done, batches = 0, tokens.split(max(2, BATCH_TOKENS // tokens.shape[1]))
-    try:
-        with tqdm(total=len(batches) * len(dictionaries), desc="pathology", unit="dictionary-batch") as progress:
-            for number, batch in enumerate(batches):
-                swept = min(len(batch), max(0, settings.sweep_contexts - done))
-                points = min(len(batch), max(0, POINTS - done))
-                rows.append(
-                    _batch(dictionaries, model, batch, sites, errors, settings, (number, swept, points), progress)
-                )
-                done += len(batch)
-    except KeyboardInterrupt:
-        if done < 2:
-            raise
-    return [
+    batches = tokens.split(max(2, BATCH_TOKENS // tokens.shape[1]))
+    with (
+        Completion(len(tokens)) as completion,
+        tqdm(total=len(batches) * len(dictionaries), desc="pathology", unit="dictionary-batch") as progress,
+    ):
+        for number, batch in enumerate(batches):
+            swept = min(len(batch), max(0, settings.sweep_contexts - completion.done))
+            points = min(len(batch), max(0, POINTS - completion.done))
+            runs = clean_runs(model, batch, list(sites), selection)
+            rows.append(_batch(dictionaries, runs, sites, errors, settings, (number, swept, points), progress))
+            completion.add(len(batch))
+    arrays = [
         {key: torch.cat([row[i][key].double().cpu() for row in rows if key in row[i]]).numpy() for key in rows[0][i]}
         for i in range(len(dictionaries))
     ]
+    for measured in arrays:
+        check_some_count(int(np.isfinite(measured["epsilon"]).sum()), selection)
+    return arrays, completion
 
 
 @torch.no_grad()
 def _batch(
     dictionaries: Sequence[Dictionary],
-    model: LanguageModel,
-    tokens: Int[Tensor, "batch context"],
+    runs: Mapping[str, CleanRun],
     sites: Mapping[str, SiteStatistics],
     errors: Mapping[str, Tensor],
     settings: DamageSettings,
@@ -143,84 +166,92 @@ def _batch(
     `extent`: number of the batch, and how many of its sequences are swept, and placed among random points.
     """
     number, swept, points = extent
-    seen = clean_runs(model, tokens, list(sites))
-    found = []
+    rows = []
     beside: dict[str, Tensor] = {}
     for dictionary in dictionaries:
         site = site_of(dictionary)
-        clean_run = seen[site]
-        codes, x_hat = dictionary(clean_run.x.float())
-        check_finite(dictionary, x_hat)
+        run = runs[site]
+        codes, x_hat = reconstruct_selected(dictionary, run.x, run.counted)
         generator = seeds.generator(settings.seed, f"perturbations {number}")
         sample = ErrorSample(
-            clean_run.x.float(), x_hat, sites[site], errors[dictionary.name], generator, settings.draws
+            run.x.float(), x_hat, sites[site], errors[dictionary.name], generator, settings.draws, run.counted
         )
-        row = _described(sample, codes) | _everywhere(clean_run, sample, settings) | {"tokens": tokens}
+        row = _described(run, sample, codes) | _everywhere(run, sample, settings) | {"tokens": run.tokens}
         if points and settings.random_points:
-            row |= _cloud(clean_run.first(points), sample.first(points), settings)
+            row |= _cloud(run.first(points), sample.first(points), settings)
         if swept:
-            part, few, here = clean_run.first(swept), sample.first(swept), _leading(codes, swept * tokens.shape[1])
+            part, few = run.first(swept), sample.first(swept)
             if site not in beside:
                 beside[site] = references(part, few)
+            swept_codes = _leading(codes, int(part.counted.sum()))
             row |= {"references": beside[site], "reach": reach(part, few)}
-            row |= {"sensitivity": sensitivity(part, few, dictionary, here)}
-        found.append(row)
+            row |= {"sensitivity": sensitivity(part, few, dictionary, swept_codes)}
+        rows.append(row)
         progress.update()
-    return found
+    return rows
 
 
-def _described(sample: ErrorSample, codes: Codes) -> dict[str, Tensor]:
-    """What is known of each token that has a next one, before any damage."""
+def _described(run: CleanRun, sample: ErrorSample, codes: Codes) -> dict[str, Tensor]:
+    """What is known of each token that counts and has a next one, before any damage."""
     x, x_hat = sample.x[:, :-1], sample.x_hat[:, :-1]
-    return {
+    l0 = torch.zeros(run.counted.shape, device=x.device)
+    l0[run.counted] = codes.l0().to(l0)
+    described = {
         "epsilon": norm_of(x_hat - x)[..., 0],
         "norm": norm_of(x)[..., 0],
         "norm_hat": norm_of(x_hat)[..., 0],
         "cosine": cosine_similarity(x, x_hat, dim=-1),
-        "l0": codes.l0().view(sample.x.shape[:-1])[:, :-1],
+        "l0": l0[:, :-1],
     }
+    return {name: torch.where(run.predicting[:, :-1], values, torch.nan) for name, values in described.items()}
 
 
-def _everywhere(clean_run: CleanRun, sample: ErrorSample, settings: DamageSettings) -> dict[str, Tensor]:
+def _everywhere(run: CleanRun, sample: ErrorSample, settings: DamageSettings) -> dict[str, Tensor]:
     """Every intervention at all tokens at once, and at one token alone; `[batch, interventions, positions]`."""
     at_position: list[Tensor] = []
 
-    def replacements() -> Iterator[Tensor]:
+    def versions() -> Iterator[Tensor]:
         for intervention in INTERVENTIONS.values():
-            made = intervention.make(sample)
-            at_position.append(made[:, :, settings.position].clone())
-            yield made
+            replaced = intervention.make(sample)
+            at_position.append(replaced[:, :, settings.position].clone())
+            yield replaced
 
-    out = clean_run.outputs(replacements())
-    kl, ce = (t[..., :-1].split([len(made) for made in at_position]) for t in (out.kl, out.ce))
-    clean = out.ce_clean[:, :-1]
+    out = run.outputs(versions())
+    clean, entropy, kl, ce = (
+        torch.where(run.predicting, values, torch.nan)[..., :-1]
+        for values in (out.ce_clean, out.entropy, out.kl, out.ce)
+    )
+    kl_of, ce_of = (values.split([len(draws) for draws in at_position]) for values in (kl, ce))
     row = {
         "ce_clean": clean,
-        "entropy": out.entropy[:, :-1],
-        "kl": torch.stack([some.mean(dim=0) for some in kl], dim=1),
-        "kl_once": torch.stack([some[0] for some in kl], dim=1),
-        "ce": torch.stack([some.mean(dim=0) - clean for some in ce], dim=1),
+        "entropy": entropy,
+        "kl": torch.stack([draws.mean(dim=0) for draws in kl_of], dim=1),
+        "kl_once": torch.stack([draws[0] for draws in kl_of], dim=1),
+        "ce": torch.stack([draws.mean(dim=0) - clean for draws in ce_of], dim=1),
     }
     if settings.positions_after:
-        row["alone"] = _alone(clean_run.tail(settings.position, settings.positions_after + 1), at_position)
+        row["alone"] = _alone(run.tail(settings.position, settings.positions_after + 1), at_position)
     return row
 
 
-def _alone(tail: CleanRun, made: list[Tensor]) -> Float[Tensor, "batch interventions positions"]:
-    """KL where only the first token of `tail` is replaced, and at the tokens after it."""
-    new = torch.cat(made)
+def _alone(tail: CleanRun, replaced: list[Tensor]) -> Float[Tensor, "batch interventions positions"]:
+    """KL where only the first token of `tail` is replaced, and at the tokens after it; NaN where it does not count."""
+    new = torch.cat(replaced)
     versions = tail.x.float().expand(len(new), *tail.x.shape).clone()
     versions[:, :, 0] = new
-    kl = tail.outputs([versions]).kl.split([len(m) for m in made])
-    return torch.stack([some.mean(dim=0) for some in kl], dim=1)
+    kl = torch.where(tail.counted & tail.counted[:, :1], tail.outputs([versions]).kl, torch.nan)
+    return torch.stack([draws.mean(dim=0) for draws in kl.split([len(draws) for draws in replaced])], dim=1)
 
 
-def _cloud(clean_run: CleanRun, sample: ErrorSample, settings: DamageSettings) -> dict[str, Tensor]:
+def _cloud(run: CleanRun, sample: ErrorSample, settings: DamageSettings) -> dict[str, Tensor]:
     """One token's KL under its reconstruction, and under many random points at the same distance."""
     here = slice(settings.position, settings.position + 1)
-    at_token = sample._replace(x=sample.x[:, here], x_hat=sample.x_hat[:, here], n_draws=settings.random_points)
+    at_token = sample._replace(
+        x=sample.x[:, here], x_hat=sample.x_hat[:, here], n_draws=settings.random_points, counted=run.counted[:, here]
+    )
     points = (INTERVENTIONS[name].make(at_token) for name in CLOUDS)
-    kl = clean_run.tail(settings.position, 1).outputs(chain([at_token.x_hat[None]], points)).kl[..., 0]
+    tail = run.tail(settings.position, 1)
+    kl = torch.where(tail.counted, tail.outputs(chain([at_token.x_hat[None]], points)).kl, torch.nan)[..., 0]
     return {"point": kl[0], "cloud": kl[1:].unflatten(0, (len(CLOUDS), settings.random_points)).permute(2, 0, 1)}
 
 

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -47,11 +47,13 @@ class SiteStatistics(NamedTuple):
         mean: Mean activation.
         covariance_root: Symmetric square root of the covariance, shrunk towards isotropy.
         pool: Activations of whole sequences of the training split.
+        counted: Tokens of the pool that count; the others are drawn from nowhere.
     """
 
     mean: Float[Tensor, " d_in"]
     covariance_root: Float[Tensor, "d_in d_in"]
     pool: Float[Tensor, "sequences context d_in"]
+    counted: Bool[Tensor, "sequences context"]
 
     @property
     def spread(self) -> float:
@@ -59,19 +61,25 @@ class SiteStatistics(NamedTuple):
         return float(self.covariance_root.double().square().sum().sqrt())
 
 
-def site_statistics(moments: Moments, pool: Float[Tensor, "sequences context d_in"]) -> SiteStatistics:
+def site_statistics(
+    moments: Moments,
+    pool: Float[Tensor, "sequences context d_in"],
+    counted: Bool[Tensor, "sequences context"] | None = None,
+) -> SiteStatistics:
     """Mean, root of the shrunk covariance, and the pool.
 
     Args:
         moments: With covariance; of activations without those of first positions, whose norm would dominate it.
         pool: Activations of whole sequences.
+        counted: Tokens of the pool that count; all by default.
     """
     assert moments.covariance is not None
     sigma = moments.covariance.double()
     sigma = sigma + SHRINKAGE * sigma.trace() / len(sigma) * torch.eye(len(sigma), dtype=sigma.dtype).to(sigma)
     values, vectors = torch.linalg.eigh(sigma)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    return SiteStatistics(moments.mean.to(pool), root.to(pool), pool)
+    counted = torch.ones(pool.shape[:2], dtype=torch.bool, device=pool.device) if counted is None else counted
+    return SiteStatistics(moments.mean.to(pool), root.to(pool), pool, counted)
 
 
 class ErrorSample(NamedTuple):
@@ -84,6 +92,7 @@ class ErrorSample(NamedTuple):
         pool_errors: Errors of the same dictionary on the pool.
         generator: Of the random replacements.
         n_draws: Draws of each of them.
+        counted: Tokens that count, and are replaced; None for all.
     """
 
     x: Float[Tensor, "batch context d_in"]
@@ -92,6 +101,7 @@ class ErrorSample(NamedTuple):
     pool_errors: Float[Tensor, "sequences context d_in"]
     generator: torch.Generator
     n_draws: int
+    counted: Bool[Tensor, "batch context"] | None = None
 
     @property
     def error(self) -> Float[Tensor, "batch context d_in"]:
@@ -100,7 +110,13 @@ class ErrorSample(NamedTuple):
 
     def first(self, sequences: int) -> ErrorSample:
         """Its first sequences."""
-        return self._replace(x=self.x[:sequences], x_hat=self.x_hat[:sequences])
+        counted = None if self.counted is None else self.counted[:sequences]
+        return self._replace(x=self.x[:sequences], x_hat=self.x_hat[:sequences], counted=counted)
+
+    def batch_mean(self) -> Float[Tensor, " d_in"]:
+        """The mean of the activations of the batch that count."""
+        rows = self.x.flatten(0, -2) if self.counted is None else self.x[self.counted]
+        return rows.mean(dim=0)
 
     def normal(self) -> Float[Tensor, "draws batch context d_in"]:
         """z: fresh normal numbers for each token and draw."""
@@ -162,7 +178,7 @@ def covariance_noise(sample: ErrorSample) -> Draws:
 
 def real_difference(sample: ErrorSample) -> Draws:
     """Differences of two activations of the pool, neither from a first position."""
-    pool = sample.site_statistics.pool[:, 1:].flatten(0, 1)
+    pool = sample.site_statistics.pool[:, 1:][sample.site_statistics.counted[:, 1:]]
     first = sample.integers(0, len(pool))
     other = (first + sample.integers(1, len(pool))) % len(pool)
     return pool[first] - pool[other]
@@ -170,14 +186,27 @@ def real_difference(sample: ErrorSample) -> Draws:
 
 def shuffled_error(sample: ErrorSample) -> Draws:
     """Errors made at tokens of the pool, none from a first position."""
-    errors = sample.pool_errors[:, 1:].flatten(0, 1)
+    errors = sample.pool_errors[:, 1:][sample.site_statistics.counted[:, 1:]]
     return errors[sample.integers(0, len(errors))]
 
 
 def shuffled_error_at_position(sample: ErrorSample) -> Draws:
-    """Errors made at the same position of sequences of the pool."""
+    """Errors made at the same position of sequences of the pool, drawn among those in which it counts.
+
+    At a position that counts in no sequence of the pool, errors made anywhere in it.
+    """
     positions = torch.arange(sample.x.shape[-2], device=sample.x.device)
-    return sample.pool_errors[sample.integers(0, len(sample.pool_errors)), positions]
+    drawn, counted = sample.integers(0, len(sample.pool_errors)), sample.site_statistics.counted
+    errors = sample.pool_errors[drawn, positions]
+    again = ~counted[drawn, positions]
+    if again.any():
+        number = counted.sum(dim=0)  # sequences of the pool in which each position counts
+        order = (~counted).long().argsort(dim=0, stable=True)  # those first
+        share = torch.rand(drawn.shape, generator=sample.generator).to(sample.x)
+        among = order[(share * number).long().clamp(max=len(counted) - 1), positions]
+        other = torch.where((number > 0)[:, None], sample.pool_errors[among, positions], shuffled_error(sample))
+        errors = torch.where(again[..., None], other, errors)
+    return errors
 
 
 class Intervention(NamedTuple):
@@ -211,10 +240,11 @@ INTERVENTIONS = {
     ),
     PARALLEL: Intervention(lambda g: at_angle(g.x, g.x_hat, covariance_noise(g)), True, True),
     "data mean": Intervention(lambda g: g.site_statistics.mean.expand_as(g.x)[None]),
-    "batch mean": Intervention(lambda g: g.x.mean(dim=(-3, -2)).expand_as(g.x)[None]),
+    "batch mean": Intervention(lambda g: g.batch_mean().expand_as(g.x)[None]),
     "zero": Intervention(lambda g: torch.zeros_like(g.x)[None]),
 }
-BASELINES = tuple(name for name, one in INTERVENTIONS.items() if one.distance)
+NAMES = tuple(INTERVENTIONS)
+BASELINES = tuple(name for name, intervention in INTERVENTIONS.items() if intervention.distance)
 # Steps of any length are taken along these, to see at which length each does the reconstruction's damage.
 STEPS: dict[str, Callable[[ErrorSample], Draws]] = {
     ISOTROPIC: ErrorSample.normal,

@@ -33,7 +33,7 @@ def reach(clean_run: CleanRun, sample: ErrorSample) -> Float[Tensor, "batch base
     epsilon = sample.error.norm(dim=-1, keepdim=True)
     directions = (normalize(make(sample)[0], dim=-1) for make in STEPS.values())
     steps = (torch.stack([sample.x + m * epsilon * v for m in MULTIPLES]) for v in directions)
-    kl = clean_run.outputs(steps).kl[..., :-1].mean(dim=-1)
+    kl = torch.where(clean_run.predicting, clean_run.outputs(steps).kl, torch.nan)[..., :-1].nanmean(dim=-1)
     by_sequence: Tensor = kl.unflatten(0, (len(STEPS), len(MULTIPLES))).permute(2, 0, 1).cpu()
     return by_sequence
 
@@ -46,25 +46,38 @@ def references(clean_run: CleanRun, sample: ErrorSample) -> Float[Tensor, "batch
 def sensitivity(
     clean_run: CleanRun, sample: ErrorSample, dictionary: Dictionary, codes: Codes
 ) -> Float[Tensor, "batch classes scales"]:
-    """Mean KL of each sequence along the directions of CLASSES; NaN where a class has none."""
-    tokens = sample.x.shape[:-1]
-    chosen = [one.view(*tokens, -1) for one in decoder_directions(dictionary, codes, sample.generator)]
+    """Mean KL of each sequence along the directions of CLASSES; NaN where a class has none.
+
+    Args:
+        clean_run: The sequences.
+        sample: Their activations and reconstructions.
+        dictionary: Along whose decoder directions.
+        codes: Of the tokens that count.
+    """
+    chosen = []
+    for directions in decoder_directions(dictionary, codes, sample.generator):
+        everywhere = torch.full_like(sample.x, torch.nan)
+        everywhere[clean_run.counted] = directions.to(sample.x)
+        chosen.append(everywhere)
     return along(clean_run, [sample.error, *chosen], sample.site_statistics.spread)
 
 
 def along(clean_run: CleanRun, directions: list[Tensor], scale: float) -> Float[Tensor, "batch directions scales"]:
-    """Mean KL of each sequence along each direction at each of SCALES; tokens whose direction is NaN are left out."""
-    found = []
+    """Mean KL of each sequence along each direction at each of SCALES, over the tokens that count.
+
+    Tokens whose direction is NaN are left out.
+    """
+    curves = []
     for direction in directions:
-        known = direction.isfinite().all(dim=-1)
+        known = direction.isfinite().all(dim=-1) & clean_run.predicting
         if not known.any():
-            found.append(torch.full((len(clean_run.x), len(SCALES)), torch.nan))
+            curves.append(torch.full((len(clean_run.x), len(SCALES)), torch.nan))
             continue
         v = normalize(direction.nan_to_num(0), dim=-1)
         kl = clean_run.outputs([torch.stack([clean_run.x + s * scale * v for s in SCALES])]).kl
         kl = torch.where(known, kl, torch.nan)[..., :-1]
-        found.append(kl.nanmean(dim=-1).T.cpu())
-    return torch.stack(found, dim=1)
+        curves.append(kl.nanmean(dim=-1).T.cpu())
+    return torch.stack(curves, dim=1)
 
 
 def decoder_directions(
@@ -109,13 +122,13 @@ def effective_length(curve: NDArray[np.float64], target: NDArray[np.float64]) ->
     rising = np.maximum.accumulate(curve, axis=-1)
     out = np.empty(np.shape(target))
     for where in np.ndindex(out.shape):
-        one, wanted = rising[where], target[where]
-        if not np.isfinite(wanted) or wanted <= 0 or not np.isfinite(one).all():
+        kl, wanted = rising[where], target[where]
+        if not np.isfinite(wanted) or wanted <= 0 or not np.isfinite(kl).all():
             out[where] = np.nan
-        elif wanted < one[0]:
+        elif wanted < kl[0]:
             out[where] = 0.0
-        elif wanted > one[-1]:
+        elif wanted > kl[-1]:
             out[where] = np.inf
         else:
-            out[where] = np.exp(np.interp(np.log(wanted), np.log(np.maximum(one, 1e-30)), np.log(MULTIPLES)))
+            out[where] = np.exp(np.interp(np.log(wanted), np.log(np.maximum(kl, 1e-30)), np.log(MULTIPLES)))
     return out

@@ -88,7 +88,11 @@ def pareto(
         plots=_plots(lines, found[0]),
         settings=source.record() | {"seed": seed} | found[0].sample,
         inputs=tuple(opened),
-        warnings=(*found[0].cautions, *_warnings(points, lines), *reading.cautions),
+        warnings=(
+            *dict.fromkeys(caution for one in found for caution in one.cautions),
+            *_warnings(points, lines),
+            *reading.cautions,
+        ),
     )
 
 
@@ -192,6 +196,11 @@ def _between(low: float, high: float, form: str = ".2f") -> str:
 
 def _counted(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
+
+
+def _measuring_cautions(found: Sequence[Evaluation]) -> tuple[str, ...]:
+    """What all evaluations say of the sample, once, and each of its dictionary."""
+    return tuple(dict.fromkeys(caution for evaluation in found for caution in evaluation.cautions))
 
 
 def _warnings(points: Sequence[Point], lines: Sequence[Curve]) -> tuple[str, ...]:

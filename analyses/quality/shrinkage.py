@@ -31,12 +31,12 @@ from analyses.common.patching import CleanRun, check_some_count, clean_runs
 from analyses.quality.shrinkage_measurement import measure_rules, rules_of
 from analyses.quality.shrinkage_report import shrinkage_report
 from dictlab.data.activations import moments, unit_of
-from dictlab.data.token_selection import TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.evaluation.evaluate import BATCH_TOKENS, site_of
 from dictlab.interruption import Completion
 from dictlab.reports.report import Report
+from dictlab.token_selection import TokenSelection
 
 LEVELS = tuple(2**i for i in range(9))  # values of k'
 

@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from analyses.common.patching import CleanRun, check_some_count
 from analyses.quality.refinement import PLAIN, refined, thresholds, with_k, with_threshold
-from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import check_finite
 from dictlab.interruption import Completion
 from dictlab.statistics import NAN, Array, BySequence, Estimate, Formula
+from dictlab.token_selection import ALL, TokenSelection
 
 AS_TRAINED, REFINED, TOPK, THRESHOLD = "as trained", "refined", "largest k", "threshold"
 L0, MSE, CE = "L0", "normalised MSE", "CE increase"

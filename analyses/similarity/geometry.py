@@ -81,6 +81,18 @@ def geometry(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        relations: relation; seeds; mean; low; high; median; chance (isotropic); chance (shaped); pairs; below seed
+            floor
+        pairs: relation; seeds; from; to; mean; low; high; lower quartile; median; upper quartile; chance (isotropic);
+            chance (shaped); alive; dead; below seed floor; below low; below high
+        [crowding]: dictionary; minus; difference; low; high
+        [contrasts]: relation; dictionary; other; regions; share; regions of other; share of other
+        [regions]: region; filled by; not by; latents; density ratio; p-value; most central; contexts
+        [region_latents]: region; dictionary; latent; density ratio; context 1; context 2; context 3
+
     Example:
         dictlab report geometry a.safetensors b.safetensors c.safetensors --out out/geometry
         dictlab report geometry a.safetensors b.safetensors --data activations.npy

@@ -94,6 +94,30 @@ def matching(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        overview: from; to; MMCS; low; high; chance (isotropic); chance (shaped); seed floor; share above threshold;
+            mutual nearest; share mutual; one to one, decoder; one to one, encoder; alive latents; dead latents;
+            relation; seeds
+        similarities: relation; seeds; measure; from; to; value; low; high; chance (isotropic); chance (shaped); seed
+            floor; shuffled, mean; shuffled, p; over
+        relations: measure; relation; seeds; mean; lowest; highest; rows
+        assignment: from; to; matrix; latents of; pairs; MCC; bound; exact; same pair in the other matrix; cosine of
+            decoder pairs
+        thresholds: from; to; threshold; max cosine, A in B; max cosine, B in A; mutual nearest; assigned, decoder;
+            assigned, both; aligned; aligned, chance (shaped)
+        [strata]: relation; seeds; from; to; decile; rate from; rate to; MCC; low; high; chance (isotropic); chance
+            (shaped); seed floor; over
+        pairs: from; to; latent; partner; cosine; encoder cosine; same pair by encoder; mutual nearest; [correlation];
+            [correlation, low]; [correlation, high]; [Jaccard]; [Jaccard, low]; [Jaccard, high]; [P(A fires | B fires)];
+            [P(A fires | B fires), low]; [P(A fires | B fires), high]; [P(B fires | A fires)]; [P(B fires | A fires),
+            low]; [P(B fires | A fires), high]
+        [off_diagonal]: from; to; quadrant; latent; partner; nearest by; cosine; correlation; low; high; clear; Jaccard;
+            P(A fires | B fires); P(B fires | A fires)
+        [reconstruction]: from; to; latent; R²; low; high
+        latents: from; to; latent; rank; neighbour; cosine; mutual
+
     Example:
         dictlab report matching a.safetensors b.safetensors c.safetensors --neighbours 5
         dictlab report matching a.safetensors b.safetensors --data activations.npy

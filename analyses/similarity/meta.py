@@ -95,6 +95,13 @@ def meta(
         threshold: Cosine of decoder directions from which two latents count as the same.
         seed: Seed of everything that is drawn at random.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        explained: meta; of; directions; meta-latents; active; L0; explained (centred); low; high; explained (plain)
+        cosines: dictionary; alive latents; mean max cosine; low; high; chance (isotropic); chance (shaped); share above
+            threshold; is
+
     Example:
         dictlab report meta meta.safetensors large.safetensors small.safetensors smaller.safetensors
     """

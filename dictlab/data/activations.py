@@ -13,9 +13,9 @@ from torch import Tensor
 from dictlab.data.shuffle_buffer import BUFFER_TOKENS, ShuffledStream
 from dictlab.data.shuffle_buffer import FORWARD_TOKENS as FORWARD_TOKENS  # also for those who capture by themselves
 from dictlab.data.text import Split, Text
-from dictlab.data.token_selection import ALL, TokenSelection, rectangles
 from dictlab.errors import check_at_least
 from dictlab.model.language_model import LanguageModel
+from dictlab.token_selection import ALL, TokenSelection, rectangles
 
 
 def shuffled_activations(

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dictlab import seeds
-from dictlab.data.token_selection import ALL, TokenSelection, rectangles
 from dictlab.errors import DictlabError, check_at_least
+from dictlab.token_selection import ALL, TokenSelection, rectangles
 
 Values: TypeAlias = Tensor | NDArray[Any]
 ArrayLike: TypeAlias = Values | str | Path

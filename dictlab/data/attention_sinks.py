@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dictlab.data.text import Text
-from dictlab.data.token_selection import ALL, NORM_MULTIPLE, TokenSelection, outliers
 from dictlab.model.language_model import LanguageModel
+from dictlab.token_selection import ALL, NORM_MULTIPLE, TokenSelection, outliers
 
 PROBE_CONTEXTS = 4  # that are looked at for attention sinks
 WARNED_SHARE = 0.05  # of the variance: sinks that hold more change what is measured

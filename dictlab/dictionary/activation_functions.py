@@ -354,6 +354,8 @@ def side_by_side(parts: Sequence[tuple[int, Activation]], emits: Bool[Tensor, " 
         parts: The number of latents and the activation function of each donor, in order.
         emits: False for a latent that only competes.
     """
+    if emits.all() and len(parts) == 1:
+        return parts[0][1]
     if emits.all() and all(isinstance(own, ReLU) for _, own in parts):
         return ReLU()
     if emits.all() and all(isinstance(own, ReLU | JumpReLU) for _, own in parts):

@@ -14,18 +14,19 @@ from torch import Tensor
 
 from dictlab.data.activations import moments
 from dictlab.data.text import Text
-from dictlab.data.token_selection import ALL, TokenSelection, outliers
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.recorded_selection import recorded_selection
+from dictlab.evaluation.stated_l0 import stated_l0
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import kl_and_ce, next_tokens
 from dictlab.progress import Phase
+from dictlab.token_selection import ALL, TokenSelection, outliers
 
 BATCH_TOKENS = 2048  # activations of so many tokens are held for each dictionary; logits of a block of them
 
@@ -91,6 +92,7 @@ def evaluate(
             hashlib.sha256(measured_on).hexdigest()[:16],
             len(sampled),
             selection=selection,
+            stated_l0=stated_l0(dictionary),
         )
         for dictionary, measured, fired in zip(dictionaries, rows, active, strict=True)
     ]

@@ -18,6 +18,7 @@ from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import active_by_sequence, evaluate, reconstruct_selected, sums_by_sequence
 from dictlab.evaluation.metrics import Evaluation
+from dictlab.evaluation.stated_l0 import stated_l0
 
 
 def evaluate_activations(
@@ -101,6 +102,7 @@ def evaluate_reconstruction(
             unit_of(activations),
             activations.counted,
             activations.selection,
+            stated_l0(dictionary),
         )
         for dictionary, measured, fired in zip(dictionaries, rows, active, strict=True)
     ]

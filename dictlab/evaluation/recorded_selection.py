@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dictlab.data.token_selection import ALL, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-
-KEY = "token_selection"  # in the metadata's record of the training
+from dictlab.token_selection import ALL, RECORD, TokenSelection
 
 
 def recorded_selection(dictionaries: Sequence[Dictionary]) -> TokenSelection:
@@ -18,7 +16,7 @@ def recorded_selection(dictionaries: Sequence[Dictionary]) -> TokenSelection:
     Raises:
         DictlabError: Two were trained on different ones: which is meant?
     """
-    selections = [TokenSelection.parse(d.metadata.training.get(KEY)) for d in dictionaries]
+    selections = [TokenSelection.parse(d.metadata.training.get(RECORD)) for d in dictionaries]
     for dictionary, selection in zip(dictionaries, selections, strict=True):
         if selection != selections[0]:
             raise DictlabError(
@@ -34,13 +32,13 @@ def with_selection(dictionaries: Sequence[Dictionary], spec: str | TokenSelectio
     nothing."""
     if spec is None:
         return list(dictionaries)
-    record = {KEY: str(TokenSelection.parse(spec))}
+    record = {RECORD: str(TokenSelection.parse(spec))}
     return [replace(d, metadata=replace(d.metadata, training={**d.metadata.training, **record})) for d in dictionaries]
 
 
 def all_tokens_warning(dictionaries: Sequence[Dictionary]) -> tuple[str, ...]:
     """What a report must say that counts every token although its dictionaries were trained on some of them."""
-    selections = {d.name: TokenSelection.parse(d.metadata.training.get(KEY)) for d in dictionaries}
+    selections = {d.name: TokenSelection.parse(d.metadata.training.get(RECORD)) for d in dictionaries}
     return tuple(
         f"All tokens of a context are counted here, and {name} was trained on the tokens {str(selection)!r}: at the "
         "others it is asked for what it has never seen."

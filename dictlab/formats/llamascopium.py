@@ -306,7 +306,10 @@ def _metadata(source: Source, config: Mapping[str, Any], activation: Activation)
         site=site_in_blocks(site) if site else None,
         objective="local",
         seed=number(config, "seed", int),
-        training=without_none(l1=number(config, "l1_coefficient")),
+        training=without_none(
+            l1=number(config, "l1_coefficient"),
+            k=number(config, "top_k", int) if notes == (RAW_THRESHOLD,) else None,  # thresholds were set for this L0
+        ),
         library="llamascopium",
         convention="transformer_lens",
         foreign=dict(config),

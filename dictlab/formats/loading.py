@@ -24,7 +24,7 @@ from dictlab.errors import DictlabError
 from dictlab.formats import hub, mapping
 from dictlab.formats.checks import check, check_shapes
 from dictlab.formats.fields import listed
-from dictlab.formats.names import file_and_part
+from dictlab.formats.names import file_and_part, l0_in
 from dictlab.formats.source import Source, weight_files
 from dictlab.formats.wrappers import unwrapped
 
@@ -102,7 +102,11 @@ def _mapped(
         check_shapes(dict(made._weights()))
     except DictlabError as error:
         raise DictlabError(f"{source.path}: {error}") from error
-    return replace(made, name=f"{source.name}#{part}" if part else source.name, path=source.path)
+    about, l0 = made.metadata, l0_in(source.path)
+    if l0 is not None and "l0" not in about.metrics:
+        about = replace(about, metrics={**about.metrics, "l0": l0})
+    name = f"{source.name}#{part}" if part else source.name
+    return replace(made, name=name, path=source.path, metadata=about)
 
 
 def formats() -> dict[str, ModuleType]:

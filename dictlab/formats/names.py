@@ -1,4 +1,4 @@
-"""What is a dictionary called in tables and plots?
+"""What is a dictionary called in tables and plots, and which L0 does its folder's name state?
 
 By its file, or by its folder where every file of a format has the same name; and where two of those agree, by as many
 of the folders in which their paths differ as it takes.
@@ -6,6 +6,7 @@ of the folders in which their paths differ as it takes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from dictlab.dictionary import Dictionary
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".npz")  # endings of files that hold dictionaries
+STATED_L0 = re.compile(r"(?:.*[_-])?(?:average_)?l0[_-](\d{1,6}(?:\.\d+)?)", re.IGNORECASE)  # average_l0_71, l0-10
 EVERYWHERE = ("sae_weights", "sae", "ae", "params")  # the name of every file of a format
 
 
@@ -34,6 +36,13 @@ def name_of(path: str | Path) -> str:
     stem = last.stem if last.suffix in WEIGHTS else last.name
     name = last.absolute().parent.name if stem in EVERYWHERE else stem
     return f"{name}#{part}" if part else name
+
+
+def l0_in(path: Path) -> float | None:
+    """The L0 that a file's name or one of the two folders above it states; None where none does."""
+    parts = (path.stem, *path.absolute().parts[-2:-4:-1])
+    match = next((match for part in parts if (match := STATED_L0.fullmatch(part))), None)
+    return float(match[1]) if match else None
 
 
 def with_distinct_names(dictionaries: Sequence[Dictionary]) -> list[Dictionary]:

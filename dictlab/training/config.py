@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dictlab.data.token_selection import AUTO, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.model.model_options import ModelDtype
+from dictlab.token_selection import AUTO, TokenSelection
 from dictlab.training.learner.warm_start import variants_for
 from dictlab.training.member import Member
 from dictlab.training.objectives import OBJECTIVES, Objective, ObjectiveName

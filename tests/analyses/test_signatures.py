@@ -27,7 +27,6 @@ NO_SAMPLE = {  # analyses that measure on no activations, and so take no token s
     "meta": "compares weights",
     "training": "reads the logs of runs",
 }
-WITHOUT_SELECTION = {"explanations", "pathology", "probes"}  # not yet
 
 
 def arguments(analysis) -> dict[str, str]:
@@ -88,7 +87,7 @@ def test_shared_arguments_stand_in_the_same_order(name):
 @pytest.mark.parametrize("name", sorted(ANALYSES))
 def test_what_is_measured_on_activations_takes_a_token_selection(name):
     taken = "token_selection" in inspect.signature(ANALYSES[name]).parameters
-    assert taken == (name not in NO_SAMPLE and name not in WITHOUT_SELECTION)
+    assert taken == (name not in NO_SAMPLE)
     assert ("device" in inspect.signature(ANALYSES[name]).parameters) == (name not in NO_SAMPLE)
 
 

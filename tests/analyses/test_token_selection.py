@@ -3,17 +3,23 @@
 The model has an attention sink at the first position. What is counted is either all but that position, or a slice.
 """
 
+import json
+import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
-from analyses import ablation, downstream, shrinkage
+from analyses import ablation, downstream, explanations, pathology, probes, shrinkage
+from analyses.features.n2g import last_activations
+from analyses.features.user_labels import table_tokens
 from analyses.model_effects.ablation import draw_places
+from analyses.model_effects.replacement_damage import measure_sites
 from dictlab import DictlabError, TopK
-from dictlab.data.token_selection import TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.recorded_selection import with_selection
+from dictlab.token_selection import TokenSelection
 from tests.planted import SITE, many_documents, random_dictionary, sink_model
 
 CONTEXT = 32
@@ -147,7 +153,114 @@ def test_an_array_is_counted_by_rows_that_count(model, text):
     assert report.settings["token_selection"] == "without-outliers=10"
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_damage_is_that_of_replacing_tokens_that_count(model, text, spec):
+    d, tokens = dictionary(spec), held_out(model, text, 4)
+    report = pathology(
+        [d],
+        model=model,
+        text=text,
+        contexts=4,
+        draws=1,
+        random_points=4,
+        sweep_contexts=2,
+        positions_after=2,
+        min_occurrences=1,
+    )
+    mask = counted(model, tokens, spec)
+    mask[:, -1] = False  # what is measured is of tokens with a next one; the last of a sequence changes no other
+    row = report.tables["interventions"].frame.set_index(["tokens", "intervention"]).loc["all"].loc["reconstruction"]
+    rise, kl = ce_and_kl(model, tokens, spliced(model, tokens, d, mask), mask)
+    assert row["KL"] == pytest.approx(kl, rel=1e-3) and row["CE increase"] == pytest.approx(rise, rel=1e-3, abs=1e-5)
+    comparison = report.tables["comparison"].frame.iloc[0]
+    x = model.capture(tokens, SITE)[SITE][mask]
+    assert comparison["error norm"] == pytest.approx(float((d.reconstruct(x) - x).norm(dim=-1).mean()), rel=1e-4)
+    assert comparison["L0"] == pytest.approx(float(d.encode(x).l0().float().mean()))
+    assert report.tables["tokens"].frame["count"].sum() == int(mask.sum())
+    reached = torch.tensor(report.tables["positions"].frame["from"].unique())
+    assert all(mask[:, int(start) : max(1, 2 * int(start))].any() for start in reached)
+    elsewhere = text.as_split("train").sample(model.tokenizer, CONTEXT, 26, seed=0)
+    at_site = measure_sites(model, elsewhere, [SITE], TokenSelection.parse(spec))[SITE]
+    everything = model.capture(elsewhere, SITE)[SITE]
+    kept = counted(model, elsewhere, spec)
+    kept[:, 0] = False
+    torch.testing.assert_close(at_site.mean, everything[kept].mean(dim=0), rtol=1e-4, atol=1e-4)
+    share = report.tables["single_token"].frame.set_index(["intervention", "positions after"])["KL"]
+    position = report.settings["position"]
+    alone = torch.zeros_like(mask)
+    alone[:, position] = mask[:, position]
+    _, at_position = ce_and_kl(model, tokens, spliced(model, tokens, d, alone), alone)
+    assert share["reconstruction", 0] == pytest.approx(at_position, rel=1e-3)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_explanations_are_of_tokens_that_count(model, text, spec):
+    d = dictionary(spec)
+    report = explanations([d], model=model, text=text, latents=0, examples=2, max_pattern_length=5, tokens=4 * CONTEXT)
+    held = held_out(model, text, 4)
+    train = text.as_split("train").sample(model.tokenizer, CONTEXT, 4, seed=0)
+    active = [
+        d.encode(model.capture(t, SITE)[SITE][counted(model, t, spec)]).dense().ne(0).sum(dim=0) for t in (held, train)
+    ]
+    frame, rebuilt = report.tables["latents"].frame, report.tables["reconstruction"].frame.iloc[0]
+    assert frame["latent"].tolist() == active[1].nonzero().flatten().tolist()
+    for column, counts in zip(("active tokens", "active training tokens"), active, strict=True):
+        assert frame[column].tolist() == counts[frame["latent"].to_numpy()].tolist()
+    mask = counted(model, held, spec)
+    rise, _ = ce_and_kl(model, held, spliced(model, held, d, mask), mask)
+    assert rebuilt["reconstruction"] == pytest.approx(rise, rel=1e-3, abs=1e-5)
+    clean = torch.log_softmax(model.forward(held).logits.double(), dim=-1)[:, :-1].gather(-1, held[:, 1:, None])[..., 0]
+    assert rebuilt["clean"] == pytest.approx(float(-clean[mask[:, :-1]].mean()), rel=1e-4)
+    chance = active[0][frame["latent"].to_numpy()].float().mean() / mask.sum()
+    assert report.tables["overview"].frame["chance"][0] == pytest.approx(float(chance), rel=1e-4)
+
+
+def test_a_string_that_ends_at_a_token_that_does_not_count_makes_nothing_active(model):
+    """The one token of a string stands at the first position, which is the sink."""
+    d, strings = dictionary("all"), torch.randint(1, 97, (30, 1), generator=torch.Generator().manual_seed(0))
+    latents = d.encode(model.capture(strings, SITE)[SITE][:, -1]).indices.view(30, -1)[:, 0]
+    assert last_activations(model, d, [])(strings, latents).all()
+    x = model.capture(torch.randint(1, 97, (4, CONTEXT)), SITE)[SITE]
+    limit = 10 * float(x.norm(dim=-1).median())
+    for spec, norm in (("without-first", math.inf), ("without-outliers", limit)):
+        assert not last_activations(model, d, [], TokenSelection.parse(spec), norm)(strings, latents).any()
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_probes_are_fitted_and_measured_on_labelled_tokens_that_count(model, tmp_path, spec):
+    """Against the labels of each text's tokens, one at a time; texts are shorter than a context, and filled up."""
+    texts = [f"{'ab' * (i % 7 + 2)}, text {i}" for i in range(60)]
+    labels = [[int(c in "aeiou") for c in text] for text in texts]
+    path = tmp_path / "table.csv"
+    pd.DataFrame({"text": texts, "label": [json.dumps(v) for v in labels]}).to_csv(path, index=False)
+    report = probes([dictionary(spec)], model=model, table=str(path), min_examples=2)
+    n = report.tables["overview"].caption
+    _, held, _ = table_tokens(str(path), "text", ["label"], model, pool="mean", limit=4096, seed=0)
+    expected = 0
+    for row, length in zip(held.tokens, held.lengths.tolist(), strict=True):
+        x = model.capture(row[None, :length], SITE)[SITE][0]
+        norms = x.norm(dim=-1)
+        typical = norms.sort().values[(length - 1) // 2]
+        for position in range(length):
+            expected += 3 <= position < 20 if spec.startswith("pos") else bool(norms[position] <= 10 * typical)
+    assert f"n = {expected} held-out tokens" in n
+
+
+def test_texts_without_a_token_that_counts_are_left_out(model, tmp_path):
+    texts = [("ab" if i % 3 == 0 else "abcdef") + "xyz"[i % 3] for i in range(60)]
+    path = tmp_path / "table.csv"
+    pd.DataFrame({"text": texts, "label": [i % 2 for i in range(60)]}).to_csv(path, index=False)
+    report = probes([dictionary("positions=3:20")], model=model, table=str(path), min_examples=2)
+    assert "20 texts have no token that counts, and were left out." in report.warnings
+    assert report.settings["training_sequences"] + report.settings["heldout_sequences"] == 40
+
+
 ANALYSES = {
+    "explanations": (explanations, {"latents": 2, "examples": 1, "max_pattern_length": 2, "tokens": 2 * CONTEXT}),
+    "pathology": (
+        pathology,
+        {"contexts": 2, "draws": 1, "random_points": 0, "sweep_contexts": 0, "positions_after": 0},
+    ),
     "shrinkage": (shrinkage, {"contexts": 2, "l0_levels": (1,)}),
     "downstream": (downstream, {"contexts": 2, "principal_directions": False}),
     "ablation": (ablation, {"contexts": 2}),

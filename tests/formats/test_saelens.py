@@ -326,7 +326,7 @@ def test_metadata_is_read(tmp_path):
     ).metadata
     assert (metadata.model, metadata.site, metadata.objective) == ("gpt2", "blocks.3.hook_resid_pre", "local")
     assert (metadata.seed, metadata.tokens, metadata.library) == (7, 99, "sae_lens 6.12.0")
-    assert metadata.training == {"architecture": "batchtopk", "context": 128, "l1": 2.0, "dataset": "pile"}
+    assert metadata.training == {"architecture": "batchtopk", "context": 128, "l1": 2.0, "dataset": "pile", "k": 30.0}
     assert metadata.metrics == {"l0": 33.5}
     assert metadata.foreign == config
 

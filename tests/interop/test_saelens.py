@@ -32,7 +32,7 @@ from dictlab import DictlabError, Metadata, ReLU, TopK, load
 from dictlab.dictionary.activation_functions import AbsTopK, Gated, JumpReLU
 from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.formats import saelens
-from tests.planted import random_dictionary, sparse_data
+from tests.planted import SITE, random_dictionary, sparse_data
 
 pytestmark = pytest.mark.interop
 
@@ -351,3 +351,17 @@ def test_a_scaling_factor_is_treated_as_the_library_treats_it(tmp_path):
         SAE.load_from_disk(tmp_path)
     with pytest.raises(DictlabError, match="finetuning_scaling_factor"):
         load(tmp_path)
+
+
+def test_saelens_own_settings_of_tokens_are_read_and_opened_again(tmp_path):
+    """Written by SAELens' own configuration, read, written here, and opened by SAELens."""
+    told = {"prepend_bos": False, "seqpos_slice": (2, None), "exclude_special_tokens": True, "hook_name": SITE}
+    sae = StandardSAE(StandardSAEConfig(d_in=D, d_sae=N, metadata=SAEMetadata(**told)))
+    sae.save_model(tmp_path / "a")
+    dictionary = load(tmp_path / "a")
+    assert dictionary.metadata.training["token_selection"] == "without-first=2,without-bos,without-special"
+    opened = SAE.load_from_disk(saelens.write(dictionary, tmp_path / "b")).cfg.metadata
+    assert (opened.prepend_bos, list(opened.seqpos_slice), opened.exclude_special_tokens) == (False, [2, None], True)
+    plain = replace(dictionary, metadata=Metadata(site=SITE, training={"token_selection": "positions=1:-2"}))
+    opened = SAE.load_from_disk(saelens.write(plain, tmp_path / "c")).cfg.metadata
+    assert (opened.prepend_bos, opened.seqpos_slice, opened.exclude_special_tokens) == (True, [1, -2], False)

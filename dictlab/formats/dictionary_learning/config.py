@@ -18,10 +18,11 @@ from dictlab import site_names
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.activation_functions import BatchTopK, TopK
 from dictlab.errors import DictlabError
-from dictlab.formats import writing
+from dictlab.formats import token_settings, writing
 from dictlab.formats.defaults import DICTIONARY_LEARNING, default
 from dictlab.formats.fields import refuse_unknown, short
 from dictlab.formats.source import Source
+from dictlab.token_selection import RECORD
 
 LINEAR = {"encoder.weight": "md", "decoder.weight": "dm"}
 PLAIN = {"W_enc": "dm", "b_enc": "m", "W_dec": "md", "b_dec": "d"}
@@ -53,7 +54,7 @@ TRAINER = {
 }
 BUFFER = {
     *("d_submodule", "io", "n_ctxs", "ctx_len", "refresh_batch_size", "out_batch_size", "device"),
-    *("layer", "remove_bos", "add_special_tokens", "max_activation_norm_multiple"),
+    *("layer", "add_special_tokens", *token_settings.DICTIONARY_LEARNING),
 }
 # Names that the library's users give to places.
 LABELS = (
@@ -156,6 +157,7 @@ def metadata(
         return own
     run, buffer = trainer(config), _part(config, "buffer")
     site, notes = _site(run, buffer)
+    selection, unfollowed = token_settings.read(buffer, token_settings.DICTIONARY_LEARNING)
     step = _step(source, around)
     training = {ours: run[theirs] for theirs, ours in KEPT.items() if type(run.get(theirs)) in (int, float, str)}
     for theirs, ours in (("ctx_len", "context"), ("out_batch_size", "batch")):
@@ -170,11 +172,11 @@ def metadata(
         objective="local",
         seed=run["seed"] if type(run.get("seed")) is int else None,
         tokens=None if steps is None or batch is None else steps * batch,
-        training=training | ({} if step is None else {"step": step}) | dict(more),
+        training=training | ({} if step is None else {"step": step}) | dict(more) | selection,
         library="dictionary_learning",
         convention="huggingface",
         foreign=dict(config or {}),
-        notes=notes,
+        notes=(*notes, *unfollowed),
     )
 
 
@@ -204,6 +206,9 @@ def written(dictionary: Dictionary, name: str, tensors: Mapping[str, Tensor]) ->
     context = _count(about.training.get("context"))
     if not buffer and context is not None:
         buffer = {"d_submodule": dictionary.d_in, "io": "out", "ctx_len": context}
+    selection = {name: value for name, value in about.training.items() if name == RECORD}
+    if token_settings.read(buffer, token_settings.DICTIONARY_LEARNING)[0] != selection:
+        buffer = {**buffer, **token_settings.written_for_dictionary_learning(about)}
     parts: dict[str, Any] = {"trainer": {**kept, **now, **place}, "buffer": buffer}
     return {**parts, writing.OWN: writing.to_record(about)}
 

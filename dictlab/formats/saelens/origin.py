@@ -12,10 +12,11 @@ from typing import Any
 
 from dictlab import site_names
 from dictlab.dictionary import Metadata
-from dictlab.formats import writing
+from dictlab.formats import token_settings, writing
 from dictlab.formats.defaults import numbers
 from dictlab.formats.saelens.config import field_of, origin_in, renamed
 from dictlab.formats.source import Source
+from dictlab.token_selection import RECORD
 
 LAYOUT = "6.54.12"  # the version whose layout is written
 UNPROCESSED_SINCE = (3, 19, 2)
@@ -40,6 +41,8 @@ def read_metadata(raw: dict[str, Any], source: Source, notes: tuple[str, ...] = 
     if own is not None:
         foreign = {**raw, "metadata": own.foreign} if "metadata" in raw else own.foreign
         return replace(own, foreign=foreign, notes=tuple(dict.fromkeys((*own.notes, *notes))))
+    settings = {**source.configs.get("runner_cfg.json", {}), **config, **origin}
+    selection, unfollowed = token_settings.read(settings, token_settings.SAELENS)
     version, model = _version(config), field_of(origin, "model_name", str, None)
     # In a checkpoint, the settings of the run say what was still to come.
     run = {} if "activation_scaler.json" in source.configs else source.configs.get("runner_cfg.json", {})
@@ -51,12 +54,12 @@ def read_metadata(raw: dict[str, Any], source: Source, notes: tuple[str, ...] = 
         tokens=_first_int(
             config.get("training_tokens"), config.get("total_training_tokens"), run.get("training_tokens")
         ),
-        training=_training(config, origin),
+        training=_training(config, origin) | selection,
         metrics=_metrics(origin.get("l0")),
         library=f"sae_lens {version}" if version else "sae_lens",
         convention=_convention(config),
         foreign=raw,
-        notes=notes,
+        notes=(*notes, *unfollowed),
     )
 
 
@@ -71,6 +74,8 @@ def write_metadata(metadata: Metadata) -> dict[str, Any]:
         origin["hook_name"] = metadata.site and metadata.site.removesuffix(":out")
     if old.get("model_from_pretrained_kwargs") is None or _convention(before) != metadata.convention:
         origin |= _opened(metadata)
+    if token_settings.read({**before, **old}, token_settings.SAELENS)[0] != _selection(metadata):
+        origin |= token_settings.written_for_saelens(metadata)
     if type(metadata.training.get("context")) is int:
         origin["context_size"] = metadata.training["context"]
     if type(metadata.metrics.get("l0")) in (int, float):
@@ -84,6 +89,11 @@ def write_metadata(metadata: Metadata) -> dict[str, Any]:
     }
 
 
+def _selection(metadata: Metadata) -> dict[str, Any]:
+    """The entry of the metadata's record of the training that says which tokens counted."""
+    return {name: value for name, value in metadata.training.items() if name == RECORD}
+
+
 def _training(config: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
     details = origin.get("training_architecture_details")
     settings = {**config, **(details if isinstance(details, dict) else {})}
@@ -94,7 +104,7 @@ def _training(config: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
         "l0": settings.get("l0_coefficient"),
         "lr": settings.get("lr"),
         "dataset": origin.get("dataset_path"),
-        "prepend_bos": origin.get("prepend_bos"),
+        "k": settings.get("k"),
     }
     return {name: value for name, value in known.items() if value is not None}
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from dictlab.data.arrays import ArrayActivations, ArrayLike, RowStream, open_array
-from dictlab.data.token_selection import ALL
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.reconstruction import evaluate_reconstruction
 from dictlab.formats.loading import load
 from dictlab.progress import Phase
+from dictlab.token_selection import ALL
 from dictlab.training.config import TrainConfig
 from dictlab.training.costs import counted
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks

@@ -18,13 +18,12 @@ from dictlab.data.attention_sinks import find_sinks, sinks_warning
 from dictlab.data.packing import Contexts, Position
 from dictlab.data.shuffle_buffer import BUFFER_TOKENS, ContextStream, ShuffledStream
 from dictlab.data.text import Text
-from dictlab.data.token_selection import ALL, AUTO, NORM_MULTIPLE, TokenSelection
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import evaluate, site_of
-from dictlab.evaluation.recorded_selection import KEY
 from dictlab.model.language_model import LanguageModel
 from dictlab.progress import Phase
+from dictlab.token_selection import ALL, AUTO, NORM_MULTIPLE, RECORD, TokenSelection
 from dictlab.training.config import TrainConfig
 from dictlab.training.costs import counted
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
@@ -114,7 +113,7 @@ class ModelSource:
             "model": self.model.name,
             "model_fingerprint": self.model.fingerprint,
             "convention": "huggingface",
-            "training": {"text": self.text.name, "context": self.context, KEY: str(self.selection)},
+            "training": {"text": self.text.name, "context": self.context, RECORD: str(self.selection)},
         }
 
     def with_metrics(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:

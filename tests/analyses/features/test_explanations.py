@@ -297,6 +297,7 @@ def measured(name, counts, simulated, seed=0):
     ]
     levels = {"clean": 0.0, "reconstruction": 1.0, "simulated": simulated, "zeroed": 5.0, "predicted": 1.0}
     sums = {key: value + np.arange(4.0) * (key != "predicted") for key, value in levels.items()}
+    sums["tokens"] = sums["predicted"] + 1
     return ExplainedDictionary(random_dictionary(6, 4, name=name), latents, 1.0, sums, seed)
 
 

@@ -312,7 +312,7 @@ def test_an_interrupted_analysis_reports_what_is_complete(model, text, monkeypat
     monkeypatch.setattr(running, "_batch", stopping)
     at_batch = 3
     report = pathology([random_dictionary(24, 16)], model=model, text=text, **FAST)
-    assert any("4 of 6 contexts" in warning for warning in report.warnings)
+    assert any("after 4 of 6 sequences" in warning for warning in report.warnings)
     assert report.settings["contexts"] == 4
     calls.clear()
     at_batch = 1

@@ -2,9 +2,9 @@
 
 The first position of a context, and a few special tokens, are attention sinks in most language models: their
 activations are tens to hundreds of times as long as others, hold most of the variance, and say nothing of the text.
-Libraries leave them out by position (SAELens: `seqpos_slice`), by token (SAELens: `exclude_special_tokens`;
-dictionary_learning: `remove_bos`), or by norm (dictionary_learning: `max_activation_norm_multiple`, 10 by default). A
-`TokenSelection` says which of these rules hold. Padding never counts.
+Libraries leave them out by position (SAELens: `seqpos_slice`; dictionary_learning: `remove_bos`, the first position
+whatever stands there), by token (SAELens: `exclude_special_tokens`), or by norm (dictionary_learning:
+`max_activation_norm_multiple`, 10 by default). A `TokenSelection` says which of these rules hold. Padding never counts.
 
 Written as one option, `all` or parts joined by commas:
 
@@ -31,6 +31,7 @@ from torch import Tensor
 from dictlab.errors import DictlabError
 
 NORM_MULTIPLE = 10.0  # of the median norm, above which a position is an outlier, as dictionary_learning has it
+RECORD = "token_selection"  # where a dictionary's metadata keeps it, in the record of the training; absent means all
 AUTO = "auto"  # in training: `all`, or `without-outliers` where the model has attention sinks
 PARTS = "without-first=N, positions=A:B, without-bos, without-special, without-ids=1/2/3, without-outliers=M"
 
@@ -111,7 +112,7 @@ class TokenSelection:
                 so that a dictionary has never seen one.
             seqpos_slice: SAELens: start, stop and step of the positions.
             exclude_special_tokens: SAELens: those of the tokenizer, or ids.
-            remove_bos: dictionary_learning.
+            remove_bos: dictionary_learning, whose buffer takes the first position of each context away.
             max_activation_norm_multiple: dictionary_learning: outliers above so many times the median.
             ignore_tokens: Ids.
 
@@ -125,9 +126,9 @@ class TokenSelection:
             () if exclude_special_tokens is None or isinstance(exclude_special_tokens, bool) else exclude_special_tokens
         )
         return cls(
-            first=start or 0,
+            first=max(start or 0, int(bool(remove_bos))),
             stop=stop,
-            without_bos=bool(remove_bos) or prepend_bos is False,
+            without_bos=prepend_bos is False,
             without_special=exclude_special_tokens is True,
             without_ids=tuple(sorted({*listed, *(ignore_tokens or ())})),
             norm_multiple=max_activation_norm_multiple,

@@ -14,10 +14,10 @@ from dictlab.data.activations import ModelActivations, moments, sample_sites, se
 from dictlab.data.arrays import open_array
 from dictlab.data.attention_sinks import find_sinks
 from dictlab.data.shuffle_buffer import ShuffledStream
-from dictlab.data.token_selection import ALL, TokenSelection, rectangles
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import ReLU
 from dictlab.evaluation.recorded_selection import recorded_selection, with_selection
+from dictlab.token_selection import ALL, TokenSelection, rectangles
 from dictlab.training import TrainConfig, resume, train
 from tests.planted import SITE, random_dictionary, sink_model, tiny_model
 
@@ -78,7 +78,7 @@ def test_settings_of_other_libraries():
     assert of(seqpos_slice=(1, 100, 1)) == TokenSelection(first=1, stop=100)
     assert of(exclude_special_tokens=True) == TokenSelection(without_special=True)
     assert of(exclude_special_tokens=[7, 5], ignore_tokens={3}) == TokenSelection(without_ids=(3, 5, 7))
-    assert of(remove_bos=True, max_activation_norm_multiple=10) == TokenSelection(without_bos=True, norm_multiple=10)
+    assert of(remove_bos=True, max_activation_norm_multiple=10) == TokenSelection(first=1, norm_multiple=10)
     assert of(prepend_bos=False) == TokenSelection(without_bos=True)
     with pytest.raises(DictlabError, match="step"):
         of(seqpos_slice=(0, 100, 2))

@@ -1,0 +1,138 @@
+"""The tables and columns that a docstring lists are those that come back.
+
+Format, in the docstring of the analysis, between Args and Example:
+
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        shares: inserted; active; dead
+        [behaviour]: latent; change in MSE; [change in CE]
+
+A table a line (continued with more indentation), its columns in their order, separated by semicolons. An analysis is
+added as one more entry of RUNS: two runs, one in which every table and column is there, and a bare one in which those
+in brackets may be missing. Those whose docstrings do not list their tables yet stand in WITHOUT_LIST.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+
+from analyses import frankenstein, geometry, matching, meta, novelty, path, stitching
+from dictlab import Dictionary, Metadata, ReLU, Text, TopK
+from dictlab.reports.report import Report
+from tests.planted import SITE, random_dictionary, tiny_model
+
+X = torch.randn(40, 16, 16, generator=torch.Generator().manual_seed(0))
+BARE = {"data": X, "tokens": 512}
+WITHOUT_LIST = {  # still to be written
+    "ablation", "downstream", "explanations", "pareto", "pathology", "probes", "scaling", "shrinkage", "training",
+    "verification",
+}  # fmt: skip
+
+ANALYSES = {
+    entry.name: entry.load() for entry in entry_points(group="dictlab.analyses") if entry.value.startswith("analyses.")
+}
+
+
+def of_one_site(*kinds: tuple[int, ReLU | TopK]) -> list[Dictionary]:
+    """Dictionaries that differ in seed, and as is said."""
+    about = Metadata(site=SITE, objective="local")
+    made = [random_dictionary(n, 16, seed=i, name=f"d{i}", activation=k) for i, (n, k) in enumerate(kinds)]
+    return [replace(d, metadata=replace(about, seed=i)) for i, d in enumerate(made)]
+
+
+def _novelty(given: dict) -> Iterator[Report]:
+    small, large, control = of_one_site((12, TopK(4)), (20, TopK(4)), (12, TopK(4)))
+    yield novelty(small, large, control=control, cards=2, ce_latents=2, latent_choice="random", contexts=4, **given)
+    yield novelty(small, large, **BARE)
+
+
+def _stitching(given: dict) -> Iterator[Report]:
+    small, *larger = of_one_site((12, TopK(4)), (20, TopK(4)), (24, ReLU()))
+    yield stitching(small, larger, contexts=4, **given)
+    yield stitching(small, larger[:1], refit="none", **BARE)
+
+
+def _path(given: dict) -> Iterator[Report]:
+    small, large = of_one_site((12, TopK(4)), (20, TopK(4)))
+    yield path(small, [large], threshold=0.4, random_orders=1, contexts=4, **given)
+    yield path(small, [large], random_orders=0, **BARE)
+
+
+def _frankenstein(given: dict) -> Iterator[Report]:
+    *donors, other = of_one_site((12, TopK(4)), (20, TopK(4)), (12, ReLU()))
+    yield frankenstein(donors, baselines=[other], compact="codes", contexts=4, **given)
+    yield frankenstein(donors, **BARE)
+
+
+def _matching(given: dict) -> Iterator[Report]:
+    family = of_one_site((40, TopK(4)), (40, TopK(4)), (60, TopK(6)))
+    yield matching(family, min_active_tokens=2, permutations=2, **given)
+    yield matching(family[:2], tokens=0)
+
+
+def _geometry(given: dict) -> Iterator[Report]:
+    family = of_one_site((40, TopK(4)), (40, TopK(4)), (60, TopK(6)))
+    yield geometry(family, umap_points=0, permutations=2, **given)
+    yield geometry(family[:1], umap_points=0, tokens=0)
+
+
+def _meta(given: dict) -> Iterator[Report]:
+    large, smaller = (random_dictionary(n, 16, seed=n, name=f"of {n}") for n in (60, 30))
+    over = random_dictionary(20, 16, seed=3, name="meta", activation=ReLU(), metadata=Metadata())
+    yield meta(over, large, [smaller])
+    yield meta(over, large, [])
+
+
+RUNS: dict[str, Callable[[dict], Iterator[Report]]] = {
+    "novelty": _novelty,
+    "stitching": _stitching,
+    "path": _path,
+    "frankenstein": _frankenstein,
+    "matching": _matching,
+    "geometry": _geometry,
+    "meta": _meta,
+}
+
+
+def listed(analysis: Callable[..., Report]) -> dict[str, list[str]]:
+    """Tables and columns by a docstring; what may be missing in brackets."""
+    doc = inspect.cleandoc(analysis.__doc__ or "")
+    section = re.search(r"^Returns:\n(.*?)(?=^\S|\Z)", doc, re.DOTALL | re.MULTILINE)
+    entries = re.split(r"^ {4}(\[?\w+\]?): ", section[1] if section else "", flags=re.MULTILINE)[1:]
+    return {
+        name: [" ".join(column.split()) for column in columns.split(";")]
+        for name, columns in zip(entries[::2], entries[1::2], strict=True)
+    }
+
+
+def plain(names: list[str]) -> list[str]:
+    return [name[1:-1] if name.startswith("[") and name.endswith("]") else name for name in names]
+
+
+def surely(names: list[str]) -> list[str]:
+    return [name for name in names if not name.startswith("[")]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_tables_and_columns_are_those_of_the_docstring(name: str, text: Text):
+    tables = listed(ANALYSES[name])
+    full, bare = RUNS[name]({"model": tiny_model(), "text": text, "tokens": 1024})
+    assert plain(list(tables)) == list(full.tables)
+    assert set(surely(list(tables))) <= set(bare.tables) <= set(full.tables)
+    for table, columns in zip(plain(list(tables)), tables.values(), strict=True):
+        assert plain(columns) == list(full.tables[table].frame.columns), table
+        if table in bare.tables:
+            found = list(bare.tables[table].frame.columns)
+            assert set(surely(columns)) <= set(found), table
+            assert found == [column for column in plain(columns) if column in found], table
+
+
+def test_every_analysis_lists_its_tables():
+    assert set(RUNS) | WITHOUT_LIST == set(ANALYSES)
+    assert not {name for name in WITHOUT_LIST if listed(ANALYSES[name])}, "takes an entry in RUNS instead"
