@@ -39,7 +39,7 @@ import torch
 from benchmarks._common import CHECKPOINTS, head, row
 from dictlab import LanguageModel, Text
 from dictlab.data.activations import sample_site
-from dictlab.data.token_selection import TokenSelection
+from dictlab.token_selection import TokenSelection
 
 LIBRARIES = {
     "dictlab": ("topk", "batchtopk", "relu", "jumprelu", "matryoshka-batchtopk"),

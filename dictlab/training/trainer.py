@@ -21,7 +21,6 @@ from dictlab.model.language_model import LanguageModel
 from dictlab.model.loading import check_device
 from dictlab.progress import Phase
 from dictlab.runs import RunFolder
-from dictlab.token_selection import ALL
 from dictlab.training import completion, configfile, run_state
 from dictlab.training.config import TrainConfig
 from dictlab.training.distributed.launch import training_processes
