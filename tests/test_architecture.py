@@ -47,7 +47,7 @@ ALLOWED |= {
     "analyses.features": CORE | {"analyses.common", "analyses.autointerp"},
     "analyses.quality": CORE | {"analyses.common", "analyses.similarity"},
     "analyses.composition": CORE | {"analyses.common", "analyses.similarity", "analyses.pool", "analyses.quality"},
-    "analyses.explorer": CORE | {"analyses.common", "analyses.composition"},
+    "analyses.explorer": CORE | {"analyses.common", "analyses.similarity", "analyses.composition"},
     "dictlab.cli": CORE | {"dictlab.training"},
     "dictlab.__main__": {"dictlab.cli"},
 }

@@ -45,7 +45,7 @@ def read_data(folder: Path, name: str) -> Any:
 
 def packed(values: NDArray[Any]) -> dict[str, str]:
     """An array as bytes in base64: float32, int32 or uint8."""
-    kind = KINDS[values.dtype.kind if values.dtype != np.bool_ else "u"]
+    kind = KINDS[values.dtype.kind]
     content = np.ascontiguousarray(values, dtype=np.dtype(kind).newbyteorder("<"))
     return {kind: base64.b64encode(content.tobytes()).decode("ascii")}
 

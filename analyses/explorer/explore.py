@@ -10,10 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from analyses.common.inputs import DictionaryLike, ModelLike, TextLike, open_dictionaries, open_inputs
+from analyses.common.inputs import (
+    DictionaryLike,
+    ModelInputs,
+    ModelLike,
+    TextLike,
+    TokenSample,
+    open_dictionaries,
+    open_inputs,
+)
 from analyses.explorer.collection import collect
 from analyses.explorer.examples import ExampleCounts
-from analyses.explorer.explorer_folder import Explorer, ExplorerSettings, write_explorer
+from analyses.explorer.explorer_folder import Explorer, ExplorerSettings, is_explorer_of, write_explorer
+from analyses.explorer.live_model import LiveModel
+from analyses.explorer.server import serve_explorer
 from dictlab.errors import check_at_least
 from dictlab.reports.report import check_folder
 from dictlab.reports.whole_folder import write_whole
@@ -26,11 +36,14 @@ def explore(
     text: TextLike = "builtin",
     tokens: int = 262_144,
     examples: int = 10,
+    umap: bool = True,
     seed: int = 0,
     device: str = "cpu",
     token_selection: str | None = None,
     out: Path | None = None,
     force: bool = False,
+    serve: bool = False,
+    port: int = 0,
 ) -> Explorer:
     """Make a page on which the latents of dictionaries are found, seen and compared with each other.
 
@@ -40,12 +53,17 @@ def explore(
         text: Where tokens come from; its training split is used.
         tokens: Tokens of the sample that latents are looked for in.
         examples: Most strongly activating contexts of each latent; others are drawn from quantiles and at random.
+        umap: Draw the map of directions by UMAP, where it is installed; otherwise by the two main axes.
         seed: Of the sample of text, and of what is drawn.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
         out: Folder to write; out/explore by default, and on the command line out/explore-DICTIONARIES.
         force: Replace what is already in the folder.
+        serve: Serve the page to this machine alone, with the model behind it: latents on a text of one's own,
+            predictions with a latent switched off or scaled. A folder that holds this very explorer is not made again.
+            Ctrl-C ends.
+        port: Of the server; any that is free by default.
 
     Returns:
         The folder; `Explorer.latents` is a frame of all latents.
@@ -58,18 +76,28 @@ def explore(
         dictlab explore small.safetensors large.safetensors
         dictlab explore a-256.safetensors a-512.safetensors a-1024.safetensors --tokens 1000000 --out out/sizes
         dictlab explore mine.safetensors --text my/texts --token-selection without-first
+        dictlab explore small.safetensors large.safetensors --serve
     """
     check_at_least(0, seed=seed)
     check_at_least(1, examples=examples)
     folder = Path("out/explore") if out is None else Path(out)
-    check_folder(folder, force=force)
+    if not serve:
+        check_folder(folder, force=force)
     given = open_dictionaries(dictionaries, token_selection=token_selection)
     inputs = open_inputs(given, model=model, text=text, device=device, same_place=True)
     check_at_least(inputs.context, tokens=tokens)
     sample = inputs.sample(tokens // inputs.context, "train", seed=seed)
-    settings = ExplorerSettings(tokens, ExampleCounts(top=examples), seed)
+    settings = ExplorerSettings(tokens, ExampleCounts(top=examples), seed, umap)
+    if force or not is_explorer_of(folder, inputs, settings):
+        check_folder(folder, force=force)
+        _make(folder, inputs, sample, settings, force)
+    if serve:
+        serve_explorer(folder, LiveModel(inputs), port)
+    return Explorer(folder)
+
+
+def _make(folder: Path, inputs: ModelInputs, sample: TokenSample, settings: ExplorerSettings, force: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.codes-") as work:
         collected = collect(inputs, sample.tokens, Path(work))
         write_whole(folder, lambda part: write_explorer(part, inputs, sample, collected, settings), force=force)
-    return Explorer(folder)

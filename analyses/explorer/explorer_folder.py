@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,12 +18,15 @@ from analyses.common.neighbours import nearest
 from analyses.common.token_texts import token_text
 from analyses.explorer.collection import Collected
 from analyses.explorer.data_files import packed, write_data
-from analyses.explorer.examples import BANDS, ExampleCounts
-from analyses.explorer.latent_index import CLASSES, LatentIndex, index_columns, latent_frame, latent_index
-from analyses.explorer.latent_records import FIRES_ON, REACH, RecordInputs, latent_record
+from analyses.explorer.direction_map import direction_map
+from analyses.explorer.examples import ExampleCounts
+from analyses.explorer.latent_index import index_columns, latent_frame, latent_index
+from analyses.explorer.latent_records import RecordInputs, latent_record
 from analyses.explorer.page import PAGE, write_page
+from analyses.explorer.page_meta import LATENTS_A_FILE, SCHEMA, PageParts, page_meta
 from analyses.explorer.promoted_tokens import LogitTokens, logit_tokens
 from analyses.explorer.sample_texts import write_texts, write_vocabulary
+from analyses.explorer.token_firings import write_token_firings
 from analyses.explorer.twins import DictionaryPair, compare_pair
 from dictlab.__about__ import VERSION
 from dictlab.dictionary.hashing import sha256_of_weights
@@ -32,8 +34,6 @@ from dictlab.progress import Phase
 from dictlab.reports.safe_text import for_csv
 from dictlab.reports.whole_folder import RECORD
 
-SCHEMA = 1  # of the data files
-LATENTS_A_FILE = 128
 OWN = 5  # nearest latents in the dictionary itself
 DATA = "data"  # the folder of the data files
 
@@ -45,11 +45,13 @@ class ExplorerSettings(NamedTuple):
         tokens: Of the sample.
         counts: Examples of each latent.
         seed: Of the sample, and of what is drawn.
+        umap: The map is to be drawn by UMAP.
     """
 
     tokens: int
     counts: ExampleCounts
     seed: int
+    umap: bool
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,20 @@ def write_explorer(
         used |= _tokens_of(logits[number])
         write_data(data, f"index-{number}", {k: packed(v) for k, v in index_columns(indices[number]).items()})
     sequences_a_file = write_texts(data, inputs.model.tokenizer, collected.sequences)
+    for number, (codes, index) in enumerate(zip(collected.codes, indices, strict=True)):
+        write_token_firings(data, number, codes, index.max_activation, sequences_a_file * inputs.context)
     write_vocabulary(data, inputs.model.tokenizer, sorted(used))
     names = [d.name for d in dictionaries]
+    for (d, e), pair in pairs.items():
+        if d < e:
+            write_data(data, f"pairs-{d}-{e}", {k: packed(v) for k, v in pair.measured._asdict().items()})
+    placed = direction_map(dictionaries, [~index.dead for index in indices], settings.umap, settings.seed)
+    write_data(data, "map", {"positions": [packed(p) for p in placed.positions]})
     frame = latent_frame(names, indices, {t: token_text(inputs.model.tokenizer, t) for t in used})
     frame.to_parquet(folder / "latents.parquet")
     for_csv(frame).to_csv(folder / "latents.csv", index=False)
-    write_data(data, "meta", _meta(inputs, sample, collected, settings, logits, indices, sequences_a_file))
+    parts = PageParts(indices, logits, placed, sequences_a_file, 0, settings.seed)
+    write_data(data, "meta", page_meta(inputs, sample, collected, parts))
     write_page(folder, f"{', '.join(names)} in {inputs.model.name}")
     _write_record(folder, inputs, settings)
 
@@ -168,53 +178,27 @@ def _tokens_of(logits: LogitTokens | None) -> set[int]:
     return set() if logits is None else {*logits.promoted.ravel().tolist(), *logits.suppressed.ravel().tolist()}
 
 
-def _meta(
-    inputs: ModelInputs,
-    sample: TokenSample,
-    collected: Collected,
-    settings: ExplorerSettings,
-    logits: Sequence[LogitTokens | None],
-    indices: Sequence[LatentIndex],
-    sequences_a_file: int,
-) -> dict[str, Any]:
-    """What the page must know before it loads anything else."""
-    dictionaries = []
-    for i, dictionary in enumerate(inputs.dictionaries):
-        fidelity, metrics = collected.fidelity[i], dictionary.metadata.metrics
-        dictionaries.append(
-            {
-                "name": dictionary.name,
-                "latents": dictionary.n_latents,
-                "site": dictionary.metadata.site,
-                "activation": dictionary.activation.record().get("kind"),
-                "l0": fidelity.l0,
-                "mse": fidelity.mse,
-                "unexplained": None if np.isnan(fidelity.unexplained) else fidelity.unexplained,
-                "declared_l0": metrics.get("l0"),
-                "dead": int(indices[i].dead.sum()),
-                "effects_on": sorted(indices[i].effects),
-                "streams": None if logits[i] is None else logits[i].streams,  # type: ignore[union-attr]
-            }
-        )
+def is_explorer_of(folder: Path, inputs: ModelInputs, settings: ExplorerSettings) -> bool:
+    """Whether a folder holds the explorer that these settings give of these dictionaries, made by this version."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("key") == _key(inputs, settings) and (folder / PAGE).is_file()
+
+
+def _key(inputs: ModelInputs, settings: ExplorerSettings) -> dict[str, Any]:
+    """What decides the content of an explorer."""
     return {
         "schema": SCHEMA,
-        "version": VERSION,
-        "dictionaries": dictionaries,
-        "model": inputs.model.name,
+        "dictlab": VERSION,
+        "sha256_of_weights": [sha256_of_weights(d) for d in inputs.dictionaries],
+        "names": [d.name for d in inputs.dictionaries],
+        "model": inputs.model.fingerprint,
         "text": inputs.text.name,
-        "selection": str(inputs.selection),
-        "context": inputs.context,
-        "sequences": len(collected.sequences),
-        "tokens": collected.sequences.numel(),
-        "counted": collected.n_counted,
-        "seed": settings.seed,
-        "latents_a_file": LATENTS_A_FILE,
-        "sequences_a_file": sequences_a_file,
-        "bands": BANDS,
-        "reach": REACH,
-        "fires_on": FIRES_ON,
-        "classes": list(CLASSES),
-        "warnings": [*inputs.warnings, *sample.warnings],
+        "token_selection": str(inputs.selection),
+        **settings._asdict(),
+        "counts": settings.counts._asdict(),
     }
 
 
@@ -222,6 +206,7 @@ def _write_record(folder: Path, inputs: ModelInputs, settings: ExplorerSettings)
     """How the folder was made, and which files are its own."""
     files = sorted(path.name for path in folder.iterdir())
     record = {
+        "key": _key(inputs, settings),
         "title": "Explorer of " + ", ".join(d.name for d in inputs.dictionaries),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "dictlab": VERSION,

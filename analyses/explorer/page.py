@@ -13,9 +13,18 @@ SCRIPTS = (
     "text.js",
     "columns.js",
     "state.js",
+    "notes.js",
+    "search.js",
+    "export.js",
     "list.js",
+    "overview.js",
     "latent.js",
     "pair.js",
+    "splits.js",
+    "lanes.js",
+    "map.js",
+    "try.js",
+    "suggestions.js",
     "main.js",
 )
 STYLE = "explorer.css"

@@ -78,12 +78,14 @@ class DictionaryPair(NamedTuple):
     """What two dictionaries A and B have in common.
 
     Attributes:
-        twins: Pairs, seen from A.
+        twins: Pairs that are shown at latents of A.
+        measured: All pairs that were measured, whichever side they are shown at.
         nearest: For each latent of A the nearest alive one of B by cosine.
         correlated: For each latent of A the one of B with the largest correlation.
     """
 
     twins: Twins
+    measured: Twins
     nearest: Best
     correlated: Best
 
@@ -112,8 +114,8 @@ def compare_pair(
     every = Twins(pairs[:, 0], pairs[:, 1], cosine, correlation, both)
     shown_a, shown_b = (_shown(pairs, listed, cosine, side) for side, listed in enumerate((listed_a, listed_b)))
     return (
-        DictionaryPair(every.at(shown_a), _first(cosine_a), correlated_a),
-        DictionaryPair(every.at(shown_b).swapped(), _first(cosine_b), correlated_b),
+        DictionaryPair(every.at(shown_a), every, _first(cosine_a), correlated_a),
+        DictionaryPair(every.at(shown_b).swapped(), every.swapped(), _first(cosine_b), correlated_b),
     )
 
 

@@ -4,38 +4,45 @@ const AROUND = [10, 6]; // tokens before and after that are shown at first
 
 async function latentView(d, i) {
   const record = await loadLatent(d, i);
-  const twin = latentAt(state.e, state.j);
-  const shownTwin = twin && (record.twins[twin.d] || []).find(t => t.latent === twin.i) || null;
-  const examples = await examplesPart(d, record, twin, shownTwin);
-  return el("article", { class: "one" },
-    latentHead(d, i, record),
+  await loadLabels();
+  return el("article", { class: "one" }, latentHead(d, i, record),
     el("div", { class: "columns" },
-      el("div", { class: "contexts" }, examples),
-      el("aside", {}, figuresPart(d, i, record), histogramPart(record), tokensPart(record), twinsPart(d, i, record), ownPart(d, record))));
+      el("div", { class: "contexts" }, await examplesPart(d, record)),
+      el("aside", {}, figuresPart(d, i), histogramPart(record), tokensPart(record), twinsPart(d, i, record), ownPart(d, record), notePart(d, i))));
+}
+
+// The latent before and after in the list that one came from.
+function neighboursInList(d, i) {
+  let rows = found(), at = rows.findIndex(row => row[0] === d && row[1] === i);
+  if (at < 0) { rows = search(String(d), "", "", ""); at = i; }
+  return { before: rows[at - 1], after: rows[at + 1], at, n: rows.length };
 }
 
 function latentHead(d, i, record) {
-  const last = meta.dictionaries[d].latents - 1;
+  const { before, after, at, n } = neighboursInList(d, i);
+  const step = (row, sign, label) => (row ? el("a", { href: addressOf({ d: row[0], i: row[1], e: "", j: "" }), "aria-label": label, "data-step": sign }, sign === 1 ? "next →" : "← previous") : null);
+  const total = record.on.length ? Math.round(columns[d].rate[i] * meta.counted) : 0;
   return el("div", { class: "title" },
-    el("h1", {}, el("span", { class: `badge d${d % 6}` }, name(d)), ` latent ${i}`),
-    el("nav", { "aria-label": "Neighbouring numbers" },
-      el("a", { href: addressOf({ i: Math.max(0, i - 1), e: "", j: "" }), "aria-label": "previous latent" }, "←"),
-      el("a", { href: addressOf({ i: Math.min(last, i + 1), e: "", j: "" }), "aria-label": "next latent" }, "→")),
-    record.on.length ? el("p", { class: "words" }, "active on ", record.on.map(([t, n]) => [el("code", {}, tokenText(t)), ` ${n} `])) : el("p", {}, "Dead: it is active nowhere in this sample."));
+    el("h1", {}, badge(d), ` latent ${i}`),
+    el("nav", { "aria-label": "In the list" }, el("a", { href: addressOf({ view: "list", d: "", i: "", e: "", j: "" }) }, "list"), ` ${number(at + 1)} of ${number(n)} `, step(before, -1, "previous latent"), " ", step(after, 1, "next latent")),
+    total ? el("p", { class: "words" }, "active on ", record.on.map(([t, count]) => [el("code", {}, tokenText(t)), el("span", { class: "note" }, `${percent(count / total)}  `)])) : el("p", {}, "Dead: it is active nowhere in this sample."),
+    labelsOf(d, i).map(([, , source, text]) => el("p", { class: "label" }, el("span", { class: "note" }, `${visible(source)}: `), visible(text))));
 }
 
-function figuresPart(d, i, record) {
+function figuresPart(d, i) {
   const rows = [
     ["active on", `${percent(columns[d].rate[i])} of tokens`],
     ["largest activation", number(columns[d].max[i])],
     ["mean where active", number(columns[d].mean[i])],
     ["length of direction", number(columns[d].norm[i])],
-    ...others(d).filter(e => columns[d][`effect${e}`]).map(e => [
-      `added to ${name(e)}`,
-      isDead(d, i) ? "dead" : `${classOf(d, i, e)}: change in MSE ${number(columns[d][`effect${e}`][i])} ± ${number(columns[d][`error${e}`][i], 2)}`,
-    ]),
+    ...others(d).filter(e => columns[d][`effect${e}`]).map(e => [`added to ${name(e)}`, isDead(d, i) ? "dead" : effectText(d, i, e)]),
   ];
   return el("dl", {}, rows.map(([term, value]) => [el("dt", {}, term), el("dd", {}, value)]));
+}
+
+function effectText(d, i, e) {
+  const mse = meta.dictionaries[e].mse, change = columns[d][`effect${e}`][i] / mse, error = columns[d][`error${e}`][i] / mse;
+  return [el("strong", {}, classOf(d, i, e)), `: its error changes by ${signedPercent(change)} ± ${Number.isNaN(error) ? "?" : number(100 * error, 2)}`];
 }
 
 function histogramPart(record) {
@@ -44,38 +51,31 @@ function histogramPart(record) {
   const n = record.hist.length, width = 240, height = 70;
   const bars = record.hist.map((count, k) => {
     const high = count ? Math.max(1.5, height * Math.log1p(count) / Math.log1p(most)) : 0;
-    return svg("rect", { x: k * width / n, y: height - high, width: width / n - 1, height: high },
-      svgTitle(`${number(k * record.width)} to ${number((k + 1) * record.width)}: ${count} tokens`));
+    const title = svg("title", {});
+    title.textContent = `${number(k * record.width)} to ${number((k + 1) * record.width)}: ${count} tokens`;
+    return svg("rect", { x: k * width / n, y: height - high, width: width / n - 1, height: high }, title);
   });
   const said = `Histogram of ${total} activations from 0 to ${number(n * record.width)}, counts on a logarithmic scale; quantiles ${record.quantiles.map(q => number(q)).join(", ")}`;
-  return el("figure", {}, svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": said, class: "hist" }, ...bars),
-    el("figcaption", {}, `${number(total)} activations, 0 to ${number(n * record.width)}; counts on a log scale`));
-}
-
-function svgTitle(text) {
-  const title = svg("title", {});
-  title.textContent = text;
-  return title;
+  return el("figure", {}, svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": said, class: "hist", preserveAspectRatio: "none" }, ...bars),
+    el("figcaption", {}, `${number(total)} activations from 0 to ${number(n * record.width)}, counts on a log scale`));
 }
 
 function tokensPart(record) {
   if (!record.up) return el("p", { class: "note" }, "No promoted tokens: directions at this site are none of the residual stream.");
-  const list = (title, tokens) => el("div", {}, el("h3", {}, title), el("ol", { class: "tokens" }, tokens.map(([t, v]) => el("li", {}, el("code", {}, tokenText(t)), ` ${v > 0 ? "+" : ""}${number(v)}`))));
+  const list = (title, tokens) => el("div", {}, el("h3", {}, title), el("ol", { class: "tokens" }, tokens.map(([t, v]) => el("li", {}, el("code", {}, tokenText(t)), el("span", { class: "note" }, ` ${v > 0 ? "+" : ""}${number(v)}`)))));
   return el("div", { class: "two" }, list("promotes", record.up), list("suppresses", record.down));
 }
 
 function twinsPart(d, i, record) {
+  const active = record.hist.reduce((a, b) => a + b, 0);
   return others(d).map(e => {
     const rows = (record.twins[e] || []).slice().sort((a, b) => b.cosine - a.cosine);
-    const active = record.hist.reduce((a, b) => a + b, 0);
-    return el("section", { class: "twins" },
-      el("h3", {}, "Nearest in ", el("span", { class: `badge d${e % 6}` }, name(e))),
-      rows.length === 0 ? el("p", { class: "note" }, "none is active") : el("table", {},
-        el("thead", {}, el("tr", {}, ["latent", "cosine", "correlation", "Jaccard", ""].map(t => el("th", { scope: "col" }, t)))),
-        el("tbody", {}, rows.map(t => el("tr", { class: state.e === String(e) && state.j === String(t.latent) ? "chosen" : null },
-          el("td", {}, latentLink(e, t.latent, String(t.latent)), " ", tokensAt(e, t.latent, "on").slice(0, 2).map(w => el("code", {}, tokenText(w)))),
-          el("td", { class: "figure" }, number(t.cosine)), el("td", { class: "figure" }, number(t.correlation)),
-          el("td", { class: "figure" }, number(jaccard(active, t.active, t.both))),
+    return el("section", { class: "twins" }, el("h3", {}, "Like it in ", badge(e)),
+      rows.length === 0 ? el("p", { class: "note" }, "none") : el("table", {},
+        el("thead", {}, el("tr", {}, ["latent", "cosine", "correlation", "Jaccard", "same tokens"].map(t => el("th", { scope: "col" }, t)))),
+        el("tbody", {}, rows.map(t => el("tr", {},
+          el("td", {}, latentLink(e, t.latent, String(t.latent)), " ", codesOf(tokensAt(e, t.latent, "on").slice(0, 2))),
+          [number(t.cosine), number(t.correlation), number(jaccard(active, t.active, t.both))].map(v => el("td", { class: "figure" }, v)),
           el("td", {}, pairLink(d, i, e, t.latent, "side by side")))))));
   });
 }
@@ -84,17 +84,17 @@ const jaccard = (a, b, both) => (a + b - both > 0 ? both / (a + b - both) : NaN)
 
 function ownPart(d, record) {
   return el("section", {}, el("h3", {}, "Nearest in its own dictionary"),
-    el("ul", { class: "own" }, record.own.map(([j, cosine]) => el("li", {}, latentLink(d, j, String(j)), ` ${number(cosine)} `, tokensAt(d, j, "on").slice(0, 3).map(t => el("code", {}, tokenText(t)))))));
+    el("ul", { class: "own" }, record.own.map(([j, cosine]) => el("li", {}, latentLink(d, j, String(j)), ` ${number(cosine)} `, codesOf(tokensAt(d, j, "on").slice(0, 3))))));
 }
 
 function groupTitle(group) {
   if (group === 0) return "Most active";
-  if (group === meta.bands + 1) return "At random";
+  if (group === meta.bands + 1) return "At random among the tokens it is active on";
   const low = Math.round(100 * (group - 1) / meta.bands), high = Math.round(100 * group / meta.bands);
-  return `${low} to ${high} % of its activations`;
+  return `From ${low} % to ${high} % of its activations, by size`;
 }
 
-async function examplesPart(d, record, twin, shownTwin) {
+async function examplesPart(d, record) {
   const groups = new Map();
   record.examples.forEach(([group, sequence, position], k) => {
     if (!groups.has(group)) groups.set(group, []);
@@ -103,41 +103,53 @@ async function examplesPart(d, record, twin, shownTwin) {
   const order = [0, ...Array.from({ length: meta.bands }, (_, b) => meta.bands - b), meta.bands + 1].filter(g => groups.has(g));
   const parts = [];
   for (const group of order) {
-    const lines = await Promise.all(groups.get(group).map(example => exampleLine(example, [
-      { d, values: byPosition(record.acts[example.k], record.unit), most: 10000 * record.unit },
-    ])));
-    parts.push(el("section", {}, el("h3", {}, groupTitle(group)), lines));
+    const lines = await Promise.all(groups.get(group).map(example => exampleLine(example, [layerOf(d, record, example.k)])));
+    parts.push(el("section", {}, el("h2", {}, groupTitle(group)), lines));
   }
   return parts;
 }
 
-// One context. `layers` are the latents whose activations are shown on it: the first as shading, each on a line.
+const layerOf = (d, activations, k) => ({ d, values: byPosition(activations.acts[k], activations.unit), most: meta.steps * activations.unit });
+
+// One context. `layers` are the latents whose activations are shown on it, each on a line of its own.
 async function exampleLine({ sequence, position }, layers) {
-  const tokens = tokensOf(await loadSequence(sequence));
+  const tokens = tokensOf(await loadSequence(sequence)), box = el("div", { class: "context" });
   let [before, after] = AROUND;
-  const box = el("div", { class: "context" });
   const draw = () => {
     const from = Math.max(0, position - before), to = Math.min(tokens.length, position + 1 + after);
-    const whole = from === 0 && to === tokens.length;
-    const lines = layers.map(layer => el("p", { class: `line d${layer.d % 6}`, dir: "auto" }, piecesOf(tokens, from, to).map(piece => pieceSpan(piece, position, layer))));
+    const whole = from === 0 && to === tokens.length, far = before > meta.reach && tokens.length > meta.reach;
+    const lines = layers.map(layer => el("p", { class: `line d${layer.d % 6}`, dir: "auto" }, piecesOf(tokens, from, to).map(piece => pieceSpan(piece, position, layer, sequence))));
     const more = el("button", { class: "more", "aria-label": whole ? "less of this text" : "more of this text", onclick: () => {
       [before, after] = whole ? AROUND : [before * 4, after * 4];
       draw();
       box.querySelector(".more").focus();
     } }, whole ? "less" : "more");
-    box.replaceChildren(...lines, more, el("span", { class: "where" }, `sequence ${sequence}, token ${position}`));
+    box.replaceChildren(...lines, more, el("span", { class: "where" }, `sequence ${sequence}, token ${position}`, far ? `; activations are known up to ${meta.reach} tokens away` : ""));
   };
   draw();
   return box;
 }
 
-function pieceSpan(piece, peak, layer) {
+function pieceSpan(piece, peak, layer, sequence) {
   const values = piece.positions.map(p => layer.values.get(p) || 0);
   const value = values.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a), 0);
   const share = layer.most > 0 ? Math.min(1, Math.abs(value) / layer.most) : 0;
   const level = value === 0 ? 0 : Math.max(1, Math.round(share * 9));
-  const classes = [`t`, level ? `s${level}` : "", piece.positions.includes(peak) ? "peak" : "", piece.special ? "special" : "", value < 0 ? "negative" : ""];
-  const span = el("span", { class: classes.filter(Boolean).join(" "), "data-value": value === 0 ? null : `${number(value, 4)}` }, visible(piece.text));
-  if (piece.text.includes("\n")) span.append(el("wbr", {}));
+  const classes = ["t", level ? `s${level}` : "", piece.positions.includes(peak) ? "peak" : "", piece.special ? "special" : "", value < 0 ? "negative" : ""];
+  const said = value === 0 ? `token ${piece.positions.at(-1)}` : `${number(value, 4)} at token ${piece.positions.at(-1)}`;
+  const span = el("span", { class: classes.filter(Boolean).join(" "), "data-value": said, "data-place": sequence === undefined ? null : `${sequence} ${piece.positions.at(-1)}` }, visible(piece.text));
   return span;
+}
+
+// Every latent that is among the most active on one token of the sample, of each dictionary: opened from a context.
+async function tokenView(sequence, position) {
+  const file = Math.floor(sequence / meta.sequences_a_file), rest = sequence % meta.sequences_a_file;
+  const line = await exampleLine({ sequence, position }, [{ d: 0, values: new Map(), most: 0 }]);
+  const lists = await Promise.all(every().map(async d => {
+    const latents = await firingsOf(d, file), at = (rest * meta.context + position) * meta.firings_a_token;
+    const here = [...latents.slice(at, at + meta.firings_a_token)].filter(i => i >= 0);
+    return el("section", {}, el("h2", {}, badge(d)), here.length ? el("ul", { class: "own" }, here.map(i => el("li", {}, latentLink(d, i), " ", codesOf(tokensAt(d, i, "on"))))) : el("p", { class: "note" }, "none is active here"));
+  }));
+  return el("article", { class: "one" }, el("h1", {}, "Which latents are active here?"), line,
+    el("p", { class: "note" }, `The ${meta.firings_a_token} of each dictionary whose activation is largest beside their own largest one.`), el("div", { class: "side" }, lists));
 }

@@ -1,70 +1,7 @@
-// Finding latents: a query, conditions on columns, an order; and a table that draws the rows that are seen.
+// A table of latents that draws the rows that are seen.
 
 const ROW = 34; // pixels; as in the style sheet
 const SPARE = 8; // rows that are drawn above and below
-
-// The latents that the address asks for, as dictionary * 2^32 + latent.
-function found() {
-  const wanted = state.d === "" ? meta.dictionaries.map((_, d) => d) : [Number(state.d)].filter(d => meta.dictionaries[d]);
-  const matches = matcher(state.q), conditions = parseWhere(state.where), rows = [];
-  for (const d of wanted) {
-    const fits = matches(d);
-    for (let i = 0; i < meta.dictionaries[d].latents; i++) {
-      if (fits(i) && conditions.every(condition => condition(d, i))) rows.push([d, i]);
-    }
-  }
-  return sorted(rows);
-}
-
-function sorted(rows) {
-  const [, sign, key] = /^(-?)(.*)$/.exec(state.sort);
-  const column = allColumns().find(c => c.key === key);
-  if (!column) return rows;
-  const keyed = rows.map(([d, i]) => [column.value(d, i), d, i]);
-  const order = sign ? -1 : 1;
-  keyed.sort((a, b) => (Number.isNaN(a[0]) - Number.isNaN(b[0])) || order * (a[0] - b[0]) || a[1] - b[1] || a[2] - b[2]);
-  return keyed.map(([, d, i]) => [d, i]);
-}
-
-// "254": that number. "on:self", "promotes:self": tokens. Anything else: either of the two, or a label.
-function matcher(query) {
-  const text = query.trim();
-  if (!text) return () => () => true;
-  if (/^\d+$/.test(text)) return () => i => i === Number(text);
-  const [, field, rest] = /^(?:(on|promotes|label):)?(.*)$/s.exec(text);
-  const words = new Set();
-  for (const [id, word] of vocabulary) if (contains(word, rest)) words.add(id);
-  return d => {
-    const within = [field !== "promotes" && field !== "label" && columns[d].on, field !== "on" && field !== "label" && columns[d].up].filter(Boolean);
-    return i => within.some(values => holds(values, meta.dictionaries[d].latents, i, words));
-  };
-}
-
-function contains(word, wanted) {
-  return word.toLowerCase().includes(wanted.toLowerCase()) || visible(word).toLowerCase().includes(wanted.toLowerCase());
-}
-
-function holds(values, latents, i, words) {
-  const n = values.length / latents;
-  for (let k = i * n; k < (i + 1) * n; k++) if (words.has(values[k])) return true;
-  return false;
-}
-
-// "alive", "class0=novel", "cos1<0.5", "rate>=0.01", joined by commas.
-function parseWhere(where) {
-  return where.split(",").filter(Boolean).map(part => {
-    if (part === "alive") return (d, i) => !isDead(d, i);
-    if (part === "dead") return (d, i) => isDead(d, i);
-    const classes = /^class(\d+)=(\w+)$/.exec(part);
-    if (classes) return (d, i) => classOf(d, i, Number(classes[1])) === classes[2];
-    const bound = /^(\w+?)(<=|>=|<|>)(-?[\d.eE+-]+)$/.exec(part);
-    const column = bound && allColumns().find(c => c.key === bound[1]);
-    if (!column) return () => true;
-    const limit = Number(bound[3]);
-    const test = { "<": v => v < limit, ">": v => v > limit, "<=": v => v <= limit, ">=": v => v >= limit }[bound[2]];
-    return (d, i) => test(column.value(d, i));
-  });
-}
 
 function listView() {
   const rows = found(), shown = shownColumns();
@@ -79,38 +16,43 @@ function listView() {
   };
   scroller.addEventListener("scroll", draw, { passive: true });
   scroller.addEventListener("keydown", event => listKey(event, scroller, rows, draw));
-  requestAnimationFrame(draw);
-  const part = el("section", { class: "list" },
-    el("p", { class: "note count" }, `${number(rows.length)} latents`, rows.length ? "" : ": nothing is like that; take a condition away."),
-    scroller);
+  const part = el("section", { class: "list" }, listControls(),
+    el("p", { class: "note count", role: "status" }, listTitle(rows.length), " ", exportLinks(rows)), scroller);
   part.redraw = draw;
   return part;
 }
 
+function listTitle(n) {
+  const said = [`${number(n)} ${n === 1 ? "latent" : "latents"}`];
+  if (state.of !== "") said.push(` of ${name(Number(state.of))}`);
+  if (state.where) said.push(`, ${state.where.split(",").map(conditionText).join(", ")}`);
+  if (stringHits && state.q === `text:${stringHits.text}`) said.push(`, among the ${meta.firings_a_token} most active where “${visible(stringHits.text)}” ends (${number(stringHits.places)} places)`);
+  return said.join("") + (n ? "" : ": nothing is like that; take a condition away.");
+}
+
 function shownColumns() {
-  const effects = allColumns().filter(c => c.key.startsWith("effect") || c.key.startsWith("cos"));
-  const about = state.d === "" ? effects.slice(0, 2) : effects.filter(c => c.about !== Number(state.d));
-  const usable = about.filter(c => state.d === "" || columns[Number(state.d)][c.key]);
-  const sorting = allColumns().filter(c => c.key === state.sort.replace(/^-/, "") && c.key !== "rate" && !usable.includes(c));
-  return [allColumns()[0], ...sorting, ...usable.slice(0, 4)];
+  const d = state.of === "" ? null : Number(state.of);
+  const about = d === null ? [columnOf("best")] : others(d).flatMap(e => [columnOf(`effect${e}`), columnOf(`cos${e}`)]).filter(c => columns[d][c.key] !== undefined);
+  const sorting = columnOf(state.sort.replace(/^-/, ""));
+  const shown = [columnOf("rate"), ...about.slice(0, 4)];
+  return sorting && !shown.includes(sorting) ? [...shown, sorting] : shown;
 }
 
 function headRow(shown) {
-  const head = (title, key, help) => {
-    const now = state.sort.replace(/^-/, "") === key;
-    const falling = state.sort === `-${key}`;
-    return el("div", { role: "columnheader", "aria-sort": now ? (falling ? "descending" : "ascending") : "none", title: help },
-      el("button", { onclick: () => go({ sort: now ? (falling ? key : "") : `-${key}` }) }, title, now ? (falling ? " ▼" : " ▲") : ""));
+  const head = column => {
+    const now = state.sort.replace(/^-/, "") === column.key, falling = state.sort === `-${column.key}`;
+    return el("div", { role: "columnheader", class: "figure", "aria-sort": now ? (falling ? "descending" : "ascending") : "none" },
+      el("button", { title: `${column.help}. Sort by it.`, onclick: () => go({ sort: now ? (falling ? column.key : "") : `-${column.key}` }) }, column.title, now ? (falling ? " ▼" : " ▲") : ""));
   };
-  return el("div", { class: "row head", role: "row" },
-    el("div", { role: "columnheader" }, "latent"), el("div", { role: "columnheader", class: "words" }, "active on tokens"),
-    shown.map(c => head(c.title, c.key, c.help)));
+  return el("div", { class: "row head", role: "row" }, el("div", { role: "columnheader" }, "latent"),
+    el("div", { role: "columnheader", class: "words" }, "active on"), el("div", { role: "columnheader", class: "words" }, "promotes"), shown.map(head));
 }
 
 function latentRow([d, i], k, shown) {
-  const row = el("div", { class: "row", role: "row", "aria-rowindex": k + 2, "data-k": k },
-    el("div", { role: "cell" }, latentLink(d, i)),
-    el("div", { role: "cell", class: "words" }, isDead(d, i) ? el("span", { class: "note" }, "dead") : tokensAt(d, i, "on").map(t => el("code", {}, tokenText(t)))),
+  const row = el("div", { class: "row", role: "row", "aria-rowindex": k + 2, "data-k": k, onclick: event => { if (!event.target.closest("a")) go({ view: "latent", d, i, e: "", j: "" }); } },
+    el("div", { role: "cell" }, latentLink(d, i), noteOf(d, i) ? el("span", { title: "has a note" }, " ✎") : ""),
+    el("div", { role: "cell", class: "words" }, isDead(d, i) ? el("span", { class: "note" }, "dead") : codesOf(tokensAt(d, i, "on"))),
+    el("div", { role: "cell", class: "words" }, isDead(d, i) ? "" : codesOf(tokensAt(d, i, "up").slice(0, 3))),
     shown.map(c => el("div", { role: "cell", class: "figure" }, c.show(c.value(d, i)))));
   row.style.top = `${k * ROW}px`;
   return row;
@@ -130,4 +72,35 @@ function listKey(event, scroller, rows, draw) {
   draw();
   const row = scroller.querySelector(`.row[data-k="${k}"] a`);
   if (row) row.focus({ preventScroll: true });
+}
+
+// Which dictionary, which class to each smaller one, dead ones or not, and bounds on any column.
+function listControls() {
+  const parts = state.where.split(",").filter(Boolean);
+  const without = test => parts.filter(part => !test(part));
+  const set = list => go({ where: list.join(",") });
+  const of = choice("Dictionary", [["", "all dictionaries"], ...every().map(d => [String(d), fullName(d)])], state.of, value => go({ of: value, where: parts.filter(p => !p.startsWith("class")).join(","), sort: /^-?(effect|cos|jac|corr)/.test(state.sort) ? "" : state.sort }));
+  const alive = choice("Dead or alive", [["", "dead and alive"], ["alive", "alive"], ["dead", "dead"]], parts.find(p => p === "alive" || p === "dead") || "",
+    value => set([...without(p => p === "alive" || p === "dead"), value].filter(Boolean)));
+  const classes = state.of === "" ? [] : others(Number(state.of)).filter(e => columns[Number(state.of)][`class${e}`]).map(e =>
+    choice(`Class to ${name(e)}`, [["", `any class to ${name(e)}`], ...["novel", "reconstruction"].map(c => [`class${e}=${c}`, `${c} to ${name(e)}`])], parts.find(p => p.startsWith(`class${e}=`)) || "",
+      value => set([...without(p => p.startsWith(`class${e}=`)), value].filter(Boolean))));
+  const chips = parts.filter(p => /[<>]/.test(p)).map(p => el("button", { class: "chip", "aria-label": `remove the condition ${conditionText(p)}`, onclick: () => set(without(q => q === p)) }, conditionText(p), " ×"));
+  return el("div", { class: "controls" }, of, alive, classes, boundForm(parts, set), chips);
+}
+
+function choice(label, options, value, change) {
+  const select = el("select", { "aria-label": label, onchange: event => change(event.target.value) }, options.map(([v, text]) => el("option", { value: v }, text)));
+  select.value = value;
+  return select;
+}
+
+function boundForm(parts, set) {
+  const usable = allColumns().filter(c => c.about === undefined || state.of === "" || String(c.about) !== state.of);
+  const column = el("select", { "aria-label": "Column" }, usable.map(c => el("option", { value: c.key }, c.title)));
+  const sign = el("select", { "aria-label": "at least or at most" }, el("option", { value: ">=" }, "≥"), el("option", { value: "<=" }, "≤"));
+  const limit = el("input", { type: "number", step: "any", "aria-label": "Bound", class: "bound" });
+  const add = el("button", { onclick: () => { if (limit.value !== "") set([...parts, `${column.value}${sign.value}${Number(limit.value)}`]); } }, "add");
+  limit.addEventListener("keydown", event => { if (event.key === "Enter") add.click(); });
+  return el("details", { class: "more-conditions" }, el("summary", {}, "condition"), el("span", { class: "inline" }, column, sign, limit, add));
 }

@@ -2,83 +2,97 @@
 
 let rendering = 0;
 
-async function render() {
-  const turn = ++rendering;
-  const main = document.getElementById("main");
-  drawHeader();
+async function viewOf() {
   const one = latentAt(state.d, state.i), other = latentAt(state.e, state.j);
+  if (state.view === "pair" && one && other && one.d !== other.d) return pairView(one, other);
+  if (state.view === "latent" && one) return latentView(one.d, one.i);
+  if (state.view === "token" && Number(state.i) < meta.sequences && Number(state.j) < meta.context) return tokenView(Number(state.i), Number(state.j));
+  const views = { list: listView, splits: splitsView, triggers: triggersView, lanes: lanesView, map: mapView, try: tryView };
+  const view = Object.hasOwn(views, state.view) ? views[state.view] : overviewView;
+  if (/^(label:)?\S/.test(state.q)) await loadLabels();
+  if (view === listView && state.q.startsWith("text:") && !(stringHits && `text:${stringHits.text}` === state.q)) await findString(state.q.slice(5), () => {});
+  return view();
+}
+
+async function render() {
+  const turn = ++rendering, main = document.getElementById("main");
+  drawHeader();
   try {
-    let view;
-    if (state.view === "pair" && one && other) view = await pairView(one, other);
-    else if (state.view === "latent" && one) view = await latentView(one.d, one.i);
-    else view = listView();
+    const view = await viewOf();
     if (turn !== rendering) return;
-    main.replaceChildren(...banners(), view);
+    main.replaceChildren(...(state.view === "overview" ? banners() : []), view);
     if (view.redraw) view.redraw();
-    if (state.view !== "list") scrollTo(0, 0);
+    scrollTo(0, 0);
   } catch (error) {
     if (turn === rendering) main.replaceChildren(el("p", { class: "warning" }, `This cannot be shown: ${error.message}`));
   }
 }
 
-function banners() {
-  return meta.warnings.map(text => el("p", { class: "warning" }, visible(text)));
-}
+const banners = () => meta.warnings.map(text => el("p", { class: "warning" }, visible(text)));
+
+const VIEWS = [["overview", "overview"], ["list", "latents"], ["splits", "splits"], ["triggers", "twins"], ["lanes", "sizes"], ["map", "map"]];
 
 function drawHeader() {
   const header = document.getElementById("header");
-  if (header.dataset.drawn) {
-    const box = header.querySelector("input[type=search]");
-    if (document.activeElement !== box) box.value = state.q;
-    header.querySelector("select").value = state.d === "" || !meta.dictionaries[state.d] ? "" : state.d;
-    return;
+  if (!header.dataset.drawn) {
+    header.dataset.drawn = "1";
+    header.append(el("nav", { "aria-label": "Views" }), searchBox(), el("details", { class: "about" }, el("summary", {}, "about"), el("div", { class: "panel" })));
+    header.querySelector(".about").addEventListener("toggle", event => { if (event.target.open) header.querySelector(".panel").replaceChildren(aboutPart()); });
   }
-  header.dataset.drawn = "1";
-  const search = el("input", { type: "search", "aria-label": "Find latents", placeholder: "number, token, promotes:token …  ( / )", value: state.q,
-    oninput: event => go({ view: "list", q: event.target.value, i: "", e: "", j: "" }, { replace: true }) });
-  const choice = el("select", { "aria-label": "Dictionary", onchange: event => go({ view: "list", d: event.target.value, i: "", e: "", j: "" }) },
-    el("option", { value: "" }, "all dictionaries"), meta.dictionaries.map((about, d) => el("option", { value: d }, `${about.name} (${about.latents})`)));
-  choice.value = state.d;
-  header.append(
-    el("a", { class: "home", href: "#" }, "latents"), choice, search,
-    el("details", { class: "about" }, el("summary", {}, "about"), aboutPart()));
+  const views = meta.dictionaries.length > 1 ? VIEWS : VIEWS.filter(([view]) => !/splits|triggers|lanes/.test(view));
+  header.querySelector("nav").replaceChildren(...[...views, ...(LIVE ? [["try", "try"]] : [])].map(([view, title]) =>
+    el("a", { href: addressOf({ view, d: "", i: "", e: "", j: "", t: "", ...(view === "overview" ? CLEAR : {}) }), "aria-current": state.view === view ? "page" : null }, title)));
+  const box = header.querySelector("#search");
+  if (document.activeElement !== box) box.value = state.q;
 }
 
 function aboutPart() {
-  return el("div", { class: "panel" },
-    el("p", {}, `${visible(meta.model)} on ${visible(meta.text)}: ${number(meta.tokens)} tokens in ${number(meta.sequences)} sequences of ${meta.context}; ${number(meta.counted)} count (${visible(meta.selection)}).`),
-    el("table", {}, el("thead", {}, el("tr", {}, ["dictionary", "latents", "dead here", "L0 here", "L0 in its file", "variance unexplained"].map(t => el("th", { scope: "col" }, t)))),
-      el("tbody", {}, meta.dictionaries.map(a => el("tr", {}, [visible(a.name), number(a.latents), number(a.dead), number(a.l0), number(a.declared_l0), number(a.unexplained)].map(t => el("td", {}, t)))))),
-    el("p", {}, "Keys: / search, j and k next and previous, Enter opens, Esc back to the list."));
+  const keys = [["/", "search"], ["j, k", "next and previous latent of the list"], ["Enter", "open"], ["Esc", "back to the list"], ["o, l, s, t, z, m", "overview, latents, splits, twins, sizes, map"], ["c", "copy the address of this view"]];
+  return el("div", {}, el("p", {}, `dictlab ${visible(meta.version)}. `, viewLink({ view: "overview" }, "What was measured")),
+    el("h3", {}, "Keys"), el("dl", {}, keys.map(([key, what]) => [el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)])),
+    el("h3", {}, "Search"), el("p", {}, "A number; ", el("code", {}, "on:self"), el("code", {}, "promotes:self"), el("code", {}, "is: self"), el("code", {}, "label:loop"), " or ", el("code", {}, "text:import os"), ", a string in the sample."), notesFile());
 }
 
+const LETTERS = { o: "overview", l: "list", s: "splits", t: "triggers", z: "lanes", m: "map" };
+
 document.addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!meta || event.ctrlKey || event.metaKey || event.altKey) return;
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
   if (event.key === "Escape") {
     event.target.blur();
-    if (state.view !== "list") go({ view: "list", i: "", e: "", j: "" });
+    if (!typing && state.view !== "list") go({ view: "list", d: "", i: "", e: "", j: "" });
     return;
   }
   if (typing) return;
-  if (event.key === "/") { event.preventDefault(); document.querySelector("input[type=search]").focus(); }
-  const step = { j: 1, k: -1 }[event.key], one = latentAt(state.d, state.i);
-  if (step && state.view === "latent" && one) go({ i: Math.max(0, Math.min(meta.dictionaries[one.d].latents - 1, one.i + step)), e: "", j: "" });
+  if (event.key === "/") { event.preventDefault(); document.getElementById("search").focus(); }
+  else if (event.key === "c") copy(document.querySelector(".about summary"), location.href);
+  else if (LETTERS[event.key]) go({ view: LETTERS[event.key], d: "", i: "", e: "", j: "", t: "" });
+  else if (event.key === "j" || event.key === "k") {
+    const step = document.querySelector(`[data-step="${event.key === "j" ? 1 : -1}"]`);
+    if (step) step.click();
+  }
 });
 
-// The value of the token under the pointer.
+// The value of the token under the pointer; a click on a token shows all that are active there.
 document.addEventListener("pointerover", event => {
   const token = event.target.closest && event.target.closest("[data-value]"), tip = document.getElementById("tip");
   tip.hidden = !token;
   if (!token) return;
   tip.textContent = token.dataset.value;
   const box = token.getBoundingClientRect();
-  tip.style.left = `${Math.min(box.left, innerWidth - tip.offsetWidth - 8)}px`;
+  tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
   tip.style.top = `${box.top > 40 ? box.top - tip.offsetHeight - 4 : box.bottom + 4}px`;
+});
+
+document.addEventListener("click", event => {
+  const token = event.target.closest && event.target.closest("[data-place]");
+  if (!token || String(getSelection())) return;
+  const [sequence, position] = token.dataset.place.split(" ");
+  go({ view: "token", d: "", e: "", i: sequence, j: position });
 });
 
 addEventListener("hashchange", () => { readAddress(); render(); });
 
 loadStart().then(() => { readAddress(); render(); }).catch(error => {
-  document.getElementById("main").replaceChildren(el("p", { class: "warning" }, `The explorer's data cannot be read: ${error.message} Keep the folder "data" beside this page.`));
+  document.getElementById("main").replaceChildren(el("p", { class: "warning" }, `The explorer's data cannot be read: ${error.message} Keep the folder “data” beside this page.`));
 });

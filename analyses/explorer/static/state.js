@@ -1,7 +1,8 @@
 // The address says what is shown: everything after # is the state of the page, so that any view can be sent on.
+// of, q, where, sort: the list; d, i: a latent; e, j: another one beside it; t: a threshold.
 
 const state = {};
-const DEFAULTS = { view: "list", d: "", i: "", e: "", j: "", q: "", sort: "", where: "" };
+const DEFAULTS = { view: "overview", of: "", q: "", where: "", sort: "", d: "", i: "", e: "", j: "", t: "" };
 
 function readAddress() {
   const given = new URLSearchParams(location.hash.replace(/^#/, ""));
@@ -30,7 +31,10 @@ function latentAt(d, i) {
   return about && Number(i) < about.latents ? { d: Number(d), i: Number(i) } : null;
 }
 
+const CLEAR = { of: "", q: "", where: "", sort: "", d: "", i: "", e: "", j: "", t: "" };
+const viewLink = (changes, ...children) => el("a", { href: addressOf({ ...CLEAR, ...changes }) }, ...children);
 const latentLink = (d, i, ...children) =>
-  el("a", { class: `latent d${d % 6}`, href: addressOf({ view: "latent", d, i, e: "", j: "" }) }, ...(children.length ? children : [`${name(d)} ${i}`]));
+  el("a", { class: `latent d${d % 6}`, href: addressOf({ view: "latent", d, i, e: "", j: "" }) }, ...(children.length ? children : [`${name(d)} · ${i}`]));
 const pairLink = (d, i, e, j, ...children) =>
   el("a", { href: addressOf({ view: "pair", d, i, e, j }) }, ...children);
+const badge = d => el("span", { class: `badge d${d % 6}`, title: fullName(d) }, name(d));

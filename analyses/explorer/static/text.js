@@ -43,6 +43,7 @@ function number(value, digits = 3) {
 }
 
 const percent = value => (Number.isNaN(value) ? "–" : `${number(100 * value)} %`);
+const signedPercent = value => (Number.isNaN(value) ? "–" : `${value > 0 ? "+" : ""}${number(100 * value, 2)} %`);
 
 // The tokens of a sequence with their places in its text.
 function tokensOf(sequence) {
