@@ -141,7 +141,10 @@ def novelty(
     measured, held = None, 0
     if isinstance(source, ModelActivations) and n_run:
         sequences = source.as_split("heldout").sequences(contexts * source.context, seed)
-        measured = insertion_behaviour(small, large, run, source.model, sequences, seed=seed) if run else None
+        if run:
+            measured = insertion_behaviour(
+                small, large, run, source.model, sequences, selection=source.selection, seed=seed
+            )
         held = len(sequences)
     parts = groups(pair.alive, kinds_of(large.activation, large.n_latents))
     result = NoveltyResult(
@@ -156,7 +159,7 @@ def novelty(
     portrait_tables: dict[str, Table] = {}
     latent_cards: dict[str, Cards] = {}
     if isinstance(source, ModelActivations) and shown:
-        context = CardContext(source.model, source.sequences(tokens, seed), seed)
+        context = CardContext(source.model, source.sequences(tokens, seed), seed, source.selection)
         portrait_tables, latent_cards = build_latent_cards(result, shown, context)
     return Report(
         title=novelty_title(pair),

@@ -11,7 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses import ablation, downstream, explanations, pathology, probes, shrinkage
+from analyses import ablation, downstream, explanations, novelty, pathology, probes, shrinkage
+from analyses.common.max_activating import AFTER, BEFORE, peaks
+from analyses.composition.insertion.direct_logits import leaving
+from analyses.composition.insertion.latent_cards import CardContext, passages
 from analyses.features.n2g import last_activations
 from analyses.features.user_labels import table_tokens
 from analyses.model_effects.ablation import draw_places
@@ -253,6 +256,44 @@ def test_texts_without_a_token_that_counts_are_left_out(model, tmp_path):
     report = probes([dictionary("positions=3:20")], model=model, table=str(path), min_examples=2)
     assert "20 texts have no token that counts, and were left out." in report.warnings
     assert report.settings["training_sequences"] + report.settings["heldout_sequences"] == 40
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_latents_are_inserted_and_shown_at_tokens_that_count(model, text, spec):
+    small, large = dictionary(spec, n=12), dictionary(spec, seed=1, n=20)
+    report = novelty(small, large, model=model, text=text, tokens=512, which_latents=(3, 7), cards=2, contexts=4)
+    tokens = held_out(model, text, 4)
+    mask = counted(model, tokens, spec)
+    base = ce_and_kl(model, tokens, spliced(model, tokens, small, mask), mask)
+    x = model.capture(tokens, SITE)[SITE]
+    for row in report.tables["behaviour"].frame.to_dict("records"):
+        new = x.clone()
+        codes = large.encode(x[mask]).dense()[:, row["latent"]]
+        new[mask] = small.reconstruct(x[mask]) + codes[:, None] * large.W_dec[row["latent"]]
+        rise, kl = ce_and_kl(model, tokens, model.splice(tokens, SITE, new).logits, mask)
+        assert row["change in CE"] == pytest.approx(rise - base[0], rel=1e-2, abs=1e-5)
+        assert row["change in KL"] == pytest.approx(kl - base[1], rel=1e-2, abs=1e-5)
+    train = text.as_split("train").sample(model.tokenizer, CONTEXT, 16, seed=0)
+    kept = counted(model, train, spec)
+    context = CardContext(model, train, 0, TokenSelection.parse(spec))
+    (at,) = peaks([large], model, train, top=1, selection=context.selection)
+    shown = passages(large, [3], at.sequence, at.position, at.activation, context)[3]
+    (sequence, position) = int(at.sequence[3, 0]), int(at.position[3, 0])
+    weights = [piece.weight or 0.0 for piece in shown[0].pieces]
+    start = max(0, position - BEFORE)
+    dense = large.encode(model.capture(train[sequence : sequence + 1], SITE)[SITE][0]).dense()[:, 3].abs()
+    expected = (dense * kept[sequence])[start : position + 1 + AFTER] / at.activation[3, 0]
+    assert weights == pytest.approx(expected.tolist(), abs=2e-3)
+
+
+def test_logits_are_averaged_over_streams_of_tokens_that_count(model, text):
+    tokens = held_out(model, text, 5)
+    streams = leaving(model, tokens, streams=40, site=SITE, selection=TokenSelection.parse("without-outliers"))
+    ends = model.capture(tokens, model.last_site)[model.last_site]
+    allowed = ends[counted(model, tokens, "without-outliers=10")]
+    assert all(any(torch.allclose(stream, one, atol=1e-4) for one in allowed) for stream in streams)
+    everywhere = leaving(model, tokens, streams=400)
+    assert not all(any(torch.allclose(stream, one, atol=1e-4) for one in allowed) for stream in everywhere)
 
 
 ANALYSES = {

@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from analyses.common.patching import counted_mask
 from dictlab import seeds
 from dictlab.model.language_model import LanguageModel
+from dictlab.token_selection import ALL, TokenSelection
 
 STREAMS = 64  # residual streams averaged over
 ADDS = ("hook_attn_out", "hook_mlp_out")  # what is written to the residual stream by addition
@@ -30,13 +32,34 @@ def writes_to_stream(model: LanguageModel, site: str) -> bool:
 
 @torch.no_grad()
 def leaving(
-    model: LanguageModel, sequences: Int[Tensor, "sequences context"], *, streams: int = STREAMS, seed: int = 0
+    model: LanguageModel,
+    sequences: Int[Tensor, "sequences context"],
+    *,
+    streams: int = STREAMS,
+    seed: int = 0,
+    site: str | None = None,
+    selection: TokenSelection = ALL,
 ) -> Float[Tensor, "streams d_model"]:
-    """Residual streams that leave the last block, of tokens drawn from as many sequences."""
+    """Residual streams that leave the last block, of tokens drawn from as many sequences.
+
+    Args:
+        model: The language model.
+        sequences: Token ids.
+        streams: How many.
+        seed: Of the draw.
+        site: Where tokens are looked at for whether they count; the last site by default.
+        selection: Tokens that count: a token that does not is drawn again, among those of its sequence that do.
+    """
     generator = seeds.generator(seed, "residual streams for logits")
     some = sequences[torch.randperm(len(sequences), generator=generator)[:streams]]
     position = torch.randint(some.shape[1], (streams,), generator=generator)
     number = torch.arange(streams) % len(some)
+    counted = counted_mask(model, some, [site or model.last_site], selection)
+    rows = counted.any(dim=1).nonzero().squeeze(1)
+    number = rows[number % len(rows)]
+    for i in (~counted[number, position]).nonzero().squeeze(1).tolist():
+        possible = counted[number[i]].nonzero().squeeze(1)
+        position[i] = possible[torch.randint(len(possible), (1,), generator=generator)]
     caught = torch.cat([model.capture(part, model.last_site)[model.last_site] for part in some.split(16)])
     return caught[number.to(caught.device), position.to(caught.device)]
 

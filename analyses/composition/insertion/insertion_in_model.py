@@ -6,8 +6,9 @@ with x_hat at the site, and again with x_hat + f_i d_i:
     change in CE = CE(x_hat + f_i d_i) - CE(x_hat)          next-token cross-entropy, nats a token
     change in KL = KL(clean || x_hat + f_i d_i) - KL(clean || x_hat)
 
-both paired, over all tokens of the sample (where the latent is silent, nothing changes). One clean forward of a batch
-serves all latents; only the sequences where a latent fires are run with it, and only from the site on.
+both paired, over the tokens of the sample that count (where the latent is silent, nothing changes); the others keep
+their activations. One clean forward of a batch serves all latents; only the sequences where a latent fires are run with
+it, and only from the site on.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from analyses.common.patching import FORWARD_TOKENS, PARTS, CleanRun, clean_runs
+from analyses.common.patching import FORWARD_TOKENS, PARTS, CleanRun, check_some_count, clean_runs
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import check_finite, site_of
+from dictlab.evaluation.evaluate import reconstruct_selected, site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.statistics import Array, BySequence, Formula
+from dictlab.token_selection import ALL, TokenSelection
 
 CHANGES = {"MSE": ("squared error", "coordinates"), "CE": ("CE", "predicted"), "KL": ("KL", "tokens")}
 
@@ -47,6 +49,7 @@ def insertion_behaviour(
     model: LanguageModel,
     sequences: Int[Tensor, "sequences context"],
     *,
+    selection: TokenSelection = ALL,
     seed: int = 0,
 ) -> BySequence:
     """What some latents of LARGE, each inserted alone into SMALL, change in squared error, CE and KL.
@@ -57,26 +60,31 @@ def insertion_behaviour(
         latents: Which.
         model: The language model.
         sequences: Token ids.
+        selection: Tokens that count.
         seed: Of the resampling.
 
     Returns:
-        Sums over the tokens of each sequence: the changes as `[sequences, latents]` under "squared error", "CE" and
-        "KL", SMALL's own "CE" and "KL" beyond the clean run as `[sequences, 1]` under "CE of SMALL" and "KL of SMALL",
-        "firings" `[sequences, latents]`, and the numbers that means are taken over.
+        Sums over the tokens of each sequence that count: the changes as `[sequences, latents]` under "squared error",
+        "CE" and "KL", SMALL's own "CE" and "KL" beyond the clean run as `[sequences, 1]` under "CE of SMALL" and "KL of
+        SMALL", "firings" `[sequences, latents]`, and the numbers that means are taken over.
+
+    Raises:
+        DictlabError: A reconstruction is not finite, or no token counts.
     """
     site = site_of(small)
     rows: list[dict[str, Array]] = []
     size = max(1, FORWARD_TOKENS // sequences.shape[1])
     for tokens in tqdm(sequences.split(size), desc="behaviour", leave=False):
-        clean_run = clean_runs(model, tokens, [site])[site]
+        clean_run = clean_runs(model, tokens, [site], selection)[site]
         x = clean_run.x.float()
-        x_hat = small.reconstruct(x)
-        check_finite(small, x_hat)
-        added = _activations(large, latents, x)
+        x_hat = reconstruct_selected(small, x, clean_run.counted)[1]
+        added = _activations(large, latents, x, clean_run.counted)
         rows += [
             _sequence(_one(clean_run, i), x_hat[i], added[i], large.W_dec[list(latents)].to(x)) for i in range(len(x))
         ]
-    return BySequence({name: np.stack([row[name] for row in rows]) for name in rows[0]}, seed)
+    sums = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    check_some_count(int(sums["tokens"].sum()), selection)
+    return BySequence(sums, seed)
 
 
 def change(what: str) -> Formula:
@@ -96,16 +104,24 @@ def changes(found: BySequence, what: str) -> Changes:
     return Changes(found.value(change(what)), *found.interval(change(what)))
 
 
-def _activations(large: Dictionary, latents: Sequence[int], x: Tensor) -> Float[Tensor, "batch context latents"]:
-    """What the latents emit, in the units of x."""
-    codes = large.encode(x)
-    values = large.codes_in_input_units(codes, x).values
+def _activations(
+    large: Dictionary,
+    latents: Sequence[int],
+    x: Float[Tensor, "batch context d_in"],
+    counted: Bool[Tensor, "batch context"],
+) -> Float[Tensor, "batch context latents"]:
+    """What the latents emit at the tokens that count, in the units of x; 0 at the others."""
+    rows = x[counted]
+    codes = large.encode(rows)
+    values = large.codes_in_input_units(codes, rows).values
     place = torch.full((large.n_latents,), -1, device=x.device)
     place[list(latents)] = torch.arange(len(latents), device=x.device)
     wanted = place[codes.indices] >= 0
-    out: Tensor = x.new_zeros(codes.n_tokens, len(latents))
-    out[codes.rows[wanted], place[codes.indices[wanted]]] = values[wanted].to(x)
-    return out.view(*x.shape[:-1], len(latents))
+    emitted: Tensor = x.new_zeros(codes.n_tokens, len(latents))
+    emitted[codes.rows[wanted], place[codes.indices[wanted]]] = values[wanted].to(x)
+    out = x.new_zeros(*x.shape[:-1], len(latents))
+    out[counted] = emitted
+    return out
 
 
 def _one(clean_run: CleanRun, number: int) -> CleanRun:
@@ -130,7 +146,8 @@ def _sequence(
             yield (x_hat + added.T[some, :, None] * directions[some, None])[:, None]
 
     out = clean_run.outputs(versions())
-    ce, kl = out.ce[:, 0, :-1].double().sum(dim=1).cpu(), out.kl[:, 0].double().sum(dim=1).cpu()
+    counted, predicting = clean_run.counted[0], clean_run.predicting[0]
+    ce, kl = (out.ce[:, 0, predicting].double().sum(dim=1).cpu(), out.kl[:, 0, counted].double().sum(dim=1).cpu())
     # |r - f d|^2 - |r|^2 = f^2 |d|^2 - 2 f (d . r)
     residual = (clean_run.x[0].float() - x_hat).double()
     overlap = ((residual @ directions.double().T) * added).sum(dim=0)
@@ -141,9 +158,9 @@ def _sequence(
     return changes | {
         "squared error": squared.cpu().numpy(),
         "firings": (added != 0).sum(dim=0).double().cpu().numpy(),
-        "CE of SMALL": (ce[:1] - out.ce_clean[0, :-1].double().sum().cpu()).numpy(),
+        "CE of SMALL": (ce[:1] - out.ce_clean[0, predicting].double().sum().cpu()).numpy(),
         "KL of SMALL": kl[:1].numpy(),
-        "tokens": np.array([float(context)]),
-        "predicted": np.array([context - 1.0]),
-        "coordinates": np.array([float(context * width)]),
+        "tokens": np.array([float(counted.sum())]),
+        "predicted": np.array([float(predicting.sum())]),
+        "coordinates": np.array([float(counted.sum() * width)]),
     }

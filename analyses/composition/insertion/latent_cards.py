@@ -27,6 +27,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.cards import Card, Cards, Passage, Piece
+from dictlab.token_selection import ALL, TokenSelection
 
 CONTEXTS, PARENT_CONTEXTS = 4, 2  # shown of a latent, and of the latent of SMALL that is nearest
 NEAREST = 3
@@ -34,11 +35,15 @@ TOKENS = 8  # promoted, and suppressed
 
 
 class CardContext(NamedTuple):
-    """The model that latents are shown in, the token ids to find them active in, and the seed of what is drawn."""
+    """The model that latents are shown in, the token ids to find them active in, and the seed of what is drawn.
+
+    Tokens that do not count by `selection` are no peaks, shaded as silent, and in no mean of logits.
+    """
 
     model: LanguageModel
     sequences: Int[Tensor, "sequences context"]
     seed: int
+    selection: TokenSelection = ALL
 
 
 class Portrait(NamedTuple):
@@ -73,7 +78,9 @@ def portraits(pair: SingleInsertions, latents: Sequence[int], context: CardConte
     found = nearest_alive(large, small, NEAREST)
     near = Neighbours(found.cosine[list(latents)].cpu(), found.rows[list(latents)].cpu())
     parents = near.rows[:, 0].tolist()
-    of_small, of_large = peaks([small, large], context.model, context.sequences, top=CONTEXTS)
+    of_small, of_large = peaks(
+        [small, large], context.model, context.sequences, top=CONTEXTS, selection=context.selection
+    )
     shown = passages(large, latents, of_large.sequence, of_large.position, of_large.activation, context)
     beside = passages(small, parents, of_small.sequence, of_small.position, of_small.activation, context)
     written = _written(large, latents, pair.effects, context)
@@ -107,11 +114,15 @@ def passages(
             continue
         tokens = context.sequences[sequence[latent, there]]
         site = site_of(dictionary)
-        codes = dictionary.encode(context.model.capture(tokens, site)[site])
-        strength = torch.zeros(codes.n_tokens, device=codes.values.device)
-        own = codes.indices == latent
-        strength[codes.rows[own]] = codes.values[own].abs().float()
-        weights = (strength / activation[latent, 0].to(strength)).clamp(max=1).view(tokens.shape).cpu()
+        x = context.model.capture(tokens, site)[site]
+        counted = context.selection.mask([x], tokens, context.model.tokenizer)
+        codes = dictionary.encode(x[counted])
+        emitted = torch.zeros(codes.n_tokens, device=codes.values.device)
+        at_latent = codes.indices == latent
+        emitted[codes.rows[at_latent]] = codes.values[at_latent].abs().float()
+        strength = torch.zeros(tokens.shape, device=emitted.device)
+        strength[counted] = emitted
+        weights = (strength / activation[latent, 0].to(strength)).clamp(max=1).cpu()
         made[latent] = tuple(
             _passage(context.model.tokenizer, tokens[i], weights[i], int(position[latent, k]))
             for i, k in enumerate(there)
@@ -207,7 +218,7 @@ def _written(
     if not writes_to_stream(model, site_of(large)):
         return [(None, None)] * len(chosen)
     strength = effects.strength[chosen].nan_to_num(0.0).float()
-    streams = leaving(model, context.sequences, seed=context.seed)
+    streams = leaving(model, context.sequences, seed=context.seed, site=site_of(large), selection=context.selection)
     known = min(model.vocabulary, len(model.tokenizer))
     found = []
     for effect in logit_effects(model, large.W_dec[chosen], strength, streams):
