@@ -68,6 +68,16 @@ def probes(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        overview: features; kind; probe loss; probe loss low; probe loss high; of entropy; of entropy low; of entropy
+            high; F1; F1 low; F1 high; has; width; objective; activation; site
+        tasks: task; features; latent; direction; F1; F1 low; F1 high; precision; recall; share true; CE; CE low; CE
+            high; of entropy; has; coordinate
+        who: task; share true; dictionaries that have it; best; latent; F1; which
+        [left_out]: task; why
+
     Example:
         dictlab report probes a.safetensors b.safetensors --contexts 256
         dictlab report probes a.safetensors --table reviews.csv --column review --labels positive

@@ -91,6 +91,16 @@ def ablation(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        overview: features; L0; ablated; sparsity; sparsity low; sparsity high; random; random low; random high; over
+            random; over random low; over random high; logits; effect; rare; rare low; rare high; own position; own
+            position low; own position high; random own position; random own position low; random own position high;
+            width; family
+        effects: dictionary; site; kind; sequence; position; token; active; which; rate; activation; sparsity; effect;
+            own position
+
     Example:
         dictlab report ablation topk8.safetensors topk64.safetensors --contexts 128
     """

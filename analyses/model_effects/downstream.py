@@ -38,6 +38,31 @@ def downstream(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        overview: dictionary; explained variance, site; explained variance (layer norm), site; explained variance, end;
+            explained variance (layer norm), end; norm ratio, site; KL; CE increase; explained variance, site low;
+            explained variance, site high; explained variance (layer norm), site low; explained variance (layer norm),
+            site high; explained variance, end low; explained variance, end high; explained variance (layer norm), end
+            low; explained variance (layer norm), end high; norm ratio, site low; norm ratio, site high; KL low; KL
+            high; CE increase low; CE increase high
+        depth: dictionary; place; MSE; MSE low; MSE high; relative error; relative error low; relative error high;
+            explained variance; explained variance low; explained variance high; explained variance (layer norm);
+            explained variance (layer norm) low; explained variance (layer norm) high; cosine; cosine low; cosine high;
+            norm ratio; norm ratio low; norm ratio high
+        metrics: dictionary; place; metric; value; low; high; unit
+        [differences]: dictionary; against; place; metric; difference; low; high; unit
+        [groups]: dictionary; directions; share of variance; not reconstructed; not reconstructed low; not reconstructed
+            high; share of error; share of error low; share of error high; KL, only this group wrong; KL, only this
+            group wrong low; KL, only this group wrong high; KL, this group repaired; KL, this group repaired low; KL,
+            this group repaired high; KL removed by the repair; KL removed by the repair low; KL removed by the repair
+            high; KL, resampled; KL, resampled low; KL, resampled high
+        [lost]: dictionary; direction; share of variance; not reconstructed; not reconstructed low; not reconstructed
+            high; correlation; lost
+        [directions]: dictionary; direction; share of variance; not reconstructed; not reconstructed low; not
+            reconstructed high; correlation; lost
+
     Example:
         dictlab report downstream local.safetensors e2e.safetensors --contexts 64
     """

@@ -77,6 +77,35 @@ def pathology(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        comparison: dictionary; L0; KL; over ε-random; over covariance mixture; error norm; CE increase; over θ-random,
+            SAE norm; over real mixture; over shuffled error; over shuffled error, same position; over parallel kept,
+            covariance; activation norm; reconstruction norm; cosine; [median z]; [share beyond z = 3]; site; objective;
+            KL low; KL high; over ε-random low; over ε-random high; over covariance mixture low; over covariance mixture
+            high; error norm low; error norm high; CE increase low; CE increase high; over θ-random, SAE norm low; over
+            θ-random, SAE norm high; over real mixture low; over real mixture high; over shuffled error low; over
+            shuffled error high; over shuffled error, same position low; over shuffled error, same position high; over
+            parallel kept, covariance low; over parallel kept, covariance high
+        interventions: dictionary; tokens; intervention; KL; KL low; KL high; KL median; KL 99.9 %; CE increase; CE
+            increase low; CE increase high; KL ratio; KL ratio low; KL ratio high; CE ratio; CE ratio low; CE ratio high
+        positions: dictionary; intervention; from; to; KL; KL low; KL high
+        when: dictionary; of; with; Spearman; Spearman low; Spearman high
+        tokens: dictionary; token; id; count; gap; gap low; gap high; KL; KL ε-random
+        [single_token]: dictionary; intervention; positions after; KL; KL low; KL high; KL ratio; KL ratio low; KL ratio
+            high
+        [far_out]: dictionary; sequence; position; token; KL; ε-random mean; ε-random standard deviation; ε-random z;
+            ε-random percentile; covariance mixture mean; covariance mixture standard deviation; covariance mixture z;
+            covariance mixture percentile
+        [equal_damage]: dictionary; direction; KL to reach; effective length; effective length low; effective length
+            high; outside
+        [lengths]: dictionary; direction; multiple of error norm; KL; KL low; KL high
+        [sensitivity]: dictionary; direction; length; length / spread; KL; KL low; KL high
+        [parents]: dictionary; made from; KL difference; KL difference low; KL difference high; over ε-random, quotient;
+            over ε-random, quotient low; over ε-random, quotient high; over covariance mixture, quotient; over
+            covariance mixture, quotient low; over covariance mixture, quotient high
+
     Example:
         dictlab report pathology local.safetensors e2e.safetensors stitched.safetensors --contexts 64
         dictlab report pathology gpt2-layer6.safetensors --contexts 1600 --context-length 128 --prepend-bos

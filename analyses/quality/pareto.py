@@ -68,6 +68,20 @@ def pareto(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        points: dictionary; curve; alive; L0; CE increase; CE increase low; CE increase high; explained variance; front
+        matched: what; of; over; ratio; low; high; resamples; from; to
+        similar_ce: of; over; L0; L0 low; L0 high; CE; CE low; CE high; alive; alive low; alive high
+        similar_l0: of; over; L0; L0 low; L0 high; CE; CE low; CE high; alive; alive low; alive high
+        front_l0: dictionary; L0; CE increase; KL; CE recovered (zero); CE recovered (mean); explained variance; MSE
+        front_alive: dictionary; alive latents; CE increase; KL; CE recovered (zero); CE recovered (mean); explained
+            variance; MSE
+        cost: curve; dictionaries; recorded; tokens; seconds; least; most; relative to; × tokens; × seconds
+        measures: dictionary; L0; CE increase; KL; CE recovered (zero); CE recovered (mean); explained variance; MSE
+        metrics: dictionary; metric; value; low; high; unit
+
     Example:
         dictlab report pareto runs/*/*.safetensors --contexts 128
         dictlab report pareto runs/*/*.safetensors --data activations.npy

@@ -56,6 +56,17 @@ def scaling(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        fits: runs of; loss; law; runs; AIC; error; a; a low; a high; alpha; alpha low; alpha high; z; z low; z high;
+            irreducible loss; irreducible loss low; irreducible loss high; b_k; b_k low; b_k high; b_n; b_n low; b_n
+            high; g; g low; g high; h; h low; h high; ΔAIC
+        predictions: runs of; loss; law; dictionary; measured; predicted; ratio
+        runs: dictionary; family; width; k; L0; tokens; FLOPs; normalised MSE; CE increase; dead; seed; normalised MSE
+            low; normalised MSE high; CE increase low; CE increase high
+        [not_fitted]: runs of; loss; law; why
+
     Example:
         dictlab report scaling runs/grid
         dictlab report scaling checkpoints/local-topk16-*.safetensors --remeasure

@@ -99,6 +99,15 @@ def shrinkage(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        overview: dictionary; L0; size; size low; size high; grown; silenced; normalised MSE; normalised MSE refined;
+            normalised MSE change; normalised MSE change low; normalised MSE change high; [CE increase]; [CE increase
+            refined]; [CE increase change]; [CE increase change low]; [CE increase change high]
+        recovery: dictionary; rule; setting; L0; normalised MSE; normalised MSE low; normalised MSE high; [CE increase];
+            [CE increase low]; [CE increase high]; trained
+
     Example:
         dictlab report shrinkage relu.safetensors topk.safetensors --contexts 64 --l0-levels 4 --l0-levels 16
         dictlab report shrinkage relu.safetensors topk.safetensors --data activations.npy

@@ -44,6 +44,14 @@ def training(runs: Sequence[str | Path], *, seed: int = 0) -> Report:
         runs: Folders of training runs, finished or not; of a run that is going on, as far as it is.
         seed: Seed of everything that is drawn at random.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        ends: [run]; member; tokens; loss; l0; explained_variance; dead; tokens/s; minutes; loss low; loss high; l0 low;
+            l0 high; explained_variance low; explained_variance high; dead low; dead high
+        curves: run; member; step; tokens; seconds; tokens_per_second; loss; reconstruction; aux; l0;
+            explained_variance; dead
+
     Example:
         dictlab report training runs/first runs/second
     """

@@ -231,6 +231,11 @@ def verification(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing.
+
+        checks: check; result; found; expected
+
     Example:
         dictlab verify mine.safetensors
         dictlab verify my_saelens_folder --model gpt2 --text my/texts

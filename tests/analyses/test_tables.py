@@ -18,21 +18,38 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import entry_points
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
-from analyses import frankenstein, geometry, matching, meta, novelty, path, stitching
+from analyses import (
+    ablation,
+    downstream,
+    frankenstein,
+    geometry,
+    matching,
+    meta,
+    novelty,
+    pareto,
+    path,
+    pathology,
+    probes,
+    scaling,
+    shrinkage,
+    stitching,
+    training,
+    verification,
+)
 from dictlab import Dictionary, Metadata, ReLU, Text, TopK
 from dictlab.reports.report import Report
-from tests.planted import SITE, random_dictionary, tiny_model
+from dictlab.training import TrainConfig, train
+from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
 X = torch.randn(40, 16, 16, generator=torch.Generator().manual_seed(0))
 BARE = {"data": X, "tokens": 512}
-WITHOUT_LIST = {  # still to be written
-    "ablation", "downstream", "explanations", "pareto", "pathology", "probes", "scaling", "shrinkage", "training",
-    "verification",
-}  # fmt: skip
+WITHOUT_LIST = {"explanations"}  # still to be written
 
 ANALYSES = {
     entry.name: entry.load() for entry in entry_points(group="dictlab.analyses") if entry.value.startswith("analyses.")
@@ -89,6 +106,80 @@ def _meta(given: dict) -> Iterator[Report]:
     yield meta(over, large, [])
 
 
+def _without_tokens(given: dict) -> dict:
+    return {name: value for name, value in given.items() if name != "tokens"}
+
+
+def _ablation(given: dict) -> Iterator[Report]:
+    few = {"contexts": 3, "latents_per_token": 2, "positions": 4} | _without_tokens(given)
+    yield ablation(of_one_site((12, TopK(4)), (20, ReLU())), **few)
+    yield ablation(of_one_site((12, TopK(4))), **few)
+
+
+def _downstream(given: dict) -> Iterator[Report]:
+    given = {"contexts": 3} | _without_tokens(given)
+    yield downstream(of_one_site((12, TopK(4)), (20, ReLU())), **given)
+    yield downstream(of_one_site((12, TopK(4))), principal_directions=False, **given)
+
+
+def _pathology(given: dict) -> Iterator[Report]:
+    given = {"contexts": 3, "context_length": 12, "draws": 1, "min_occurrences": 1} | _without_tokens(given)
+    small, child = of_one_site((12, TopK(4)), (20, TopK(4)))
+    child = replace(child, metadata=replace(child.metadata, sources=(small.name,)))
+    yield pathology([small, child], random_points=3, sweep_contexts=2, positions_after=2, **given)
+    yield pathology([small], random_points=0, sweep_contexts=0, positions_after=0, **given)
+
+
+def _shrinkage(given: dict) -> Iterator[Report]:
+    family = of_one_site((12, TopK(4)), (20, ReLU()))
+    yield shrinkage(family, contexts=3, l0_levels=(2,), **_without_tokens(given))
+    yield shrinkage(family, contexts=3, l0_levels=(2,), data=X)
+
+
+def _pareto(given: dict) -> Iterator[Report]:
+    """Of plain activations the table `similar_ce` is called `similar_mse`, and columns are of the MSE."""
+    given = {"contexts": 3} | _without_tokens(given)
+    yield pareto(of_one_site((12, TopK(4)), (20, TopK(2)), (12, ReLU())), **given)
+    yield pareto(of_one_site((12, TopK(4))), **given)
+
+
+def _verification(given: dict) -> Iterator[Report]:
+    (dictionary,) = of_one_site((12, TopK(4)))
+    yield verification(dictionary, contexts=3, **_without_tokens(given))
+    yield verification(replace(dictionary, metadata=Metadata()))
+
+
+def _scaling(given: dict) -> Iterator[Report]:
+    def run(width: int, k: int) -> Dictionary:
+        metrics = {"explained_variance": 1 - width**-0.3 / k, "ce_increase": width**-0.3, "l0": float(k)}
+        about = Metadata(site=SITE, objective="local", tokens=10_000, training={"batch": 100}, metrics=metrics)
+        return random_dictionary(width, 16, activation=TopK(k), metadata=about, name=f"{width}-{k}")
+
+    grid = [run(width, k) for width in (32, 64, 128, 256) for k in (2, 4)]
+    yield scaling([*grid, replace(grid[0], activation=ReLU(), name="without k")])
+    yield scaling(grid)
+
+
+def _training(given: dict) -> Iterator[Report]:
+    with TemporaryDirectory() as folder:
+        runs = [Path(folder) / name for name in ("first", "second")]
+        for run in runs:
+            config = TrainConfig(data="planted", width=(8,), k=(2,), tokens=64 * 60, batch=64)
+            train(config, out=run, data=sparse_data(600)[0])
+        yield training(runs)
+        yield training(runs[:1])
+
+
+def _probes(given: dict) -> Iterator[Report]:
+    given = {"min_examples": 8} | _without_tokens(given)
+    with TemporaryDirectory() as folder:
+        table = Path(folder) / "table.csv"
+        rows = [f"{'good day' if i % 2 else 'bad night'},{i % 2},{int(i % 10 == 0)}" for i in range(120)]
+        table.write_text("\n".join(["text,label,rare", *rows]))
+        yield probes(of_one_site((12, TopK(4))), table=str(table), labels=("label", "rare"), **given)
+        yield probes(of_one_site((12, TopK(4))), table=str(table), **given)
+
+
 RUNS: dict[str, Callable[[dict], Iterator[Report]]] = {
     "novelty": _novelty,
     "stitching": _stitching,
@@ -97,6 +188,15 @@ RUNS: dict[str, Callable[[dict], Iterator[Report]]] = {
     "matching": _matching,
     "geometry": _geometry,
     "meta": _meta,
+    "ablation": _ablation,
+    "downstream": _downstream,
+    "pathology": _pathology,
+    "shrinkage": _shrinkage,
+    "pareto": _pareto,
+    "verification": _verification,
+    "scaling": _scaling,
+    "training": _training,
+    "probes": _probes,
 }
 
 
