@@ -85,7 +85,7 @@ def pareto(
     Example:
         dictlab report pareto runs/*/*.safetensors --contexts 128
         dictlab report pareto runs/*/*.safetensors --data activations.npy
-    """
+    """  # noqa: RUF002
     check_at_least(0, seed=seed)
     opened = open_dictionaries(dictionaries, token_selection=token_selection)
     check_same_place(opened, model)

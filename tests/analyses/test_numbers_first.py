@@ -13,7 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses import frankenstein, novelty, path, stitching
+from analyses import (
+    ablation,
+    downstream,
+    explanations,
+    frankenstein,
+    novelty,
+    path,
+    pathology,
+    shrinkage,
+    stitching,
+    verification,
+)
 from dictlab import Metadata, ReLU, TopK
 from dictlab.reports.report import Report
 from tests.planted import SITE, random_dictionary, tiny_model
@@ -54,7 +65,44 @@ def _frankenstein(given):
     return frankenstein([first, second], baselines=[other], contexts=4, compact="codes", written_refit="bias", **given)
 
 
+def _without_tokens(given):
+    return {name: value for name, value in given.items() if name != "tokens"}
+
+
+def _ablation(given):
+    few = {"contexts": 6, "latents_per_token": 3, "positions": 4}
+    return ablation(dictionaries(), **few, **_without_tokens(given))
+
+
+def _downstream(given):
+    return downstream(dictionaries(), contexts=3, **_without_tokens(given))
+
+
+def _pathology(given):
+    few = {"contexts": 3, "context_length": 12, "draws": 1, "random_points": 3, "sweep_contexts": 2}
+    return pathology(dictionaries(), positions_after=2, min_occurrences=1, **few, **_without_tokens(given))
+
+
+def _shrinkage(given):
+    return shrinkage(dictionaries(), contexts=3, l0_levels=(1, 2), **_without_tokens(given))
+
+
+def _explanations(given):
+    few = {"latents": 3, "examples": 2, "max_pattern_length": 3, "tokens": 256}
+    return explanations(dictionaries(), **(given | few))
+
+
+def _verification(given):
+    return verification(dictionaries()[0], contexts=3, **_without_tokens(given))
+
+
 ANALYSES = {
+    "ablation": _ablation,
+    "downstream": _downstream,
+    "pathology": _pathology,
+    "shrinkage": _shrinkage,
+    "explanations": _explanations,
+    "verification": _verification,
     "novelty": _novelty,
     "stitching": _stitching,
     "stitching by search": _search,
