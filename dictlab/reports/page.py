@@ -122,6 +122,21 @@ def picture(figure: Figure, dpi: int) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def axes_of(figure: Figure) -> dict[str, Any]:
+    """What the axes of a figure's first plot say: labels, and where lines across all of it stand (thresholds)."""
+    if not figure.axes:
+        return {"xlabel": "", "ylabel": "", "vertical": [], "horizontal": []}
+    ax = figure.axes[0]
+    across: dict[str, list[float]] = {"vertical": [], "horizontal": []}
+    for line in ax.lines:
+        (x0, x1), (y0, y1) = [tuple(map(float, data)) if len(data) == 2 else (0.0, 0.0) for data in line.get_data()]
+        if x0 == x1 and (y0, y1) == (0, 1):  # as `axvline` draws it
+            across["vertical"].append(x0)
+        elif y0 == y1 and (x0, x1) == (0, 1):
+            across["horizontal"].append(y0)
+    return {"xlabel": safe(ax.get_xlabel()), "ylabel": safe(ax.get_ylabel()), **across}
+
+
 def settled(figure: Figure) -> Figure:
     """The figure, its layout worked out once for all: each drawing would move it by another rounding error.
 

@@ -33,6 +33,7 @@ from dictlab.reports.page import (
     SHOWN_ROWS,
     anchor,
     as_json,
+    axes_of,
     cell_or_none,
     coordinate,
     embedded,
@@ -111,6 +112,7 @@ class Scatter(Plot):
             "title": self.group,
             "labels": {safe(str(name)): [cell_or_none(value) for value in frame[name]] for name in self.labels},
             "marks": None if self.marks is None else [cell_or_none(value) for value in frame[self.marks]],
+            **axes_of(self.figure),
         }
 
 

@@ -307,6 +307,18 @@ def test_the_page_holds_the_points_of_a_scatter_by_column():
     assert data["marks"] == ["1", None, "1, 2", None]
 
 
+def test_a_scatter_on_the_page_keeps_labels_and_thresholds():
+    figure = Figure()
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1])
+    ax.axvline(0.7)
+    ax.axhline(-2.0)
+    ax.set(xlabel="cosine", ylabel="nats\x1b")
+    (data,) = embedded(Report("t", "s", plots={"map": replace(build_scatter(), figure=figure)}).html())
+    assert (data["xlabel"], data["ylabel"]) == ("cosine", "nats\\x1b")
+    assert (data["vertical"], data["horizontal"]) == ([0.7], [-2.0])
+
+
 def test_the_page_of_a_scatter_needs_nothing_from_outside():
     page = build_report(plots={"map": build_scatter()}).html()
     assert not re.search(r"https?://|url\(|@import|\bimport\b", page)

@@ -2,7 +2,7 @@
 // Text from the data reaches the page through textContent alone.
 "use strict";
 (function () {
-  const RADIUS = 3, NEAR = 12, HEIGHT = 0.66, MARGIN = 18;
+  const RADIUS = 3, NEAR = 12, HEIGHT = 0.66, MARGIN = 18, AXIS = 44; // in CSS pixels; AXIS: for ticks and labels
   const SPARE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000"];
   const corners = (n, turn) => Array.from({ length: n }, (_, i) => (i / n + turn) * 2 * Math.PI)
     .map(a => [Math.cos(a) * 1.3, Math.sin(a) * 1.3]);
@@ -28,6 +28,7 @@
     const colours = data.groups.map((_, g) => data.colours[g] || SPARE[g % SPARE.length]);
     const [left, right] = range(data.x), [bottom, top] = range(data.y);
     const px = new Float32Array(n), py = new Float32Array(n);
+    const axis = data.xlabel || data.ylabel ? AXIS : 0;
     let zoom = 1, moveX = 0, moveY = 0, hover = -1, pinned = -1, width = 0, height = 0, ratio = 1, drag = null;
 
     const bar = document.createElement("div"); bar.className = "bar";
@@ -39,7 +40,7 @@
     canvas.setAttribute("role", "img"); canvas.setAttribute("aria-label", image.alt);
     tip.hidden = true;
     const base = document.createElement("canvas"); // points are drawn here once, and copied at each movement
-    point.textContent = "Point at a point to see what it is; click to keep it. Drag to move the map.";
+    point.textContent = "Point at a point to see what it is; click to keep it, or go from point to point with the arrow keys. Drag to move the plot.";
 
     data.groups.forEach((name, g) => {
       const button = make(bar, "button");
@@ -49,7 +50,7 @@
       button.appendChild(document.createTextNode(" " + name));
       button.onclick = () => { shown[g] = !shown[g]; button.setAttribute("aria-pressed", String(shown[g])); hover = -1; redraw(); };
     });
-    [["+", 1.6], ["−", 1 / 1.6], ["whole map", 0]].forEach(([name, factor]) => {
+    [["+", 1.6], ["−", 1 / 1.6], ["whole plot", 0]].forEach(([name, factor]) => {
       const button = make(bar, "button", "", name);
       button.type = "button";
       button.onclick = () => {
@@ -74,12 +75,51 @@
 
     const visible = i => shown[data.group[i]] && data.x[i] !== null && data.y[i] !== null;
 
+    const toX = v => (width + axis) / 2 + moveX + zoom * (width - axis - 2 * MARGIN) * ((v - left) / (right - left) - 0.5);
+    const toY = v => (height - axis) / 2 + moveY - zoom * (height - axis - 2 * MARGIN) * ((v - bottom) / (top - bottom) - 0.5);
+
     function place() {
-      const w = width - 2 * MARGIN, h = height - 2 * MARGIN;
-      for (let i = 0; i < n; i++) {
-        px[i] = width / 2 + moveX + zoom * w * ((data.x[i] - left) / (right - left) - 0.5);
-        py[i] = height / 2 + moveY - zoom * h * ((data.y[i] - bottom) / (top - bottom) - 0.5);
+      for (let i = 0; i < n; i++) { px[i] = toX(data.x[i]); py[i] = toY(data.y[i]); }
+    }
+
+    // Round values between two ends, about six of them.
+    function ticks(low, high) {
+      const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
+      const step = power * [1, 2, 5, 10].find(m => m * power >= rough);
+      const values = [];
+      for (let i = Math.ceil(low / step); i * step <= high; i++) values.push(i * step);
+      const digits = Math.max(0, -Math.floor(Math.log10(step)));
+      return values.map(v => [v, v.toFixed(digits)]);
+    }
+
+    function axes(context) {
+      const w = width - axis, h = height - axis, inverse = (low, high, to, pixel) => low + (high - low) * (pixel - to(low)) / (to(high) - to(low));
+      context.fillStyle = "#fff"; context.fillRect(0, 0, axis, height); context.fillRect(0, h, width, axis);
+      context.strokeStyle = "#888"; context.lineWidth = 1; context.strokeRect(axis + 0.5, 0.5, w - 1, h - 1);
+      context.font = "11px system-ui, sans-serif"; context.fillStyle = "#222";
+      context.textAlign = "center"; context.textBaseline = "top";
+      for (const [v, text] of ticks(inverse(left, right, toX, axis), inverse(left, right, toX, width))) {
+        const x = toX(v);
+        context.beginPath(); context.moveTo(x, h); context.lineTo(x, h + 4); context.stroke();
+        if (x > axis + 8 && x < width - 8) context.fillText(text, x, h + 6);
       }
+      context.fillText(data.xlabel, axis + w / 2, h + 24);
+      context.textAlign = "right"; context.textBaseline = "middle";
+      for (const [v, text] of ticks(inverse(bottom, top, toY, h), inverse(bottom, top, toY, 0))) {
+        const y = toY(v);
+        context.beginPath(); context.moveTo(axis - 4, y); context.lineTo(axis, y); context.stroke();
+        if (y > 8 && y < h - 8) context.fillText(text, axis - 6, y);
+      }
+      context.save(); context.translate(7, h / 2); context.rotate(-Math.PI / 2); context.textAlign = "center";
+      context.fillText(data.ylabel, 0, 0); context.restore();
+    }
+
+    function thresholds(context) {
+      context.strokeStyle = "#444"; context.lineWidth = 1; context.setLineDash([5, 4]);
+      context.beginPath();
+      for (const v of data.vertical) { context.moveTo(toX(v), 0); context.lineTo(toX(v), height - axis); }
+      for (const v of data.horizontal) { context.moveTo(axis, toY(v)); context.lineTo(width, toY(v)); }
+      context.stroke(); context.setLineDash([]);
     }
 
     function names(context) {
@@ -111,6 +151,8 @@
       context.globalAlpha = 0.65;
       for (let i = 0; i < n; i++) if (visible(i)) symbol(context, data.group[i], px[i], py[i], RADIUS);
       context.globalAlpha = 1;
+      thresholds(context);
+      if (axis) axes(context);
       if (data.marks) names(context);
       paint();
     }
@@ -176,6 +218,19 @@
       drag = null;
       pinned = nearest(...at(event));
       if (pinned >= 0) describe(point, pinned); else point.textContent = "";
+      paint();
+    };
+
+    canvas.tabIndex = 0;
+    canvas.onkeydown = event => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const order = [...px.keys()].filter(visible).sort((a, b) => data.x[a] - data.x[b]);
+      if (!order.length) return;
+      const place = order.indexOf(pinned);
+      pinned = order[place < 0 ? (step > 0 ? 0 : order.length - 1) : (place + step + order.length) % order.length];
+      describe(point, pinned);
       paint();
     };
 
