@@ -30,7 +30,7 @@ def stated_l0(dictionary: Dictionary) -> float | None:
     l0 = about.metrics.get("l0")
     if l0 is None and isinstance(dictionary.activation, JumpReLU):
         l0 = about.training.get("k")
-    return float(l0) if type(l0) in (int, float) and l0 > 0 else None
+    return float(l0) if isinstance(l0, int | float) and not isinstance(l0, bool) and l0 > 0 else None
 
 
 def stated_l0_warnings(name: str, stated: float | None, measured: float) -> tuple[str, ...]:

@@ -129,7 +129,10 @@ def axes_of(figure: Figure) -> dict[str, Any]:
     ax = figure.axes[0]
     across: dict[str, list[float]] = {"vertical": [], "horizontal": []}
     for line in ax.lines:
-        (x0, x1), (y0, y1) = [tuple(map(float, data)) if len(data) == 2 else (0.0, 0.0) for data in line.get_data()]
+        points = numpy.asarray(line.get_xydata(), dtype=float)
+        if points.shape != (2, 2):
+            continue
+        (x0, y0), (x1, y1) = points.tolist()
         if x0 == x1 and (y0, y1) == (0, 1):  # as `axvline` draws it
             across["vertical"].append(x0)
         elif y0 == y1 and (x0, x1) == (0, 1):
