@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dictlab.errors import DictlabError
     from dictlab.evaluation.evaluate import evaluate
     from dictlab.formats.loading import load
-    from dictlab.formats.native import save
+    from dictlab.formats.native.native_file import save
     from dictlab.model.language_model import LanguageModel
     from dictlab.reports.report import Report
     from dictlab.training import TrainConfig, train
@@ -38,7 +38,7 @@ _HOMES = {
     "TrainConfig": "dictlab.training",
     "evaluate": "dictlab.evaluation.evaluate",
     "load": "dictlab.formats.loading",
-    "save": "dictlab.formats.native",
+    "save": "dictlab.formats.native.native_file",
     "train": "dictlab.training",
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dictlab import DictlabError
-from dictlab.atomic_files import refuse_links, replace_text, replaced
+from dictlab.atomic_files import new_file, refuse_links, replace_text
 from dictlab.folder_lock import LOCK, InUseError, file_lock, folder_lock
 
 
@@ -95,7 +95,7 @@ def test_a_lock_is_not_taken_through_a_link(tmp_path):
 def test_a_file_is_replaced_whole_or_not_at_all_and_never_through_a_link(tmp_path):
     path, victim = tmp_path / "a.txt", tmp_path / "victim"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), replaced(path) as partial:
+    with pytest.raises(ZeroDivisionError), new_file(path, alone=True) as partial:
         partial.write_text("half")
         _ = 1 / 0
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]

@@ -35,8 +35,8 @@ from torch.nn.functional import normalize
 from analyses.common.neighbours import Neighbours, neighbours
 from analyses.common.shared_search import count, ranks
 from dictlab import Dictionary, ReLU
-from dictlab.formats import native
 from dictlab.formats.loading import mapped
+from dictlab.formats.native import native_file as native
 
 TOP, ROUNDS, BLOCK = 8, 2, 6144
 SLICE, CHECKED = 4096, 64  # rows of a file that are held at once; rows each way that are looked up by hand

@@ -12,7 +12,7 @@ from dictlab.cli.printing import console
 from dictlab.dictionary.describe import describe, description
 from dictlab.errors import DictlabError
 from dictlab.formats.names import name_of
-from dictlab.formats.native_header import described
+from dictlab.formats.native.header import described
 
 
 def info(

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from dictlab.atomic_files import save_tensors
 from dictlab.errors import DictlabError
 from dictlab.model.language_model import LanguageModel
 
@@ -85,9 +85,10 @@ class ActivationCache:
             return
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            save_file({"tokens": tokens.int(), "activations": x.cpu().contiguous()}, partial)
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            save_tensors({"tokens": tokens.int(), "activations": x.cpu().contiguous()}, partial)
+            os.replace(partial, path)  # not synchronised: what a loss of power tears is refused by name
+        except OSError as error:
             raise DictlabError(
                 f"cache {self.folder}: {path.name} cannot be written ({error}). "
                 "Free space, or set a lower limit with --cache-gb."

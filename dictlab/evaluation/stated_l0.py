@@ -15,6 +15,8 @@ No other was found with evidence, so the measurement is what there is.
 
 from __future__ import annotations
 
+from typing import Any
+
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import JumpReLU
 
@@ -27,7 +29,7 @@ def stated_l0(dictionary: Dictionary) -> float | None:
     Of a dictionary trained by a number of latents (BatchTopK) that has a threshold in its place, this number.
     """
     about = dictionary.metadata
-    l0 = about.metrics.get("l0")
+    l0: Any = about.metrics.get("l0")
     if l0 is None and isinstance(dictionary.activation, JumpReLU):
         l0 = about.training.get("k")
     return float(l0) if isinstance(l0, int | float) and not isinstance(l0, bool) and l0 > 0 else None

@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictlab import seeds
+from dictlab import atomic_files, seeds
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
-from dictlab.formats import durable
 from dictlab.formats.loading import format_of, formats, load
 from dictlab.site_names import may_be_one_site
 
@@ -48,11 +47,11 @@ def write(dictionary: Dictionary, path: str | Path, format: str, *, force: bool 
     beside = path.with_name(f".{path.name}.partial")
     new = beside / path.name  # under its own name: some formats read from it where they belong
     try:
-        with durable.locked_folder(beside):
+        with atomic_files.locked_folder(beside):
             module.write(dictionary, new)
             _check_same(dictionary, load(new, format=format), format)
             _check_replaceable(new, path)
-            durable.put(new, path)
+            atomic_files.put(new, path)
         absent = []
     except DictlabError as error:
         reason = str(error).replace(str(new), str(path)).removeprefix(f"{path}: ")

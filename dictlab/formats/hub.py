@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from dictlab.errors import DictlabError
-from dictlab.formats.configs import line
+from dictlab.formats.reading.configs import line
 
 SCHEMES = ("hf://", "saelens://")
 CONFIGS = ("*.json", "*.yaml", "*.yml")

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.formats import mapping, saelens
-from dictlab.formats.checks import check, check_shapes
-from dictlab.formats.source import Source
+from dictlab.formats import mapping
+from dictlab.formats.libraries import saelens
+from dictlab.formats.reading.checks import check, check_shapes
+from dictlab.formats.reading.source import Source
 
 NAMELESS = " in memory"  # ends the name of what has none
 

@@ -22,11 +22,11 @@ import torch
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats import hub, mapping
-from dictlab.formats.checks import check, check_shapes
-from dictlab.formats.fields import listed
+from dictlab.formats.libraries.fields import listed
 from dictlab.formats.names import file_and_part, l0_in
-from dictlab.formats.source import Source, weight_files
-from dictlab.formats.wrappers import unwrapped
+from dictlab.formats.reading.checks import check, check_shapes
+from dictlab.formats.reading.source import Source, weight_files
+from dictlab.formats.reading.wrappers import unwrapped
 
 GROUP = "dictlab.formats"
 SEEN = 12  # names of folders listed in an error

@@ -31,9 +31,9 @@ from dictlab.dictionary.activation_functions import Activation
 from dictlab.dictionary.activation_records import from_record
 from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
 from dictlab.errors import DictlabError
-from dictlab.formats.checks import PRECISIONS
-from dictlab.formats.fields import listed, short
-from dictlab.formats.source import Source
+from dictlab.formats.libraries.fields import listed, short
+from dictlab.formats.reading.checks import PRECISIONS
+from dictlab.formats.reading.source import Source
 from dictlab.site_names import hub_model, site_in_blocks
 
 ZERO = "zero"

@@ -26,7 +26,7 @@ from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.hashing import sha256_of_weights
 from dictlab.errors import DictlabError
-from dictlab.formats import native
+from dictlab.formats.native import native_file as native
 from dictlab.reports.cards import Cards, template
 from dictlab.reports.page import (
     PLAIN,

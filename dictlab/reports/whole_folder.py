@@ -12,9 +12,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from dictlab import atomic_files
 from dictlab.errors import DictlabError
 from dictlab.folder_lock import file_lock
-from dictlab.formats import durable
 
 RECORD = "report.json"  # its list of files says what is the report's, and what somebody else's
 
@@ -36,13 +36,13 @@ def write_whole(folder: Path, write: Callable[[Path], None], *, force: bool) -> 
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         with file_lock(folder, "report"):
-            durable.remove(partial)  # of a process that was killed
+            atomic_files.remove(partial)  # of a process that was killed
             try:
                 partial.mkdir()
                 write(partial)
                 _take_place(partial, folder, force)
             finally:
-                durable.remove(partial)
+                atomic_files.remove(partial)
     except BaseException:
         for parent in above:
             with suppress(OSError):  # somebody else has put something there by now
@@ -65,7 +65,7 @@ def _take_place(partial: Path, folder: Path, force: bool) -> None:
     for name in foreign:
         if name not in new:
             _link(folder / name, partial / name)
-    durable.put(partial, folder)
+    atomic_files.put(partial, folder)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -91,7 +91,7 @@ def _must_stay(folder: Path) -> bool:
 def _replace_files(partial: Path, folder: Path) -> None:
     """File by file, the record of them last."""
     for name in listed_files(folder):
-        durable.remove(folder / name)
+        atomic_files.remove(folder / name)
     for path in sorted(partial.iterdir(), key=lambda path: path.name == RECORD):
         shutil.move(path, folder / path.name)
 

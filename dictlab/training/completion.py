@@ -11,10 +11,10 @@ from typing import Any, cast
 import torch
 
 from dictlab import __about__, progress, runs
-from dictlab.atomic_files import synchronise
+from dictlab.atomic_files import synchronise_folder
 from dictlab.dictionary import Dictionary, Metadata
-from dictlab.formats import native
 from dictlab.formats.loading import load
+from dictlab.formats.native import native_file as native
 from dictlab.progress import Phase
 from dictlab.training import run_state
 from dictlab.training.costs import cost_record, goals_record
@@ -117,10 +117,10 @@ def _measure(
 def _save(dictionaries: Sequence[Dictionary], folder: Path, phase: Phase | None = None) -> None:
     """Write dictionaries, and return when they are on the disk: what they replace, the state, may go then."""
     for dictionary in dictionaries:
-        synchronise(native.save(dictionary, _path(folder, dictionary.name)))
+        native.save(dictionary, _path(folder, dictionary.name))
         if phase is not None:
             phase.advance()
-    synchronise(folder)
+    synchronise_folder(folder)
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from dictlab import progress, runs
-from dictlab.atomic_files import replaced, synchronise
+from dictlab.atomic_files import new_file, synchronise_folder
 from dictlab.errors import DictlabError
 from dictlab.training.config import TrainConfig
 
@@ -75,7 +75,7 @@ class JsonLines:
     def table(self) -> None:
         """Write the whole log as a Parquet file beside it."""
         frame = pd.DataFrame(runs.records(self.path))
-        with replaced(self.path.with_name(runs.TABLE)) as partial:
+        with new_file(self.path.with_name(runs.TABLE), alone=True) as partial:
             frame.to_parquet(partial, index=False)
 
     def _repair(self, size: int) -> None:
@@ -91,7 +91,7 @@ class JsonLines:
             f"dictlab: {self.path}: {missing}, and {len(lines) - len(whole)} of its {len(lines)} lines are none of a "
             f"log; they are left out, and the log goes on. The run itself is whole.\n"
         )
-        with replaced(self.path) as partial:
+        with new_file(self.path, alone=True) as partial:
             partial.write_bytes(b"".join(whole))
 
 
@@ -108,7 +108,7 @@ def _opened(path: Path) -> int:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DictlabError(f"{path}: this is no regular file; a log is not written to it. Remove it.")
-    synchronise(path.parent)
+    synchronise_folder(path.parent)
     return descriptor
 
 

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dictlab.atomic_files import replaced, synchronise
+from dictlab.atomic_files import new_file, save_tensors, synchronise
 from dictlab.errors import DictlabError
 from dictlab.training.distributed import latent_rows
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
@@ -86,14 +85,9 @@ def _replace(path: Path, state: State) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
     rows = state.record.get("rows", {}).get("folder")
     if rows is not None:
-        for file in path.with_name(rows).iterdir():
-            synchronise(file)
         synchronise(path.with_name(rows))
-    with replaced(path) as partial:
-        try:
-            save_file(tensors, partial, metadata=header)
-        except SafetensorError as error:  # what Rust says of a full disk
-            raise OSError(str(error)) from error
+    with new_file(path, alone=True) as partial:
+        save_tensors(tensors, partial, header)
     _clear(path, keep=rows)
 
 

@@ -211,7 +211,7 @@ def test_a_signed_dictionary_has_nothing_that_its_negative_lacks():
 
 
 def test_a_file_is_what_was_written(tmp_path):
-    from dictlab.formats.native import save
+    from dictlab.formats.native.native_file import save
 
     small, large = dictionary("jumprelu", N, 1, "small"), dictionary("topk", M, 2, "large")
     read = []

@@ -12,7 +12,7 @@ import dictlab
 from dictlab import cli, load
 from dictlab.cli.options import unknown_option
 from dictlab.dictionary.describe import describe, description
-from dictlab.formats.native_header import described
+from dictlab.formats.native.header import described
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "checkpoints").glob("*.safetensors"))

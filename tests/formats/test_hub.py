@@ -15,8 +15,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from dictlab import DictlabError, load, save
-from dictlab.formats import hub, loading, native
+from dictlab.formats import hub, loading
 from dictlab.formats.hub import fetched
+from dictlab.formats.native import native_file as native
 from tests.planted import SITE, random_dictionary
 
 MAIN, OLD = "a" * 40, "b" * 40

@@ -9,7 +9,7 @@ from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSA
 from sae_lens.saes.topk_sae import TopKSAEConfig
 from sparsify import SparseCoderConfig
 
-from dictlab.formats.defaults import DICTIONARY_LEARNING, SAELENS, SPARSIFY, default
+from dictlab.formats.libraries.defaults import DICTIONARY_LEARNING, SAELENS, SPARSIFY, default
 from tests.interop.test_dictionary_learning import BatchTopKSAE
 
 pytestmark = pytest.mark.interop

@@ -16,7 +16,7 @@ import torch
 from dictlab import load
 from dictlab.dictionary.activation_functions import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from dictlab.dictionary.normalisation import NoNormalisation, Scale
-from dictlab.formats.dictionary_learning import write
+from dictlab.formats.libraries.dictionary_learning import write
 from dictlab.formats.loading import mapped
 from tests.planted import random_dictionary, sparse_data
 

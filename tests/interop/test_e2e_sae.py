@@ -15,7 +15,7 @@ import yaml
 
 import dictlab
 from dictlab.formats.loading import recognised
-from dictlab.formats.source import Source
+from dictlab.formats.reading.source import Source
 
 pytestmark = pytest.mark.interop
 

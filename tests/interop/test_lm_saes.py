@@ -11,8 +11,8 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file, save_file
 
 from dictlab import load
-from tests.formats import test_llamascopium, test_qwen_scope
-from tests.formats.test_llamascopium import NORM, SITE, D, M
+from tests.formats.libraries import test_llamascopium, test_qwen_scope
+from tests.formats.libraries.test_llamascopium import NORM, SITE, D, M
 
 pytestmark = pytest.mark.interop
 

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from dictlab import DictlabError, Metadata, ReLU, TopK, load
 from dictlab.dictionary.activation_functions import AbsTopK, Gated, JumpReLU
 from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Scale
-from dictlab.formats import saelens
+from dictlab.formats.libraries import saelens
 from tests.planted import SITE, random_dictionary, sparse_data
 
 pytestmark = pytest.mark.interop

@@ -11,8 +11,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from dictlab import DictlabError, LanguageModel, TopK, load
 from dictlab.dictionary.activation_functions import GroupMax
 from dictlab.dictionary.normalisation import NoNormalisation, Scale
+from dictlab.formats.libraries.sparsify import write
 from dictlab.formats.loading import mapped
-from dictlab.formats.sparsify import write
 from tests.planted import random_dictionary, sparse_data, tiny_tokenizer
 
 pytestmark = pytest.mark.interop

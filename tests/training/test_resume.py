@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from dictlab import DictlabError, Text, atomic_files, load
 from dictlab.data import shuffle_buffer
-from dictlab.formats import native
+from dictlab.formats.native import native_file as native
 from dictlab.runs import open_run, records
 from dictlab.training import TrainConfig, completion, configfile, resume, train, training_loop
 from dictlab.training.learner.learner import Learner

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dictlab.dictionary import Dictionary
-from dictlab.formats import streamed
+from dictlab.formats.native import streamed
 from dictlab.training.distributed.data_parallel import connected
 from dictlab.training.distributed.latent_sharding import LatentShardedRanks
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from analyses.common.neighbours import neighbours
-from dictlab.formats import native
+from dictlab.formats.native import native_file as native
 from tests.planted import random_dictionary
 
 SCRIPT = """

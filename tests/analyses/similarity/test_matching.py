@@ -17,8 +17,8 @@ from analyses.common.neighbours import nearest, neighbours
 from analyses.similarity.assignment import assignment
 from analyses.similarity.matching import matching
 from dictlab import DictlabError, Metadata
-from dictlab.formats import native
 from dictlab.formats.loading import mapped
+from dictlab.formats.native import native_file as native
 from dictlab.statistics import mean_interval
 from tests.planted import SITE, random_dictionary
 

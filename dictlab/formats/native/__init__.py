@@ -1,0 +1,1 @@
+"""dictlab's own file: one `.safetensors`."""

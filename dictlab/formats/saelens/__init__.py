@@ -1,6 +1,0 @@
-"""SAELens: a folder of cfg.json and sae_weights.safetensors, of every version and architecture."""
-
-from dictlab.formats.saelens.reading import read, recognise
-from dictlab.formats.saelens.writing import write
-
-__all__ = ["read", "recognise", "write"]
