@@ -75,6 +75,17 @@ def oriented(rows: Float[Tensor, "n d"], signed: Bool[Tensor, " n"]) -> Float[Te
     return torch.where(signed[:, None].to(rows.device) & (largest < 0), -rows, rows)
 
 
+def sign_notes(dictionaries: Sequence[Dictionary]) -> tuple[str, ...]:
+    """What a report must say where a latent and its opposite are one."""
+    signed = [d.name for d in dictionaries if bool(d.signed.any())]
+    if not signed:
+        return ()
+    return (
+        f"{', '.join(signed)}: activations have either sign, so a direction and its opposite are one latent; "
+        "cosines and correlations count by size.",
+    )
+
+
 def comparison_notes(given: Sequence[Dictionary], dead: Mapping[str, int]) -> tuple[str, ...]:
     """What a report must say of how latents were compared: signed ones, and how dead ones were told.
 
@@ -82,21 +93,15 @@ def comparison_notes(given: Sequence[Dictionary], dead: Mapping[str, int]) -> tu
         given: The dictionaries, as in their files.
         dead: Latents that were never active on a sample, of each that was run on one.
     """
-    said = []
-    signed = [d.name for d in given if bool(d.signed.any())]
-    if signed:
-        said.append(
-            f"{', '.join(signed)}: activations have either sign, so a direction and its opposite are one latent; "
-            "cosines and correlations count by size."
-        )
+    notes = list(sign_notes(given))
     unrated = [d.name for d in given if d.firing_rate is None]
     measured, unknown = [name for name in unrated if dead.get(name)], [name for name in unrated if name not in dead]
     if measured:
         counts = ", ".join(f"{name} ({dead[name]})" for name in measured)
-        said.append(f"No firing rates in the file, so latents never active on the sample count as dead: {counts}.")
+        notes.append(f"No firing rates in the file, so latents never active on the sample count as dead: {counts}.")
     if unknown:
-        said.append(f"{', '.join(unknown)}: no firing rates are known, so dead latents take part.")
-    return tuple(said)
+        notes.append(f"{', '.join(unknown)}: no firing rates are known, so dead latents take part.")
+    return tuple(notes)
 
 
 def alive_latents(dictionary: Dictionary) -> Int[Tensor, " alive"]:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analyses.common.chance import sign_notes
 from analyses.common.inputs import (
     DataLike,
     DictionaryLike,
@@ -50,7 +51,7 @@ from analyses.quality.measured_points import Point
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
-from dictlab.errors import DictlabError, check_at_least
+from dictlab.errors import DictlabError, check_at_least, check_choice
 from dictlab.evaluation.evaluate import firing_rates
 from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.reports.report import Report
@@ -137,6 +138,7 @@ def frankenstein(
         dictlab report frankenstein a.safetensors b.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed, gradient_steps=gradient_steps, max_latents=max_latents, max_l0=max_l0)
+    check_choice(Compact, compact=compact)
     written = _named(written_refit)
     given = open_dictionaries(dictionaries, least=2, token_selection=token_selection)
     apart = open_dictionaries(baselines or [], least=0, token_selection=token_selection)
@@ -199,7 +201,13 @@ def frankenstein(
         },
         settings=how | {"seed": seed} | points[0].evaluation.sample,
         inputs=(*given, *apart),
-        warnings=(*cautions, *frankenstein_warnings(result), *reading.cautions),
+        warnings=(
+            *cautions,
+            *frankenstein_warnings(result),
+            *sign_notes(donors),
+            *_silent_donors(chain),
+            *reading.cautions,
+        ),
     )
 
 
@@ -210,6 +218,17 @@ def _check(donors: Sequence[Dictionary], others: Sequence[Dictionary]) -> None:
     if twice is not None:
         raise DictlabError(f"{twice!r} is among the dictionaries that are used and among the baselines: give it once.")
     check_same_place([*donors, *others])
+
+
+def _silent_donors(chain: DictionaryChain) -> tuple[str, ...]:
+    """Donors of which no latent was active on the sample."""
+    active = [bool(chain.sample.firing_rate[chain.latents_of(i)].any()) for i in range(len(chain.dictionaries))]
+    return tuple(
+        f"{donor.name}: none of its {donor.n_latents} latents was active on {chain.sample.n_tokens} tokens, so none "
+        "is used. Is it dead, or of another model or site?"
+        for donor, fires in zip(chain.dictionaries, active, strict=True)
+        if not fires
+    )
 
 
 def _measured(dictionaries: Sequence[Dictionary], heldout: Activations, contexts: int, seed: int) -> list[Point]:

@@ -41,7 +41,7 @@ from analyses.composition.novelty_report import (
 )
 from dictlab import seeds
 from dictlab.data.activations import ModelActivations
-from dictlab.errors import DictlabError, check_at_least
+from dictlab.errors import DictlabError, check_at_least, check_choice
 from dictlab.reports.cards import Cards
 from dictlab.reports.report import Plot, Report, Table
 
@@ -118,6 +118,7 @@ def novelty(
     """
     check_at_least(0, seed=seed, cards=cards, ce_latents=ce_latents)
     check_at_least(1, contexts=contexts)
+    check_choice(LatentChoice, latent_choice=latent_choice)
     several = [small, large] if control is None else [small, large, control]
     given = open_dictionaries(several, token_selection=token_selection)
     check_same_place(given, model)

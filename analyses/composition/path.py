@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from analyses.common.chance import sign_notes
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
 from analyses.composition.path_report import PathResult, path_plots, path_summary, path_tables, path_warnings
 from analyses.composition.size_path.latent_graph import percolation
@@ -23,7 +24,7 @@ from analyses.composition.size_path.path_phases import measure_phases, mse_inter
 from analyses.composition.size_path.path_steps import Order
 from analyses.composition.size_path.size_path import match_latents, order_steps, trace_path
 from analyses.pool.dictionary_chain import check_active, encode_chain, open_chain
-from dictlab.errors import check_at_least
+from dictlab.errors import check_at_least, check_choice
 from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.reports.report import Report
@@ -90,6 +91,8 @@ def path(
         dictlab report path small.safetensors large.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed, random_orders=random_orders, waypoints=waypoints)
+    check_choice(Order, order=order)
+    check_choice(Bias, bias=bias)
     sizes = with_selection(open_chain(small, larger), token_selection)
     reading = open_activations(sizes, model=model, text=text, data=data, device=device)
     train, heldout = reading.parts()
@@ -124,7 +127,7 @@ def path(
         plots=path_plots(result),
         settings=settings | train.record() | result.evaluations[0].sample,
         inputs=chain.dictionaries,
-        warnings=(*path_warnings(result), *reading.cautions),
+        warnings=(*path_warnings(result), *sign_notes(chain.dictionaries), *reading.cautions),
     )
 
 

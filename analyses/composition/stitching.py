@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from analyses.common.chance import sign_notes
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
 from analyses.composition.equal_l0 import parents_at_levels, sparsity_curves
 from analyses.composition.selection_rules import Choice, by_insertion, by_path, by_search
@@ -48,7 +49,7 @@ from analyses.quality.measured_points import Point
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
-from dictlab.errors import DictlabError, check_at_least
+from dictlab.errors import DictlabError, check_at_least, check_choice
 from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.reports.report import Report
@@ -145,6 +146,9 @@ def stitching(
         dictlab stitch small.safetensors large.safetensors --data activations.npy
     """
     check_at_least(0, seed=seed)
+    check_choice(Select, select=select)
+    check_choice(Refit, refit=refit)
+    check_choice(Order, order=order)
     check_at_least(1, max_latents=max_latents)
     check_at_least(0, max_l0=max_l0)
     if select != "optimal" and (max_latents is not None or max_l0 is not None):
@@ -179,7 +183,7 @@ def stitching(
         dictionaries={STITCHED: stitched},
         settings=stitched.metadata.training | {"seed": seed} | result.stitched.evaluation.sample,
         inputs=chain.dictionaries,
-        warnings=(*stitching_warnings(result), *reading.cautions),
+        warnings=(*stitching_warnings(result), *sign_notes(chain.dictionaries), *reading.cautions),
     )
 
 

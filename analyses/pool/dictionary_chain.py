@@ -92,11 +92,16 @@ def encode_chain(
         batches: Activations, sequence by sequence; sequences of equal length.
 
     Raises:
-        DictlabError: They cannot be joined.
+        DictlabError: They cannot be joined, or the activations do not vary.
     """
     folded = with_common_normalisation(dictionaries)
     pool, held = pool_of_folded(folded), list(batches)
     sample = encode_sample(pool, held)
+    if not sample.varies:
+        raise DictlabError(
+            f"the {sample.n_tokens} tokens of the sample have one and the same activation: nothing to explain. "
+            "Give other data, or more tokens."
+        )
     rates = torch.from_numpy(sample.firing_rate).float().to(pool.W_dec.device)
     biases = np.stack([d.b_out.detach().double().cpu().numpy() for d in folded])
     return DictionaryChain(tuple(dictionaries), replace(pool, firing_rate=rates), sample, held[0].shape[1], biases)

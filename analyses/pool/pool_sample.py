@@ -52,6 +52,12 @@ class PoolSample:
         """Share of tokens at which each latent is active, `[n_latents]`."""
         return np.bincount(self.codes.indices, minlength=self.n_latents) / self.n_tokens
 
+    @property
+    def varies(self) -> bool:
+        """Whether targets differ by more than the rounding of float32."""
+        spread = np.ptp(self.target, axis=0)
+        return bool((spread > 4 * np.finfo(np.float32).eps * np.abs(self.target).max()).any())
+
     @cached_property
     def by_latent(self) -> sparse.csc_array:
         """The codes in compressed columns, one a latent."""

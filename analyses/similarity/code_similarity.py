@@ -76,13 +76,13 @@ def seldom(codes: Matrix, most: float) -> Matrix:
 
 
 def _ckas(a: Matrix, b: Matrix, group: Int[np.ndarray, " tokens"], groups: int) -> Float[np.ndarray, " 1+groups"]:
-    """CKA of all tokens, and without each group."""
+    """CKA of all tokens, and without each group; NaN where an HSIC with itself is not positive."""
     if not (spread(a).any() and spread(b).any()):
         return np.full(1 + groups, np.nan)
     cross, own, other = (_hsics(x, y, group, groups) for x, y in ((a, b), (a, a), (b, b)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found: NDArray[np.float64] = cross / np.sqrt(np.maximum(own, 0) * np.maximum(other, 0))
-    return found
+    scale = np.sqrt(np.maximum(own, 0) * np.maximum(other, 0))
+    similarities: NDArray[np.float64] = np.divide(cross, scale, out=np.full(1 + groups, np.nan), where=scale > 0)
+    return similarities
 
 
 def _hsics(a: Matrix, b: Matrix, group: Int[np.ndarray, " tokens"], groups: int) -> Float[np.ndarray, " 1+groups"]:
