@@ -1,9 +1,9 @@
 """Can it be said in strings of tokens when a latent is active, and is what is said enough for the model?
 
 N2G (Foote et al. 2023, as in Gao et al. 2024): patterns of tokens with wildcards from random active tokens of training
-text (`pattern_building`), kept as a trie (`ngrams`), that simulate activations on held-out text (`simulation`). It asks
+text (`n2g`), kept as a trie (`n2g_trie`), that simulate activations on held-out text (`simulation`). It asks
 for nothing but the model itself. With an endpoint, a language model explains the same latents as well
-(`interpretation`).
+(`analyses.autointerp`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What does any subset of a pool of latents cost, and what does any change of it do? One quadratic form answers both.
 
-With g, y and s as in `sample`, chosen latents z in {0, 1}^n, decoder directions d_j and the means E over tokens:
+With g, y and s as in `pool_sample`, chosen latents z in {0, 1}^n, decoder directions d_j and the means E over tokens:
 
     MSE(z) = constant - 2 h z + z Q z,      Q_ij = E[g_i g_j] d_i . d_j / d_in,    h_j = E[g_j y] . d_j / d_in
 

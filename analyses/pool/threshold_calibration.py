@@ -65,7 +65,7 @@ def standing_alone(
 
     The result is a JumpReLU dictionary, which other libraries' formats can hold. Its codes differ from those of the
     original wherever a decision does; see `agreement`. A decoder that was fitted to the original's is not the best one
-    for these: fit it again (`refit.refit_decoder`).
+    for these: fit it again (`ridge_refit.refit_decoder`).
 
     Args:
         dictionary: Of any activation function but AbsTopK, a union of such as well.

@@ -1,6 +1,6 @@
 """What happens along a path through subsets of a pool? The error at every point, from one pass over the tokens.
 
-With codes g, targets y and scales s as in `sample`, what is left at a token is r = y - s c - sum_j g_j d_j over
+With codes g, targets y and scales s as in `pool_sample`, what is left at a token is r = y - s c - sum_j g_j d_j over
 the latents that are there (c: any fixed bias). A latent that comes or goes changes r by -+ g_j d_j, and
 
     |r -+ g_j d_j|^2 - |r|^2 = g_j^2 |d_j|^2 -+ 2 g_j (d_j . r)
