@@ -41,14 +41,14 @@ class Phase:
         self.label, self.total, self.unit, self.note, self.stage = label, total, unit, "", ""
         self.done = self._done_before = done
         self.time_left: Callable[[], float | None] = self._by_mean_rate
-        self._began = time.monotonic()
+        self._began = self._advanced_at = time.monotonic()
         self._shown, self._drawn_at, self._drawn = shown, float("-inf"), ""
         self._lock, self._over = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Phase:
         """Begin: on a terminal the first line comes at once, in a log file once there is something to wait for."""
-        self._began = self._drawn_at = time.monotonic()
+        self._began = self._advanced_at = self._drawn_at = time.monotonic()
         if self._shown:
             if _is_terminal():
                 self._draw()
@@ -67,6 +67,7 @@ class Phase:
     def advance(self, amount: int = 1) -> None:
         """So much more is done."""
         self.done += amount
+        self._advanced_at = time.monotonic()
         self.refresh()
 
     def refresh(self) -> None:
@@ -89,7 +90,7 @@ class Phase:
         elif self.done:
             parts.append(f"{self.done:,} {self.unit}".rstrip())
         if done:
-            parts.append(f"{rate(done, elapsed)} {self.unit or 'items'}/s")
+            parts.append(f"{rate(done, self._paced)} {self.unit or 'items'}/s")
         parts.append(clock(elapsed))
         left = None if last else self.time_left()
         if left is not None:
@@ -97,9 +98,16 @@ class Phase:
         words = [self.note, "" if last else self.stage]
         return ". ".join([f"{self.label}: {', '.join(parts)}", *filter(None, words)])
 
+    @property
+    def _paced(self) -> float:
+        """Seconds to the last advance: those since then belong to what is not done yet, and say nothing of the rate."""
+        return self._advanced_at - self._began
+
     def _by_mean_rate(self) -> float | None:
         done = self.done - self._done_before
-        return (self.total - self.done) * self.elapsed / done if self.total is not None and done else None
+        if self.total is None or not done:
+            return None
+        return max(0.0, (self.total - self.done) * self._paced / done - (self.elapsed - self._paced))
 
     def _beat(self) -> None:
         beat = BEAT if _is_terminal() else HEARTBEAT

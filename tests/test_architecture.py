@@ -21,6 +21,7 @@ BASE = {
     "dictlab.interruption",
     "dictlab.atomic_files",
     "dictlab.folder_lock",
+    "dictlab.cost_estimate",
     "dictlab.progress",
     "dictlab.token_selection",
     "dictlab.analysis_entries",

@@ -11,13 +11,16 @@ from dictlab.progress import Phase, clock, rate
 
 
 def test_the_line_says_how_much_how_fast_and_how_long(monkeypatch):
-    seconds = iter([100.0, 100.0, 110.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(seconds, 110.0))
+    clock_time = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock_time[0])
     phase = Phase("steps", 4000, done=2000, unit="tokens", shown=False)
     with phase:
+        clock_time[0] = 110.0
         phase.advance(500)
         phase.note = "loss 0.5"
         assert phase.line() == "steps: 2,500 of 4,000 tokens (62%), 50 tokens/s, 0:10, 0:30 left. loss 0.5"
+        clock_time[0] = 114.0  # the next tokens are being computed: the rate is that of those that are done
+        assert phase.line() == "steps: 2,500 of 4,000 tokens (62%), 50 tokens/s, 0:14, 0:26 left. loss 0.5"
         phase.time_left = lambda: 3700.0
         assert "1:01:40 left" in phase.line()
     assert [clock(59.6), clock(61), clock(7325)] == ["1:00", "1:01", "2:02:05"]

@@ -7,16 +7,13 @@ import os
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import docstring_parser
 from cyclopts import Parameter
 
 from dictlab.cli.printing import print_run
 from dictlab.errors import DictlabError
-
-if TYPE_CHECKING:
-    pass
 
 
 def train_command() -> Callable[..., None]:
@@ -32,7 +29,8 @@ def train_command() -> Callable[..., None]:
         "out": (Path, "Folder of the run; runs/... by default."),
         "resume": (
             Path,
-            "Folder of a run to go on with, stopped or killed. Of other settings it takes shards alone.",
+            "Folder of a run to go on with, stopped or killed. Of other settings it takes shards and trust-remote-code "
+            "alone.",
         ),
         "force": (bool, "Write into a folder that already holds a run."),
     }
@@ -43,9 +41,10 @@ def train_command() -> Callable[..., None]:
         given = {name: value for name, value in given.items() if value is not None}
         if folder is not None:
             shards = given.pop("shards", None)  # says who does the work, not what it is
+            trusted = given.pop("trust_remote_code", False)  # the user decides that, not a folder
             if given or out or force:
                 raise DictlabError(f"--resume {folder}: goes on with the settings of that run; leave out the others.")
-            run = resume(folder, shards=shards)
+            run = resume(folder, shards=shards, trust_remote_code=trusted)
         else:
             file = given.pop("model") if str(given.get("model", "")).endswith(".toml") else None
             known = configfile.read(file) if file else {}

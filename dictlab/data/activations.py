@@ -17,6 +17,14 @@ from dictlab.errors import check_at_least
 from dictlab.model.language_model import LanguageModel
 from dictlab.token_selection import ALL, TokenSelection, rectangles
 
+# On a CPU larger forwards are no faster, take more memory, and leave the line of progress where it is for seconds.
+CPU_FORWARD_TOKENS = 2048
+
+
+def forward_size(device: torch.device, context: int) -> int:
+    """Contexts given to the model at once."""
+    return max(1, (CPU_FORWARD_TOKENS if device.type == "cpu" else FORWARD_TOKENS) // context)
+
 
 def shuffled_activations(
     model: LanguageModel,
@@ -70,6 +78,16 @@ def select_tokens(model: LanguageModel, selection: TokenSelection, capture: Capt
     return selected
 
 
+def in_forwards(model: LanguageModel, capture: SelectedCapture) -> SelectedCapture:
+    """The same capture of a batch of contexts, by as many forwards as it takes."""
+
+    def captured(tokens: Tensor) -> Mapping[str, Tensor]:
+        parts = [capture(some) for some in tokens.split(forward_size(model.device, tokens.shape[1]))]
+        return {site: torch.cat([part[site] for part in parts]) for site in parts[0]} if len(parts) > 1 else parts[0]
+
+    return captured
+
+
 def sample_site(
     model: LanguageModel,
     text: Text,
@@ -100,7 +118,7 @@ def sample_sites(
     check_at_least(context, tokens=tokens)
     contexts = text.sample(model.tokenizer, context, tokens // context, seed=seed)
     capture = select_tokens(model, selection, lambda batch: model.capture(batch, sites))
-    yield from map(capture, contexts.split(max(1, FORWARD_TOKENS // context)))
+    yield from map(capture, contexts.split(forward_size(model.device, context)))
 
 
 def capture_sequences(
@@ -111,7 +129,7 @@ def capture_sequences(
     With a selection, of the tokens that count; sequences with equally many of them then stand together, so that the
     order of the sequences may change.
     """
-    for batch in sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])):
+    for batch in sequences.split(forward_size(model.device, sequences.shape[1])):
         x = model.capture(batch, site)[site]
         yield from rectangles(x, selection.mask([x], batch, model.tokenizer))
 

@@ -31,6 +31,8 @@ FORWARDS_WITHOUT_TOKENS = (
     4  # times the forwards of a block, after which a selection that lets no token count is refused
 )
 
+BEGINNING = {"chunk": 0, "earlier": 0, "carried": 0, "batches": 0, "text": Position().record()}
+
 Sites = Mapping[str, Float[Tensor, "tokens d_in"]]
 
 
@@ -70,6 +72,8 @@ class ShuffledStream:
         batch: Vectors a batch; at the end of the text, what does not fill one is dropped.
         buffer: Vectors the window holds; memory is bounded by three times `buffer * d_in` numbers, and one forward.
         seed: Decides the order.
+        total: Vectors that will be asked for, whole batches of them: the last block is as long as they need. More than
+            these, and there are none.
         start: `position()` of an earlier stream of the same settings.
     """
 
@@ -82,14 +86,15 @@ class ShuffledStream:
         batch: int,
         buffer: int,
         seed: int,
+        total: int | None = None,
         start: Mapping[str, Any] | None = None,
     ) -> None:
-        self._capture, self._open, self._batch, self._seed = capture, contexts, batch, seed
-        self._per_forward = max(1, FORWARD_TOKENS // context)
+        self._capture, self._open, self._batch, self._seed, self._total = capture, contexts, batch, seed, total
+        self._context, self._per_forward = context, max(1, FORWARD_TOKENS // context)
         forward = self._per_forward * context
         forwards = max(1, buffer // (2 * forward), -(-2 * batch // forward))  # half a block fills a batch
         self._block_tokens, self._tried = forwards * forward, FORWARDS_WITHOUT_TOKENS * forwards
-        self._at: dict[str, Any] = dict(start or {"chunk": 0, "carried": 0, "batches": 0, "text": Position().record()})
+        self._at: dict[str, Any] = dict(start or BEGINNING)
 
     @property
     def block_tokens(self) -> int:
@@ -97,36 +102,41 @@ class ShuffledStream:
         return self._block_tokens
 
     def position(self) -> dict[str, Any]:
-        """The chunk, its batches handed out, what was kept for it, and where in the text the block of that begins."""
+        """The chunk, batches handed out earlier and of it, what was kept for it, and where in the text that began."""
         return dict(self._at)
 
     def __iter__(self) -> Iterator[Sites]:
         """Batches, by site."""
-        chunk, carried, done = self._at["chunk"], self._at["carried"], self._at["batches"]
+        chunk, earlier, carried, done = (self._at[key] for key in ("chunk", "earlier", "carried", "batches"))
         contexts = self._open(Position.of(self._at["text"]))
         before = self._block(contexts, chunk - 1) if chunk else _Block(contexts.position, {})
         complete = True
         while complete:
-            block = self._block(contexts, chunk)
+            missing = None if self._total is None else self._total - earlier * self._batch - carried
+            block = self._block(contexts, chunk, missing)
             complete = block.complete
             early = self._early(carried, block)
             late = {site: x[len(x) - carried :] for site, x in before.vectors.items()}
             mixed = self._mixed(chunk, late, {site: x[:early] for site, x in block.vectors.items()})
-            for number, batch in enumerate(_whole_batches(mixed, self._batch)):
-                if number < done:
-                    continue
-                self._at = {"chunk": chunk, "carried": carried, "batches": number + 1, "text": before.begins.record()}
+            at = {"chunk": chunk, "earlier": earlier, "carried": carried, "text": before.begins.record()}
+            batches = list(_whole_batches(mixed, self._batch))
+            for number, batch in enumerate(batches[done:], done):
+                self._at = at | {"batches": number + 1}
                 yield batch
-            before, carried, done, chunk = block, block.tokens - early, 0, chunk + 1
+            earlier, before, carried = earlier + len(batches), block, block.tokens - early
+            done, chunk = 0, chunk + 1
 
-    def _block(self, contexts: Contexts, number: int) -> _Block:
-        """The next forwards of the text, permuted."""
+    def _block(self, contexts: Contexts, number: int, missing: int | None = None) -> _Block:
+        """The next forwards of the text, permuted. The last block ends with the vectors that are `missing`."""
         begins = contexts.position
         parts: list[Mapping[str, Tensor]] = []
+        last = missing is not None and missing <= self._block_tokens
+        wanted = missing if last and missing is not None else self._block_tokens
         complete, tokens = True, 0
-        while complete and tokens < self._block_tokens:
-            group = list(islice(contexts, self._per_forward))
-            complete = len(group) == self._per_forward
+        while complete and tokens < wanted:
+            size = min(self._per_forward, -(-(wanted - tokens) // self._context)) if last else self._per_forward
+            group = list(islice(contexts, size))
+            complete = len(group) == size
             if group:
                 parts.append({site: x.flatten(0, -2) for site, x in self._capture(torch.stack(group)).items()})
                 tokens += len(next(iter(parts[-1].values())))
@@ -138,7 +148,7 @@ class ShuffledStream:
         if not parts:
             return _Block(begins, {}, complete=False)
         joined = {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
-        return _Block(begins, self._permuted(joined, f"block {number} of activations"), complete)
+        return _Block(begins, self._permuted(joined, f"block {number} of activations"), complete and not last)
 
     def _early(self, carried: int, block: _Block) -> int:
         """How much of a block goes out at once: half of it, so that whole batches go out; at the end all of it."""

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dictlab.data.activations import moments
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
@@ -68,8 +67,7 @@ def evaluate(
     length = model.context_length(context)
     sampled = text.sample(model.tokenizer, length, contexts, seed=seed)
     batches = sampled.split(max(1, BATCH_TOKENS // length))
-    with Phase(f"evaluate: mean activations of {sampled.numel():,} tokens"):
-        means = {site: _mean(model, site, batches, selection) for site in dict.fromkeys(sites)}
+    means = _means(model, list(dict.fromkeys(sites)), batches, selection)
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
     active: list[list[Tensor]] = [[] for _ in dictionaries]
     with (
@@ -98,24 +96,30 @@ def evaluate(
     ]
 
 
-def _mean(
-    model: LanguageModel, site: str, batches: Iterable[Int[Tensor, "batch context"]], selection: TokenSelection
-) -> Float[Tensor, " d_in"]:
-    """The mean activation of the tokens that count.
+def _means(
+    model: LanguageModel,
+    sites: Sequence[str],
+    batches: Sequence[Int[Tensor, "batch context"]],
+    selection: TokenSelection,
+) -> dict[str, Float[Tensor, " d_in"]]:
+    """The mean activation at each site, of the tokens that count there; the model is run once for all sites.
 
     Raises:
-        DictlabError: None of them does.
+        DictlabError: At some site none of them does.
     """
-
-    def counted() -> Iterator[Tensor]:
+    counts = dict.fromkeys(sites, 0)
+    sums: dict[str, Tensor] = {}
+    with Phase("evaluate: mean activations", sum(map(torch.numel, batches)), unit="tokens") as phase:
         for tokens in batches:
-            x = model.capture(tokens, site)[site]
-            yield x[selection.mask([x], tokens, model.tokenizer)]
-
-    try:
-        return moments(counted()).mean
-    except ValueError as error:
-        raise DictlabError(f"token selection {selection}: no token of the sample counts at {site}.") from error
+            for site, x in model.capture(tokens, sites).items():
+                rows = x[selection.mask([x], tokens, model.tokenizer)].double()
+                counts[site] += len(rows)
+                sums[site] = sums.get(site, rows.new_zeros(rows.shape[1])) + rows.sum(dim=0)
+            phase.advance(tokens.numel())
+    for site in sites:
+        if not counts[site]:
+            raise DictlabError(f"token selection {selection}: no token of the sample counts at {site}.")
+    return {site: (sums[site] / counts[site]).float() for site in sites}
 
 
 @torch.no_grad()

@@ -101,6 +101,10 @@ class TrainConfig:
         model_dtype: Precision of the model's weights: auto, float32, bfloat16 or float16; auto is float32 on a CPU, and
             on a GPU what the model is kept in. Dictionaries are trained in float32 in any case.
         model_revision: Branch, tag or commit of a model on the Hub.
+        trust_remote_code: Run code that comes with the model. No file of settings can ask for it: give it again with
+            `--resume`.
+        allow_other_weights: Let `start` name dictionaries of a model with other weights, such as the one that this one
+            was fine-tuned from.
         cache: Folder where activations of the model are kept for later runs; none by default.
         cache_gb: Size that the cache may grow to, in gigabytes (10^9 bytes).
     """
@@ -155,6 +159,8 @@ class TrainConfig:
     log: tuple[LoggerName, ...] = ()
     model_dtype: ModelDtype = "auto"
     model_revision: str | None = None
+    trust_remote_code: bool = False
+    allow_other_weights: bool = False
     cache: str | None = None
     cache_gb: float = 10.0
 

@@ -19,6 +19,7 @@ from dictlab.training.config import TrainConfig
 HEAD = "# Written by dictlab "
 BEFORE_SELECTIONS = {"token_selection": "all"}
 BEFORE_RECIPES = {"recipe": "dictlab-0.1", "schedule": "cosine", "decay": 0.2}
+COMMAND_LINE_ONLY = "trust_remote_code"  # a file that somebody else wrote must not have code run
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -53,8 +54,8 @@ def checked(entries: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def known() -> list[str]:
-    """The names of all settings."""
-    return [field.name for field in fields(TrainConfig)]
+    """The names of all settings that a file can hold."""
+    return [field.name for field in fields(TrainConfig) if field.name != COMMAND_LINE_ONLY]
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
@@ -65,13 +66,17 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 def dumped(config: TrainConfig) -> str:
     """The text of a file that gives the same settings back. What is None, and so left to its default, is left out."""
     entries = {
-        name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items() if v not in (None, ())
+        name: list(v) if isinstance(v, tuple) else v
+        for name, v in asdict(config).items()
+        if v not in (None, ()) and name != COMMAND_LINE_ONLY
     }
     head = f"{HEAD}{VERSION}. The same again: dictlab train FILE; flags win over what stands here.\n\n"
     return head + tomli_w.dumps(entries)
 
 
 def _known(name: str, where: str) -> str:
+    if name == COMMAND_LINE_ONLY:
+        raise DictlabError(f"{where}: no file decides that code of a model is run; give --trust-remote-code.")
     if name not in known():
         near = difflib.get_close_matches(name.replace("-", "_"), known(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known())}."

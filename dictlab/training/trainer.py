@@ -78,6 +78,7 @@ def train(
         source = ranks.on_every_rank(lambda: _open_source(config, model, text, data, ranks))
         config = source.config
         ranks.broadcast_from_rank_zero(lambda: check_free(folder, [member.name for member in source.members], force))
+        ranks.on_rank_zero(lambda: _announce_cost(source))
         beginning = ranks.broadcast_from_rank_zero(lambda: _beginning(source))
         identity = ranks.broadcast_from_rank_zero(lambda: _begin(folder, config))
         return completion.run(_loop(folder, source, identity, beginning, ranks=ranks))
@@ -90,6 +91,7 @@ def resume(
     text: Text | None = None,
     data: ArrayLike | ArrayActivations | None = None,
     shards: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Run:
     """Go on with a run that was stopped or killed. On a CPU the result is the one it would have had, bit for bit.
 
@@ -101,6 +103,7 @@ def resume(
         text: The training text, likewise.
         data: The activations, likewise; needed where they were given in memory.
         shards: Parts that the latents of each dictionary are cut into from now on; as before by default.
+        trust_remote_code: Run code that comes with the model; a run's folder does not decide that.
 
     Raises:
         DictlabError: It is no run's folder, or the model, text or data are not those it began with.
@@ -108,7 +111,7 @@ def resume(
     known = runs.open_run(folder)
     if known.finished:
         return _finished_run(known)
-    config = _config_of(known, shards)
+    config = _config_of(known, shards, trust_remote_code)
     check_loggers(config)
     with training_processes(config.device, config.shards) as ranks, _only_writer(Path(folder), ranks):
         known = runs.open_run(folder)  # as the one who wrote there before has left it
@@ -119,7 +122,7 @@ def resume(
             raise DictlabError(
                 f"{known.path / runs.ABOUT}: missing, or without the run's id; put back a copy, or train anew."
             )
-        config = _config_of(known, shards)
+        config = _config_of(known, shards, trust_remote_code)
         source = ranks.on_every_rank(lambda: _open_source(config, model, text, data, ranks))
         saved = ranks.on_every_rank(lambda: _saved_state(known, config, source, ranks))
         beginning = _kept(saved) if saved else ranks.broadcast_from_rank_zero(lambda: _beginning(source))
@@ -138,14 +141,15 @@ def _only_writer(folder: Path, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def _config_of(known: RunFolder, shards: int | None) -> TrainConfig:
+def _config_of(known: RunFolder, shards: int | None, trust_remote_code: bool) -> TrainConfig:
     """The settings of a run's folder.
 
     Raises:
         DictlabError: A setting is none, or its device is not there.
     """
     settings = configfile.of_run(known.config) | ({} if shards is None else {"shards": shards})
-    return _spelt_out(TrainConfig(**configfile.checked(settings, str(known.path / runs.CONFIG))))
+    config = TrainConfig(**configfile.checked(settings, str(known.path / runs.CONFIG)))
+    return _spelt_out(replace(config, trust_remote_code=trust_remote_code))
 
 
 def _spelt_out(config: TrainConfig) -> TrainConfig:
@@ -241,6 +245,12 @@ def _kept(saved: State) -> State:
         {name: t for name, t in saved.tensors.items() if name.startswith("start/")},
         {name: saved.record[name] for name in ("identity", "variances")},
     )
+
+
+def _announce_cost(source: ActivationSource) -> None:
+    cost = source.cost()
+    if cost is not None:
+        cost.announce()
 
 
 def _beginning(source: ActivationSource) -> State:

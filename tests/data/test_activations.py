@@ -1,11 +1,14 @@
 """The stream of activations, and one-pass statistics against NumPy's two-pass ones."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from dictlab import Text
 from dictlab.data.activations import moments, sample_site, shuffled_activations
+from dictlab.data.shuffle_buffer import ShuffledStream
 from tests.planted import SITE, tiny_model
 
 
@@ -87,3 +90,31 @@ def test_the_buffer_bounds_what_is_held(text, monkeypatch):
         handed_out += len(batch)
         assert sum(seen) - handed_out <= 200 + 64
     assert sum(seen) > 1000
+
+
+@pytest.mark.parametrize("total", [40, 200, 320, 400])
+def test_the_last_block_is_as_long_as_the_batches_that_are_asked_for_need(text, monkeypatch, total):
+    """Every position gives the same rest, with a selection that drops some tokens of each context."""
+    monkeypatch.setattr("dictlab.data.shuffle_buffer.FORWARD_TOKENS", 64)
+    tokenizer, selected = tiny_model().tokenizer, []
+
+    def capture(tokens):
+        ids = tokens.flatten()
+        selected.append(ids[ids % 5 > 0, None].float())
+        return {SITE: selected[-1]}
+
+    def stream(start=None):
+        settings = {"context": 16, "batch": 8, "buffer": 256, "seed": 0, "total": total}
+        contexts = partial(text.contexts, tokenizer, 16, seed=0, repeat=True)
+        return ShuffledStream(capture, lambda at: contexts(start=at), start=start, **settings)
+
+    whole, places, running = [], [], stream()
+    for batch in running:
+        whole.append(batch[SITE])
+        places.append(running.position())
+    assert len(whole) >= total // 8
+    assert total <= sum(map(len, selected)) < total + 64  # less than a forward beyond
+    for number in range(0, len(places), 3):
+        rest = [batch[SITE] for batch in stream(places[number])]
+        assert len(rest) == len(whole) - number - 1
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole[number + 1 :], strict=True))

@@ -16,6 +16,9 @@ LLAMA = {
 EXPERTS = {"moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 97, "n_positions": 64, "bos_token_id": 1}
 GPT2 |= {"eos_token_id": 2, "rotary_dim": 4}
+PER_LAYER_INPUTS = LLAMA | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 97}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION |= {"image_size": 28, "patch_size": 14}
 # Attention and the MLP add to the stream one after the other.
 SEQUENTIAL = {
     **dict.fromkeys(
@@ -63,9 +66,14 @@ SEQUENTIAL = {
     "gpt_bigcode": GPT2,
     "bloom": GPT2 | {"hidden_size": 32},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 3, "vocab_size": 97},
+    "gemma3": {  # text and images; its text part alone is run
+        "text_config": {"model_type": "gemma3_text"} | LLAMA,
+        "vision_config": VISION,
+        "mm_tokens_per_image": 1,
+        "image_token_index": 90,
+    },
     "granite": LLAMA | {"residual_multiplier": 0.22, "embedding_multiplier": 12.0},
-    "gemma4_text": LLAMA
-    | {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 97, "num_kv_shared_layers": 0},
+    "gemma4_text": LLAMA | {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
 }
 PARALLEL = {
     "gpt_neox": LLAMA,
@@ -85,6 +93,8 @@ STREAM_ONLY = {
     "jamba": LLAMA | EXPERTS | {"mamba_d_state": 4},
     "recurrent_gemma": LLAMA | {"lru_width": 32},
     "lfm3": LLAMA,
+    # A part of what a block adds is looked up by the token in each block.
+    "gemma4_text": PER_LAYER_INPUTS | {"num_kv_shared_layers": 0},
 }
 
 
@@ -156,6 +166,34 @@ def test_parts_that_do_not_add_up_are_refused_by_name_and_the_stream_can_be_resu
             lm.capture(TOKENS, f"blocks.1.hook_{half}")
     check_resuming(lm, "blocks.1.hook_resid_pre")
     check_resuming(lm, "blocks.1.hook_resid_post")
+
+
+def test_a_forward_with_inputs_of_each_layer_is_not_resumed_without_tokens():
+    lm = tiny("gemma4_text", PER_LAYER_INPUTS | {"num_kv_shared_layers": 0})
+    for site in ("blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"):
+        x = lm.capture(TOKENS, site)[site]
+        with pytest.raises(DictlabError, match="look tokens up again: give resume tokens"):
+            lm.resume(x, site)
+
+
+def test_where_keys_and_values_of_earlier_blocks_are_read_again_the_forward_is_not_resumed():
+    layers = ["sliding_attention", "full_attention", "full_attention", "full_attention"]
+    settings = {"num_kv_shared_layers": 1, "num_hidden_layers": 4, "layer_types": layers}
+    lm = tiny("gemma4_text", PER_LAYER_INPUTS | settings)
+    check_resuming(lm, "blocks.2.hook_resid_pre")  # block 2 makes what block 3 reads
+    x = lm.capture(TOKENS, "blocks.3.hook_resid_pre")["blocks.3.hook_resid_pre"]
+    with pytest.raises(DictlabError, match="not the model's own"):
+        lm.resume(x, "blocks.3.hook_resid_pre", tokens=TOKENS)
+
+
+def test_several_streams_side_by_side_are_refused():
+    """Gemma 3n's blocks take and return several versions of the stream at once."""
+    settings = {"num_kv_shared_layers": 0, "laurel_rank": 4, "altup_num_inputs": 2, "intermediate_size": [48] * 3}
+    settings |= {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+    lm = tiny("gemma3n_text", PER_LAYER_INPUTS | settings | {"activation_sparsity_pattern": [0.0] * 3})
+    for hook in ("resid_pre", "resid_post", "attn_out", "mlp_out", "resid_mid"):
+        with pytest.raises(DictlabError, match="one vector a token"):
+            lm.capture(TOKENS, f"blocks.1.hook_{hook}")
 
 
 def test_at_least_forty_architectures_are_tried():

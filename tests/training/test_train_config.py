@@ -3,7 +3,10 @@
 import pytest
 
 from dictlab import DictlabError, cli, training
+from dictlab.model.language_model import LanguageModel
+from dictlab.model.model_options import ModelOptions
 from dictlab.training import TrainConfig, configfile
+from dictlab.training.sources.model import ModelSource
 
 
 @pytest.fixture
@@ -116,3 +119,30 @@ def test_a_run_that_is_fine_tuned_has_a_folder_of_its_own():
     plain = TrainConfig("m", "s", k=(4,))
     assert plain.default_out().name == "local-topk-1024"
     assert TrainConfig("m", "s", k=(4,), finetune="e2e").default_out().name == "local-then-e2e-topk-1024"
+
+
+def test_no_file_of_settings_has_the_code_of_a_model_run(tmp_path):
+    """Neither a file that is given nor the folder of a run that goes on; the command line alone."""
+    config = TrainConfig("m", "s", trust_remote_code=True, allow_other_weights=True)
+    assert "trust" not in configfile.dumped(config) and configfile.settings(config)["allow_other_weights"] is True
+    (tmp_path / "run.toml").write_text('model = "m"\nsite = "s"\ntrust_remote_code = true\n')
+    with pytest.raises(DictlabError, match="no file decides that code of a model is run; give --trust-remote-code"):
+        configfile.read(tmp_path / "run.toml")
+
+
+def test_how_a_model_is_opened_is_said_by_the_same_options_as_in_an_analysis(asked, monkeypatch):
+    options = ["--model-dtype", "bfloat16", "--model-revision", "v1", "--trust-remote-code", "--allow-other-weights"]
+    config = asked("m", "s", *options)
+    opened = []
+
+    class Opened(Exception):
+        pass
+
+    def load(options, *, device):
+        opened.append((options, device))
+        raise Opened
+
+    monkeypatch.setattr(LanguageModel, "load", load)
+    with pytest.raises(Opened):
+        ModelSource(config, None, None)
+    assert opened == [(ModelOptions("m", "bfloat16", "v1", True, True), "cpu")]

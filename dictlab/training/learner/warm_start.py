@@ -51,10 +51,11 @@ def load_for_model(paths: Sequence[str], model: LanguageModel, site: str) -> lis
     for path in paths:
         dictionary = load(path)
         about = dictionary.metadata
-        if about.model_fingerprint not in (None, model.fingerprint):
+        if not model.allow_other_weights and about.model_fingerprint not in (None, model.fingerprint):
             raise DictlabError(
                 f"{path}: trained on {about.model} with fingerprint {about.model_fingerprint}; "
-                f"{model.name} has other weights ({model.fingerprint})."
+                f"{model.name} has other weights ({model.fingerprint}). For a fine-tuned child of that model, give "
+                "--allow-other-weights."
             )
         if about.site and not model.same_site(about.site, site):
             raise DictlabError(f"{path}: trained at {about.site}; this run is at {site}. Give its own site.")

@@ -50,6 +50,9 @@ class ArraySource:
         starts = load_for_array(config.start, self.data.name, self.data.d_in)
         self.members: Sequence[Member] = list(self.config.members(starts))
 
+    def cost(self) -> None:
+        """Nothing runs but the steps, whose line of progress has a remaining time from the first of them on."""
+
     def samples(self) -> dict[str, Tensor]:
         """Rows to start from."""
         with Phase(f"sample {self.data.name}", shown=self._ranks.is_rank_zero):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from dictlab.cost_estimate import CostEstimate
 from dictlab.dictionary import Dictionary
 from dictlab.progress import Phase
 from dictlab.training.config import TrainConfig
@@ -31,6 +32,10 @@ class ActivationSource(Protocol):
 
     config: TrainConfig
     members: Sequence[Member]
+
+    def cost(self) -> CostEstimate | None:
+        """What the run is going to cost, from a short probe; None where nothing runs but the steps."""
+        ...
 
     def samples(self) -> Mapping[str, Tensor]:
         """Activations to start from, by site, `[n, d_in]`."""

@@ -26,6 +26,7 @@ class CaptureProgress:
     def __init__(self) -> None:
         self.block, self._in_block = 1, 0
         self.tokens, self.seconds = 0, 0.0
+        self._forward_began: float | None = None
         self._phase: Phase | None = None
         self._done_before = 0
 
@@ -39,9 +40,10 @@ class CaptureProgress:
 
         def counted(tokens: Tensor) -> Mapping[str, Tensor]:
             self._announce()
-            began = time.monotonic()
+            self._forward_began = began = time.monotonic()
             activations = capture(tokens)
             self.seconds += time.monotonic() - began
+            self._forward_began = None
             selected = next(iter(activations.values())).flatten(0, -2).shape[0]
             self.tokens += selected
             self._in_block = (self._in_block + selected) * (self._in_block + selected < self.block)
@@ -58,16 +60,22 @@ class CaptureProgress:
         trained, left = phase.done - self._done_before, phase.total - phase.done
         if not trained or not self.tokens:
             return None
-        to_capture = max(0, left - (self.tokens - trained))
-        step_seconds = max(0.0, phase.elapsed - self.seconds)
-        return to_capture * self.seconds / self.tokens + left * step_seconds / trained
+        current = 0.0 if self._forward_began is None else time.monotonic() - self._forward_began
+        step_seconds = max(0.0, phase.elapsed - self.seconds - current)
+        return self._to_capture(phase) * self.seconds / self.tokens + left * step_seconds / trained
+
+    def _to_capture(self, phase: Phase) -> int:
+        """Tokens that the run still needs from the model."""
+        assert phase.total is not None
+        return max(0, phase.total - self._done_before - self.tokens)
 
     def _announce(self) -> None:
         if self._phase is None:
             return
-        words = f"filling the shuffle buffer: {self._in_block:,} of {self.block:,} tokens"
+        block = min(self.block, self._in_block + self._to_capture(self._phase))  # the last one is shorter
+        words = f"filling the shuffle buffer: {self._in_block:,} of {block:,} tokens"
         if self.tokens:
-            left = (self.block - self._in_block) * self.seconds / self.tokens
+            left = (block - self._in_block) * self.seconds / self.tokens
             words += f", {rate(self.tokens, self.seconds)} tokens/s, {clock(left)} left"
         self._phase.stage = words if self._in_block or not self.tokens else ""
         self._phase.refresh()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dictlab import progress
+from dictlab.cost_estimate import CostEstimate
 from dictlab.data import activations
 from dictlab.data.activation_cache import ActivationCache
 from dictlab.data.attention_sinks import find_sinks, sinks_warning
@@ -22,6 +23,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import evaluate, site_of
 from dictlab.model.language_model import LanguageModel
+from dictlab.model.model_options import ModelOptions
 from dictlab.progress import Phase
 from dictlab.token_selection import ALL, AUTO, NORM_MULTIPLE, RECORD, TokenSelection
 from dictlab.training.config import TrainConfig
@@ -34,6 +36,7 @@ from dictlab.training.objectives import Batch, Objective, Splice
 from dictlab.training.sources.base import FINETUNE_SEED, SAMPLE, goals_of
 from dictlab.training.sources.batches import Batches, Part
 from dictlab.training.sources.capture_progress import CaptureProgress
+from dictlab.training.sources.training_cost import training_cost
 
 EVALUATION_CONTEXTS, FEWEST_CONTEXTS = 64, 4
 CHECKED = 4  # contexts of the stream that tell one text from another
@@ -51,9 +54,14 @@ class ModelSource:
         shown = ranks.is_rank_zero
         if model is None:
             with Phase(f"load {config.model}", shown=shown):
-                model = LanguageModel.load(
-                    config.model, device=config.device, dtype=config.model_dtype, revision=config.model_revision
+                options = ModelOptions(
+                    config.model,
+                    config.model_dtype,
+                    config.model_revision,
+                    config.trust_remote_code,
+                    config.allow_other_weights,
                 )
+                model = LanguageModel.load(options, device=config.device)
         self.model = model
         with Phase(f"open text {config.text}", shown=shown and text is None):
             self.text = text or Text.open(config.text)
@@ -74,9 +82,22 @@ class ModelSource:
         with Phase(f"read text {self.text.name}", shown=shown):
             next(self.text.as_split("heldout").contexts(self.model.tokenizer, self.context))  # is there enough?
 
+    def cost(self) -> CostEstimate:
+        """What the run is going to cost."""
+        with Phase("estimate the cost", shown=self._ranks.is_rank_zero):
+            return training_cost(
+                self.config,
+                self.members,
+                self.model,
+                context=self.context,
+                sample=self.sample_tokens,
+                evaluated=self.evaluation_contexts * self.context,
+                behind={site: self._behind(site) for site in self.config.sites},
+            )
+
     def samples(self) -> dict[str, Tensor]:
         """Activations to start from, by site."""
-        tokens = min(SAMPLE, max(self.config.tokens, 4 * self.context))
+        tokens = self.sample_tokens
         drawn = activations.sample_sites(
             self.model,
             self.text,
@@ -91,6 +112,16 @@ class ModelSource:
                 parts.append({site: x.float() for site, x in batch.items()})
                 phase.advance(len(parts[-1][self.config.sites[0]]))
         return {site: torch.cat([part[site] for part in parts]) for site in self.config.sites}
+
+    @property
+    def sample_tokens(self) -> int:
+        """Size of the sample: 32,768, or an eighth of a shorter run, four contexts at least."""
+        return min(SAMPLE, max(self.config.tokens // 8, 4 * self.context))
+
+    @property
+    def evaluation_contexts(self) -> int:
+        """Held-out contexts for metrics: 64, or as many as hold a quarter of the tokens of a shorter run."""
+        return min(EVALUATION_CONTEXTS, max(FEWEST_CONTEXTS, self.config.tokens // (4 * self.context)))
 
     def batches(self, start: Mapping[str, Any] | None) -> Batches:
         """Shuffled activations; or, where reconstructions are spliced in, whole contexts with their clean forward."""
@@ -117,9 +148,8 @@ class ModelSource:
         }
 
     def with_metrics(self, dictionaries: Sequence[Dictionary]) -> list[Dictionary]:
-        """Metrics on held-out text: 64 contexts, or as many as hold a quarter of the tokens of a shorter run."""
-        contexts = min(EVALUATION_CONTEXTS, max(FEWEST_CONTEXTS, self.config.tokens // (4 * self.context)))
-        heldout = self.text.as_split("heldout")
+        """Metrics on held-out text."""
+        heldout, contexts = self.text.as_split("heldout"), self.evaluation_contexts
         evaluations = evaluate(dictionaries, self.model, heldout, contexts=contexts, context=self.context)
         return [
             counted(with_metrics(d, e), self.config, self._behind(site_of(d)))
@@ -145,16 +175,20 @@ class ModelSource:
             size = config.batch // self.context
             in_order = partial(ContextStream, contexts, size=size)
             return Part(steps, lambda at: in_order(start=at), partial(_clean, splices, self.selection), splices)
+        capture = self._capture_progress.counting(
+            activations.select_tokens(self.model, self.selection, self._ranks.share_capture(self._capture))
+        )
+        if config.cache is None and self._ranks.count * self._ranks.shards == 1:  # else a forward is shared, or kept
+            capture = activations.in_forwards(self.model, capture)
         shuffled = partial(
             ShuffledStream,
-            self._capture_progress.counting(
-                activations.select_tokens(self.model, self.selection, self._ranks.share_capture(self._capture))
-            ),
+            capture,
             contexts,
             context=self.context,
             batch=config.batch,
             buffer=min(BUFFER_TOKENS, config.tokens),
             seed=seed,
+            total=steps * config.batch,
         )
 
         def stream(at: Mapping[str, Any] | None) -> ShuffledStream:

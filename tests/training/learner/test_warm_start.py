@@ -12,6 +12,7 @@ from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, N
 from dictlab.training import TrainConfig, train
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner
+from dictlab.training.learner.warm_start import load_for_model
 from dictlab.training.objectives import Batch
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
@@ -208,6 +209,14 @@ def test_a_dictionary_of_another_model_or_site_is_not_gone_on_from(tmp_path, tex
     with pytest.raises(DictlabError, match=message):
         train(config(start=(str(tmp_path / "a.safetensors"),)), out=tmp_path / "run", model=tiny_model(), text=text)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dictionary_of_other_weights_is_gone_on_from_where_that_is_allowed(tmp_path):
+    save(random_dictionary(N, 16, metadata=Metadata(site=SITE, model_fingerprint="abc")), tmp_path / "a.safetensors")
+    model = tiny_model()
+    model.allow_other_weights = True
+    (started,) = load_for_model([str(tmp_path / "a.safetensors")], model, SITE)
+    assert started.metadata.model_fingerprint == "abc"
 
 
 def test_later_sites_come_after_the_site(tmp_path, text):
