@@ -15,6 +15,7 @@ from dictlab.atomic_files import synchronise_folder
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.formats.loading import load
 from dictlab.formats.native import native_file as native
+from dictlab.interruption import interrupts
 from dictlab.progress import Phase
 from dictlab.training import run_state
 from dictlab.training.costs import cost_record, goals_record
@@ -86,13 +87,13 @@ def _measure(
     Returns:
         The dictionaries with metrics, and why the run ended before its time, if it did.
     """
-    with loop.writing():
+    with loop.writing(), interrupts() as caught:
         try:
             dictionaries = loop.source.with_metrics(dictionaries)
             _save(dictionaries, loop.folder)
         except KeyboardInterrupt:
             stopped = stopped or "interrupted while it was measured"
-            loop.stop_signal = int(signal.SIGINT)
+            loop.stop_signal = caught.number or int(signal.SIGINT)
         except torch.OutOfMemoryError as error:
             if loop.ranks.shards == 1:
                 raise

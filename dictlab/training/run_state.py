@@ -1,8 +1,8 @@
 """The state that a run goes on from: one file, replaced whole or not at all. Nothing is pickled.
 
-Tensors are in the safetensors format; the rest is JSON under its header's key `dictlab_state`. The file is written
-under another name, synchronised with the disk and renamed: a kill or a loss of power leaves the old state or the new
-one.
+Tensors are in the safetensors format; the rest is JSON under its header's key `dictlab_state`, with a digest of itself
+and one of the tensors (those of the rows below are not under it). The file is written under another name, synchronised
+with the disk and renamed: a kill or a loss of power leaves the old state or the new one.
 
 Where the latents of a dictionary are those of several processes, the tensors that have a row for each latent are in a
 folder beside it (`latent_rows`), which is complete before the file names it. Whatever number of processes wrote a
@@ -25,7 +25,7 @@ from dictlab.atomic_files import new_file, save_tensors, synchronise
 from dictlab.errors import DictlabError
 from dictlab.training.distributed import latent_rows
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
-from dictlab.training.state_checks import digest, refuse
+from dictlab.training.state_checks import TensorsDigest, digest, refuse
 
 if TYPE_CHECKING:
     from dictlab.training.distributed.latent_sharding import LatentShardedRanks
@@ -80,9 +80,9 @@ def remove(path: Path) -> None:
 
 
 def _replace(path: Path, state: State) -> None:
-    record = {"schema": SCHEMA} | state.record
-    header = {KEY: json.dumps(record | {"digest": digest(record)}, allow_nan=False)}
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}
+    record = {"schema": SCHEMA, "tensors": TensorsDigest.of(tensors)} | state.record
+    header = {KEY: json.dumps(record | {"digest": digest(record)}, allow_nan=False)}
     rows = state.record.get("rows", {}).get("folder")
     if rows is not None:
         synchronise(path.with_name(rows))
@@ -124,9 +124,14 @@ def read(path: Path, widths: Mapping[str, int], ranks: Ranks = SINGLE_PROCESS) -
                     f"{path}: state of schema {found}; this version of dictlab reads {SCHEMA}. "
                     "Go on with the version that began the run."
                 )
-            tensors = {name: _own_part(file, name, path, widths, ranks) for name in file.keys()}  # noqa: SIM118
+            tensors, whole = {}, TensorsDigest()
+            for name in sorted(file.keys()):
+                tensors[name] = _own_part(file, name, path, widths, ranks)
+                whole.add(name, file.get_tensor(name))
     except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         refuse(path, str(error))
+    if record.get("tensors") != whole.value():
+        refuse(path, "its tensors do not have the digest that was written with them")
     if "rows" in record:
         tensors |= _sharded_rows(path, record["rows"], widths, ranks)
     return State(tensors, record)

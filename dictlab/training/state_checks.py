@@ -1,7 +1,8 @@
 """Is a saved state one that this run can go on from? Checked like a dictionary, before anything is made of it.
 
-The record (JSON) is compared with its digest, with ranges, and with the run's settings; each tensor with the name,
-shape and dtype that a fresh learner has, and for finite values. Everything that does not fit is refused in a sentence.
+The record (JSON) and the tensors are compared with their digests, the record with ranges and with the run's settings,
+each tensor with the name, shape and dtype that a fresh learner has, and for finite values. Everything that does not fit
+is refused in a sentence.
 """
 
 from __future__ import annotations
@@ -28,6 +29,30 @@ def digest(record: Mapping[str, Any]) -> str:
     """A hash of a record's values."""
     text = json.dumps({k: v for k, v in record.items() if k != "digest"}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+class TensorsDigest:
+    """A hash of tensors: their names, dtypes, shapes and bytes, in the order of their names."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take in the next tensor."""
+        self._hash.update(f"{name}:{tensor.dtype}:{list(tensor.shape)};".encode())
+        self._hash.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+    def value(self) -> str:
+        """The hash so far."""
+        return self._hash.hexdigest()
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> str:
+        """The hash of all of these."""
+        whole = cls()
+        for name in sorted(tensors):
+            whole.add(name, tensors[name])
+        return whole.value()
 
 
 def refuse(path: Path, what: str) -> NoReturn:

@@ -16,7 +16,7 @@ from dictlab.training import TrainConfig, resume, train
 from dictlab.training.learner.learner import Learner
 from dictlab.training.recipes import Recipe
 from dictlab.training.run_state import KEY
-from dictlab.training.state_checks import digest
+from dictlab.training.state_checks import TensorsDigest, digest
 from tests.planted import sparse_data
 
 X, _ = sparse_data(1500)
@@ -63,6 +63,7 @@ def state_of(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 def write_state(folder: Path, tensors: dict[str, torch.Tensor], record: dict, *, sealed: bool = True) -> None:
     if sealed:
+        record = record | {"tensors": TensorsDigest.of(tensors)}
         record = record | {"digest": digest(record)}
     save_file(tensors, folder / "state.safetensors", metadata={KEY: json.dumps(record)})
 
@@ -105,6 +106,16 @@ def test_every_tensor_of_a_state_is_checked(folder, damage):
         refused(folder, "not a state of a training run, or damaged")
     write_state(folder, tensors | {"local-topk2-16-s0/counter.more": torch.zeros(3)}, record)
     refused(folder, "too many")
+
+
+def test_a_changed_value_of_a_tensor_does_not_have_its_digest(folder):
+    """One bit of one number, finite and in range: nothing but the digest can tell."""
+    tensors, record = state_of(folder)
+    for name, tensor in tensors.items():
+        changed = tensor.clone()
+        changed.reshape(-1).view(torch.uint8)[0] ^= 1
+        write_state(folder, tensors | {name: changed}, record, sealed=False)
+        refused(folder, "tensors do not have the digest")
 
 
 def test_a_changed_record_does_not_have_its_digest(folder):

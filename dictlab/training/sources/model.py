@@ -92,6 +92,7 @@ class ModelSource:
                 context=self.context,
                 sample=self.sample_tokens,
                 evaluated=self.evaluation_contexts * self.context,
+                passes=self.evaluation_passes,
                 behind={site: self._behind(site) for site in self.config.sites},
             )
 
@@ -119,9 +120,16 @@ class ModelSource:
         return min(SAMPLE, max(self.config.tokens // 8, 4 * self.context))
 
     @property
+    def evaluation_passes(self) -> int:
+        """How often the model is run, whole or from a site on, for each held-out token: for the mean activations, the
+        clean forward, and with each dictionary, zeros and the mean put in."""
+        return 2 + len(self.members) + 2 * len(self.config.sites)
+
+    @property
     def evaluation_contexts(self) -> int:
-        """Held-out contexts for metrics: 64, or as many as hold a quarter of the tokens of a shorter run."""
-        return min(EVALUATION_CONTEXTS, max(FEWEST_CONTEXTS, self.config.tokens // (4 * self.context)))
+        """Held-out contexts for metrics: 64, or of a shorter run as many as take a quarter of its forwards."""
+        affordable = self.config.tokens // (4 * self.context * self.evaluation_passes)
+        return min(EVALUATION_CONTEXTS, max(FEWEST_CONTEXTS, affordable))
 
     def batches(self, start: Mapping[str, Any] | None) -> Batches:
         """Shuffled activations; or, where reconstructions are spliced in, whole contexts with their clean forward."""

@@ -56,6 +56,7 @@ def training_cost(
     context: int,
     sample: int,
     evaluated: int,
+    passes: int,
     behind: dict[str, int],
 ) -> CostEstimate:
     """Estimate a run.
@@ -67,13 +68,13 @@ def training_cost(
         context: Tokens a context.
         sample: Tokens of the sample that it starts from.
         evaluated: Held-out tokens that it is measured on.
+        passes: How often each of these goes through the model; two times whole, else from a site on.
         behind: Parameters of the model that spliced objectives go through, by site; 0 where there are none.
     """
     probed = probe(model, config.sites, context)
     streamed = sample + config.tokens
-    spliced = len(members) + 2 * len(config.sites)  # every dictionary, the mean and zeros are put in at each site
     resumed = max(0.0, probed.whole - probed.to_sites)
-    forwarding = streamed * probed.to_sites + evaluated * (2 * probed.whole + spliced * resumed)
+    forwarding = streamed * probed.to_sites + evaluated * (2 * probed.whole + (passes - 2) * resumed)
     operations, state, widest = 0.0, 0, max(members, key=lambda member: member.width)
     for member in members:
         d_in = probed.widths[member.site]
@@ -88,8 +89,8 @@ def training_cost(
     size = forward_size(model.device, context) * context
     return CostEstimate(
         "train",
-        streamed + evaluated * (2 + spliced),
-        -(-streamed // size) + -(-evaluated // size) * (2 + spliced),
+        streamed + evaluated * passes,
+        -(-streamed // size) + -(-evaluated // size) * passes,
         forwarding + operations / _operations_per_second(widest.width, probed.widths[widest.site], config),
         (weights + buffer + state + RUNTIME_BYTES) / 1e9,
         f"{config.steps:,} steps",

@@ -14,7 +14,7 @@ def test_the_estimate_counts_what_goes_through_the_model(text, monkeypatch):
     source = ModelSource(SETTINGS, model, text)
     cost = source.cost()
     sampled, evaluated = source.sample_tokens, source.evaluation_contexts * 16
-    assert (sampled, evaluated) == (4096 // 8, 64 * 16)
+    assert (sampled, evaluated) == (4096 // 8, 4096 // (4 * 16 * 6) * 16)
     # At the end: the mean, a clean forward, and one for each of two dictionaries, zeros and the mean.
     assert cost.tokens == sampled + 4096 + evaluated * 6
     assert cost.seconds > 0
