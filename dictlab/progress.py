@@ -10,17 +10,20 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
+from typing import ClassVar, TypeVar
+
+T = TypeVar("T")
 
 HEARTBEAT = 4.0  # seconds between lines where nothing advances, or where each is a new one
-WORTH_A_LINE = 1.0  # seconds that a phase must last to have a line in a log file
+WORTH_A_LINE = 1.0  # seconds that a phase must last for its line to stay
 BEAT = 1.0  # seconds between lines of a terminal where nothing advances
 REDRAWN = 0.2  # seconds between two states of a terminal's line
 
 
 class Phase:
-    """One phase of a command, from `with` to its end.
+    """One phase of a command, from `with` to its end. Of phases inside each other, the innermost has the line.
 
     Args:
         label: What is done.
@@ -34,6 +37,8 @@ class Phase:
         stage: What is done just now, where a phase has several kinds of work; shown after the note.
         time_left: Gives the seconds to go, where something knows better than the mean rate.
     """
+
+    _open: ClassVar[list[Phase]] = []
 
     def __init__(
         self, label: str, total: int | None = None, *, done: int = 0, unit: str = "", shown: bool = True
@@ -50,6 +55,7 @@ class Phase:
         """Begin: on a terminal the first line comes at once, in a log file once there is something to wait for."""
         self._began = self._advanced_at = self._drawn_at = time.monotonic()
         if self._shown:
+            self._open.append(self)
             if _is_terminal():
                 self._draw()
             self._thread = threading.Thread(target=self._beat, daemon=True, name="progress")
@@ -57,12 +63,17 @@ class Phase:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """End, with a last line."""
+        """End, with a last line where it took its time, and did not fail."""
         self._over.set()
         if self._thread is not None:
             self._thread.join()
-        if self._shown and (_is_terminal() or self.elapsed >= WORTH_A_LINE):
+        if not self._shown:
+            return
+        if kind is None and self.elapsed >= WORTH_A_LINE:
             self._draw(last=True)
+        elif _is_terminal():
+            write("\r" + " " * len(self._drawn) + "\r")
+        self._open.remove(self)
 
     def advance(self, amount: int = 1) -> None:
         """So much more is done."""
@@ -118,6 +129,8 @@ class Phase:
     def _draw(self, *, last: bool = False) -> None:
         with self._lock:
             self._drawn_at = time.monotonic()
+            if self._open[-1:] != [self]:
+                return
             text = self.line(last=last)
             if not _is_terminal():
                 write(text + "\n")
@@ -133,6 +146,23 @@ class Phase:
                 write("\r" + " " * len(self._drawn) + "\r")
                 self._drawn = ""
             write(message + "\n")
+
+
+def track(items: Iterable[T], label: str, total: int | None = None, *, unit: str = "") -> Iterator[T]:
+    """Go through some items as a phase of their own.
+
+    Args:
+        items: What to go through.
+        label: What is done with them.
+        total: How many there are; found out where they have a length.
+        unit: What they are called, in the plural.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Phase(label, total, unit=unit) as phase:
+        for item in items:
+            yield item
+            phase.advance()
 
 
 def clock(seconds: float) -> str:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from dictlab import progress
-from dictlab.progress import Phase, clock, rate
+from dictlab.progress import Phase, clock, rate, track
 
 
 def test_the_line_says_how_much_how_fast_and_how_long(monkeypatch):
@@ -53,3 +53,32 @@ def test_what_cannot_be_written_is_no_failure(monkeypatch):
         monkeypatch.setattr(sys, "stderr", stream)
         with Phase("load", 3) as phase:
             phase.advance()
+
+
+def test_of_phases_inside_each_other_the_innermost_has_the_line(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(progress, "HEARTBEAT", 0.1)
+    with Phase("outer"):
+        for _ in track(range(2), "inner", unit="batches"):
+            time.sleep(0.25)
+        inner = written.getvalue()
+        time.sleep(0.35)
+    assert "outer" not in inner and "inner: 1 of 2 batches" in inner
+    assert "outer: " in written.getvalue()[len(inner) :]
+
+
+def test_what_was_quick_or_failed_leaves_no_line(monkeypatch, capsys):
+    with Phase("quick"):
+        pass
+    monkeypatch.setattr(progress, "WORTH_A_LINE", 0.0)
+    with pytest.raises(ValueError), Phase("failed"):
+        raise ValueError
+    assert list(track(iter("abc"), "items")) == ["a", "b", "c"]
+    assert capsys.readouterr().err.startswith("items: 3, ")
+
+
+def test_a_loop_that_is_left_early_ends_its_phase(monkeypatch):
+    for _ in track(range(3), "items"):
+        break
+    assert Phase._open == []

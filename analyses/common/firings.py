@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
-from tqdm import tqdm
 
 from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
 from dictlab.model.language_model import LanguageModel
+from dictlab.progress import track
 
 
 class LatentFirings(NamedTuple):
@@ -75,7 +75,7 @@ def collect_firings(
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     n_active = 0
     pairs = zip(sequences.split(size), counted.split(size), strict=True)
-    for number, (tokens, mask) in enumerate(tqdm(list(pairs), desc="activations", unit="batch", leave=False)):
+    for number, (tokens, mask) in enumerate(track(list(pairs), "activations", unit="batches")):
         x = model.capture(tokens, site)[site]
         codes = dictionary.encode(x[mask.to(x.device)].float())
         check_finite(dictionary, codes.values[:, None])

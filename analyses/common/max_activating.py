@@ -21,7 +21,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.common.inputs import (
     DataLike,
@@ -42,6 +41,7 @@ from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
 from dictlab.token_selection import ALL, TokenSelection
+from dictlab.progress import track
 
 TOP = 3  # sequences kept for each latent
 BEFORE, AFTER = 8, 4  # tokens shown around the one at the maximum
@@ -196,7 +196,7 @@ def peaks(
     selected = recorded_selection(dictionaries) if selection is None else selection
 
     def read() -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        for tokens in tqdm(sequences.split(size), desc="contexts", leave=False):
+        for tokens in track(sequences.split(size), "contexts", unit="batches"):
             captured = model.capture(tokens, list(dict.fromkeys(sites)))
             counted = {site: selected.mask([x], tokens, model.tokenizer) for site, x in captured.items()}
             yield [captured[site] for site in sites], [counted[site] for site in sites]

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
-from tqdm import tqdm
 
 from analyses.composition.insertion.insertion_effects import effects_in_pool
 from analyses.composition.insertion.single_insertions import SingleInsertions, nearest_alive, on_sample
@@ -26,6 +25,7 @@ from analyses.pool.dictionary_chain import DictionaryChain
 from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.ridge_refit import Refit, normal_equations
 from analyses.pool.search_starts import SEARCHED_REFITTED, best_of_starts
+from dictlab.progress import track
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def by_search(chain: DictionaryChain, latents: int | None, l0: float | None, ref
 def _inserted(chain: DictionaryChain, rule: str, threshold: float, first: SingleInsertions) -> Choice:
     """Each larger dictionary in turn, its novel latents inserted into what has been stitched so far."""
     chosen, insertions = chain.mask_of(0), [first]
-    for number in tqdm(range(1, len(chain.dictionaries)), desc=f"by {rule}", leave=False):
+    for number in track(range(1, len(chain.dictionaries)), f"by {rule}", unit="dictionaries"):
         if number > 1:
             insertions.append(_insertions(chain, chosen, number, threshold))
         novel = insertions[-1].novel if rule == "effect" else insertions[-1].novel_by_cosine

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.autointerp import report as interpretation_report
 from analyses.autointerp import scores as interpretation
@@ -45,6 +44,7 @@ from dictlab.data.packing import leading_tokens
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import firing_rates, site_of
+from dictlab.progress import track
 from dictlab.reports.report import Report
 
 
@@ -151,7 +151,7 @@ def _bigrams(inputs: ModelInputs, seed: int) -> Bigrams:
     """The baseline, fitted to training text."""
     length, tokenizer = inputs.context, inputs.model.tokenizer
     contexts = islice(inputs.text.as_split("train").contexts(tokenizer, length, seed=seed), BIGRAM_TOKENS // length)
-    shown = tqdm(contexts, desc="bigram model", total=BIGRAM_TOKENS // length, unit="context", leave=False)
+    shown = track(contexts, "bigram model", BIGRAM_TOKENS // length, unit="contexts")
     return Bigrams.fitted(torch.stack(list(shown)).numpy(), inputs.model.vocabulary)
 
 

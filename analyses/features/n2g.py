@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.features.n2g_trie import Pattern
 from dictlab.data.activations import FORWARD_TOKENS
@@ -32,6 +31,7 @@ from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.token_selection import ALL, TokenSelection
+from dictlab.progress import Phase
 
 HALF = 0.5  # the share of an activation that counts as keeping it
 ROWS = 1024  # strings encoded at once, which bounds pre-activations to this many rows
@@ -135,18 +135,18 @@ def patterns(examples: Sequence[Example], activate: Activate, padding: Padding, 
     """
     order = sorted(range(len(examples)), key=lambda i: examples[i].tokens[::-1])  # what shares strings, side by side
     found: dict[int, Pattern] = {}
-    with tqdm(total=2 * len(examples), desc="patterns", unit="string", leave=False) as bar:
+    with Phase("patterns", 2 * len(examples), unit="strings") as phase:
         for start in range(0, len(examples), TOGETHER):
             own = order[start : start + TOGETHER]
-            made = _patterns([examples[i] for i in own], activate, padding, longest, bar)
+            made = _patterns([examples[i] for i in own], activate, padding, longest, phase)
             found |= dict(zip(own, made, strict=True))
     return [found[i] for i in range(len(examples))]
 
 
 def _patterns(
-    examples: Sequence[Example], activate: Activate, padding: Padding, longest: int, bar: tqdm[Any]
+    examples: Sequence[Example], activate: Activate, padding: Padding, longest: int, phase: Phase
 ) -> list[Pattern]:
-    suffixes = _suffixes(examples, activate, longest, bar)
+    suffixes = _suffixes(examples, activate, longest, phase)
     found: dict[int, Pattern] = {
         i: Pattern(s.tokens, (True,) * len(s.tokens), (float("nan"),) * len(s.tokens), s.activation, reached=False)
         for i, s in enumerate(suffixes)
@@ -156,7 +156,7 @@ def _patterns(
     for i, suffix in enumerate(suffixes):
         if suffix.reached:
             by_length.setdefault(len(suffix.tokens), []).append(i)
-    bar.update(2 * len(found))
+    phase.advance(2 * len(found))
     for own in _split(by_length):
         tokens = torch.tensor([suffixes[i].tokens for i in own])
         latents = torch.tensor([examples[i].latent for i in own])
@@ -166,7 +166,7 @@ def _patterns(
         for i, row, start in zip(own, importance, at_start.tolist(), strict=True):
             kept = tuple((row >= HALF).tolist())
             found[i] = Pattern(suffixes[i].tokens, kept, tuple(row.tolist()), suffixes[i].activation, start)
-        bar.update(len(own))
+        phase.advance(len(own))
     return [found[i] for i in range(len(examples))]
 
 
@@ -177,7 +177,7 @@ def _split(by_length: dict[int, list[int]]) -> Iterator[list[int]]:
         yield from (own[start : start + size] for start in range(0, len(own), size))
 
 
-def _suffixes(examples: Sequence[Example], activate: Activate, longest: int, bar: tqdm[Any]) -> list[_Suffix]:
+def _suffixes(examples: Sequence[Example], activate: Activate, longest: int, phase: Phase) -> list[_Suffix]:
     """The shortest suffix of each example that keeps half of its activation."""
     found = {i: _Suffix(e.tokens[-longest:], e.activation, False) for i, e in enumerate(examples)}
     waiting = list(range(len(examples)))
@@ -191,7 +191,7 @@ def _suffixes(examples: Sequence[Example], activate: Activate, longest: int, bar
             if value / examples[i].activation >= HALF:
                 found[i] = _Suffix(examples[i].tokens[-length:], value, True)
         left = [i for i in waiting if not found[i].reached]
-        bar.update(len(waiting) - len(left))
+        phase.advance(len(waiting) - len(left))
         waiting = left
     return [found[i] for i in range(len(examples))]
 

@@ -25,7 +25,6 @@ from numpy import ndarray
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from analyses.common.firings import Firings, LatentFirings
 from analyses.features.bigram_baseline import Bigrams
@@ -38,6 +37,7 @@ from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import LOGITS, next_tokens
 from dictlab.token_selection import TokenSelection
+from dictlab.progress import track
 
 Sums = dict[str, NDArray[np.float64]]
 MEASURES = ("precision", "recall", "F1")
@@ -139,7 +139,7 @@ def simulated(
     tokens = sequences.numpy()
     mask = None if counted is None else counted.flatten().numpy()
     simulations = []
-    for trie in tqdm(tries, desc="simulation", unit="latent", leave=False):
+    for trie in track(tries, "simulation", unit="latents"):
         simulation = trie.simulate(tokens, first)
         if mask is not None:
             simulation = LatentFirings(*(part[mask[simulation.token]] for part in simulation))
@@ -223,7 +223,7 @@ def spliced(
     site, start_of = site_of(dictionary), model.block_input(site_of(dictionary))
     parts: list[Tensor] = []
     pairs = zip(sequences.split(size), counted.split(size), strict=True)
-    for number, (tokens, mask) in enumerate(tqdm(list(pairs), desc="splice", unit="batch", leave=False)):
+    for number, (tokens, mask) in enumerate(track(list(pairs), "splice", unit="batches")):
         clean = model.capture(tokens, list(dict.fromkeys([site, start_of, model.last_site])))
         start = number * size * length
         inside = (place >= start) & (place < start + tokens.numel())

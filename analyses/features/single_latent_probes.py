@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.features import newton_logistic
 from analyses.features.newton_logistic import cross_entropy
@@ -28,6 +27,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import check_finite
 from dictlab.model.language_model import LanguageModel
+from dictlab.progress import track
 from dictlab.statistics import BySequence
 
 FORWARD_TOKENS = 4096
@@ -129,7 +129,7 @@ def captured(model: LanguageModel, site: str, labelled: LabelledTokens) -> Rows:
     parts = []
     size = max(1, FORWARD_TOKENS // labelled.tokens.shape[1])
     pairs = zip(labelled.tokens.split(size), labelled.known.split(size), strict=True)
-    for tokens, known in tqdm(list(pairs), desc="capture", leave=False):
+    for tokens, known in track(list(pairs), "capture", unit="batches"):
         parts.append(model.capture(tokens, site)[site][known.to(model.device)].float())
     return Rows(torch.cat(parts), labelled)
 
@@ -176,9 +176,9 @@ def _probed(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """The best column of each task, its weight, its threshold, and its sums on the held-out sample."""
     labels = train.labelled.labels.to(train.x.device)
-    bar = tqdm(range(labels.shape[1]), desc=f"probe {name}", unit="task", leave=False)
+    tasks = track(range(labels.shape[1]), f"probe {name}", unit="tasks")
     chosen = torch.tensor(
-        [newton_logistic.best(columns, labels[:, task], ridge=ridge) for task in bar], device=labels.device
+        [newton_logistic.best(columns, labels[:, task], ridge=ridge) for task in tasks], device=labels.device
     )
     values = fitted(chosen).double()
     probes = [newton_logistic.fit(Dense(values[:, [t]].T), labels[:, t], ridge=ridge) for t in range(len(chosen))]

@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.features import python_lexical, python_syntax
 from analyses.features.python_lexical import Places, Span, Spans
@@ -32,6 +31,7 @@ from dictlab import seeds
 from dictlab.data.packing import leading_tokens
 from dictlab.data.text import SPREAD, Text
 from dictlab.errors import DictlabError
+from dictlab.progress import Phase
 
 PYTHON_TASKS = (*python_lexical.TASKS, *python_syntax.TASKS)
 
@@ -134,15 +134,14 @@ def python_tokens(text: Text, tokenizer: Any, length: int, contexts: int, *, see
     ids: list[NDArray[np.int64]] = []
     flags: list[NDArray[np.bool_]] = []
     held = 0
-    bar = tqdm(total=SPREAD * contexts, desc=f"label {text.split}", unit="context", leave=False)
-    for one, labels in _documents(text, tokenizer, seed):
-        ids.append(one)
-        flags.append(labels)
-        held += len(one)
-        bar.update(min(held // body, SPREAD * contexts) - bar.n)
-        if held >= SPREAD * contexts * body:
-            break
-    bar.close()
+    with Phase(f"label {text.split}", SPREAD * contexts, unit="contexts") as phase:
+        for one, labels in _documents(text, tokenizer, seed):
+            ids.append(one)
+            flags.append(labels)
+            held += len(one)
+            phase.advance(min(held // body, SPREAD * contexts) - phase.done)
+            if held >= SPREAD * contexts * body:
+                break
     pool = min(held // body, SPREAD * contexts)
     if pool == 0:
         raise DictlabError(

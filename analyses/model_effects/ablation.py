@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from analyses.common.inputs import DictionaryLike, ModelInputs, ModelLike, TextLike, open_inputs
 from analyses.common.patching import clean_runs, counted_mask
@@ -40,6 +39,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
 from dictlab.interruption import Completion
+from dictlab.progress import track
 from dictlab.reports.report import Report
 
 
@@ -169,7 +169,7 @@ def _measure(
     """Every ablation at the chosen token of every sequence, and how many of these tokens are complete."""
     effects: list[AblationEffect] = []
     with Completion(len(places), "tokens") as completion:
-        for sequence, position in tqdm(places, desc="ablation", unit="token", leave=False):
+        for sequence, position in track(places, "ablation", unit="tokens"):
             until = position + n_positions
             at_token = list[AblationEffect]()
             for site, run in clean_runs(inputs.model, tokens[sequence : sequence + 1, :until], inputs.sites).items():

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.common.patching import check_some_count
 from analyses.model_effects.principal_directions import (
@@ -33,6 +32,7 @@ from dictlab.evaluation.evaluate import BATCH_TOKENS, reconstruct_selected, site
 from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
+from dictlab.progress import track
 from dictlab.statistics import BySequence
 from dictlab.token_selection import ALL, TokenSelection
 
@@ -114,7 +114,7 @@ def measure(
     generator = seeds.generator(seed, "resampled directions")
     rows: dict[tuple[str, ...], list[Sums]] = defaultdict(list)
     with Completion(len(tokens)) as completion:
-        for batch in tqdm(batches, desc="downstream", leave=False):
+        for batch in track(batches, "downstream", unit="batches"):
             for key, sums in list(_batch(dictionaries, model, places, means, basis, batch, selection, generator)):
                 rows[key].append(sums)
             completion.add(len(batch))

@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from tqdm import tqdm
 
 from analyses.common.patching import CleanRun, check_some_count, clean_runs
 from analyses.model_effects.replacements import (
@@ -39,6 +38,7 @@ from dictlab.evaluation.evaluate import reconstruct_selected, site_of
 from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
 from dictlab.token_selection import ALL, TokenSelection
+from dictlab.progress import Phase, track
 
 BATCH_TOKENS = 2048
 POOL_TOKENS = 4096  # the pool of activations from elsewhere holds about so many, eight sequences at least
@@ -87,7 +87,7 @@ def measure_sites(
         pool: list[tuple[Tensor, Tensor]] = []
 
         def activations(site: str = site, pool: list[tuple[Tensor, Tensor]] = pool) -> Iterator[Tensor]:
-            for batch in tqdm(batches, desc=f"covariance at {site}", leave=False):
+            for batch in track(batches, f"covariance at {site}", unit="batches"):
                 x = model.capture(batch, site)[site].float()
                 if not x.isfinite().all():
                     raise DictlabError(f"{model.name}: its activations at {site} are not finite on this text.")
@@ -134,7 +134,7 @@ def measure_damage(
     batches = tokens.split(max(2, BATCH_TOKENS // tokens.shape[1]))
     with (
         Completion(len(tokens)) as completion,
-        tqdm(total=len(batches) * len(dictionaries), desc="pathology", unit="dictionary-batch") as progress,
+        Phase("pathology", len(batches) * len(dictionaries), unit="dictionary-batches") as progress,
     ):
         for number, batch in enumerate(batches):
             swept = min(len(batch), max(0, settings.sweep_contexts - completion.done))
@@ -159,7 +159,7 @@ def _batch(
     errors: Mapping[str, Tensor],
     settings: DamageSettings,
     extent: tuple[int, int, int],
-    progress: tqdm,
+    progress: Phase,
 ) -> list[dict[str, Tensor]]:
     """All dictionaries on one batch. The same normal numbers serve each dictionary: their differences are paired.
 

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.common.patching import CleanRun, check_some_count
 from analyses.quality.refinement import PLAIN, refined, thresholds, with_k, with_threshold
@@ -26,6 +25,7 @@ from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import check_finite
 from dictlab.interruption import Completion
+from dictlab.progress import track
 from dictlab.statistics import NAN, Array, BySequence, Estimate, Formula
 from dictlab.token_selection import ALL, TokenSelection
 
@@ -163,7 +163,7 @@ def measure_rules(
     """
     rows: list[list[tuple[Sums, Tensor]]] = []
     with completion:
-        for inputs in tqdm(batches, desc="shrinkage", unit="batch", leave=False):
+        for inputs in track(batches, "shrinkage", unit="batches"):
             batch = [_batch(of, inputs[key], means[key]) for of, key in zip(rules, keys, strict=True)]
             rows.append(batch)
             completion.add(len(batch[0][0]["tokens"]))

@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.common.inputs import (
     DataLike,
@@ -38,6 +37,7 @@ from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
 from dictlab.token_selection import TokenSelection, rectangles
+from dictlab.progress import track
 
 Matrix: TypeAlias = sparse.csr_array  # tokens x latents
 HELD = 1 << 14  # tokens whose activations are kept, for the codes of random latents
@@ -148,7 +148,7 @@ def _captured(
     """What each dictionary reads of some sequences at a time, of the tokens that count but for first ones."""
     selection = replace(selection, first=max(1, selection.first))
     sites = [site_of(dictionary) for dictionary in dictionaries]
-    for tokens in tqdm(sequences.split(max(1, FORWARD_TOKENS // sequences.shape[1])), desc="codes", leave=False):
+    for tokens in track(sequences.split(forward_size(model.device, sequences.shape[1])), "codes", unit="batches"):
         captured = model.capture(tokens, list(dict.fromkeys(sites)))
         counted = selection.mask(captured.values(), tokens, model.tokenizer)
         parts = {site: rectangles(x.float(), counted) for site, x in captured.items()}

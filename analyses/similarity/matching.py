@@ -24,7 +24,6 @@ from itertools import combinations
 from typing import Any, TypeVar
 
 import pandas as pd
-from tqdm import tqdm
 
 from analyses.common.chance import chance_levels, comparison_notes
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
@@ -51,6 +50,7 @@ from analyses.similarity.matching_report import (
 from analyses.similarity.representation_report import compared_spaces, space_plot
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
+from dictlab.progress import track
 from dictlab.reports.report import Plot, Report, Table
 
 T = TypeVar("T")
@@ -224,7 +224,7 @@ def _check_levels(**levels: float) -> None:
 
 
 def _progress(pairs: list[T], what: str) -> Iterator[T]:
-    yield from tqdm(pairs, desc=what, leave=False, disable=len(pairs) < 2)
+    yield from track(pairs, what, unit="pairs")
 
 
 def _strata(

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.common.chance import alive_directions, oriented
 from analyses.common.max_activating import LatentContexts, with_contexts
@@ -19,6 +18,7 @@ from analyses.common.seed_floor import relation
 from analyses.similarity.density_regions import ALPHA, FULL, NEIGHBOURS, Pool, density_ratio, pooled, regions
 from analyses.similarity.geometry_report import Latent
 from dictlab.dictionary import Dictionary
+from dictlab.progress import track
 from dictlab.reports.report import Table
 
 SHUFFLES_A_PAIR = 40  # for p-values that can reach ALPHA after correction for the pairs
@@ -96,7 +96,7 @@ def compare(opened: Sequence[Dictionary], permutations: int, seed: int) -> Compa
     values = {(name, name): found.cosine[:, 0] for name, found in own.items()}
     found: list[Found] = []
     rows = []
-    for a, b in tqdm(pairs, desc="pairs of dictionaries", leave=False):
+    for a, b in track(pairs, "pairs of dictionaries", unit="pairs"):
         ab, ba = near(a, b, NEIGHBOURS), near(b, a, NEIGHBOURS)
         values |= {(a.name, b.name): ab.cosine[:, 0], (b.name, a.name): ba.cosine[:, 0]}
         pool = pooled(own[a.name], ab, ba, own[b.name], NEIGHBOURS)

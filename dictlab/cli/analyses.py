@@ -20,6 +20,7 @@ from dictlab.cli.printing import console, examples, print_report
 from dictlab.errors import DictlabError
 from dictlab.formats.names import name_of
 from dictlab.model.model_options import ModelDtype, ModelOptions
+from dictlab.progress import Phase
 
 if TYPE_CHECKING:  # pandas, matplotlib and torch are slow to import
     from dictlab.reports.report import Report
@@ -72,7 +73,8 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
         check_folder(folder, force=overwrite)
         positional = inspect.BoundArguments(signature, bound.arguments)
         try:
-            report = analysis(*positional.args, **positional.kwargs)
+            with Phase(analysis.__name__):
+                report = analysis(*positional.args, **positional.kwargs)
         except KeyboardInterrupt as stopped:
             raise KeyboardInterrupt(f"; nothing was written to {folder}") from stopped
         if not isinstance(report, Report):

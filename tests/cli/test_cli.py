@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from analyses.autointerp.settings import Interpreter
-from dictlab import Dictionary, LanguageModel, Metadata, Report, TopK, __version__, cli, load, save
+from dictlab import Dictionary, LanguageModel, Metadata, Report, TopK, __version__, cli, load, progress, save
 from dictlab.dictionary.activation_functions import JumpReLU, Union
 from dictlab.dictionary.normalisation import Centred, Scale
 from dictlab.reports.report import Table
@@ -30,7 +30,9 @@ WORDS = [f"w{i}" for i in range(30)]
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path):
-    """No network, a wide terminal, and a folder of one's own to stand in."""
+    """No network, a wide terminal, no lines of progress on a slow machine, and a folder of one's own to stand in."""
+    monkeypatch.setattr(progress, "HEARTBEAT", 1e9)
+    monkeypatch.setattr(progress, "WORTH_A_LINE", 1e9)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

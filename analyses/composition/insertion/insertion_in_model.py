@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.common.patching import FORWARD_TOKENS, PARTS, CleanRun, check_some_count, clean_runs
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import reconstruct_selected, site_of
 from dictlab.model.language_model import LanguageModel
+from dictlab.progress import track
 from dictlab.statistics import Array, BySequence, Formula
 from dictlab.token_selection import ALL, TokenSelection
 
@@ -74,7 +74,7 @@ def insertion_behaviour(
     site = site_of(small)
     rows: list[dict[str, Array]] = []
     size = max(1, FORWARD_TOKENS // sequences.shape[1])
-    for tokens in tqdm(sequences.split(size), desc="behaviour", leave=False):
+    for tokens in track(sequences.split(size), "behaviour", unit="batches"):
         clean_run = clean_runs(model, tokens, [site], selection)[site]
         x = clean_run.x.float()
         x_hat = reconstruct_selected(small, x, clean_run.counted)[1]

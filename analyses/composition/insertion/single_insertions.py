@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from analyses.common.neighbours import Neighbours, nearest
 from analyses.composition.insertion.insertion_effects import InsertionEffects, insertion_effects
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.progress import track
 from dictlab.statistics import RESAMPLES
 
 TWIN = 0.9  # cosine above which two novel latents bring the same
@@ -138,7 +138,7 @@ def insert_each(
     Raises:
         DictlabError: No latent of LARGE is active on them, or none of SMALL is alive.
     """
-    effects = insertion_effects(small, large, tqdm(batches, desc=f"inserting {large.name}", leave=False))
+    effects = insertion_effects(small, large, track(batches, f"inserting {large.name}", unit="batches"))
     if bool(effects.dead.all()):
         raise DictlabError(
             f"{large.name}: none of its {large.n_latents} latents adds anything on {effects.tokens} tokens: "

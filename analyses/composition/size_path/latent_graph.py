@@ -30,9 +30,9 @@ from scipy import sparse
 from scipy.sparse import csgraph
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from analyses.common.neighbours import by_size
+from dictlab.progress import track
 
 KINDS = ("same", "split", "merge", "tangled", "novel", "orphan")
 THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(16))  # of the percolation curve
@@ -120,7 +120,7 @@ def graph(
     weakest = np.full(len(large), np.inf)
     found: list[NDArray[np.float64]] = [np.zeros((3, 0))]
     gathered = 0
-    for own in tqdm(rows, desc="components", leave=False):
+    for own in track(rows, "components"):
         a = _unit(small, own)
         for other in columns:
             masks = (_of(signed[0], own), _of(signed[1], other))

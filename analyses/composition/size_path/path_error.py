@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy import sparse
-from tqdm import tqdm
 
 from analyses.composition.size_path.path_steps import StepSchedule
 from analyses.pool.pool_sample import PoolSample
+from dictlab.progress import track
 
 Bias = Literal["best", "keep", "blend"]
 TOKENS = 4096  # tokens that are walked together
@@ -183,7 +183,7 @@ def _changes(
     mark = np.searchsorted(marks, np.arange(points))  # the first mark at or after each point; past the last: none
     sums, by_sequence = np.zeros(points), np.zeros(n_sequences * (len(marks) + 1))
     norms = directions.double().square().sum(dim=1).float()
-    for begin in tqdm(range(0, sample.n_tokens, TOKENS), desc="path", leave=False):
+    for begin in track(range(0, sample.n_tokens, TOKENS), "path", unit="batches"):
         part = slice(begin, min(begin + TOKENS, sample.n_tokens))
         target = sample.target[part] - sample.scale[part, None] * reference
         step, token, change = _walked(sample.codes[part], torch.from_numpy(target).float(), directions, norms, schedule)

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from analyses.composition.size_path.latent_graph import Components, Graph
 from analyses.pool.quadratic_error import QuadraticError
 from dictlab import seeds
+from dictlab.progress import track
 
 Order = Literal["cosine", "effect", "random", "greedy"]
 PHASES = ("insert", "swap", "drop", "silent", "mixed")
@@ -178,7 +178,7 @@ def greedy_scores(matching: LatentMatching, quadratic: QuadraticError) -> NDArra
     square = alone - np.bincount(unit[inside], weights=(start - 2 * weight * quadratic.linear)[inside], minlength=count)
     members = np.split(inside[np.argsort(unit[inside], kind="stable")], np.cumsum(np.bincount(unit[inside]))[:-1])
     taken = np.full(count, np.inf)
-    for turn in tqdm(range(count), desc="greedy order", leave=False):
+    for turn in track(range(count), "greedy order", unit="latents"):
         slope = np.bincount(unit[inside], weights=(2 * weight * (product - quadratic.linear))[inside], minlength=count)
         best = int(np.where(np.isinf(taken), square + slope, np.inf).argmin())
         taken[best] = turn
