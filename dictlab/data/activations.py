@@ -21,9 +21,10 @@ from dictlab.token_selection import ALL, TokenSelection, rectangles
 CPU_FORWARD_TOKENS = 2048
 
 
-def forward_size(device: torch.device, context: int) -> int:
+def forward_size(device: torch.device | str, context: int) -> int:
     """Contexts given to the model at once."""
-    return max(1, (CPU_FORWARD_TOKENS if device.type == "cpu" else FORWARD_TOKENS) // context)
+    on_cpu = torch.device(device).type == "cpu"
+    return max(1, (CPU_FORWARD_TOKENS if on_cpu else FORWARD_TOKENS) // context)
 
 
 def shuffled_activations(

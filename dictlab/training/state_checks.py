@@ -40,7 +40,7 @@ class TensorsDigest:
     def add(self, name: str, tensor: Tensor) -> None:
         """Take in the next tensor."""
         self._hash.update(f"{name}:{tensor.dtype}:{list(tensor.shape)};".encode())
-        self._hash.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        self._hash.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
     def value(self) -> str:
         """The hash so far."""
