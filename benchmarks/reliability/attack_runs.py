@@ -1,6 +1,6 @@
 """Attacks on training runs, counted: kills at random moments, pairs of processes in one folder, damaged states, links.
 
-    python benchmarks/reliability/attack_runs.py --kills 60 --pairs 50 --states 2000 --links 20 --seed 0
+    python -m benchmarks.reliability.attack_runs --kills 60 --pairs 50 --states 2000 --links 20 --seed 0
 
 Runs are small, on a planted array, and trained by `dictlab.training` in processes of their own (forked, so that nothing
 is imported again). Each attack has one outcome that is right, or one of two:
@@ -196,12 +196,12 @@ def stopped_run(room: Path) -> Path:
     return folder
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Attack, and print a table of outcomes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("kills", 20), ("pairs", 10), ("states", 200), ("links", len(LINKED)), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a forked process has no pool of threads
     os.fsync = lambda descriptor: None  # a kill does not touch what the disk has yet to write
     failures = 0
