@@ -40,8 +40,8 @@ from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
-from dictlab.token_selection import ALL, TokenSelection
 from dictlab.progress import track
+from dictlab.token_selection import ALL, TokenSelection
 
 TOP = 3  # sequences kept for each latent
 BEFORE, AFTER = 8, 4  # tokens shown around the one at the maximum

@@ -30,8 +30,8 @@ from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
-from dictlab.token_selection import ALL, TokenSelection
 from dictlab.progress import Phase
+from dictlab.token_selection import ALL, TokenSelection
 
 HALF = 0.5  # the share of an activation that counts as keeping it
 ROWS = 1024  # strings encoded at once, which bounds pre-activations to this many rows

@@ -36,8 +36,8 @@ from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import LOGITS, next_tokens
-from dictlab.token_selection import TokenSelection
 from dictlab.progress import track
+from dictlab.token_selection import TokenSelection
 
 Sums = dict[str, NDArray[np.float64]]
 MEASURES = ("precision", "recall", "F1")

@@ -37,8 +37,8 @@ from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import reconstruct_selected, site_of
 from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
-from dictlab.token_selection import ALL, TokenSelection
 from dictlab.progress import Phase, track
+from dictlab.token_selection import ALL, TokenSelection
 
 BATCH_TOKENS = 2048
 POOL_TOKENS = 4096  # the pool of activations from elsewhere holds about so many, eight sequences at least

@@ -29,15 +29,15 @@ from analyses.common.inputs import (
     open_text,
     within_reach,
 )
-from dictlab.data.activations import FORWARD_TOKENS
+from dictlab.data.activations import forward_size
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
-from dictlab.token_selection import TokenSelection, rectangles
 from dictlab.progress import track
+from dictlab.token_selection import TokenSelection, rectangles
 
 Matrix: TypeAlias = sparse.csr_array  # tokens x latents
 HELD = 1 << 14  # tokens whose activations are kept, for the codes of random latents
