@@ -187,7 +187,7 @@ def _batch(
             row |= {"references": beside[site], "reach": reach(part, few)}
             row |= {"sensitivity": sensitivity(part, few, dictionary, swept_codes)}
         rows.append(row)
-        progress.update()
+        progress.advance()
     return rows
 
 
