@@ -3,7 +3,7 @@
 python -m benchmarks.results.quality_at_equal_tokens --peers PYTHON
     [--model gpt2-python-2m --site blocks.3.hook_resid_pre --token-selection all]  or  [--arrays TRAIN.npy HELD.npy]
     [--vectors 409600 --passes 5 --batch 2048] [--width 1024 --k 16] [--activation topk ...] [--seeds 0 1 2]
-    [--libraries dictlab saelens ...] [--settings '{}' '{"recipe": "gao2024"}'] [--rates-at-best 5]
+    [--libraries dictlab saelens ...] [--settings '{}' '{"recipe": "gao2024"}'] [--rates 2e-3 4e-3]
     [--out FOLDER] [--tables]
 
 PYTHON is an interpreter that has dictionary_learning, SAELens and sparsify. Each library trains at its own defaults,
@@ -93,10 +93,9 @@ class Bench:
             runs = self.runs(activation, contestant, None)
             if runs:
                 kinds["defaults"][contestant] = runs
-            if self.asked.rates_at_best:
-                best = self.at_best(activation, contestant)
-                if best:
-                    kinds["best rate"][contestant] = best
+            best = self.at_best(activation, contestant)
+            if best:
+                kinds["best rate"][contestant] = best
         print(f"\n## {activation}, {self.steps:,} steps of {self.asked.batch:,}, width {self.asked.width:,}\n")
         columns = ["library", "settings", "lr", "explained variance", "L0", "dead", "seconds", "to the best peer's"]
         print(head(columns, numbers=6))
@@ -121,7 +120,7 @@ class Bench:
 
     def at_best(self, activation: str, contestant: Contestant) -> list[dict[str, Any]]:
         """Runs at the rate that is best for the first seed, on the vectors that are for choosing."""
-        rates = RATES[contestant.library][: self.asked.rates_at_best]
+        rates = RATES[contestant.library] if self.asked.rates is None else self.asked.rates
         tried = {rate: self.run(activation, contestant, rate, self.asked.seeds[0]) for rate in rates}
         scores = {rate: run["result"]["choosing"] for rate, run in tried.items() if run is not None}
         return self.runs(activation, contestant, max(scores, key=lambda rate: scores[rate])) if scores else []
@@ -243,7 +242,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--libraries", nargs="+", default=list(LIBRARIES), choices=LIBRARIES)
     parser.add_argument("--settings", nargs="+", default=["{}"], metavar="JSON")
-    parser.add_argument("--rates-at-best", type=int, default=5, help="how many learning rates are tried; 0 for none")
+    parser.add_argument("--rates", type=float, nargs="*", help="learning rates to try; without any, defaults alone")
     parser.add_argument("--out", type=Path, default=Path("runs/quality-at-equal-tokens"))
     parser.add_argument("--tables", action="store_true", help="train nothing")
     asked = parser.parse_args()
