@@ -167,7 +167,8 @@ def overview_table(means: Sequence[ProbeMeans]) -> pd.DataFrame:
         row |= {"has": one.has, "width": one.width}
         row |= {name: word or None for name, word in zip(("objective", "activation"), one.family, strict=True)}
         rows.append(row | {"site": one.probed.site})
-    return pd.DataFrame(rows).astype({"width": "Int64"})
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return pd.DataFrame(columns | {"width": pd.array(columns["width"], dtype="Int64")})
 
 
 def tasks_table(measured: Sequence[Probed], names: Sequence[str], min_f1: float) -> pd.DataFrame:

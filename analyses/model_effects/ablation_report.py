@@ -100,7 +100,8 @@ def overview_table(estimates: Sequence[AblationEstimates], numbers: int) -> pd.D
         row |= estimate_columns(OWN, one.own_position) | estimate_columns(f"random {OWN}", one.random_own_position)
         width = one.dictionary.n_latents if one.dictionary else None
         rows.append(row | {"width": width, "family": _family(one)})
-    return pd.DataFrame(rows).astype({"width": "Int64"})
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return pd.DataFrame(columns | {"width": pd.array(columns["width"], dtype="Int64")})
 
 
 def _family(one: AblationEstimates) -> str | None:

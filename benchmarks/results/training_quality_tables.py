@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from analyses.common import plotting
 from analyses.quality.curve_comparison import estimate, mean_ratio
 from analyses.quality.measured_points import Point, curves
-from analyses.quality.pareto_tables import matched
 from benchmarks.results.training_quality_measures import Cost
 from dictlab import Dictionary
 from dictlab.statistics import interval
@@ -213,7 +212,7 @@ def compared(runs: Runs) -> Iterable[str]:
     yield head("what", "of", "over", "ratio", "from", "to")
     wanted = ("local", "relu", "e2e-", "e2e+ds-", "then-e2e-0.1")
     points = [p for name, own in runs.items() if name.startswith(wanted) for p in own]
-    frame = matched(curves(points))
+    frame = matched_table(curve_ratios(curves(points)))
     for entry in frame[~frame["what"].str.contains("alive")].itertuples(index=False):
         what, of, over, ratio, low, high, _, start, end = entry
         yield row(what, of, over, f"{ratio:.2f} [{low:.2f}, {high:.2f}]", f"{start:.3g}", f"{end:.3g}")

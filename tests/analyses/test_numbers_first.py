@@ -19,11 +19,11 @@ from analyses import (
     explanations,
     frankenstein,
     novelty,
+    pareto,
     path,
     pathology,
     shrinkage,
     stitching,
-    verification,
 )
 from dictlab import Metadata, ReLU, TopK
 from dictlab.reports.report import Report
@@ -92,8 +92,8 @@ def _explanations(given):
     return explanations(dictionaries(), **(given | few))
 
 
-def _verification(given):
-    return verification(dictionaries()[0], contexts=3, **_without_tokens(given))
+def _pareto(given):
+    return pareto(dictionaries(), contexts=3, **_without_tokens(given))
 
 
 ANALYSES = {
@@ -102,7 +102,7 @@ ANALYSES = {
     "pathology": _pathology,
     "shrinkage": _shrinkage,
     "explanations": _explanations,
-    "verification": _verification,
+    "pareto": _pareto,
     "novelty": _novelty,
     "stitching": _stitching,
     "stitching by search": _search,
@@ -132,7 +132,11 @@ def rename_frames(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def numbers(report: Report) -> dict[str, np.ndarray]:
     """All numbers of a report's tables and of the lines and points of its figures, by where they stand."""
-    found = {f"table {name}": table.frame.select_dtypes("number").to_numpy() for name, table in report.tables.items()}
+    found = {
+        f"table {name}": table.frame.select_dtypes("number").to_numpy(dtype=float, na_value=np.nan)
+        for name, table in report.tables.items()
+        if len(table.frame)
+    }
     for name, plot in report.plots.items():
         for i, ax in enumerate(plot.figure.axes):
             drawn = [np.asarray(line.get_xydata(), dtype=float) for line in ax.lines]

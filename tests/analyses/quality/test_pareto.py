@@ -11,15 +11,38 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.lines import Line2D
 
-from analyses.quality import pareto_plots
 from analyses.quality.curve_comparison import estimate, front, interpolated, mean_ratio, nearest
 from analyses.quality.measured_points import MEASURES, Curve, Point, curves
 from analyses.quality.pareto import pareto
-from analyses.quality.pareto_tables import SIMILAR, cost_table, fronts, matched, on_front, pairs, points_table
+from analyses.quality.pareto_comparisons import (
+    SIMILAR,
+    compared_quantities,
+    curve_ratios,
+    on_front,
+    similar_pairs,
+    training_costs,
+)
+from analyses.quality.pareto_report import plots as pareto_plots
+from analyses.quality.pareto_report import tables
+from analyses.quality.pareto_report.tables import fronts_table as fronts
+from analyses.quality.pareto_report.tables import points_table
 from dictlab import Metadata, ReLU, TopK
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.statistics import RESAMPLES
 from tests.planted import SITE, random_dictionary, tiny_model
+
+
+def matched(curves):
+    return tables.matched_table(curve_ratios(curves))
+
+
+def pairs(curves, key):
+    return tables.pairs_table(similar_pairs(curves, key), list(compared_quantities(curves[0].measures[0])))
+
+
+def cost_table(curves):
+    return tables.cost_table(training_costs(curves))
+
 
 L0_AT_CE, ALIVE_AT_CE, CE_AT_L0, CE_AT_ALIVE = (
     "L0 at matched CE increase",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analyses.common import plotting
 from analyses.quality.measured_points import Curve, Measure, Point, average
-from analyses.quality.pareto_tables import on_front
+from analyses.quality.pareto_comparisons import on_front
 from dictlab.evaluation.metrics import METRICS
 
 AXES = {"l0": "L0 (active latents/token)", "alive": "alive latents"}
