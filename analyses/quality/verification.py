@@ -176,6 +176,8 @@ def _reconstructs(dictionary: Dictionary, found: Evaluation, x: Tensor) -> list[
 
 def _explains(found: Evaluation) -> Check:
     value, (low, _) = found.value("explained_variance"), found.interval("explained_variance")
+    if found.n_sequences < 2:
+        return Check("explains more than the mean does", "not done", f"{value:.3f}", "two sequences, for an interval")
     figure = f"{value:.3f} (lower end of the interval {low:.3f})"
     return Check("explains more than the mean does", _outcome(low > 0), figure, "explained variance above 0")
 
@@ -193,6 +195,8 @@ def _stated(found: Evaluation, dictionary: Dictionary, metric: str) -> Check:
     label, stated = METRICS[metric].label, dictionary.metadata.metrics.get(metric)
     value, (low, high) = found.value(metric), found.interval(metric)
     figure = f"{value:.4g} [{low:.4g}, {high:.4g}]"
+    if found.n_sequences < 2:
+        return Check(f"stated {label}", "not done", f"{value:.4g}", "two sequences, for an interval")
     if not isinstance(stated, int | float) or isinstance(stated, bool):
         return Check(f"stated {label}", "not done", figure, "the file states none")
     slack = SLACK * abs(stated)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.token_selection import ALL, RECORD, TokenSelection
+from dictlab.token_selection import RECORD, TokenSelection
 
 
 def recorded_selection(dictionaries: Sequence[Dictionary]) -> TokenSelection:
@@ -34,14 +34,3 @@ def with_selection(dictionaries: Sequence[Dictionary], spec: str | TokenSelectio
         return list(dictionaries)
     record = {RECORD: str(TokenSelection.parse(spec))}
     return [replace(d, metadata=replace(d.metadata, training={**d.metadata.training, **record})) for d in dictionaries]
-
-
-def all_tokens_warning(dictionaries: Sequence[Dictionary]) -> tuple[str, ...]:
-    """What a report must say that counts every token although its dictionaries were trained on some of them."""
-    selections = {d.name: TokenSelection.parse(d.metadata.training.get(RECORD)) for d in dictionaries}
-    return tuple(
-        f"All tokens of a context are counted here, and {name} was trained on the tokens {str(selection)!r}: at the "
-        "others it is asked for what it has never seen."
-        for name, selection in selections.items()
-        if selection != ALL
-    )
