@@ -14,8 +14,9 @@ from analyses.common import plotting
 from analyses.common.chance import KINDS, alive_latents, random_directions
 from analyses.common.seed_floor import NONE, SEEDS, Similarity
 from analyses.similarity.coactivation_report import RANDOM, drawn_rates, random_codes
+from analyses.similarity.code_cka import code_cka, code_cka_value, seldom
 from analyses.similarity.code_sample import Matrix, Sample, randomly_fired
-from analyses.similarity.code_similarity import CrossFit, code_cka, code_cka_value, cross_fit, seldom
+from analyses.similarity.cross_reconstruction import CrossFit, cross_fit
 from analyses.similarity.latent_pairs import Pair
 from analyses.similarity.representation import (
     ROWS,

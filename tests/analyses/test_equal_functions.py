@@ -202,6 +202,19 @@ def test_opposite_signs_are_one_function_to_what_is_made_of_it():
         assert_equal_tables(one, other)
 
 
+@pytest.mark.parametrize("kind", ["relu", "jumprelu", "topk"])
+def test_the_path_between_equal_functions_is_equal(kind):
+    """Encoders rescaled against decoders, and biases folded."""
+    small, large = dictionary(kind, N, 1, "small"), dictionary(kind, M, 2, "large")
+    drawn = torch.rand(N + M, generator=torch.Generator().manual_seed(5)).mul(2).exp().div(2)
+    others = [biases_folded(rescaled(d, s), s) for d, s in ((small, drawn[:N]), (large, drawn[N:]))]
+    one, other = (
+        path(a, [b], order="effect", random_orders=0, data=X, tokens=360, contexts=10)
+        for a, b in ((small, large), others)
+    )
+    assert_equal_tables(one, other)
+
+
 def test_a_signed_dictionary_has_nothing_that_its_negative_lacks():
     small = dictionary("abstopk", N, 1, "small")
     negative = replace(flipped(small, torch.full((N,), 2.0)), name="negative")

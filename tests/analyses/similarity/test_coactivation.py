@@ -12,7 +12,7 @@ from scipy import sparse
 from analyses.similarity import coactivation
 from analyses.similarity.coactivation import alike, best_partners, shuffled_means, values
 from analyses.similarity.code_sample import firings, randomly_fired, sampled
-from analyses.similarity.code_similarity import cross_fit
+from analyses.similarity.cross_reconstruction import cross_fit
 from analyses.similarity.matching import matching
 from dictlab import DictlabError, Text, TopK
 from tests.planted import SITE, random_dictionary, tiny_model

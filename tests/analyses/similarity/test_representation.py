@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.stats import spearmanr
 
-from analyses.similarity import code_similarity, representation
-from analyses.similarity.code_similarity import code_cka, code_cka_value, seldom
+from analyses.similarity import code_cka as cka_of_codes
+from analyses.similarity import representation
+from analyses.similarity.code_cka import code_cka, code_cka_value, seldom
 from analyses.similarity.representation import cka, principal, procrustes, rsa, svcca, value_of, with_null
 
 MEASURES = [cka, svcca, rsa]
@@ -75,12 +76,12 @@ def test_codes_in_sparse_blocks_have_the_cka_and_interval_of_dense_ones(seed, ce
     x, y = (generator.exponential(size=(60, n)) * (generator.random((60, n)) < 0.4) for n in (7, 9))
     a, b = sparse.csr_array(x), sparse.csr_array(y)
     group = np.arange(60) // 15
-    original = code_similarity.CELLS
+    original = cka_of_codes.CELLS
     try:
-        code_similarity.CELLS = cells
-        found = code_similarity._ckas(a, b, group, 4)
+        cka_of_codes.CELLS = cells
+        found = cka_of_codes._ckas(a, b, group, 4)
     finally:
-        code_similarity.CELLS = original
+        cka_of_codes.CELLS = original
     kept = [group >= 0, *(group != g for g in range(4))]
     np.testing.assert_allclose(found, [value_of(cka, x[k], y[k], seed=0) for k in kept], atol=1e-10)
 
