@@ -35,7 +35,8 @@ def name_of(path: str | Path) -> str:
     last = Path(path.partition("://")[2] or path)
     stem = last.stem if last.suffix in WEIGHTS else last.name
     name = last.absolute().parent.name if stem in EVERYWHERE else stem
-    return f"{name}#{part}" if part else name
+    name = f"{name}#{part}" if part else name
+    return name.encode("utf-8", "backslashreplace").decode()  # bytes that are no UTF-8 as codes: tables hold text
 
 
 def l0_in(path: Path) -> float | None:

@@ -45,7 +45,7 @@ from dictlab.reports.page import (
     table_data,
     title_of,
 )
-from dictlab.reports.safe_text import for_csv, safe
+from dictlab.reports.safe_text import encodable, encodable_frame, for_csv, safe
 from dictlab.reports.whole_folder import write_whole
 
 
@@ -244,6 +244,7 @@ class Report:
         frames = {name: table.frame for name, table in self.tables.items()}
         frames |= {name: plot.frame for name, plot in self.plots.items() if isinstance(plot, Scatter)}
         for name, frame in frames.items():
+            frame = encodable_frame(frame)
             for_csv(frame).to_csv(folder / f"{name}.csv", index=False)
             frame.to_parquet(folder / f"{name}.parquet", index=False)
         for name, plot in self.plots.items():
@@ -256,7 +257,7 @@ class Report:
             (folder / f"{name}.json").write_text(as_json(cards.data()) + "\n", encoding="utf-8")
         for name, dictionary in self.dictionaries.items():
             native.save(dictionary, folder / f"{name}.safetensors")
-        (folder / "report.html").write_text(self.html(command), encoding="utf-8")
+        (folder / "report.html").write_text(encodable(self.html(command)), encoding="utf-8")
         files = sorted(path.name for path in folder.iterdir())
         content = {
             "title": self.title,

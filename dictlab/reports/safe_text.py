@@ -2,7 +2,7 @@
 
 Control characters (escape sequences begin with one), NUL, bidirectional marks, surrogates and line separators are
 written as their codes, `\\x1b` or `\\u202e`. In CSV files a text that a spreadsheet would take for a formula gets an
-apostrophe in front.
+apostrophe in front. Halves of surrogate pairs, which no file can hold as text, are codes in every file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,24 @@ def safe(text: str) -> str:
 
 def _code(number: int) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def encodable(text: str) -> str:
+    """The text with halves of surrogate pairs as codes, so that it can be written as UTF-8; all else stays."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def encodable_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every text in it, names of columns included, such that it can be written as UTF-8."""
+    import pandas as pd
+
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    plain = frame.assign(**{name: frame[name].map(_encodable) for name in texts}) if texts else frame
+    return plain.rename(columns=_encodable)
+
+
+def _encodable(value: Any) -> Any:
+    return encodable(value) if isinstance(value, str) else value
 
 
 def for_csv(frame: pd.DataFrame) -> pd.DataFrame:

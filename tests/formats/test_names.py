@@ -71,3 +71,8 @@ def test_the_same_file_twice_is_refused():
 def test_a_new_name_may_not_be_one_that_is_there():
     with pytest.raises(DictlabError, match="two dictionaries are called 'x/b'"):
         with_distinct_names([*at("x/b.pt", "y/b.pt"), replace(random_dictionary(), name="x/b")])
+
+
+def test_a_name_that_is_no_utf_8_is_shown_in_codes():
+    """Such a file's name is text with halves of surrogate pairs, which no table can hold."""
+    assert name_of("/tmp/caf\udce9.safetensors") == "caf\\udce9"

@@ -65,6 +65,22 @@ def test_csv_cells_are_no_formulas(tmp_path, text):
     assert pd.read_parquet(tmp_path / "out" / "table.parquet")["name"][0] == text  # data stays as it is
 
 
+def test_half_of_a_surrogate_pair_is_a_code_in_every_file(tmp_path, capsys):
+    """Names of files that are not UTF-8, and pieces of emoji, reach Python as such; pandas' own texts refuse them."""
+    half, title = "a\ud83d", "\udce9t\udce9"
+    frame = pd.DataFrame({"name": pd.Series([half, "b"], dtype=object), "x": [1.0, 2.0]})
+    cards = {"deck": Cards((Card(half, {half: half}),), half)}
+    made = Report(title, half, {"table": Table(frame, half)}, cards=cards, settings={"path": title})
+    made.save(out := tmp_path / "out")
+    rows = list(csv.reader((out / "table.csv").open(encoding="utf-8")))
+    assert rows[1] == ["a\\ud83d", "1.0"]
+    assert pd.read_parquet(out / "table.parquet")["name"][0] == "a\\ud83d"
+    assert "\\udce9t\\udce9" in (out / "report.html").read_text("utf-8")
+    assert json.loads((out / "report.json").read_text("utf-8"))["title"] == title
+    print_report(made, out)
+    assert "\\udce9t\\udce9" in capsys.readouterr().out
+
+
 def test_a_report_of_plain_text_is_unchanged():
     plain = replace(report(), title="A title", summary="é 日本 <b>")
     assert "é 日本 &lt;b&gt;" in plain.html()
