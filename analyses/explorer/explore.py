@@ -23,6 +23,7 @@ from analyses.explorer.collection import collect
 from analyses.explorer.examples import ExampleCounts
 from analyses.explorer.explorer_folder import Explorer, ExplorerSettings, is_explorer_of, write_explorer
 from analyses.explorer.live_model import LiveModel
+from analyses.explorer.report_labels import report_labels
 from analyses.explorer.server import serve_explorer
 from dictlab.errors import check_at_least
 from dictlab.reports.report import check_folder
@@ -37,6 +38,7 @@ def explore(
     tokens: int = 262_144,
     examples: int = 10,
     umap: bool = True,
+    reports: Sequence[str | Path] = (),
     seed: int = 0,
     device: str = "cpu",
     token_selection: str | None = None,
@@ -54,6 +56,8 @@ def explore(
         tokens: Tokens of the sample that latents are looked for in.
         examples: Most strongly activating contexts of each latent; others are drawn from quantiles and at random.
         umap: Draw the map of directions by UMAP, where it is installed; otherwise by the two main axes.
+        reports: Folders of reports on these dictionaries (probes, explanations): what they say of a latent in words is
+            shown with it and can be searched.
         seed: Of the sample of text, and of what is drawn.
         device: Where to run: cpu, cuda, ...
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
@@ -77,6 +81,7 @@ def explore(
         dictlab explore a-256.safetensors a-512.safetensors a-1024.safetensors --tokens 1000000 --out out/sizes
         dictlab explore mine.safetensors --text my/texts --token-selection without-first
         dictlab explore small.safetensors large.safetensors --serve
+        dictlab explore small.safetensors large.safetensors --reports out/probes-small-and-large
     """
     check_at_least(0, seed=seed)
     check_at_least(1, examples=examples)
@@ -84,10 +89,11 @@ def explore(
     if not serve:
         check_folder(folder, force=force)
     given = open_dictionaries(dictionaries, token_selection=token_selection)
+    labels = tuple(report_labels([Path(r) for r in reports], [d.name for d in given], [d.n_latents for d in given]))
     inputs = open_inputs(given, model=model, text=text, device=device, same_place=True)
     check_at_least(inputs.context, tokens=tokens)
     sample = inputs.sample(tokens // inputs.context, "train", seed=seed)
-    settings = ExplorerSettings(tokens, ExampleCounts(top=examples), seed, umap)
+    settings = ExplorerSettings(tokens, ExampleCounts(top=examples), seed, umap, labels)
     if force or not is_explorer_of(folder, inputs, settings):
         check_folder(folder, force=force)
         _make(folder, inputs, sample, settings, force)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from analyses.explorer.latent_records import RecordInputs, latent_record
 from analyses.explorer.page import PAGE, write_page
 from analyses.explorer.page_meta import LATENTS_A_FILE, SCHEMA, PageParts, page_meta
 from analyses.explorer.promoted_tokens import LogitTokens, logit_tokens
+from analyses.explorer.report_labels import Label
 from analyses.explorer.sample_texts import write_texts, write_vocabulary
 from analyses.explorer.token_firings import write_token_firings
 from analyses.explorer.twins import DictionaryPair, compare_pair
@@ -46,12 +48,14 @@ class ExplorerSettings(NamedTuple):
         counts: Examples of each latent.
         seed: Of the sample, and of what is drawn.
         umap: The map is to be drawn by UMAP.
+        labels: What reports say of latents in words.
     """
 
     tokens: int
     counts: ExampleCounts
     seed: int
     umap: bool
+    labels: tuple[Label, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,20 @@ def write_explorer(
         own = nearest(dictionary.W_dec, dictionary.W_dec, top=OWN, itself=False, signed_a=dictionary.signed)
         of_number = {e: pair.twins for (d, e), pair in pairs.items() if d == number}
         record_inputs = RecordInputs(
-            number, collected.codes, ids, inputs.context, of_number, own, logits[number], settings.counts, settings.seed
+            number=number,
+            codes=collected.codes,
+            ids=ids,
+            context=inputs.context,
+            twins=of_number,
+            own=own,
+            logits=logits[number],
+            effects=indices[number].effects,
+            counts=settings.counts,
+            seed=settings.seed,
         )
         _write_records(data, record_inputs, dictionary.n_latents, dictionary.name)
         used |= _tokens_of(logits[number])
-        write_data(data, f"index-{number}", {k: packed(v) for k, v in index_columns(indices[number]).items()})
+        write_data(data, f"index-{number}", index_columns(indices[number]))
     sequences_a_file = write_texts(data, inputs.model.tokenizer, collected.sequences)
     for number, (codes, index) in enumerate(zip(collected.codes, indices, strict=True)):
         write_token_firings(data, number, codes, index.max_activation, sequences_a_file * inputs.context)
@@ -137,7 +150,9 @@ def write_explorer(
     frame = latent_frame(names, indices, {t: token_text(inputs.model.tokenizer, t) for t in used})
     frame.to_parquet(folder / "latents.parquet")
     for_csv(frame).to_csv(folder / "latents.csv", index=False)
-    parts = PageParts(indices, logits, placed, sequences_a_file, 0, settings.seed)
+    parts = PageParts(indices, logits, placed, sequences_a_file, len(settings.labels), settings.seed)
+    if settings.labels:
+        write_data(data, "labels", settings.labels)
     write_data(data, "meta", page_meta(inputs, sample, collected, parts))
     write_page(folder, f"{', '.join(names)} in {inputs.model.name}")
     _write_record(folder, inputs, settings)
@@ -197,9 +212,14 @@ def _key(inputs: ModelInputs, settings: ExplorerSettings) -> dict[str, Any]:
         "model": inputs.model.fingerprint,
         "text": inputs.text.name,
         "token_selection": str(inputs.selection),
-        **settings._asdict(),
-        "counts": settings.counts._asdict(),
+        **_asked(settings),
     }
+
+
+def _asked(settings: ExplorerSettings) -> dict[str, Any]:
+    """The settings as JSON knows them; of labels a hash."""
+    labels = hashlib.sha256(json.dumps(settings.labels).encode()).hexdigest()[:16] if settings.labels else None
+    return settings._asdict() | {"counts": settings.counts._asdict(), "labels": labels}
 
 
 def _write_record(folder: Path, inputs: ModelInputs, settings: ExplorerSettings) -> None:
@@ -210,7 +230,7 @@ def _write_record(folder: Path, inputs: ModelInputs, settings: ExplorerSettings)
         "title": "Explorer of " + ", ".join(d.name for d in inputs.dictionaries),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "dictlab": VERSION,
-        "settings": {**settings._asdict(), "counts": settings.counts._asdict(), **inputs.record()},
+        "settings": _asked(settings) | inputs.record(),
         "token_selection": str(inputs.selection),
         "inputs": [
             {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from analyses.composition.insertion.insertion_effects import InsertionEffects
 from analyses.composition.insertion.insertion_tables import DEAD, NOVEL, RECONSTRUCTION
 from analyses.explorer.code_store import StoredCodes
+from analyses.explorer.data_files import packed, packed_ids, packed_unit
 from analyses.explorer.promoted_tokens import LogitTokens
 from analyses.explorer.twins import DictionaryPair
 from dictlab.dictionary import Dictionary
@@ -120,26 +121,25 @@ def nearest_jaccard(pair: DictionaryPair, active: Numbers, other_active: Numbers
     return jaccard
 
 
-def index_columns(index: LatentIndex) -> dict[str, Numbers]:
-    """The columns as the page has them; of those about another dictionary its number is part of the name."""
-    columns: dict[str, Numbers] = {
-        "rate": index.firing_rate,
-        "max": index.max_activation,
-        "mean": index.mean_activation,
-        "norm": index.norm,
+def index_columns(index: LatentIndex) -> dict[str, dict[str, str]]:
+    """The columns as the page has them, packed; of those about another dictionary its number is part of the name."""
+    columns = {
+        "rate": packed(index.firing_rate),
+        "max": packed(index.max_activation),
+        "mean": packed(index.mean_activation),
+        "norm": packed(index.norm),
     }
     for e in index.nearest:
         columns |= {
-            f"near{e}": index.nearest[e].astype(np.int32),
-            f"cos{e}": index.cosine[e],
-            f"jac{e}": index.jaccard[e],
-            f"corrnear{e}": index.correlated[e].astype(np.int32),
-            f"corr{e}": index.correlation[e],
+            f"near{e}": packed(index.nearest[e].astype(np.int32)),
+            f"cos{e}": packed_unit(index.cosine[e]),
+            f"jac{e}": packed_unit(index.jaccard[e]),
+            f"corr{e}": packed_unit(index.correlation[e]),
         }
     for e, effects in index.effects.items():
-        columns |= {f"effect{e}": effects.change.numpy(), f"error{e}": effects.error.numpy()}
-        columns[f"class{e}"] = classes(effects).astype(np.uint8)
-    return columns | {"on": index.on.astype(np.int32), "up": index.up.astype(np.int32)}
+        columns[f"effect{e}"] = packed(effects.change.numpy())
+        columns[f"class{e}"] = packed(classes(effects).astype(np.uint8))
+    return columns | {"on": packed_ids(index.on), "up": packed_ids(index.up)}
 
 
 CLASSES = (DEAD, RECONSTRUCTION, NOVEL)  # by their number in the index
@@ -173,10 +173,10 @@ def _frame(number: int, names: Sequence[str], index: LatentIndex, texts: Mapping
     }
     for e in index.nearest:
         columns |= {
-            f"nearest in {names[e]}": index.nearest[e],
+            f"nearest in {names[e]}": _latents(index.nearest[e]),
             f"cosine with {names[e]}": index.cosine[e],
             f"Jaccard with {names[e]}": index.jaccard[e],
-            f"most correlated in {names[e]}": index.correlated[e],
+            f"most correlated in {names[e]}": _latents(index.correlated[e]),
             f"correlation with {names[e]}": index.correlation[e],
         }
     for e, effects in index.effects.items():
@@ -188,3 +188,8 @@ def _frame(number: int, names: Sequence[str], index: LatentIndex, texts: Mapping
     for name, tokens in (("active on", index.on), ("promotes", index.up)):
         columns[name] = ["  ".join(texts[t] for t in row if t != NOTHING) for row in tokens.tolist()]
     return pd.DataFrame(columns)
+
+
+def _latents(numbers: Numbers) -> pd.Series[Any]:
+    """Whole numbers that stay whole in a frame in which others have none."""
+    return pd.Series(numbers).where(numbers >= 0).astype("Int64")

@@ -6,7 +6,7 @@ they stand for the tokens up to `REACH` before and after it; a twin's stand for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 
 from analyses.common.neighbours import Neighbours
+from analyses.composition.insertion.insertion_effects import InsertionEffects
 from analyses.explorer.code_store import Column, StoredCodes
 from analyses.explorer.examples import BANDS, ExampleCounts, select_examples
 from analyses.explorer.histograms import activation_histogram
@@ -37,6 +38,7 @@ class RecordInputs(NamedTuple):
         twins: For each other dictionary, by number, its latents that are like those of this one.
         own: The nearest latents in the dictionary itself.
         logits: Tokens promoted and suppressed; None where there are none.
+        effects: By dictionary that latents are inserted into.
         counts: Examples of each latent.
         seed: Of the examples.
     """
@@ -48,6 +50,7 @@ class RecordInputs(NamedTuple):
     twins: dict[int, Twins]
     own: Neighbours
     logits: LogitTokens | None
+    effects: Mapping[int, InsertionEffects]
     counts: ExampleCounts
     seed: int
 
@@ -57,7 +60,8 @@ def latent_record(inputs: RecordInputs, latent: int) -> dict[str, Any]:
 
     Keys: `examples` [group, sequence, position] each; `acts` of each example [position, activation, ...]; `unit` of
     these; `hist` and `width` of a bin; `quantiles` of activations; `on` [token id, count] that it is active on;
-    `up` and `down` [token id, logit]; `own` [latent, cosine]; `twins` by dictionary.
+    `up` and `down` [token id, logit];
+    `errors`, standard errors of the effects, by dictionary; `own` [latent, cosine]; `twins` by dictionary.
     """
     codes = inputs.codes[inputs.number]
     column = codes.column(latent)
@@ -74,6 +78,7 @@ def latent_record(inputs: RecordInputs, latent: int) -> dict[str, Any]:
             [j, rounded(c)]
             for j, c in zip(inputs.own.rows[latent].tolist(), inputs.own.cosine[latent].tolist(), strict=True)
         ],
+        "errors": {str(small): rounded(float(effects.error[latent])) for small, effects in inputs.effects.items()},
         **_activations(column, examples.token, inputs.context),
     }
     if inputs.logits is not None:

@@ -12,7 +12,7 @@ from analyses.common.inputs import ModelInputs, TokenSample
 from analyses.explorer.collection import Collected
 from analyses.explorer.direction_map import DirectionMap
 from analyses.explorer.examples import BANDS
-from analyses.explorer.latent_index import CLASSES, LatentIndex
+from analyses.explorer.latent_index import CLASSES, LatentIndex, classes
 from analyses.explorer.latent_records import REACH, STEPS
 from analyses.explorer.promoted_tokens import LogitTokens
 from analyses.explorer.token_firings import KEPT
@@ -20,7 +20,7 @@ from dictlab.__about__ import VERSION
 from dictlab.dictionary.hashing import sha256_of_weights
 
 SCHEMA = 1  # of the data files
-LATENTS_A_FILE = 128
+LATENTS_A_FILE = 32
 
 
 class PageParts(NamedTuple):
@@ -89,5 +89,6 @@ def _about(inputs: ModelInputs, collected: Collected, parts: PageParts, i: int) 
         "unexplained": None if np.isnan(fidelity.unexplained) else fidelity.unexplained,
         "declared_l0": dictionary.metadata.metrics.get("l0"),
         "dead": int(parts.indices[i].dead.sum()),
+        "classes": {str(e): np.bincount(classes(f), minlength=3).tolist() for e, f in parts.indices[i].effects.items()},
         "streams": None if logits is None else logits.streams,
     }

@@ -34,10 +34,12 @@ function forget() {
   for (const name of large.slice(0, Math.max(0, large.length - KEPT))) loaded.delete(name);
 }
 
-const TYPES = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array };
+const TYPES = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array };
 
 function unpacked(content) {
   const [kind, text] = Object.entries(content)[0];
+  if (kind === "unit16") return Float32Array.from(unpacked({ int16: text }), v => (v === -32768 ? NaN : v / 32767));
+  if (kind === "id16") return Int32Array.from(unpacked({ uint16: text }), v => (v === 65535 ? -1 : v));
   const bytes = Uint8Array.fromBase64 ? Uint8Array.fromBase64(text) : Uint8Array.from(atob(text), c => c.charCodeAt(0));
   return new TYPES[kind](bytes.buffer);
 }
@@ -46,15 +48,17 @@ let meta = null;
 const vocabulary = new Map(); // token id -> its text
 const columns = []; // by dictionary: name -> typed array
 
-async function loadStart() {
-  meta = await load("meta");
-  const names = meta.dictionaries.map((_, d) => `index-${d}`);
-  const [words, ...indices] = await Promise.all([load("vocabulary"), ...names.map(load)]);
+let ready = null; // that the index is there
+
+async function loadIndex() {
+  const words = await load("vocabulary");
   words.ids.forEach((id, i) => vocabulary.set(id, words.texts[i]));
-  indices.forEach((index, d) => {
+  for (let d = 0; d < meta.dictionaries.length; d++) { // one after the other: what is packed takes memory as long as it is held
+    const index = await load(`index-${d}`);
     columns[d] = Object.fromEntries(Object.entries(index).map(([name, content]) => [name, unpacked(content)]));
-    loaded.delete(names[d]); // what was packed is not needed any more
-  });
+    loaded.delete(`index-${d}`);
+  }
+  loaded.delete("vocabulary");
 }
 
 async function loadLatent(d, latent) {

@@ -8,7 +8,7 @@ async function latentView(d, i) {
   return el("article", { class: "one" }, latentHead(d, i, record),
     el("div", { class: "columns" },
       el("div", { class: "contexts" }, await examplesPart(d, record)),
-      el("aside", {}, figuresPart(d, i), histogramPart(record), tokensPart(record), twinsPart(d, i, record), ownPart(d, record), notePart(d, i))));
+      el("aside", {}, figuresPart(d, i, record), histogramPart(record), tokensPart(record), twinsPart(d, i, record), ownPart(d, record), notePart(d, i))));
 }
 
 // The latent before and after in the list that one came from.
@@ -29,20 +29,20 @@ function latentHead(d, i, record) {
     labelsOf(d, i).map(([, , source, text]) => el("p", { class: "label" }, el("span", { class: "note" }, `${visible(source)}: `), visible(text))));
 }
 
-function figuresPart(d, i) {
+function figuresPart(d, i, record) {
   const rows = [
     ["active on", `${percent(columns[d].rate[i])} of tokens`],
     ["largest activation", number(columns[d].max[i])],
     ["mean where active", number(columns[d].mean[i])],
     ["length of direction", number(columns[d].norm[i])],
-    ...others(d).filter(e => columns[d][`effect${e}`]).map(e => [`added to ${name(e)}`, isDead(d, i) ? "dead" : effectText(d, i, e)]),
+    ...others(d).filter(e => columns[d][`effect${e}`]).map(e => [`added to ${name(e)}`, isDead(d, i) ? "dead" : effectText(d, i, e, record.errors[e])]),
   ];
   return el("dl", {}, rows.map(([term, value]) => [el("dt", {}, term), el("dd", {}, value)]));
 }
 
-function effectText(d, i, e) {
-  const mse = meta.dictionaries[e].mse, change = columns[d][`effect${e}`][i] / mse, error = columns[d][`error${e}`][i] / mse;
-  return [el("strong", {}, classOf(d, i, e)), `: its error changes by ${signedPercent(change)} ± ${Number.isNaN(error) ? "?" : number(100 * error, 2)}`];
+function effectText(d, i, e, error) {
+  const mse = meta.dictionaries[e].mse, change = columns[d][`effect${e}`][i] / mse;
+  return [el("strong", {}, classOf(d, i, e)), `: its error changes by ${signedPercent(change)} ± ${error === null ? "?" : number(100 * error / mse, 2)}`];
 }
 
 function histogramPart(record) {

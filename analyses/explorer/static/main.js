@@ -3,13 +3,16 @@
 let rendering = 0;
 
 async function viewOf() {
+  const views = { list: listView, splits: splitsView, triggers: triggersView, lanes: lanesView, map: mapView, try: tryView, latent: null, pair: null, token: null };
+  if (!Object.hasOwn(views, state.view)) return overviewView(); // which needs no index
+  await ready;
   const one = latentAt(state.d, state.i), other = latentAt(state.e, state.j);
   if (state.view === "pair" && one && other && one.d !== other.d) return pairView(one, other);
   if (state.view === "latent" && one) return latentView(one.d, one.i);
   if (state.view === "token" && Number(state.i) < meta.sequences && Number(state.j) < meta.context) return tokenView(Number(state.i), Number(state.j));
-  const views = { list: listView, splits: splitsView, triggers: triggersView, lanes: lanesView, map: mapView, try: tryView };
-  const view = Object.hasOwn(views, state.view) ? views[state.view] : overviewView;
-  if (/^(label:)?\S/.test(state.q)) await loadLabels();
+  const view = views[state.view];
+  if (!view) return el("p", { class: "note" }, "There is no such latent here.");
+  if (state.q) await loadLabels();
   if (view === listView && state.q.startsWith("text:") && !(stringHits && `text:${stringHits.text}` === state.q)) await findString(state.q.slice(5), () => {});
   return view();
 }
@@ -93,6 +96,6 @@ document.addEventListener("click", event => {
 
 addEventListener("hashchange", () => { readAddress(); render(); });
 
-loadStart().then(() => { readAddress(); render(); }).catch(error => {
+load("meta").then(content => { meta = content; readAddress(); ready = loadIndex(); return Promise.all([render(), ready]); }).catch(error => {
   document.getElementById("main").replaceChildren(el("p", { class: "warning" }, `The explorer's data cannot be read: ${error.message} Keep the folder “data” beside this page.`));
 });

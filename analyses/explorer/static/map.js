@@ -1,5 +1,6 @@
 // All directions in two dimensions, linked with the list: what the list holds is drawn over what it does not.
 
+const SHAPED = 30000; // points up to which each dictionary has a shape of its own
 const HIT = 14; // pixels within which a point is taken
 
 async function mapView() {
@@ -36,7 +37,9 @@ function startMap(canvas, positions, said) {
         for (let k = points.start[d]; k < points.start[d + 1]; k++) {
           if (Boolean(points.listed[k]) !== listed) continue;
           const [x, y] = place(points.x[k], points.y[k]);
-          if (x > -5 && y > -5 && x < wide + 5 && y < high + 5) mark(context, d, x, y, size);
+          if (!(x > -5 && y > -5 && x < wide + 5 && y < high + 5)) continue;
+          if (points.n > SHAPED) context.fillRect(x - size / 2, y - size / 2, size, size);
+          else mark(context, d, x, y, size);
         }
       }
     }
@@ -89,8 +92,7 @@ function startMap(canvas, positions, said) {
     if (move) { event.preventDefault(); box.x += move[0] / box.scale; box.y += move[1] / box.scale; draw(); }
     if (event.key === "+" || event.key === "-") zoom(event.key === "+" ? 1.5 : 1 / 1.5, wide / 2, high / 2);
   };
-  new ResizeObserver(draw).observe(canvas);
-  draw();
+  new ResizeObserver(draw).observe(canvas); // which also draws it first
 }
 
 // A dot for each dictionary of a shape of its own, so that colour is not needed to tell them apart.
@@ -103,20 +105,23 @@ function mark(context, d, x, y, size) {
 }
 
 function mapPoints(positions) {
-  const listed = new Set(found().map(([d, i]) => d * 1e7 + i)), points = { x: [], y: [], d: [], i: [], listed: [], start: [] };
+  const listed = every().map(d => new Uint8Array(meta.dictionaries[d].latents)), most = every().reduce((n, d) => n + meta.dictionaries[d].latents, 0);
+  for (const [d, i] of found()) listed[d][i] = 1;
+  const points = { x: new Float32Array(most), y: new Float32Array(most), d: new Uint8Array(most), i: new Int32Array(most), listed: new Uint8Array(most), start: [] };
+  let n = 0;
   for (const d of every()) {
-    points.start.push(points.x.length);
+    points.start.push(n);
     for (let i = 0; i < meta.dictionaries[d].latents; i++) {
       if (Number.isNaN(positions[d][2 * i])) continue;
-      points.x.push(positions[d][2 * i]); points.y.push(positions[d][2 * i + 1]); points.d.push(d); points.i.push(i); points.listed.push(listed.has(d * 1e7 + i));
+      points.x[n] = positions[d][2 * i]; points.y[n] = positions[d][2 * i + 1]; points.d[n] = d; points.i[n] = i; points.listed[n++] = listed[d][i];
     }
   }
-  points.n = points.x.length;
-  points.start.push(points.n);
+  points.n = n;
+  points.start.push(n);
   for (const axis of ["x", "y"]) {
     let low = Infinity, high = -Infinity;
-    for (const v of points[axis]) { low = Math.min(low, v); high = Math.max(high, v); }
-    points[axis] = Float32Array.from(points[axis], v => (high > low ? (v - low) / (high - low) : 0.5));
+    for (let k = 0; k < n; k++) { low = Math.min(low, points[axis][k]); high = Math.max(high, points[axis][k]); }
+    for (let k = 0; k < n; k++) points[axis][k] = high > low ? (points[axis][k] - low) / (high - low) : 0.5;
   }
   return points;
 }

@@ -10,7 +10,7 @@ function overviewView() {
 function questions() {
   const list = [];
   for (const d of every()) {
-    for (const e of others(d).filter(e => columns[d][`class${e}`])) {
+    for (const e of others(d).filter(e => meta.dictionaries[d].classes[e])) {
       const n = countClass(d, e, "novel"), alive = countAlive(d);
       list.push(el("section", { class: "question" },
         el("h2", {}, badge(d), " and ", badge(e)),
@@ -26,17 +26,7 @@ function questions() {
   return list;
 }
 
-const counts = new Map();
-
-function countClass(d, e, wanted) {
-  const key = `${d} ${e}`;
-  if (!counts.has(key)) {
-    const found = {};
-    for (const c of columns[d][`class${e}`]) found[meta.classes[c]] = (found[meta.classes[c]] || 0) + 1;
-    counts.set(key, found);
-  }
-  return counts.get(key)[wanted] || 0;
-}
+const countClass = (d, e, wanted) => meta.dictionaries[d].classes[e][meta.classes.indexOf(wanted)];
 
 const countAlive = d => meta.dictionaries[d].latents - meta.dictionaries[d].dead;
 

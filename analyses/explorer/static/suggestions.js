@@ -68,6 +68,7 @@ function usesOfTokens() {
 }
 
 function suggestions(text) {
+  if (columns.length < meta.dictionaries.length) return []; // the index is on its way
   if (!text.trim() || FIELDS.exec(text)[1]) return [];
   const list = [];
   if (/^\s*\d+\s*$/.test(text)) {
