@@ -196,7 +196,7 @@ def _batch(rules: Sequence[Rule], inputs: CleanRun | Tensor, mean: Float[Tensor,
             x_hat = dictionary.decode(codes, x)
             check_finite(dictionary, x_hat)
             by_version["l0"].append(_by_sequence(codes.l0(), counted))
-            by_version["strength"].append(_by_sequence(_strength(codes), counted))
+            by_version["strength"].append(_by_sequence(_strength(dictionary, codes, x), counted))
             by_version["squared_error"].append(_by_sequence((x - x_hat).double().square().sum(dim=1), counted))
             version = given.float().clone()
             version[counted] = x_hat
@@ -223,7 +223,11 @@ def _by_sequence(
     return total.index_add_(0, counted.nonzero()[:, 0], values.double())
 
 
-def _strength(codes: Codes) -> Float[Tensor, " tokens"]:
-    """The sum of the sizes of each token's activations."""
+def _strength(dictionary: Dictionary, codes: Codes, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, " tokens"]:
+    """The sum of the lengths of what each token's latents write, |f_j d_j|, in the activation's units.
+
+    Activations alone depend on how a latent's scale is shared between its encoder and its decoder.
+    """
+    lengths = dictionary.W_dec.norm(dim=1)[codes.indices] * dictionary.codes_in_input_units(codes, x).values.abs()
     total = torch.zeros(codes.n_tokens, dtype=torch.double, device=codes.values.device)
-    return total.index_add_(0, codes.rows, codes.values.abs().double())
+    return total.index_add_(0, codes.rows, lengths.double())

@@ -63,8 +63,8 @@ def shrinkage_report(
         tables={
             "overview": Table(
                 overview_table(measured),
-                f"{n}. size: the sum of refined activations over that of the plain ones; grown: share of active "
-                "latents whose activation grows; silenced: share that becomes 0. normalised MSE: over the error of "
+                f"{n}. size: summed lengths of what refined activations write over those of plain ones; grown: share of "
+                "active latents whose activation grows; silenced: share that becomes 0. normalised MSE: over the error of "
                 f"predicting the mean activation of this sample.{model} Changes are refined less plain, paired.",
             ),
             "recovery": Table(

@@ -144,3 +144,12 @@ def test_an_interruption_leaves_what_was_measured_marked_as_partial(tmp_path, mo
     assert report.settings["contexts"] == 4
     with pytest.raises(KeyboardInterrupt):
         shrinkage([random_dictionary(40, 16)], **given)
+
+
+def test_how_a_latents_scale_is_shared_between_encoder_and_decoder_changes_nothing(model, text):
+    plain = random_dictionary(12, 16, activation=ReLU())  # fewer than dimensions: one answer refines best
+    s = torch.rand(12, generator=torch.Generator().manual_seed(3)).mul(2).exp()
+    same = replace(plain, W_enc=plain.W_enc * s, b_enc=plain.b_enc * s, W_dec=plain.W_dec / s[:, None])
+    rows = [shrinkage([d], model=model, text=text, contexts=2, l0_levels=(12,)) for d in (plain, same)]
+    one, other = (report.tables["overview"].frame.drop(columns="dictionary").iloc[0] for report in rows)
+    assert one.to_numpy(dtype=float) == pytest.approx(other.to_numpy(dtype=float), rel=2e-3, abs=1e-5)
