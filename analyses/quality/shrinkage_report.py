@@ -63,9 +63,9 @@ def shrinkage_report(
         tables={
             "overview": Table(
                 overview_table(measured),
-                f"{n}. size: summed lengths of what refined activations write over those of plain ones; grown: share of "
-                "active latents whose activation grows; silenced: share that becomes 0. normalised MSE: over the error of "
-                f"predicting the mean activation of this sample.{model} Changes are refined less plain, paired.",
+                f"{n}. size: summed lengths of what refined activations write over those of plain ones; grown: share "
+                "of active latents whose activation grows; silenced: share that becomes 0. normalised MSE: over the "
+                f"error of predicting the mean of this sample.{model} Changes are refined less plain, paired.",
             ),
             "recovery": Table(
                 recovery_table(measured),
