@@ -19,6 +19,7 @@ from dictlab.cli.printing import examples, whole_output
 from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
 from dictlab.interruption import interrupts
+from dictlab.progress import Phase
 
 COMMANDS = "dictlab.commands"  # functions that are a command of their own and return what is to be printed
 HELP = {
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with interrupts() as caught, whole_output():
         try:
-            application = build(arguments)
+            with Phase("start"):  # torch and transformers take seconds to import
+                application = build(arguments)
             failed = application(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
             say(_message(error), error)

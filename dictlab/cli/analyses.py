@@ -82,7 +82,8 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
         if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one writes
             return report.passed is False
         typed = shlex.join(["dictlab", *arguments])
-        report.save(folder, force=overwrite, command=typed)
+        with Phase("write the report"):
+            report.save(folder, force=overwrite, command=typed)
         print_report(report, folder)
         return report.passed is False
 
