@@ -315,17 +315,18 @@ class TrainConfig:
         optimisation = self.optimisation
         return replace(self, **{name: getattr(optimisation, name) for name in OPTIMISATION})
 
-    def peak_lr(self, width: int, *, started: bool = False) -> float:
+    def peak_lr(self, width: int, activation: str = "topk", *, started: bool = False) -> float:
         """Peak learning rate of a dictionary of so many latents.
 
         Args:
             width: Latents.
+            activation: Its activation function, as `activation` names it.
             started: Whether it goes on from a trained one, which wants smaller steps.
         """
         if self.lr is not None:
             return self.lr
         recipe = self.optimisation
-        return recipe.lr(width, self.steps) * (recipe.start_lr if started else 1.0)
+        return recipe.lr(width, self.steps, activation) * (recipe.start_lr if started else 1.0)
 
     def members(self, starts: Sequence[Dictionary] = ()) -> Iterator[Member]:
         """Every combination of site, objective, width, activation function with its sparsity, and seed.

@@ -29,22 +29,26 @@ RecipeName = Literal["dictlab", "dictlab-0.1", "gao2024", "braun2024"]
 
 @dataclass(frozen=True)
 class LearningRate:
-    """Peak learning rate: `scale (width / 16384)^by_width (steps / 1000)^by_steps`, but `most` at most.
+    """Peak learning rate: `factor scale (width / 16384)^by_width (steps / 1000)^by_steps`, but `most` at most.
 
     Attributes:
         scale: That of 16,384 latents in 1,000 steps.
         by_width: How it grows with the number of latents.
         by_steps: How it grows with the steps of the run.
+        by_activation: The factor of activation functions that want another rate than the rest.
         most: Its largest value.
     """
 
     scale: float
     by_width: float = 0.0
     by_steps: float = 0.0
+    by_activation: tuple[tuple[str, float], ...] = ()
     most: float = 1.0
 
-    def __call__(self, width: int, steps: int) -> float:
-        lr = self.scale * math.pow(width / 16384, self.by_width) * math.pow(steps / 1000, self.by_steps)
+    def __call__(self, width: int, steps: int, activation: str = "topk") -> float:
+        """The rate for so many latents, steps of the run, and an activation function by its name in `--activation`."""
+        factor = dict(self.by_activation).get(activation, 1.0)
+        lr = factor * self.scale * math.pow(width / 16384, self.by_width) * math.pow(steps / 1000, self.by_steps)
         return min(self.most, lr)
 
 
@@ -123,7 +127,7 @@ GAO = LearningRate(2e-4, by_width=-0.5)  # Gao et al. 2024, appendix A.3, as it 
 RECIPES: dict[str, Recipe] = {
     # What the search of docs/training.md found
     "dictlab": Recipe(
-        LearningRate(1.2e-3, by_width=-0.5, by_steps=-0.5, most=2e-2),
+        LearningRate(1.2e-3, by_width=-0.5, by_steps=-0.5, by_activation=(("relu", 4.0),), most=1.6e-2),
         "linear",
         warmup=0.05,
         decay=0.2,

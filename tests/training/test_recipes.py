@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from dictlab import DictlabError
+from dictlab.data.activations import moments
 from dictlab.training import TrainConfig, configfile
+from dictlab.training.learner.learner import Learner
 from dictlab.training.recipes import RECIPES, LearningRate, Recipe
 from dictlab.training.state_checks import check_settings
 
@@ -59,6 +62,15 @@ def test_a_rate_falls_with_width_and_steps_as_it_says_and_is_bounded():
     assert lr(16384, 1000) == pytest.approx(1e-3)
     assert lr(4096, 1000) == pytest.approx(2e-3) and lr(16384, 16000) == pytest.approx(5e-4)
     assert lr(1, 1) == 0.5
+
+
+def test_an_activation_function_has_its_own_factor_in_the_rate():
+    lr = LearningRate(1e-3, by_activation=(("relu", 4.0),), most=3e-3)
+    assert (lr(16384, 9, "gated"), lr(16384, 9, "relu")) == (1e-3, 3e-3)
+    family = config(activation=("topk", "relu"), width=(16384,), k=(4,))
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    topk, relu = (Learner(member, family, moments([x]), x.mean(dim=0)).lr for member in family.members())
+    assert relu == pytest.approx(min(4 * topk, 1.6e-2)) and topk == RECIPES["dictlab"].lr(16384, 100)
 
 
 def test_what_is_given_wins_over_the_recipe_and_the_rest_is_the_recipes():

@@ -122,7 +122,8 @@ class Learner:
     @property
     def lr(self) -> float:
         """The peak learning rate."""
-        return self.config.peak_lr(self.member.width, started=self.member.start is not None)
+        activation = self.variant.record()["activation"]
+        return self.config.peak_lr(self.member.width, activation, started=self.member.start is not None)
 
     def step(self, batch: Batch, splice: Splice | None, *, logged: bool = True) -> dict[str, Tensor]:
         """Take one training step.

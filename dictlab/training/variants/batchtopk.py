@@ -19,7 +19,7 @@ from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.training.variants.base import ForwardPass, Weights
 from dictlab.training.variants.topk import AuxKVariant, check_k
 
-DECAY = 0.99  # of the running threshold: the last hundred batches
+DECAY = 0.95  # of the running threshold: the last twenty batches, since it falls while the rate does
 
 
 @dataclass(frozen=True)
