@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INTEROP ?= .venv-interop
 CHECKPOINTS := checkpoints
 
-.PHONY: setup demo test interop benchmarks checkpoints clean
+.PHONY: setup demo test interop browser benchmarks checkpoints clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +20,8 @@ demo: setup
 	$(BIN)/dictlab report geometry $(CHECKPOINTS)/local-topk16-512-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s1.safetensors \
 	    $(CHECKPOINTS)/local-relu5-1024-s0.safetensors $(CHECKPOINTS)/local-relu5-1024-s1.safetensors \
 	    $(CHECKPOINTS)/e2e-relu0.2-1024-s0.safetensors $(CHECKPOINTS)/e2e+ds-relu2-1024-s0.safetensors --out out/geometry --force
+	$(BIN)/dictlab explore $(CHECKPOINTS)/local-topk16-256-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s0.safetensors \
+	    $(CHECKPOINTS)/local-topk16-1024-s0.safetensors --tokens 65536 --no-umap --out out/explore --force
 
 # A process a core, and whole files to each: tests use one thread, and what a file sets up is made once.
 test: setup
@@ -36,6 +38,12 @@ $(INTEROP)/.installed: pyproject.toml constraints-interop.txt
 
 interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m pytest tests/interop
+
+# The explorer's page in a real browser: Debian's chromium, driven by playwright.
+browser: setup
+	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
+	$(BIN)/python -m pip install --quiet "playwright>=1.49"
+	$(BIN)/python -m pytest -n 0 tests/analyses/explorer/test_in_a_browser.py
 
 benchmarks: setup
 	$(BIN)/python -m benchmarks.results.family

@@ -1,6 +1,6 @@
 """What the page shows of one latent: its examples with activations, histogram, tokens, nearest latents and twins.
 
-Activations are written as whole numbers, in units of a ten-thousandth of the latent's largest one. Of every example
+Activations are written as whole numbers, in units of a thousandth of the latent's largest one. Of every example
 they stand for the tokens up to `REACH` before and after it; a twin's stand for the same tokens.
 """
 
@@ -22,7 +22,7 @@ from analyses.explorer.promoted_tokens import LogitTokens
 from analyses.explorer.twins import Twins
 
 REACH = 64  # tokens before and after an example whose activations are kept
-STEPS = 10_000  # of an activation, up to the latent's largest
+STEPS = 1000  # of an activation, up to the latent's largest
 FIRES_ON = 8  # tokens that a latent is active on, by how often
 SEEDS_APART = 4  # seeds that one latent may use
 
