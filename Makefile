@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/dictlab stitch $(CHECKPOINTS)/local-topk16-256-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s0.safetensors \
-	    --tokens 65536 --contexts 48 --out out/stitch --force
+	    --tokens 32768 --contexts 24 --out out/stitch --force
 	$(BIN)/dictlab report geometry $(CHECKPOINTS)/local-topk16-512-s0.safetensors $(CHECKPOINTS)/local-topk16-512-s1.safetensors \
 	    $(CHECKPOINTS)/local-relu5-1024-s0.safetensors $(CHECKPOINTS)/local-relu5-1024-s1.safetensors \
 	    $(CHECKPOINTS)/e2e-relu0.2-1024-s0.safetensors $(CHECKPOINTS)/e2e+ds-relu2-1024-s0.safetensors --out out/geometry --force
@@ -52,6 +52,7 @@ benchmarks: setup
 	$(BIN)/python -m benchmarks.results.frankenstein
 	$(BIN)/python -m benchmarks.speed.main_job
 	$(BIN)/python -m benchmarks.results.path
+	$(BIN)/python -m benchmarks.results.stitching_study
 	$(BIN)/python -m benchmarks.speed.matching
 	$(BIN)/python -m benchmarks.speed.pathology --growth
 	$(BIN)/python -m benchmarks.results.pathology_family

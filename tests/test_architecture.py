@@ -47,7 +47,9 @@ ALLOWED |= {
     "analyses.autointerp": CORE | {"analyses.common"},
     "analyses.features": CORE | {"analyses.common", "analyses.autointerp"},
     "analyses.quality": CORE | {"analyses.common", "analyses.similarity"},
-    "analyses.composition": CORE | {"analyses.common", "analyses.similarity", "analyses.pool", "analyses.quality"},
+    # Training: stitch --finetune is a training run, and is left to the trainer itself rather than to a copy of it.
+    "analyses.composition": CORE
+    | {"analyses.common", "analyses.similarity", "analyses.pool", "analyses.quality", "dictlab.training"},
     "analyses.explorer": CORE | {"analyses.common", "analyses.similarity", "analyses.composition"},
     "dictlab.cli": CORE | {"dictlab.training"},
     "dictlab.__main__": {"dictlab.cli"},

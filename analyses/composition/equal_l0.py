@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from analyses.composition.trained_frontier import FrontierRatio, frontier_ratios
 from analyses.pool.dictionary_chain import DictionaryChain
+from analyses.pool.one_competition import Competition, competition_steps
 from analyses.pool.pool_sample import encode_sample
 from analyses.pool.refitted_subsets import RefittedSubsets
 from analyses.pool.ridge_refit import Refit
@@ -90,6 +91,7 @@ def levels_of(own: float, result: float, others: Sequence[float], ranked: bool) 
         ranked: Its latents are ranked, so that only whole numbers are to be had.
     """
     most = max([result, *others])
+    wanted: list[float]
     if ranked:
         wanted = [math.floor(result), math.ceil(result), math.ceil(most), round(SPARSER * own)]
     else:
@@ -107,6 +109,8 @@ def parents_at_levels(
     refit: Refit,
     result: float,
     others: Sequence[float],
+    *,
+    competition: str | None = None,
 ) -> tuple[list[SparsityPoint], tuple[str, ...]]:
     """Every parent at other sparsities than its own, refitted; and what is to be said of parents that have no others.
 
@@ -116,29 +120,61 @@ def parents_at_levels(
         refit: What is refitted.
         result: L0 of the result on these tokens.
         others: L0 of what else is held against the parents.
+        competition: The rule of a result under one competition: parents whose latents follow another one are measured
+            under that rule as well.
     """
     x = torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in batches[: _enough(batches)]])[:COUNTED]
     points, cautions = [], []
     for number, parent in enumerate(chain.dictionaries):
         plain = chain.subset(chain.mask_of(number), chain.biases[number], parent.name)
         own = float(chain.sample.firing_rate[chain.latents_of(number)].sum())
+        try:
+            ranked = not plain.activation.elementwise
+            versions = [at_l0(plain, level, x) for level in levels_of(own, result, others, ranked)]
+        except DictlabError as error:
+            cautions.append(f"{error} It is compared at its own L0 alone.")
+            continue
         seen = {round(own, 2)}
-        for level in levels_of(own, result, others, ranked=not plain.activation.elementwise):
-            try:
-                at_level = at_l0(plain, level, x)
-            except DictlabError as error:
-                cautions.append(f"{error} It is compared at its own L0 alone.")
-                break
-            sample = encode_sample(at_level, batches)
+        for version in versions:
+            sample = encode_sample(version, batches)
             l0 = round(float(sample.firing_rate.sum()), 2)
             if l0 in seen:  # as dense as it can be
                 continue
             seen.add(l0)
-            everything = np.ones(at_level.n_latents, dtype=bool)
+            everything = np.ones(version.n_latents, dtype=bool)
             name = f"{parent.name} at L0 {l0:g}" + ("" if refit == "none" else ", refitted")
-            refitted = RefittedSubsets(at_level, sample).subset(everything, refit, name, b_out=at_level.b_out)
+            refitted = RefittedSubsets(version, sample).subset(everything, refit, name, b_out=version.b_out)
             points.append(SparsityPoint(parent.name, refitted))
+        if competition not in (None, plain.activation.kind) and not plain.signed.any():
+            subsets, b_out = RefittedSubsets(chain.pool, chain.sample), plain.b_out
+            itself = subsets.subset(chain.mask_of(number), refit, parent.name, b_out=b_out)
+            kind = cast(Competition, competition)
+            points += [
+                SparsityPoint(parent.name, version)
+                for version in _under_one_rule(itself, kind, result, batches, refit, x)
+            ]
     return points, tuple(cautions)
+
+
+def _under_one_rule(
+    parent: Dictionary,
+    kind: Competition,
+    result: float,
+    batches: Sequence[Float[Tensor, "*tokens d_in"]],
+    refit: Refit,
+    x: Float[Tensor, "tokens d_in"],
+) -> list[Dictionary]:
+    """A refitted parent under another rule, around the L0 of the result, by the steps that the result has taken."""
+    around = [(1 - BRACKET) * result, (1 + BRACKET) * result]
+    if kind != "jumprelu":
+        around = [float(math.floor(result)), float(math.ceil(result))]
+    versions = []
+    for level in dict.fromkeys(around):
+        steps = competition_steps(parent, kind, level, batches, refit, x)
+        for number, (step, dictionary) in enumerate(steps.items()):
+            if number or refit == "none":
+                versions.append(replace(dictionary, name=f"{parent.name} under {step} at L0 {level:.2f}"))
+    return versions
 
 
 def sparsity_curves(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,8 +61,8 @@ def equal_l0_plot(points: Sequence[Point], result: Point, curves: Sequence[Spars
     for ax, key in zip(panels, keys, strict=True):
         for number, curve in enumerate(curves):
             costs, errors = (np.array([p.value(metric) for p in curve.points]) for metric in ("l0", key))
-            look = {"color": plotting.colour(number), "ls": plotting.line(number), "marker": "."}
-            ax.plot(costs, errors, label=f"{curve.parent}, at other sparsities", **look)  # type: ignore[arg-type]
+            look: dict[str, Any] = {"color": plotting.colour(number), "ls": plotting.line(number), "marker": "."}
+            ax.plot(costs, errors, label=f"{curve.parent}, at other sparsities", **look)
         for number, point in enumerate(points, start=len(curves)):
             low, high = point.interval(key)
             value = point.value(key)

@@ -35,7 +35,7 @@ PANELS = {  # of the plot: axis and title of each metric
     "explained_variance": ("unexplained variance (share)", "How much is left unexplained?"),
     "ce_increase": ("CE increase (nats/token)", "How much does the model suffer?"),
 }
-QUALITIES = ("l0", "mse", "explained_variance", "ce_increase", "kl")
+QUALITIES = ("l0", "mse", "ce_increase", "kl", "explained_variance")
 DIFFERENCES = ("mse", "ce_increase", "kl", "l0")
 
 
@@ -89,6 +89,12 @@ class StitchingResult:
     def compared(self) -> Mapping[str, EqualL0]:
         """The result beside the best parent at its L0, for each error that some parent has there."""
         return at_equal_l0(self.stitched, self.curves)
+
+    @property
+    def best_parent(self) -> int:
+        """The number of the parent with the smallest MSE at the result's L0; of the last one if none is as sparse."""
+        names = [parent.name for parent in self.parents]
+        return names.index(self.compared["mse"].parent) if "mse" in self.compared else len(names) - 1
 
     @property
     def shown(self) -> Choice:
@@ -171,11 +177,20 @@ def _chosen(result: StitchingResult) -> str:
         f"{result.n_kept} of {small.dictionary.n_latents} latents of {small.name} and {result.n_inserted} of "
         f"{offered} others"
     )
+    one = competition_words(result.stitched.dictionary)
     if result.rule == "path":
-        return f"At point {result.choice.point} of the path, with {how_much},"
+        return f"At point {result.choice.point} of the path, with {how_much}{one},"
     if result.rule == "optimal":
-        return f"With {how_much}, found by search,"
-    return f"With {result.n_inserted} of {offered} latents inserted by {result.rule}"
+        return f"With {how_much}, found by search{one},"
+    if result.n_kept == small.dictionary.n_emitting:
+        return f"With {result.n_inserted} of {offered} latents inserted by {result.rule}{one}"
+    return f"With {how_much}, inserted by {result.rule} and cut to the budget{one},"
+
+
+def competition_words(stitched: Dictionary) -> str:
+    """By which rule the latents of a stitched dictionary are active, where it is one for all and ranks them anew."""
+    calibrated = "competition" in stitched.metadata.training
+    return f", all under one {stitched.activation.kind}" if calibrated else ""
 
 
 def stitching_warnings(result: StitchingResult) -> tuple[str, ...]:

@@ -72,13 +72,13 @@ def _at_share(activation: Activation, z: Float[Tensor, "tokens n_latents"], shar
         limits = activation.threshold.to(z) if isinstance(activation, JumpReLU) else z.new_zeros(z.shape[1])
         limits = limits.clamp(min=0)
         wanted = share * float((z > limits).sum()) / len(z)
-        return JumpReLU(_thresholds(limits, z, wanted))
+        return JumpReLU(thresholds_for_l0(limits, z, wanted))
     raise DictlabError(
         f"{name}: activation function {activation.kind} has no k or threshold to change, so there is no sparsity curve."
     )
 
 
-def _thresholds(
+def thresholds_for_l0(
     limits: Float[Tensor, " n_latents"], z: Float[Tensor, "tokens n_latents"], l0: float
 ) -> Float[Tensor, " n_latents"]:
     """Thresholds above which `l0` of z are at most, on average: all scaled alike, or one constant under all of them."""

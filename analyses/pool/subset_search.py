@@ -147,6 +147,25 @@ def search(
     return searched(RefittedDecoder(quadratic, begin, pull), budget, trials, quadratic.constant)
 
 
+def reduced(
+    quadratic: QuadraticError, start: Bool[Mask, " n_latents"], *, latents: int | None = None, l0: float | None = None
+) -> Bool[Mask, " n_latents"]:
+    """A choice cut to its budgets: what raises the error least for what it takes of the budget goes first.
+
+    Args:
+        quadratic: The pool on a sample of tokens.
+        start: The choice.
+        latents: How many may be chosen.
+        l0: How many of them may be active a token, on average over the sample.
+    """
+    budget = budget_of(quadratic, latents, l0)
+    state = FixedDecoder(quadratic, np.asarray(start, dtype=bool) & (budget.rates > 0))
+    steps = _LocalSearch(state, budget, 0.0, 0)
+    while budget.over(state.chosen):
+        steps.reduce()
+    return state.chosen.copy()
+
+
 def budget_of(quadratic: QuadraticError, latents: int | None, l0: float | None) -> Budget:
     """What may be spent of a pool; None is no limit."""
     check_at_least(0, **{name: value for name, value in (("latents", latents), ("l0", l0)) if value is not None})

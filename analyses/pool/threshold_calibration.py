@@ -80,7 +80,7 @@ def standing_alone(
         raise DictlabError(f"calibration is {by!r}; expected one of {', '.join(get_args(Calibration))}.")
     own = dictionary.folded()
     kept = emitting(own.activation, own.n_latents).nonzero().squeeze(1).to(own.W_dec.device)
-    scales, shifts, thresholds, calibrated = _as_jumps(own)
+    scales, shifts, thresholds, calibrated = as_jumprelu(own)
     if calibrated.any():
         thresholds = torch.where(calibrated, _calibrated(own, calibrated.nonzero().squeeze(1), batches, by), thresholds)
     return replace(
@@ -136,8 +136,14 @@ def _entries(dictionary: Dictionary, codes: Codes) -> Tensor:
     return (codes.rows[on] * int(emits.sum()) + place[codes.indices[on]]).cpu()
 
 
-def _as_jumps(dictionary: Dictionary) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " n_latents"]]:
-    """z' = scale z + shift, its threshold, and which latents need a calibrated one."""
+def as_jumprelu(dictionary: Dictionary) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " n_latents"]]:
+    """Scale, shift and threshold with which z' = scale z + shift is a JumpReLU latent; and which have no threshold.
+
+    Latents that are ranked have none (0 stands in its place).
+
+    Raises:
+        DictlabError: Some of its codes are negative.
+    """
     found = [
         _as_jump(activation, width, dictionary)
         for width, activation in activation_parts(dictionary.activation, len(dictionary.W_dec))

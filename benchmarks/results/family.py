@@ -54,7 +54,9 @@ def insertions(model: LanguageModel) -> pd.DataFrame:
 
 
 def _insertion(kind: str, small: Dictionary, large: Dictionary, model: LanguageModel) -> dict[str, object]:
-    report = stitching(small, large, model=model, tokens=131_072, contexts=CONTEXTS, threshold=THRESHOLD)
+    report = stitching(
+        small, large, model=model, tokens=131_072, contexts=CONTEXTS, threshold=THRESHOLD, select="effect"
+    )
     latents = report.tables["latents"].frame
     alive = latents[latents["class"] != "dead"]
     quality = report.tables["quality"].frame.set_index("dictionary")

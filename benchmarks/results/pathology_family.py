@@ -31,7 +31,7 @@ NAMES = (
 def main() -> None:
     began = time.perf_counter()
     opened = [load(path) for path in shipped(*NAMES)]
-    stitched = stitching(opened[0], opened[1], tokens=65_536, contexts=16).dictionaries["stitched"]
+    stitched = stitching(opened[0], opened[1], tokens=65_536, contexts=16, select="effect").dictionaries["stitched"]
     report = pathology([*opened, stitched], contexts=32, draws=1, sweep_contexts=4)
     print(report, "\n")
     frames = {name: table.frame for name, table in report.tables.items()}

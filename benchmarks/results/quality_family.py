@@ -32,7 +32,9 @@ OTHERS = ["e2e-relu0.2-1024-s0", "e2e+ds-relu2-1024-s0"]
 
 def of_probes() -> Report:
     """All of them, and a stitch of two."""
-    made = stitching(*shipped("local-topk16-512-s0", "local-topk16-1024-s0"), tokens=131_072).dictionaries
+    made = stitching(
+        *shipped("local-topk16-512-s0", "local-topk16-1024-s0"), tokens=131_072, select="effect"
+    ).dictionaries
     return probes([*map(load, sorted(CHECKPOINTS.glob("*.safetensors"))), *made.values()], contexts=128)
 
 

@@ -37,7 +37,7 @@ def demo(folder: Path = Path("dictlab-demo")) -> bool:
     if not (folder / "checkpoints").exists():
         _unpack(folder / "checkpoints")
     small, large, report = str(folder / SMALL), str(folder / LARGE), folder / "out" / "stitch"
-    typed = ["stitch", small, large, "--tokens", "65536", "--contexts", "48", "--out", str(report)]
+    typed = ["stitch", small, large, "--tokens", "32768", "--contexts", "24", "--out", str(report)]
     out = console()
     out.print(f"dictlab {shlex.join(typed)}", style="bold", soft_wrap=True)
     (stitching,) = entry_points(group=GROUP, name="stitching")

@@ -71,7 +71,7 @@ def _novelty(given: dict) -> Iterator[Report]:
 
 def _stitching(given: dict) -> Iterator[Report]:
     small, *larger = of_one_site((12, TopK(4)), (20, TopK(4)), (24, ReLU()))
-    yield stitching(small, larger, contexts=4, **given)
+    yield stitching(small, larger, contexts=4, finetune=512, **given)
     yield stitching(small, larger[:1], refit="none", **BARE)
 
 

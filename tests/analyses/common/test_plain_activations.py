@@ -79,7 +79,7 @@ def quality_of(report) -> dict[str, float]:
 
 
 def test_a_stitch_of_two_halves_is_the_whole():
-    report = stitching(FIRST, [SECOND], **FIT)
+    report = stitching(FIRST, [SECOND], select="effect", **FIT)
     quality = quality_of(report)
     assert quality["first"] < 0.7 and quality["stitched"] > 0.9999
     stitched = report.dictionaries["stitched"]

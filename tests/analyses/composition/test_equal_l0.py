@@ -6,6 +6,7 @@ import torch
 
 from analyses.composition.equal_l0 import SparsityCurve, at_equal_l0, levels_of, parents_at_levels
 from analyses.pool.dictionary_chain import encode_chain
+from analyses.pool.one_competition import competition_steps
 from analyses.pool.ridge_refit import refit_bias, refit_decoder
 from analyses.pool.sparsity_levels import at_l0
 from analyses.quality.measured_points import Point
@@ -89,3 +90,15 @@ def test_a_parent_without_a_sparsity_to_change_is_compared_at_its_own_and_that_i
     parents = [random_dictionary(20, 8, seed=1, name="a", activation=GroupMax(4)), random_dictionary(30, 8, name="b")]
     points, cautions = parents_at_levels(encode_chain(parents, [X]), [X], "bias", result=6.4, others=[])
     assert {point.parent for point in points} == {"b"} and "a: activation function groupmax" in cautions[0]
+
+
+def test_a_parent_under_the_rule_of_the_result_takes_the_steps_that_the_result_took():
+    """So that a result that is a whole parent under that rule is neither better nor worse than it."""
+    parents = [random_dictionary(n, 8, seed=n, name=f"d{n}", activation=TopK(4)) for n in (20, 30)]
+    chain, flat = encode_chain(parents, [X]), X.reshape(-1, 8)
+    points, _ = parents_at_levels(chain, [X], "decoder", result=4.0, others=[], competition="jumprelu")
+    found = {point.dictionary.name: point.dictionary for point in points}
+    steps = competition_steps(refit_decoder(parents[1].folded(), [X]), "jumprelu", 1.03 * 4.0, [X], "decoder", flat)
+    for step in list(steps)[1:]:
+        own = found[f"d30 under {step} at L0 4.12"]
+        torch.testing.assert_close(own.reconstruct(flat), steps[step].reconstruct(flat), atol=2e-2, rtol=2e-2)

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
+from analyses.composition.budget_rules import APART, CONTEXTS, within_budget
 from analyses.composition.novelty import novelty
-from analyses.composition.selection_rules import by_search
+from analyses.composition.selection_rules import by_insertion, by_search
 from analyses.composition.stitching import join, stitching
 from analyses.pool import ridge_refit as refit
 from analyses.pool.dictionary_chain import encode_chain
@@ -210,6 +211,7 @@ def parents():
 
 
 def run(text, **options):
+    options = {"select": "effect"} | options
     return stitching(*parents(), model=tiny_model(), text=text, tokens=2000, contexts=20, **options)
 
 
@@ -271,7 +273,7 @@ def test_what_a_stitching_returns_goes_into_the_next_analysis_from_any_folder(tm
     checkpoints = Path(__file__).parents[3] / "checkpoints"
     small, large, other = (checkpoints / f"local-topk16-{name}.safetensors" for name in ("256-s0", "512-s0", "256-s1"))
     monkeypatch.chdir(tmp_path)
-    stitched = stitching(small, large, tokens=512, contexts=2, refit="bias").dictionaries["stitched"]
+    stitched = stitching(small, large, tokens=512, contexts=2, refit="bias", select="effect").dictionaries["stitched"]
     assert stitched.path is None
     report = novelty(other, stitched, tokens=512, cards=0)
     assert len(report.tables["latents"].frame) == stitched.n_latents and report.inputs[1].name == "stitched"
@@ -295,8 +297,9 @@ def test_the_same_seed_gives_the_same_tables_and_dictionary(text):
 
 def test_a_parent_may_be_a_stitched_dictionary_itself(text):
     small, large = parents()
-    first = stitching(small, large, model=tiny_model(), text=text, tokens=2000, contexts=20).dictionaries["stitched"]
-    quality = stitching(first, large, model=tiny_model(), text=text, tokens=2000, contexts=20).tables["quality"].frame
+    options = {"model": tiny_model(), "text": text, "tokens": 2000, "contexts": 20, "select": "effect"}
+    first = stitching(small, large, **options).dictionaries["stitched"]
+    quality = stitching(first, large, **options).tables["quality"].frame
     error = quality.set_index("dictionary")["MSE"]
     assert error["stitched (parent)"] == pytest.approx(first.metadata.metrics["mse"])
     assert error["stitched (parent)"] != error["stitched"]
@@ -327,7 +330,7 @@ def test_dictionaries_of_two_libraries_are_stitched_as_if_they_were_of_one(text,
         conversion.write(small, tmp_path / "saelens", "saelens"),
         conversion.write(large, tmp_path / "h.0", "sparsify"),
     )
-    options = {"model": tiny_model(), "text": text, "tokens": 2000, "contexts": 20}
+    options = {"model": tiny_model(), "text": text, "tokens": 2000, "contexts": 20, "select": "effect"}
     ours, mixed = (stitching(*pair, **options).tables["quality"].frame for pair in ((small, large), theirs))
     assert ours["latents"].tolist() == mixed["latents"].tolist()
     for metric in ("L0", "MSE", "explained variance", "CE increase"):
@@ -338,7 +341,7 @@ def test_several_larger_dictionaries_are_inserted_one_after_the_other(text):
     """Into what has been stitched so far, which is what stitching the result with the next one starts from."""
     small, large = parents()
     larger = random_dictionary(30, 16, seed=5, name="larger", activation=ReLU())
-    options = {"model": tiny_model(), "text": text, "tokens": 2000, "contexts": 20, "refit": "none"}
+    options = {"model": tiny_model(), "text": text, "tokens": 2000, "contexts": 20, "refit": "none", "select": "effect"}
     at_once = stitching(small, [large, larger], **options)
     first = stitching(small, large, **options).dictionaries["stitched"]
     then = stitching(replace(first, name="first"), larger, **options)
@@ -425,5 +428,45 @@ def test_a_search_for_a_decoder_that_is_refitted_is_no_worse_refitted_than_any_o
 
 
 def test_budgets_without_a_search_are_refused(text):
-    with pytest.raises(DictlabError, match="--select optimal"):
+    with pytest.raises(DictlabError, match="--select best"):
         run(text, max_l0=3.0)
+    with pytest.raises(DictlabError, match=r"no latent fits into latents None and L0 1e-06"):
+        run(text, select="best", max_l0=1e-6)
+
+
+@pytest.mark.parametrize("budget", [{}, {"max_latents": 15, "max_l0": 3.0}])
+def test_the_best_rule_within_a_budget_is_the_best_of_all_on_tokens_that_are_not_reported_on(text, budget):
+    """Each candidate made again by itself, and scored again on the sequences that decided."""
+    options = {"model": tiny_model(), "text": text, "tokens": 2000, "contexts": 20}
+    report = stitching(*parents(), select="best", competition="own", **options, **budget)
+    stitched, how = report.dictionaries["stitched"], report.dictionaries["stitched"].metadata.training
+    assert stitched.n_emitting <= budget.get("max_latents", 60)
+    assert float(stitched.firing_rate.sum()) <= budget.get("max_l0", 4.0) + 1e-4
+    sample = list(activations.sample_site(tiny_model(), text.as_split("train"), SITE, context=32, tokens=2000))
+    chain = encode_chain(list(parents()), sample)
+    limits = {"latents": budget.get("max_latents"), "l0": budget.get("max_l0")}
+    inserted = {choice.rule: choice for choice in by_insertion(chain, 0.7)}
+    choices, _ = within_budget(chain, inserted, threshold=0.7, order="cosine", seed=0, refit="decoder", **limits)
+    assert set(choices) == {"effect", "cosine", "optimal"} | (set() if budget else {"path"})  # longer than the budget
+    made = [refit_decoder(part_of(chain.pool, torch.from_numpy(c.chosen), name=n), sample) for n, c in choices.items()]
+    measured = evaluate(made, tiny_model(), text.as_split("train"), contexts=CONTEXTS, seed=APART)
+    scores = {e.name: (e.value("mse") * e.value("kl")) ** 0.5 for e in measured}
+    assert how["select"] == min(scores, key=scores.get)
+    quality = report.tables["quality"].frame
+    assert (quality["best"] == "<--").sum() == 1
+
+
+@pytest.mark.parametrize("competition", ["topk", "jumprelu"])
+def test_a_result_under_one_competition_is_an_ordinary_dictionary_whose_steps_are_measured(text, competition, tmp_path):
+    report = run(text, competition=competition)
+    stitched = report.dictionaries["stitched"]
+    assert stitched.activation.kind == competition == stitched.metadata.training["competition"]
+    assert stitched.n_latents == stitched.n_emitting and f"all under one {competition}" in report.summary
+    error = report.tables["quality"].frame.set_index("dictionary")["MSE"]
+    steps = [f"one {competition}{step}" for step in ("", ", refitted")]
+    assert error[steps[1]] < error[steps[0]] and "each by its own rule, refitted" in error.index
+    curves = report.tables["sparsity_curves"].frame["dictionary"]
+    assert curves.str.contains("under one jumprelu, refitted").any() == (competition == "jumprelu")
+    written = conversion.write(stitched, tmp_path / "saelens", "saelens")
+    x = torch.randn(50, 16)
+    torch.testing.assert_close(load(written).reconstruct(x), stitched.reconstruct(x), atol=1e-3, rtol=1e-3)

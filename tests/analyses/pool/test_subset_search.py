@@ -17,7 +17,7 @@ from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.refitted_updates import RefittedDecoder, pull_of
 from analyses.pool.ridge_refit import normal_equations
 from analyses.pool.search_starts import best_of_starts
-from analyses.pool.subset_search import search
+from analyses.pool.subset_search import reduced, search
 from analyses.pool.subset_updates import FixedDecoder
 from dictlab import DictlabError
 from tests.planted import sparse_data
@@ -339,3 +339,26 @@ def test_silent_latents_of_a_start_take_no_places():
     assert not found.chosen[78:].any() and not any(
         move.removed is not None and move.removed >= 78 for move in found.moves
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("latents", "l0"), [(4, None), (None, 1.2), (6, 1.0), (10, 100.0)])
+def test_what_is_cut_to_a_budget_loses_at_each_step_what_raises_the_error_least_for_what_it_takes(seed, latents, l0):
+    """Errors decoded densely, with the best bias of each set."""
+    made = pool(seed)
+    codes, rates = made.sample.codes.toarray().astype(float), made.sample.firing_rate
+    directions = made.directions.double().numpy()
+
+    def error(chosen):
+        left = made.sample.target - codes[:, chosen] @ directions[chosen]
+        return np.square(left - left.mean(axis=0)).mean()
+
+    expected = np.arange(10) != 3
+    while (latents is not None and expected.sum() > latents) or (l0 is not None and rates[expected].sum() > l0):
+        too_many = latents is not None and expected.sum() > latents
+        costs = []
+        for latent in np.flatnonzero(expected):
+            without = expected & (np.arange(10) != latent)
+            costs.append(((error(without) - error(expected)) / (1.0 if too_many else rates[latent]), latent))
+        expected[min(costs)[1]] = False
+    assert np.array_equal(reduced(made, np.arange(10) != 3, latents=latents, l0=l0), expected)
