@@ -20,11 +20,22 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.text import Text as MatplotlibText
 
+from dictlab.reports.cards import template
 from dictlab.reports.safe_text import safe
 
 SHOWN_ROWS = 20  # rows of a table before it is opened
 EMBEDDED_CELLS = 500_000  # of a table in the page; what has more is in the files alone
 SHARP, PLAIN = 180, 110  # dots an inch: on the page, in a notebook
+
+
+def rendered(**parts: Any) -> str:
+    """The page, or what a notebook shows of it.
+
+    Args:
+        parts: title, summary, warnings; plots, tables and cards as `plot_data` and `table_data` give them; provenance
+            as `flattened` gives it; page, False for a notebook.
+    """
+    return template("report.html").render(**parts)
 
 
 def table_data(name: str, caption: str, frame: pd.DataFrame) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.hashing import sha256_of_weights
 from dictlab.errors import DictlabError
 from dictlab.formats.native import native_file as native
-from dictlab.reports.cards import Cards, template
+from dictlab.reports.cards import Cards
 from dictlab.reports.page import (
     PLAIN,
     SHOWN_ROWS,
@@ -40,6 +40,7 @@ from dictlab.reports.page import (
     flattened,
     picture,
     plot_data,
+    rendered,
     safe_frame,
     settled,
     table_data,
@@ -214,9 +215,8 @@ class Report:
             {"id": anchor("cards", name), "title": title_of(name), "html": deck.html()}
             for name, deck in self.cards.items()
         ]
-        return template("report.html").render(
-            report=self, tables=tables, plots=plots, cards=cards, provenance=provenance, page=page
-        )
+        heading = {"title": self.title, "summary": self.summary, "warnings": self.cautions}
+        return rendered(**heading, tables=tables, plots=plots, cards=cards, provenance=provenance, page=page)
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         """The frame of a table: `report["latents"]`.

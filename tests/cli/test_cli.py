@@ -135,7 +135,7 @@ def refuse(run, tmp_path):
     [
         ((), ("train", "stitch", "report", "info", "convert", "verify")),
         (("train",), ("--width", "--objective", "e2e+ds", "The language model")),
-        (("stitch",), ("SMALL", "LARGE", "--select", "--refit", "--force", "The dictionary that is added to")),
+        (("stitch",), ("SMALL", "LARGE", "--select", "--refit", "--force", "Latents are added to it")),
         (
             ("report",),
             (
