@@ -201,3 +201,16 @@ def test_dictionaries_of_other_sites_are_refused(model, dictionaries, text, tmp_
     other = replace(dictionaries[1], metadata=Metadata(site="blocks.2.hook_resid_pre"))
     with pytest.raises(DictlabError, match="cannot be compared"):
         explore([dictionaries[0], other], model=model, text=text, out=tmp_path / "page")
+
+
+def test_one_dictionary_and_a_folder_that_is_served_again(model, dictionaries, text, tmp_path, monkeypatch):
+    """Served again the folder is not made again, unless something that decides its content is another."""
+    served = []
+    monkeypatch.setattr("analyses.explorer.explore.serve_explorer", lambda folder, live, port: served.append(folder))
+    arguments = {"model": model, "text": text, "tokens": 8 * CONTEXT, "out": tmp_path / "page", "serve": True}
+    explore(dictionaries[:1], **arguments)
+    made = (tmp_path / "page" / "report.json").stat().st_mtime_ns
+    explore(dictionaries[:1], **arguments)
+    assert (tmp_path / "page" / "report.json").stat().st_mtime_ns == made and len(served) == 2
+    with pytest.raises(DictlabError, match="already holds a report"):
+        explore(dictionaries[:1], **arguments, seed=1)
