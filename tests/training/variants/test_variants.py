@@ -275,7 +275,7 @@ PLANTED = {
     "batchtopk": {"width": 48},
     "multitopk": {"width": 48},
     "matryoshka-topk": {"width": 64},
-    "matryoshka-batchtopk": {"width": 64},
+    "matryoshka-batchtopk": {"width": 64, "recipe": "dictlab-0.1"},  # the default is below 0.95 at this rate
 }
 
 
