@@ -73,7 +73,7 @@ def equal_l0_plot(points: Sequence[Point], result: Point, curves: Sequence[Spars
             ax.errorbar([point.value("l0")], [value], yerr=bars, elinewidth=1, label=point.name, **look)
         label = METRICS[key].label
         title = f"Lower is better: {label} at equal L0" if key == keys[0] else label
-        ax.set(xlabel="L0 (active latents a token)", ylabel=f"{label} ({METRICS[key].unit})", title=title)
+        ax.set(xlabel="L0 (latents/token)", ylabel=f"{label} ({METRICS[key].unit})", title=title)
     panels[0].legend()
     caption = (
         "Each parent along its own sparsity curve (another k, or other thresholds), refitted at each point as the "
