@@ -1,13 +1,14 @@
 """What does putting one more latent into a chosen set, or taking one out, do to its error, every set being refitted?
 
-With the decoder of every set refitted (ridge lambda, pull towards the directions d that latents came with, bias free),
-let A = G^T G + lambda and B = G^T Y + lambda D_0, the bias projected out of both. For a set S with inverse
-K = (A_SS)^-1, decoder W = K B_S, and for the others the Schur complements and what is left of B
+With the decoder of every set refitted (penalties lambda_j of `ridge_refit.ridge_penalties`, towards the directions d
+that latents came with, bias free), let codes be in units in which each penalty is 1: g_j / sqrt(lambda_j), with
+directions sqrt(lambda_j) d_j. Let A = G^T G + 1 and B = G^T Y + D_0, the bias projected out of both. For a set S with
+inverse K = (A_SS)^-1, decoder W = K B_S, and for the others the Schur complements and what is left of B
 
     s_j = A_jj - A_jS K A_Sj,      R_j = B_j - A_jS W
 
-    adding j      changes the penalised sum of squares by   lambda |d_j|^2 - |R_j|^2 / s_j
-    removing i                                              |w_i|^2 / K_ii - lambda |d_i|^2
+    adding j      changes the penalised sum of squares by   |d_j|^2 - |R_j|^2 / s_j
+    removing i                                              |w_i|^2 / K_ii - |d_i|^2
 
 the pull of the latents in the set counted, and that of no other. K, W, s and R follow a move by updates of rank one.
 Rounding gathers in them, so they are worked out anew after some moves.
@@ -16,23 +17,23 @@ Rounding gathers in them, so they are worked out anew after some moves.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from analyses.pool.pool_sample import PoolSample
 from analyses.pool.quadratic_error import QuadraticError
-from analyses.pool.ridge_refit import NormalEquations, normal_equations
+from analyses.pool.ridge_refit import NormalEquations, normal_equations, ridge_penalties
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 REFRESH = 256  # moves after which an inverse is worked out anew
 
 
-def pull_of(ridge: float, sample: PoolSample) -> float:
-    """lambda: a share of the mean energy sum_t g_tj^2 of a latent that fires."""
-    codes = sample.codes
-    energies = np.bincount(codes.indices, np.square(codes.data, dtype=np.float64), sample.n_latents)
-    return ridge * float(energies[energies > 0].mean()) if (energies > 0).any() else 1.0
+def penalties_of(quadratic: QuadraticError, ridge: float) -> Float[Array, " n_latents"]:
+    """lambda_j of all latents of a pool; see `ridge_refit.ridge_penalties`."""
+    codes = quadratic.sample.codes
+    energies = np.bincount(codes.indices, np.square(codes.data, dtype=np.float64), quadratic.n_latents)
+    return ridge_penalties(torch.from_numpy(energies), quadratic.directions.double(), ridge).numpy()
 
 
 class RefittedDecoder:
@@ -51,7 +52,7 @@ class RefittedDecoder:
         self,
         quadratic: QuadraticError,
         start: Bool[Mask, " n_latents"],
-        pull: float,
+        penalties: Float[Array, " n_latents"],
         equations: NormalEquations | None = None,
     ) -> None:
         """Starts from a set.
@@ -59,7 +60,7 @@ class RefittedDecoder:
         Args:
             quadratic: The pool.
             start: The set.
-            pull: lambda; see `pull_of`.
+            penalties: lambda_j; see `penalties_of`.
             equations: Those of the same sample, if they are at hand.
 
         Raises:
@@ -67,13 +68,13 @@ class RefittedDecoder:
         """
         equations = normal_equations(quadratic.sample) if equations is None else equations
         gram, moment = equations.gram.numpy(), equations.moment.numpy()
-        energies = gram.diagonal()[:-1]
-        before = quadratic.directions.double().numpy()
+        energies, units = gram.diagonal()[:-1], np.sqrt(penalties)
+        before = quadratic.directions.double().numpy() * units[:, None]
         with_bias = gram[:-1, -1]
-        self._gram = gram[:-1, :-1] - np.outer(with_bias, with_bias / gram[-1, -1])
-        self._gram[np.diag_indices(len(before))] += pull
-        self._right = moment[:-1] - np.outer(with_bias, moment[-1] / gram[-1, -1]) + pull * before
-        self._pulls = pull * np.square(before).sum(axis=1)
+        self._gram = (gram[:-1, :-1] - np.outer(with_bias, with_bias / gram[-1, -1])) / np.outer(units, units)
+        self._gram[np.diag_indices(len(before))] += 1.0
+        self._right = (moment[:-1] - np.outer(with_bias, moment[-1] / gram[-1, -1])) / units[:, None] + before
+        self._pulls = np.square(before).sum(axis=1)
         self._square = equations.square - float(np.square(moment[-1]).sum()) / gram[-1, -1]
         self._per = quadratic.sample.n_tokens * quadratic.d_in
         self._silent = energies == 0

@@ -3,7 +3,13 @@
 With the encoder frozen this is linear, and needs no training: ridge regression on the codes g, pulled towards the
 directions D_0 that the latents came with, and a free bias (g, y and s as in `pool_sample`):
 
-    min  sum_t |y_t - s_t b - g_t D|^2 + lambda |D - D_0|^2
+    min  sum_t |y_t - s_t b - g_t D|^2 + sum_j lambda_j |d_j - d_0j|^2
+
+    lambda_j = ridge mean_i(sum_t g_ti^2 |d_0i|^2) / |d_0j|^2
+
+with the mean over latents i that are active on the sample. Encoder and decoder of a latent share a scale that the
+function does not depend on: codes c g_j with directions d_j / c. Their penalty is c^2 lambda_j, so that what a latent
+adds to a reconstruction is refitted to the same, whatever units its code is in.
 
 By the normal equations, of which any subset of the latents has its own rows and columns. Codes are sparse, so a token
 costs the square of its active latents.
@@ -25,7 +31,13 @@ from analyses.pool.pool_sample import PoolSample, encode_sample
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # shares of the mean energy of a latent; what is best grows with the width
+RIDGES = (
+    1e-3,
+    1e-2,
+    1e-1,
+    1.0,
+    10.0,
+)  # of the mean energy that a latent adds; what is best grows with the width
 VALIDATION = 5  # one token in five, the last ones, decides between them
 LARGEST_REFIT = 8192  # latents; the normal equations take a few matrices of their square in float64: 3 GB
 
@@ -63,22 +75,40 @@ class NormalEquations:
         explained = 2 * (decoder * self.moment).sum() - (decoder * (self.gram @ decoder)).sum()
         return (self.square - float(explained)) / (self.tokens * decoder.shape[1])
 
-    def solution(self, before: Float[Tensor, "n+1 d_in"], ridge: float) -> Float[Tensor, "n+1 d_in"]:
+    def solution(self, before: Float[Tensor, "n+1 d_in"], penalties: Float[Tensor, " n"]) -> Float[Tensor, "n+1 d_in"]:
         """The best decoder and bias, pulled towards what they were before; the bias is free.
 
         Args:
             before: D_0 and its bias.
-            ridge: lambda as a share of the mean energy sum_t g_ti^2 of a latent.
+            penalties: lambda_j; see `ridge_penalties`.
         """
-        factor = torch.linalg.cholesky(self._penalised(ridge))
+        penalty = torch.cat([penalties, 1e-9 * self.gram[-1, -1:]])
+        factor = torch.linalg.cholesky(self.gram + penalty.diag())
         return before + torch.cholesky_solve(self.moment - self.gram @ before, factor)
 
-    def _penalised(self, ridge: float) -> Tensor:
-        energies = self.gram.diagonal()[:-1]
-        pull = ridge * energies[energies > 0].mean() if bool((energies > 0).any()) else torch.ones(())
-        penalty = torch.full((len(self.gram),), float(pull), dtype=torch.double)
-        penalty[-1] = 1e-9 * self.gram[-1, -1]
-        return self.gram + penalty.diag()
+    def ridge_solution(self, before: Float[Tensor, "n+1 d_in"], ridge: float) -> Float[Tensor, "n+1 d_in"]:
+        """`solution` with the `ridge_penalties` of these latents on this sample."""
+        return self.solution(before, ridge_penalties(self.gram.diagonal()[:-1], before[:-1], ridge))
+
+
+def ridge_penalties(
+    energies: Float[Tensor, " n"], directions: Float[Tensor, "n d_in"], ridge: float
+) -> Float[Tensor, " n"]:
+    """lambda_j = ridge mean_i(sum_t g_ti^2 |d_i|^2) / |d_j|^2, in the units of each latent's own code.
+
+    For directions of unit length that is one lambda, a share of the mean energy of a latent. An active latent whose
+    direction is zero has no length to measure by: its lambda_j = ridge sum_t g_tj^2 is that of a latent which adds as
+    much as the mean one. Dead latents stay as they were under any penalty; theirs is 1.
+
+    Args:
+        energies: sum_t g_tj^2.
+        directions: d_j that the latents came with.
+        ridge: lambda as a share of the mean energy that an active latent adds.
+    """
+    squares, active = directions.square().sum(dim=1), energies > 0
+    mean = (energies * squares)[active].mean()
+    penalties = ridge * torch.where(squares > 0, mean / squares, energies)
+    return torch.where(active, penalties, 1.0)
 
 
 def normal_equations(sample: PoolSample) -> NormalEquations:
@@ -116,8 +146,8 @@ def fit_decoder(
         rest: Of the rest.
         before: What the latents came with, bias last.
     """
-    ridge = min(RIDGES, key=lambda share: rest.error(fitted.solution(before, share)))
-    return (fitted + rest).solution(before, ridge), ridge
+    ridge = min(RIDGES, key=lambda share: rest.error(fitted.ridge_solution(before, share)))
+    return (fitted + rest).ridge_solution(before, ridge), ridge
 
 
 @torch.no_grad()
@@ -132,7 +162,7 @@ def refit_decoder(
     Args:
         dictionary: Whose decoder is to be refitted.
         batches: Activations to fit, in random order.
-        ridge: lambda as a share of the mean energy sum_t g_ti^2 of a latent; by default that of `fit_decoder`.
+        ridge: As in `ridge_penalties`; by default that of `fit_decoder`.
 
     Raises:
         DictlabError: There are too many latents for the normal equations.
@@ -142,7 +172,7 @@ def refit_decoder(
     if ridge is None:
         solution, ridge = fit_decoder(*split_equations(sample), before)
     else:
-        solution = normal_equations(sample).solution(before, ridge)
+        solution = normal_equations(sample).ridge_solution(before, ridge)
     after = solution.float()
     return replace(
         dictionary,

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from analyses.pool.quadratic_error import QuadraticError
-from analyses.pool.refitted_updates import Mask, RefittedDecoder, pull_of
+from analyses.pool.refitted_updates import Mask, RefittedDecoder, penalties_of
 from analyses.pool.ridge_refit import NormalEquations
 from analyses.pool.subset_search import TRIALS, Search, budget_of, search, searched
 
@@ -50,17 +50,18 @@ def best_of_starts(
     if equations is None:
         best = min(first, key=lambda one: one.error)
         return search(quadratic, best.chosen, latents=latents, l0=l0, trials=trials)
-    pull = pull_of(ridge, quadratic.sample)
+    penalties = penalties_of(quadratic, ridge)
     kept = [torch.from_numpy(np.flatnonzero(one.chosen)) for one in first]
-    errors = [_refitted_error(equations.of(some), quadratic.directions[some], pull) for some in kept]
-    state = RefittedDecoder(quadratic, first[int(np.argmin(errors))].chosen, pull, equations)
+    errors = [
+        _refitted_error(equations.of(some), quadratic.directions[some], torch.from_numpy(penalties)[some])
+        for some in kept
+    ]
+    state = RefittedDecoder(quadratic, first[int(np.argmin(errors))].chosen, penalties, equations)
     return searched(state, budget_of(quadratic, latents, l0), -(-trials // 10), quadratic.constant)
 
 
-def _refitted_error(equations: NormalEquations, directions: Tensor, pull: float) -> float:
+def _refitted_error(equations: NormalEquations, directions: Tensor, penalties: Tensor, kept: Tensor) -> float:
     """MSE of some latents with their decoder refitted."""
-    before = torch.cat([directions.double(), equations.moment.new_zeros(1, directions.shape[1])])
-    penalty = torch.full((len(before),), pull, dtype=torch.double)
-    penalty[-1] = 1e-9 * equations.gram[-1, -1]
-    factor = torch.linalg.cholesky(equations.gram + penalty.diag())
-    return equations.error(before + torch.cholesky_solve(equations.moment - equations.gram @ before, factor))
+    before = torch.cat([directions[kept].double(), equations.moment.new_zeros(1, directions.shape[1])])
+    some = equations.of(kept)
+    return some.error(some.solution(before, penalties[kept]))

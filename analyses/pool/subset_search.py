@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from analyses.pool import ridge_refit as refits
 from analyses.pool.pool_sample import PoolSample
 from analyses.pool.quadratic_error import QuadraticError
-from analyses.pool.refitted_updates import RefittedDecoder, pull_of
+from analyses.pool.refitted_updates import RefittedDecoder, penalties_of
 from analyses.pool.subset_updates import FixedDecoder, SubsetMoves
 from dictlab.errors import DictlabError, check_at_least
 
@@ -124,7 +124,7 @@ def search(
         latents: How many may be chosen.
         l0: How many of them may be active a token, on average over the sample.
         refit: Measure each set with its decoder and bias refitted by least squares, with this ridge as a share of the
-            mean energy of a latent; None for directions as they are, and the bias of the quadratic error.
+            mean energy that a latent adds; None for directions as they are, and the bias of the quadratic error.
         trials: How many chosen latents are tried against all others in their place, at most.
 
     Raises:
@@ -141,10 +141,10 @@ def search(
         return searched(FixedDecoder(quadratic, begin), budget, trials, quadratic.constant)
     plain = search(quadratic, start, latents=latents, l0=l0, trials=trials) if start is None else None
     begin = begin if plain is None else plain.chosen
-    pull = pull_of(refit, quadratic.sample)
+    penalties = penalties_of(quadratic, refit)
     if quadratic.n_latents > refits.LARGEST_REFIT:
-        return _shortlisted(quadratic, begin, budget, pull, trials)
-    return searched(RefittedDecoder(quadratic, begin, pull), budget, trials, quadratic.constant)
+        return _shortlisted(quadratic, begin, budget, penalties, trials)
+    return searched(RefittedDecoder(quadratic, begin, penalties), budget, trials, quadratic.constant)
 
 
 def reduced(
@@ -174,7 +174,7 @@ def budget_of(quadratic: QuadraticError, latents: int | None, l0: float | None) 
     return Budget(most, float("inf") if l0 is None else l0 + slack, rates)
 
 
-def _shortlisted(quadratic: QuadraticError, begin: Mask, budget: Budget, pull: float, trials: int) -> Search:
+def _shortlisted(quadratic: QuadraticError, begin: Mask, budget: Budget, penalties: Array, trials: int) -> Search:
     """A search with a refit among the latents of a large pool that promise most beside a start."""
     most, count = refits.LARGEST_REFIT, int(begin.sum())
     if count > most:
@@ -189,7 +189,7 @@ def _shortlisted(quadratic: QuadraticError, begin: Mask, budget: Budget, pull: f
     listed = np.sort(np.argsort(-np.where(begin, np.inf, gains), kind="stable")[:most])
     some = _part(quadratic, listed)
     found = searched(
-        RefittedDecoder(some, begin[listed], pull),
+        RefittedDecoder(some, begin[listed], penalties[listed]),
         replace(budget, rates=budget.rates[listed]),
         trials,
         quadratic.constant,

@@ -17,8 +17,9 @@ from analyses.pool import ridge_refit as refit
 from analyses.pool.dictionary_chain import encode_chain
 from analyses.pool.dictionary_pool import part_of, pool_of
 from analyses.pool.pool_sample import encode_sample
+from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.refitted_subsets import RefittedSubsets
-from analyses.pool.refitted_updates import pull_of
+from analyses.pool.refitted_updates import penalties_of
 from analyses.pool.ridge_refit import refit_bias, refit_decoder
 from dictlab import DictlabError, ReLU, TopK, load, save
 from dictlab.data import activations
@@ -411,13 +412,14 @@ def test_a_search_for_a_decoder_that_is_refitted_is_no_worse_refitted_than_any_o
     """Against dense least squares with the pull; every start fits the budget."""
     small, large = (random_dictionary(n, 8, seed=n) for n in (20, 40))
     chain = encode_chain([small, large], [X.view(3, 100, 8)])
-    seen, pull = chain.sample, pull_of(0.01, chain.sample)
+    seen = chain.sample
+    root = np.sqrt(penalties_of(QuadraticError.from_sample(seen, chain.pool.W_dec), 0.01))
 
     def error(chosen):
         design = np.hstack([seen.codes.toarray()[:, chosen], np.ones((seen.n_tokens, 1))])
         before = chain.pool.W_dec.numpy()[chosen]
-        rows = np.hstack([np.sqrt(pull) * np.eye(len(before)), np.zeros((len(before), 1))])
-        both = np.vstack([design, rows]), np.vstack([seen.target, np.sqrt(pull) * before])
+        rows = np.hstack([np.diag(root[chosen]), np.zeros((len(before), 1))])
+        both = np.vstack([design, rows]), np.vstack([seen.target, root[chosen, None] * before])
         return np.square(both[0] @ np.linalg.lstsq(*both, rcond=None)[0] - both[1]).sum()
 
     budget = 1.01 * max(small.encode(X).l0().float().mean(), large.encode(X).l0().float().mean())

@@ -14,7 +14,7 @@ from analyses.pool import refitted_updates, subset_updates
 from analyses.pool import ridge_refit as refits
 from analyses.pool.pool_sample import PoolSample
 from analyses.pool.quadratic_error import QuadraticError
-from analyses.pool.refitted_updates import RefittedDecoder, pull_of
+from analyses.pool.refitted_updates import RefittedDecoder, penalties_of
 from analyses.pool.ridge_refit import normal_equations
 from analyses.pool.search_starts import best_of_starts
 from analyses.pool.subset_search import reduced, search
@@ -29,8 +29,8 @@ def optimal(*given, **options):
     return search(*given, **options).chosen
 
 
-def pool(seed: int, n: int = 10, d: int = 6, tokens: int = 200) -> QuadraticError:
-    """Latents with rates from rare to common that partly explain the same things."""
+def pool(seed: int, n: int = 10, d: int = 6, tokens: int = 200, lengths: bool = False) -> QuadraticError:
+    """Latents with rates from rare to common that partly explain the same things; directions of unit length or of several."""
     generator = np.random.default_rng(seed)
     rates = generator.uniform(0.05, 0.6, n)
     codes = generator.gamma(2.0, size=(tokens, n)) * (generator.random((tokens, n)) < rates)
@@ -38,6 +38,8 @@ def pool(seed: int, n: int = 10, d: int = 6, tokens: int = 200) -> QuadraticErro
     target = codes @ true * (generator.random(n) < 0.7)[:, None].mean() + generator.normal(size=(tokens, d)) + 1
     directions = true + 0.7 * generator.normal(size=(n, d))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    if lengths:
+        directions *= generator.uniform(0.7, 1.4, (n, 1))
     return QuadraticError.from_sample(seen(codes, target), torch.from_numpy(directions).float())
 
 
@@ -54,17 +56,20 @@ def subsets(n: int, most: int):
 
 
 def penalised(made: QuadraticError, chosen: np.ndarray, ridge: float = RIDGE) -> float:
-    """The error of the refitted set with its pull, written out by the normal equations of the set alone."""
-    everything = normal_equations(made.sample)
+    """The error of the refitted set with its pull, written out by the normal equations of the set alone.
+
+    A latent is penalised by ridge times the mean energy that a latent of the pool adds, where its direction is of
+    length 1, and by that over the square of the length where it is not.
+    """
+    everything, squares = normal_equations(made.sample), made.directions.double().square().sum(dim=1)
     energies = everything.gram.diagonal()[:-1]
-    pull = ridge * float(energies[energies > 0].mean())
     kept = torch.from_numpy(np.flatnonzero(chosen))
+    pull = ridge * float((energies * squares)[energies > 0].mean()) / squares[kept]
     own = everything.of(kept)
     before = torch.cat([made.directions.double()[kept], torch.zeros(1, made.d_in).double()])
-    penalty = torch.full((len(own.gram),), pull, dtype=torch.double)
-    penalty[-1] = 0
+    penalty = torch.cat([pull, torch.zeros(1)])
     solution = before + torch.linalg.solve(own.gram + penalty.diag(), own.moment - own.gram @ before)
-    pulled = pull * float((solution - before)[:-1].square().sum())
+    pulled = float((pull[:, None] * (solution - before)[:-1].square()).sum())
     return own.error(solution) + pulled / (made.sample.n_tokens * made.d_in)
 
 
@@ -147,7 +152,7 @@ def test_every_move_lowers_the_error_and_what_is_tracked_is_what_recomputing_giv
 def test_changes_and_the_best_of_them_are_those_of_doing_it(candidates, seed, refit):
     """Also where few changes are worked out and the others are only bounded."""
     generator = np.random.default_rng(seed)
-    made = pool(seed % 7, n=14)
+    made = pool(seed % 7, n=14, lengths=True)
     start = generator.random(14) < 0.4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subset_updates, "CANDIDATES", candidates)
@@ -155,7 +160,7 @@ def test_changes_and_the_best_of_them_are_those_of_doing_it(candidates, seed, re
 
 
 def check_moves(made, start, refit, generator):
-    state = RefittedDecoder(made, start, pull_of(RIDGE, made.sample)) if refit else FixedDecoder(made, start)
+    state = RefittedDecoder(made, start, penalties_of(made, RIDGE)) if refit else FixedDecoder(made, start)
 
     def error(mask):
         return penalised(made, mask) if refit else made.error(mask)
