@@ -52,10 +52,7 @@ def best_of_starts(
         return search(quadratic, best.chosen, latents=latents, l0=l0, trials=trials)
     penalties = penalties_of(quadratic, ridge)
     kept = [torch.from_numpy(np.flatnonzero(one.chosen)) for one in first]
-    errors = [
-        _refitted_error(equations.of(some), quadratic.directions[some], torch.from_numpy(penalties)[some])
-        for some in kept
-    ]
+    errors = [_refitted_error(equations, quadratic.directions, torch.from_numpy(penalties), some) for some in kept]
     state = RefittedDecoder(quadratic, first[int(np.argmin(errors))].chosen, penalties, equations)
     return searched(state, budget_of(quadratic, latents, l0), -(-trials // 10), quadratic.constant)
 
