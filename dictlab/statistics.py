@@ -10,14 +10,14 @@ Latents, or scores of latents, are resampled one by one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
@@ -32,6 +32,8 @@ LEAST_SHARE = 0.5  # of the resamples must have a value, for these to stand for 
 DIFFERENCE_RESAMPLES = 100_000  # of a difference of means, whose p may be small
 BATCH = 5_000  # resamples of a difference that are held at once
 LATENT_BATCH = 50  # resamples of latents that are held at once
+FIT_RESAMPLES = 200  # where each is a fit
+CELLS = 1 << 22  # counts of resampled latents that are held at once
 ROUNDING = 1e-12  # numbers that are equal but for the order of a sum
 NAN = float("nan")
 
@@ -220,6 +222,41 @@ def ratio_of_sums_interval(
         return np.asarray(np.divide(x.sum(axis=axis), total, out=np.full_like(total, np.nan), where=total != 0))
 
     return _row_interval(quotient, seed, over, under)
+
+
+def latent_counts(n: int, seed: int, purpose: str) -> Iterator[Float[Array, "some n"]]:
+    """How often each of n latents is drawn in each of RESAMPLES bootstrap resamples, blocks of resamples at a time.
+
+    Equal seeds and purposes draw equal latents. At most CELLS counts are held, or those of one resample.
+
+    Args:
+        n: Latents.
+        seed: Of the resampling.
+        purpose: What is resampled; another purpose draws others.
+    """
+    generator, step = seeds.numpy_generator(seed, purpose), max(1, CELLS // max(1, n))
+    for start in range(0, RESAMPLES, step):
+        drawn = generator.multinomial(n, np.full(n, 1 / n), size=min(step, RESAMPLES - start))
+        yield drawn.astype(np.float64)
+
+
+def latent_mean_draws(values: Float[Array, "n columns"], seed: int, purpose: str) -> Float[Array, "resamples columns"]:
+    """The means of several numbers of each latent in each resample of the latents, which all columns share."""
+    means = [counts @ values / len(values) for counts in latent_counts(len(values), seed, purpose)]
+    return np.concatenate(means)
+
+
+def share_draws(mask: Bool[NDArray[np.bool_], " n"], seed: int, purpose: str) -> Float[Array, " resamples"]:
+    """The share of latents in a mask in each resample of the latents: a binomial count, so none need be drawn."""
+    drawn = seeds.numpy_generator(seed, purpose).binomial(len(mask), mask.mean(), size=RESAMPLES)
+    return np.asarray(drawn / len(mask), dtype=np.float64)
+
+
+def resampled_runs(n: int, seed: int, purpose: str) -> Iterator[Int[NDArray[np.int64], " n"]]:
+    """Bootstrap resamples of n runs, by their numbers, without end: whoever fits them stops when enough could be."""
+    generator = seeds.numpy_generator(seed, purpose)
+    while True:
+        yield generator.integers(n, size=n)
 
 
 def _row_interval(statistic: Callable[..., Any], seed: int, *samples: Tensor | Array) -> tuple[float, float]:

@@ -1,13 +1,16 @@
 """Differences of means: intervals and p against closed forms and counts of every resample."""
 
-from itertools import product
+import re
+from itertools import islice, product
 from math import isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from dictlab.statistics import difference_of_means
+from dictlab import statistics
+from dictlab.statistics import difference_of_means, latent_counts, latent_mean_draws, resampled_runs, share_draws
 
 
 def test_p_is_the_share_of_all_resamples_of_the_pool():
@@ -49,3 +52,40 @@ def test_one_value_has_no_interval():
     found = difference_of_means(np.array([1.0]), np.array([0.5, 0.7]), seed=0)
     assert found.value == pytest.approx(0.4) and isnan(found.low) and isnan(found.p)
     assert isnan(difference_of_means(np.array([]), np.array([0.5]), seed=0).value)
+
+
+def test_latents_are_drawn_alike_however_many_are_held_at_once(monkeypatch):
+    whole = np.concatenate(list(latent_counts(30, 3, "a purpose")))
+    assert whole.shape == (statistics.RESAMPLES, 30) and (whole.sum(axis=1) == 30).all()
+    monkeypatch.setattr(statistics, "CELLS", 30 * 7)
+    blocks = list(latent_counts(30, 3, "a purpose"))
+    assert {len(block) for block in blocks} == {7, statistics.RESAMPLES % 7}
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert (np.concatenate(list(latent_counts(30, 3, "another"))) != whole).any()
+
+
+def test_means_and_shares_of_resampled_latents_have_their_standard_errors():
+    generator = np.random.default_rng(0)
+    mask = generator.random(400) < 0.3
+    values = np.stack([mask, 2 - 3.0 * mask], axis=1)
+    draws, shares = latent_mean_draws(values, 1, "latents"), share_draws(mask, 1, "latents")
+    error = np.sqrt(mask.mean() * (1 - mask.mean()) / 400)  # of a share, by the binomial distribution
+    np.testing.assert_allclose(draws[:, 1], 2 - 3 * draws[:, 0])  # columns share their latents
+    for share in (draws[:, 0], shares):
+        assert share.mean() == pytest.approx(mask.mean(), abs=4 * error / np.sqrt(statistics.RESAMPLES))
+        assert share.std() == pytest.approx(error, rel=0.1)
+
+
+def test_runs_are_drawn_with_replacement():
+    drawn = np.array(list(islice(resampled_runs(5, 0, "runs"), 2000)))
+    assert drawn.shape == (2000, 5) and set(np.unique(drawn)) == set(range(5))
+    distinct = np.mean([len(set(rows)) for rows in drawn.tolist()])
+    assert distinct == pytest.approx(5 * (1 - 0.8**5), abs=0.1)
+
+
+def test_no_other_module_draws_resamples():
+    drawing = re.compile(r"\.(multinomial|binomial)\(|replace=True|\.integers\(len\(")
+    assert drawing.search("rng.multinomial(n, p)") and drawing.search("rng.choice(n, n, replace=True)")
+    root = Path(__file__).parent.parent
+    files = [p for folder in ("analyses", "dictlab/evaluation") for p in (root / folder).rglob("*.py")]
+    assert len(files) > 100 and [str(p) for p in files if drawing.search(p.read_text())] == []

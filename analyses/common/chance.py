@@ -37,7 +37,7 @@ def max_cosine_levels(
         b: The candidates; may lie in a file.
         seed: Of the draw.
         of_b: The rows of b that take part; all by default.
-        signed: Rows of b whose opposites are the same latent: their cosines count by size.
+        signed: Rows of b whose opposites are the same latent: their cosines are absolute.
         rows: Directions drawn.
     """
     levels = {}
@@ -82,7 +82,7 @@ def sign_notes(dictionaries: Sequence[Dictionary]) -> tuple[str, ...]:
         return ()
     return (
         f"{', '.join(signed)}: activations have either sign, so a direction and its opposite are one latent; "
-        "cosines and correlations count by size.",
+        "cosines and correlations are absolute.",
     )
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-WORTH_A_RACE = 1e11  # multiplications from which it pays to see which product is faster
+MIN_MULTIPLICATIONS_TO_TIME = 1e11  # multiplications from which it pays to see which product is faster
 
 T = TypeVar("T")
 Product: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]
@@ -52,7 +52,7 @@ class Workers:
 def workers_for(device: torch.device, multiplications: float) -> Iterator[Workers]:
     """As many workers as torch may use threads, with the faster product; one where there is little to do, or a GPU."""
     threads = torch.get_num_threads()
-    if device.type != "cpu" or multiplications < WORTH_A_RACE:
+    if device.type != "cpu" or multiplications < MIN_MULTIPLICATIONS_TO_TIME:
         yield Workers(by_torch, 1)
         return
     with threadpool_limits(1, "blas"):

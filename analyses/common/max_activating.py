@@ -155,16 +155,26 @@ def with_activity(dictionaries: Sequence[Dictionary], contexts: LatentContexts |
     ]
 
 
-def with_contexts(frame: pd.DataFrame, contexts: LatentContexts | None) -> pd.DataFrame:
-    """A table of latents with a column for each of their contexts."""
+def with_contexts(
+    frame: pd.DataFrame, dictionaries: Sequence[str], latents: Sequence[int], contexts: LatentContexts | None
+) -> pd.DataFrame:
+    """A table of latents with a column for each of their contexts.
+
+    Args:
+        frame: One row a latent.
+        dictionaries: The name of the dictionary of each row's latent.
+        latents: The number of each row's latent.
+        contexts: Where each latent is most active; None leaves the table as it is.
+    """
     if contexts is None:
         return frame
+    asked = list(zip(dictionaries, latents, strict=True))
     shown = {
-        (str(name), latent): texts
-        for name, part in frame.groupby("dictionary", sort=False)
-        for latent, texts in contexts.of(str(name), sorted(set(part["latent"].tolist()))).items()
+        (name, latent): texts
+        for name in dict.fromkeys(dictionaries)
+        for latent, texts in contexts.of(name, sorted({latent for of, latent in asked if of == name})).items()
     }
-    texts = [shown[key] for key in zip(frame["dictionary"], frame["latent"], strict=True)]
+    texts = [shown[key] for key in asked]
     columns = {f"{contexts.called} {i + 1}": [t[i] if i < len(t) else None for t in texts] for i in range(TOP)}
     return frame.assign(**{name: pd.Series(column, dtype=object) for name, column in columns.items()})
 

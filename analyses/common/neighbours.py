@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.common import shared_search
+from analyses.common import distributed_search
 from analyses.common.matmul_backends import Product, workers_for
 from analyses.common.running_top_k import GROUP, Best
 from dictlab.errors import DictlabError, check_at_least
@@ -62,7 +62,7 @@ def neighbours(
         top: How many neighbours; all there are if there are fewer.
         of_a: The rows of a that take part; all by default. Neighbours are numbered among those.
         of_b: The same for b.
-        signed_a: Rows of a whose opposites are the same to the caller: their cosines count by size. None of them by
+        signed_a: Rows of a whose opposites are the same to the caller: their cosines are absolute. None of them by
             default.
         signed_b: The same for b.
         tile: Rows of a and of b whose cosines are held at once, rounded up to multiples of 64 and 8; by default such
@@ -74,7 +74,7 @@ def neighbours(
     """
     signed = (signed_a, signed_b)
     search = partial(_searched, a, b, top, of_b=of_b, signed=signed, tile=tile, device=device, both=True, itself=True)
-    if shared_search.count() > 1:
+    if distributed_search.count() > 1:
         return _over_ranks(search, len(a), of_a, top)
     forward, backward = search(of_a)
     return forward, backward
@@ -99,7 +99,7 @@ def nearest(
         top: How many.
         itself: False if a and b are the same rows, and a row is no neighbour of itself.
         of_b: The rows of b that take part; all by default. Neighbours are numbered among those.
-        signed_a: Rows of a whose cosines count by size.
+        signed_a: Rows of a whose cosines are absolute.
         signed_b: The same for b.
         tile: Rows of a and of b whose cosines are held at once.
     """
@@ -112,14 +112,14 @@ def _over_ranks(
 ) -> tuple[Neighbours, Neighbours]:
     """Both ways, from a search of this rank's part of the rows of a."""
     n = n if of_a is None else len(of_a)
-    own, first = shared_search.share(n, of_a)
+    own, first = distributed_search.rows_of_rank(n, of_a)
     found = search(own)
-    each, m = -(-n // shared_search.count()), len(found[1].rows)
-    forward = Neighbours(*(torch.cat(shared_search.together(part, each, 0))[:n] for part in found[0]))
+    each, m = -(-n // distributed_search.count()), len(found[1].rows)
+    forward = Neighbours(*(torch.cat(distributed_search.all_gather_padded(part, each, 0))[:n] for part in found[0]))
     cosine = torch.full((m, top), -torch.inf, dtype=found[1].cosine.dtype)  # a rank may have fewer rows than `top`
     rows = torch.zeros(m, top, dtype=torch.long)
     cosine[:, : found[1].cosine.shape[1]], rows[:, : found[1].rows.shape[1]] = found[1].cosine, found[1].rows + first
-    both = [torch.cat(shared_search.together(part, m, 0), dim=1) for part in (cosine, rows)]
+    both = [torch.cat(distributed_search.all_gather_padded(part, m, 0), dim=1) for part in (cosine, rows)]
     kept, order = both[0].topk(min(top, n), dim=1)
     return forward, Neighbours(kept, both[1].gather(1, order))
 
@@ -237,17 +237,17 @@ class _Rows(NamedTuple):
 def _tile(
     rows: Tensor, columns: Tensor, signed: tuple[Tensor | None, Tensor | None], held: Tensor, product: Product
 ) -> Float[Tensor, "high wide"]:
-    """Cosines of rows with columns, by size where one of the two is signed; -inf below and right of them."""
+    """Cosines of rows with columns, absolute where one of the two is signed; -inf below and right of them."""
     if len(rows) == held.shape[0] and len(columns) == held.shape[1]:
         product(rows, columns, held)
-        return by_size(held, *signed)
+        return absolute_where_signed(held, *signed)
     high = _up(len(rows), GROUP * GROUP)
     edge = torch.full((high, held.shape[1]), -torch.inf, dtype=held.dtype, device=held.device)
-    edge[: len(rows), : len(columns)] = by_size(rows @ columns.T, *signed)
+    edge[: len(rows), : len(columns)] = absolute_where_signed(rows @ columns.T, *signed)
     return edge
 
 
-def by_size(
+def absolute_where_signed(
     cosine: Float[Tensor, "n m"], signed_rows: Bool[Tensor, " n"] | None, signed_columns: Bool[Tensor, " m"] | None
 ) -> Float[Tensor, "n m"]:
     """Absolute cosines in place where the row or the column is signed: its opposite is the same latent."""

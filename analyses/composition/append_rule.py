@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from analyses.common.neighbours import by_size, nearest
+from analyses.common.neighbours import absolute_where_signed, nearest
 
 BLOCK = 1024  # latents that are compared with those kept of their own donor at once
 
@@ -54,7 +54,7 @@ def appended(
     Args:
         directions: Decoder directions of each dictionary.
         rates: Their firing rates.
-        signed: Latents that emit values of either sign: their cosines count by size. None by default.
+        signed: Latents that emit values of either sign: their cosines are absolute. None by default.
         threshold: The largest cosine with a latent kept from another dictionary.
         duplicates: The largest cosine with a kept latent of the same dictionary; the smallest one is kept as it is.
     """
@@ -100,8 +100,8 @@ def _unlike(
         of, of_before = signed[latents[first : first + BLOCK]], signed[latents[:first]][stay[:first]]
         free = torch.ones(len(block), dtype=torch.bool)
         if len(before):
-            free = (by_size(block @ before.T, of, of_before) <= limit).all(dim=1)
-        alike = (by_size(block @ block.T, of, of) > limit).cpu()
+            free = (absolute_where_signed(block @ before.T, of, of_before) <= limit).all(dim=1)
+        alike = (absolute_where_signed(block @ block.T, of, of) > limit).cpu()
         for i in free.cpu().nonzero().squeeze(1).tolist():
             stay[first + i] = not bool((alike[i, :i] & stay[first : first + i]).any())
     return latents[stay]

@@ -3,7 +3,7 @@
 Each latent of LARGE is inserted into SMALL, alone, and called novel if the error falls (`insertion_effects`; Bussmann,
 Leask et al. 2024; Leask et al. 2025). The published stand-in for this test is the cosine rule: novel where the max
 decoder cosine with SMALL is below a threshold (0.7 for GPT-2, 0.4 for Gemma). Both are computed, and how well the one
-foretells the other (`cosine_predictor`). What another seed of SMALL would add is the floor (`seed_control`). What the
+predicts the other (`cosine_predictor`). What another seed of SMALL would add is the floor (`seed_control`). What the
 most useful latents are stands on cards (`latent_cards`); whether the model minds them is measured where it is asked for
 (`insertion_in_model`).
 """
@@ -30,7 +30,7 @@ from analyses.composition.insertion.insertion_in_model import Changes, changes, 
 from analyses.composition.insertion.latent_cards import CardContext, portrait_cards, portrait_table, portraits
 from analyses.composition.insertion.seed_control import controlled, novelty_shares
 from analyses.composition.insertion.single_insertions import SingleInsertions, insert_each
-from analyses.composition.novelty_plots import behaviour_plot, effect_plot, prediction_plot
+from analyses.composition.novelty_plots import effect_plot, model_effect_plot, prediction_plot
 from analyses.composition.novelty_report import (
     NoveltyResult,
     novelty_summary,
@@ -234,5 +234,5 @@ def _plots(result: NoveltyResult, seed: int) -> dict[str, Plot]:
     if result.thresholds:
         plots["prediction"] = prediction_plot(result.pair, result.prediction, result.thresholds)
     if result.behaviour is not None:
-        plots["behaviour"] = behaviour_plot(result.pair, result.behaviour_of, result.behaviour)
+        plots["behaviour"] = model_effect_plot(result.pair, result.behaviour_of, result.behaviour)
     return plots

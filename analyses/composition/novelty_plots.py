@@ -13,9 +13,9 @@ from analyses.common import plotting
 from analyses.composition.insertion.cosine_curves import share_novel
 from analyses.composition.insertion.cosine_predictor import (
     ALL,
-    BEST_J,
-    BY_EFFECT,
+    BEST_YOUDEN,
     GIVEN,
+    WEIGHTED_BY_EFFECT,
     WEIGHTINGS,
     PredictionAreas,
     ThresholdRule,
@@ -78,10 +78,12 @@ def prediction_plot(
     known = {one.weighting: one for one in prediction if one.group == ALL}
     for number, weighting in enumerate(WEIGHTINGS):
         look: dict[str, Any] = {"color": plotting.colour(number), "ls": plotting.line(number), "lw": 1.6}
-        name = "weighted by |change in MSE|" if weighting == BY_EFFECT else "each latent once"
+        name = "weighted by |change in MSE|" if weighting == WEIGHTED_BY_EFFECT else "each latent once"
         given = labelled(alive, weighting)
-        fall_out, recall, _ = roc_curve(given.novel, -given.cosine, sample_weight=given.weight, drop_intermediate=False)
-        left.plot(fall_out, recall, label=f"{name}: {_area(known[weighting].roc)}", **look)
+        false_positive_rate, recall, _ = roc_curve(
+            given.novel, -given.cosine, sample_weight=given.weight, drop_intermediate=False
+        )
+        left.plot(false_positive_rate, recall, label=f"{name}: {_area(known[weighting].roc)}", **look)
         for ax, positive, score, chance, found in (
             (middle, given.novel, -given.cosine, share_novel(given), known[weighting].novel),
             (right, ~given.novel, given.cosine, 1 - share_novel(given), known[weighting].reconstruction),
@@ -91,7 +93,7 @@ def prediction_plot(
             ax.axhline(chance, color=plotting.colour(number), ls=":", lw=1, label=f"chance: {chance:.2f}")
         by_rule = {rule.rule: rule for rule in rules if (rule.group, rule.weighting) == (ALL, weighting)}
         _mark(left, by_rule[GIVEN], "x", number)
-        _mark(left, by_rule[BEST_J], "o", number)
+        _mark(left, by_rule[BEST_YOUDEN], "o", number)
     left.plot([0, 1], [0, 1], color="#666666", ls=":", lw=1, label="chance: 0.50")
     left.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC of the cosine rule")
     middle.set(xlabel="share of novel latents found", ylabel="precision", title="Positive: novel")
@@ -108,7 +110,7 @@ def prediction_plot(
 
 
 @plotting.applied
-def behaviour_plot(pair: SingleInsertions, latents: Sequence[int], found: BySequence) -> Plot:
+def model_effect_plot(pair: SingleInsertions, latents: Sequence[int], found: BySequence) -> Plot:
     """Change in MSE against change in CE and in KL, one point a latent that was run in the model."""
     novel = pair.novel.numpy()[list(latents)]
     figure, axes = plotting.axes(2, width=5.2, height=4.2)

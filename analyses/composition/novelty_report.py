@@ -12,10 +12,10 @@ import torch
 from analyses.common.seed_floor import relation
 from analyses.composition.insertion.cosine_predictor import (
     ALL,
-    BEST_J,
+    BEST_YOUDEN,
     CERTAIN,
     GIVEN,
-    ONCE,
+    UNWEIGHTED,
     PredictionAreas,
     ThresholdRule,
 )
@@ -52,7 +52,7 @@ class NoveltyResult:
         pair: LARGE's latents inserted into SMALL.
         floor: Those of the control into the dictionary of its width, if there is one.
         shares: How many are novel, of the pair and of the floor.
-        prediction: How well the cosine foretells that.
+        prediction: How well the cosine predicts that.
         thresholds: What thresholds of the cosine achieve; none with a single class.
         behaviour_of: Latents that were run in the model.
         behaviour: What was measured of them there.
@@ -83,7 +83,7 @@ def novelty_tables(result: NoveltyResult) -> dict[str, Table]:
 
 
 def prediction_tables(result: NoveltyResult) -> dict[str, Table]:
-    """How well the cosine foretells the measured class."""
+    """How well the cosine predicts the measured class."""
     agreed = f"Active latents by measured effect and by the cosine rule at {result.pair.threshold:g}."
     return {
         "prediction": Table(prediction_table(result.prediction), _PREDICTION),
@@ -192,7 +192,7 @@ def novelty_title(pair: SingleInsertions) -> str:
 
 
 def novelty_summary(result: NoveltyResult, seed: int) -> str:
-    """How much is novel, how well the cosine foretells it, how far that is above the floor, and what the model says."""
+    """How much is novel, how well the cosine predicts it, how far that is above the floor, and what the model says."""
     pair, shares = result.pair, result.shares[0]
     kind = (
         "This is the seed control: the two differ in their seed alone, so these shares are the floor. "
@@ -213,11 +213,11 @@ def novelty_summary(result: NoveltyResult, seed: int) -> str:
 
 
 def _predicts(result: NoveltyResult) -> str:
-    rules = {rule.rule: rule for rule in result.thresholds if (rule.group, rule.weighting) == (ALL, ONCE)}
+    rules = {rule.rule: rule for rule in result.thresholds if (rule.group, rule.weighting) == (ALL, UNWEIGHTED)}
     if not rules:
         return "All are of one class, so there is nothing for cosine to predict."
-    area = next(one.roc for one in result.prediction if (one.group, one.weighting) == (ALL, ONCE))
-    given, best = rules[GIVEN], rules[BEST_J]
+    area = next(one.roc for one in result.prediction if (one.group, one.weighting) == (ALL, UNWEIGHTED))
+    given, best = rules[GIVEN], rules[BEST_YOUDEN]
     return (
         f"As a predictor of the measured effect, cosine has an area under the ROC curve of {area.value:.2f} "
         f"[{area.low:.2f}, {area.high:.2f}]; it is right for {given.rates['accuracy']:.0%} of latents at "

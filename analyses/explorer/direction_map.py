@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from analyses.common.chance import oriented
 from analyses.common.neighbours import nearest
-from analyses.similarity.geometry_report import embed
+from analyses.similarity.direction_umap import embed
 from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.progress import Phase

@@ -5,27 +5,27 @@
     L(N, K) = exp(a + b_k ln K + b_n ln N + g ln K ln N)  [+ exp(z + h ln K)]          Gao et al. 2024, joint law
 
 each with and without the irreducible term in brackets, by least squares of ln L (SciPy, from several starts). They are
-compared by AIC, corrected for few runs, and by how they predict runs that were kept out of the fit.
+compared by AIC, corrected for few runs, and by how they predict runs that were held out of the fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from dictlab import seeds
-from dictlab.statistics import ENDS
+from dictlab.statistics import FIT_RESAMPLES, resampled_runs
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]
-RESAMPLES = 200  # each is a fit
+DRAWS_PER_FIT = 20  # resamples tried for each that is fitted
 STEPS = 500  # of a fit: where no irreducible loss is seen, its logarithm falls without end
-FEW = 12  # of a fit that starts near its end
+WARM_START_EVALUATIONS = 12  # of a fit that starts near its end
 STARTS = (0.3, 0.7, 0.95)  # of the irreducible loss, as a share of the least loss seen
 
 
@@ -69,7 +69,7 @@ def _simple(
     return Law(name, variables, parameters, lambda p, x: linear(x) @ p, linear)
 
 
-def _with_rest(
+def _with_irreducible(
     name: str,
     variables: tuple[str, ...],
     parameters: tuple[str, ...],
@@ -96,11 +96,11 @@ def _of_k(x: Columns) -> Array:
 
 LAWS = (
     _simple("L(N)", ("width",), ("a", "alpha"), _power("width")),
-    _with_rest("L(N) + irreducible", ("width",), ("a", "alpha", "z"), _power("width"), _constant, 1),
+    _with_irreducible("L(N) + irreducible", ("width",), ("a", "alpha", "z"), _power("width"), _constant, 1),
     _simple("L(N, K)", ("width", "k"), ("a", "b_k", "b_n", "g"), _joint),
-    _with_rest("L(N, K) + irreducible", ("width", "k"), ("a", "b_k", "b_n", "g", "z", "h"), _joint, _of_k, 2),
+    _with_irreducible("L(N, K) + irreducible", ("width", "k"), ("a", "b_k", "b_n", "g", "z", "h"), _joint, _of_k, 2),
     _simple("L(C)", ("flops",), ("a", "alpha"), _power("flops")),
-    _with_rest("L(C) + irreducible", ("flops",), ("a", "alpha", "z"), _power("flops"), _constant, 1),
+    _with_irreducible("L(C) + irreducible", ("flops",), ("a", "alpha", "z"), _power("flops"), _constant, 1),
 )
 
 
@@ -164,9 +164,9 @@ def fit(law: Law, x: Columns, loss: Float[Array, " runs"], *, start: Array | Non
         values: Array = np.linalg.lstsq(law.linear(logs), wanted, rcond=None)[0].astype(np.float64)
         return LawFit(law, values, wanted - law.of(values, logs))
     starts = [start] if start is not None else [_start(law, logs, loss, share) for share in STARTS]
+    evaluations = STEPS if start is None else WARM_START_EVALUATIONS
     found = [
-        least_squares(lambda p: law.of(p, logs) - wanted, one, x_scale="jac", max_nfev=STEPS if start is None else FEW)
-        for one in starts
+        least_squares(lambda p: law.of(p, logs) - wanted, one, x_scale="jac", max_nfev=evaluations) for one in starts
     ]
     best = min(found, key=lambda one: float(one.cost))
     return LawFit(law, best.x, wanted - law.of(best.x, logs))
@@ -179,34 +179,23 @@ def _start(law: Law, logs: Columns, loss: Array, share: float) -> Array:
     return np.concatenate([linear, [np.log(rest)], np.zeros(law.irreducible - 1)])
 
 
-def bootstrap(found: LawFit, x: Columns, loss: Array, seed: int) -> Float[Array, "resamples parameters"]:
-    """Parameters in resamples of the runs; resamples that cannot tell them are drawn again. None at all where only the
-    whole of the runs could be fitted: every resample would be that one, and look like certainty.
+def bootstrap(fitted: LawFit, x: Columns, loss: Array, seed: int) -> Float[Array, "resamples parameters"]:
+    """Parameters in `FIT_RESAMPLES` resamples of the runs; resamples that cannot tell them are drawn again, up to
+    `DRAWS_PER_FIT` for each. NaN where too few could be fitted, and everywhere if only the whole of the runs could:
+    every resample would be that one, and look like certainty.
     """
-    if settings(found.law, x) <= found.law.needed:
-        return np.empty((0, len(found.values)))
-    generator = seeds.numpy_generator(seed, "runs of a scaling law")
-    draws: list[Array] = []
-    for _ in range(20 * RESAMPLES):
-        if len(draws) == RESAMPLES:
-            break
-        chosen = generator.integers(len(loss), size=len(loss))
-        some = {name: np.asarray(x[name])[chosen] for name in found.law.variables}
-        if enough(found.law, some):
-            draws.append(fit(found.law, some, loss[chosen], start=found.values).values)
-    return np.array(draws).reshape(-1, len(found.values))
+    parameters = np.full((FIT_RESAMPLES, len(fitted.values)), np.nan)
+    if settings(fitted.law, x) <= fitted.law.needed:
+        return parameters
+    resamples = islice(resampled_runs(len(loss), seed, "runs of a scaling law"), DRAWS_PER_FIT * FIT_RESAMPLES)
+    chosen_columns = ((rows, {name: np.asarray(x[name])[rows] for name in fitted.law.variables}) for rows in resamples)
+    fittable = ((rows, columns) for rows, columns in chosen_columns if enough(fitted.law, columns))
+    for number, (rows, columns) in enumerate(islice(fittable, FIT_RESAMPLES)):
+        parameters[number] = fit(fitted.law, columns, loss[rows], start=fitted.values).values
+    return parameters
 
 
-def interval(draws: Float[Array, "resamples parameters"]) -> tuple[Array, Array]:
-    """95 % of the draws of each parameter; NaN where resamples could seldom be fitted, or never."""
-    if len(draws) < RESAMPLES // 2:
-        unknown = np.full(draws.shape[1], np.nan)
-        return unknown, unknown
-    low, high = np.quantile(draws, ENDS, axis=0)
-    return low, high
-
-
-def kept_out(law: Law, x: Columns, loss: Array) -> list[tuple[int, float]]:
+def held_out_predictions(law: Law, x: Columns, loss: Array) -> list[tuple[int, float]]:
     """Each run at the largest value of the law's first variable, as the runs below it predict it: (run, prediction)."""
     first = np.asarray(x[law.variables[0]], dtype=float)
     beyond = first == first.max()
@@ -218,7 +207,7 @@ def kept_out(law: Law, x: Columns, loss: Array) -> list[tuple[int, float]]:
     return list(zip(np.flatnonzero(beyond).tolist(), predicted.tolist(), strict=True))
 
 
-def front(cost: Sequence[float], loss: Sequence[float]) -> NDArray[np.bool_]:
+def pareto_front(cost: Sequence[float], loss: Sequence[float]) -> NDArray[np.bool_]:
     """Runs that no other beats with as little compute and as little loss."""
     c, value = np.asarray(cost, dtype=float), np.asarray(loss, dtype=float)
     beaten = (c[:, None] >= c) & (value[:, None] >= value) & ((c[:, None] > c) | (value[:, None] > value))

@@ -10,6 +10,7 @@ import pandas as pd
 from analyses.quality import scaling_laws
 from analyses.quality.scaling_laws import LAWS, Law
 from analyses.quality.scaling_runs import LOSSES, losses_of
+from dictlab.statistics import intervals
 
 COLUMN = {"width": "width", "k": "k", "flops": "FLOPs"}
 
@@ -31,7 +32,7 @@ def fitted(runs: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, p
                         why.append((label, loss, law.name, _why(law, x, len(kept))))
                         continue
                     fits.append(_row(label, loss, law, x, kept[loss].to_numpy(dtype=float), seed))
-                    predictions += _kept_out(label, loss, law, x, kept)
+                    predictions += _held_out_rows(label, loss, law, x, kept)
     frame = pd.DataFrame(fits)
     if not frame.empty:
         group = frame["law"].str.partition(" +")[0]
@@ -49,7 +50,7 @@ def _parts(law: Law, own: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     if "flops" not in law.variables:
         return parts
     known = [(name, some[some["FLOPs"].notna()]) for name, some in parts]
-    return [(name, some[scaling_laws.front(some["FLOPs"], some["normalised MSE"])]) for name, some in known]
+    return [(name, some[scaling_laws.pareto_front(some["FLOPs"], some["normalised MSE"])]) for name, some in known]
 
 
 def _why(law: Law, x: scaling_laws.Columns, runs: int) -> str:
@@ -65,7 +66,7 @@ def _why(law: Law, x: scaling_laws.Columns, runs: int) -> str:
 def _row(label: str, loss: str, law: Law, x: scaling_laws.Columns, values: np.ndarray, seed: int) -> dict[str, Any]:
     found = scaling_laws.fit(law, x, values)
     draws = scaling_laws.bootstrap(found, x, values, seed)
-    low, high = scaling_laws.interval(draws)
+    low, high = intervals(draws)
     row: dict[str, Any] = {"runs of": label, "loss": loss, "law": law.name, "runs": len(values), "AIC": found.aic}
     row["error"] = float(np.sqrt(np.mean(found.residuals**2)))
     for i, name in enumerate(law.parameters):
@@ -76,9 +77,11 @@ def _row(label: str, loss: str, law: Law, x: scaling_laws.Columns, values: np.nd
     return row
 
 
-def _kept_out(label: str, loss: str, law: Law, x: scaling_laws.Columns, kept: pd.DataFrame) -> list[tuple[Any, ...]]:
+def _held_out_rows(
+    label: str, loss: str, law: Law, x: scaling_laws.Columns, kept: pd.DataFrame
+) -> list[tuple[Any, ...]]:
     found = []
-    for run, predicted in scaling_laws.kept_out(law, x, kept[loss].to_numpy(dtype=float)):
+    for run, predicted in scaling_laws.held_out_predictions(law, x, kept[loss].to_numpy(dtype=float)):
         row = kept.iloc[run]
         found.append((label, loss, law.name, row["dictionary"], row[loss], predicted, predicted / row[loss]))
     return found

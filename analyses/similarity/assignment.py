@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from analyses.common.neighbours import Neighbours, by_size, neighbours
+from analyses.common.neighbours import Neighbours, absolute_where_signed, neighbours
 
 EXACT = 1 << 24  # entries of the cosine matrix up to which the assignment is exact: 4,096 latents each
 CANDIDATES = 8  # neighbours of each row that are edges, above that
@@ -71,7 +71,7 @@ def assignment(
         b: Rows of the other.
         of_a: The rows of a that take part; all by default. Pairs are numbered among those.
         of_b: The same for b.
-        signed_a: Rows of a whose opposites are the same to the caller: their cosines count by size.
+        signed_a: Rows of a whose opposites are the same to the caller: their cosines are absolute.
         signed_b: The same for b.
         exact: Entries of the cosine matrix up to which it is held whole, and the assignment is exact.
     """
@@ -99,7 +99,7 @@ def pair_cosines(
     signed_a: Bool[Tensor, " n"] | None = None,
     signed_b: Bool[Tensor, " m"] | None = None,
 ) -> Float[Tensor, " pairs"]:
-    """Cosine of row rows[p] of a with row partners[p] of b, by size where one is signed; 0 where one is zero."""
+    """Cosine of row rows[p] of a with row partners[p] of b, absolute where one is signed; 0 where one is zero."""
     parts = [
         (normalize(a[i].float(), dim=1) * normalize(b[j].float(), dim=1)).sum(dim=1)
         for i, j in zip(rows.split(BLOCK), partners.split(BLOCK), strict=True)
@@ -114,7 +114,7 @@ def pair_cosines(
 def _hungarian(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, signed: Signed) -> tuple[Tensor, Tensor]:
     one, other = (normalize(x[of].float(), dim=1) for x, of in ((a, of_a), (b, of_b)))
     masks = (None if mask is None else mask[of] for mask, of in zip(signed, (of_a, of_b), strict=True))
-    rows, partners = linear_sum_assignment(by_size(one @ other.T, *masks).numpy(), maximize=True)
+    rows, partners = linear_sum_assignment(absolute_where_signed(one @ other.T, *masks).numpy(), maximize=True)
     return torch.from_numpy(rows), torch.from_numpy(partners)
 
 

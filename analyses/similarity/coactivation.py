@@ -78,7 +78,7 @@ def best_partners(a: Matrix, b: Matrix, fewest: int, signed: Signed = (None, Non
         a: Codes of the one.
         b: Codes of the other, on the same tokens.
         fewest: Tokens at which both must be active.
-        signed: Latents of a, and of b, whose activation has either sign: their correlations count by size.
+        signed: Latents of a, and of b, whose activation has either sign: their correlations are absolute.
     """
     tokens = a.shape[0]
     often_a, often_b = firings(a) >= fewest, firings(b) >= fewest
@@ -134,7 +134,7 @@ def alike(
         sequence: Which sequence each token is of; sequences are resampled.
         fewest: Tokens at which both must be active.
         seed: Of the resampling.
-        signed: Latents of a, and of b, whose activation has either sign: their correlations count by size.
+        signed: Latents of a, and of b, whose activation has either sign: their correlations are absolute.
     """
     kept = np.flatnonzero((firings(a)[of_a] >= fewest) & (firings(b)[of_b] >= fewest))
     value, low, high = (np.full((len(of_a), len(NAMES)), np.nan) for _ in range(3))

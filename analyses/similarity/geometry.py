@@ -20,25 +20,17 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses.common.chance import chance_levels, comparison_notes
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
-from analyses.common.max_activating import find_contexts, with_activity, with_contexts
-from analyses.common.seed_floor import without_floor
-from analyses.similarity.geometry_report import (
-    crowding_table,
-    distribution_plot,
-    heatmap,
-    map_plot,
-    map_points,
-    pair_table,
-    relation_table,
-    resampled,
-)
-from analyses.similarity.pairwise import compare, membership, near
+from analyses.common.max_activating import find_contexts, with_activity
+from analyses.common.seed_floor import SEEDS, without_floor
+from analyses.similarity.direction_umap import map_plot, map_points
+from analyses.similarity.geometry_report import crowding_table, distribution_plot, heatmap, pair_table, relation_table
+from analyses.similarity.max_cosines import RelationCosines, crowding, pair_cosines, relation_cosines, resampled
+from analyses.similarity.pairwise import Contrast, compare, membership, near
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.reports.report import Report, Table
@@ -107,20 +99,20 @@ def geometry(
     compared = compare(opened, permutations, seed)
     values, means = compared.values, resampled(compared.values, [d.name for d in opened], seed)
     levels = {d.name: chance_levels(d, seed) for d in opened}
-    pairs = pair_table(opened, values, means, levels)
-    relations = relation_table(pairs, means)
+    pairs = pair_cosines(opened, values, means, levels)
+    relations = relation_cosines(pairs, means)
     tables = {
-        "relations": Table(relations, _RELATIONS),
-        "pairs": Table(pairs, _PAIRS),
+        "relations": Table(relation_table(relations), _RELATIONS),
+        "pairs": Table(pair_table(pairs), _PAIRS),
     }
     if len(opened) > 1:
-        tables["crowding"] = Table(crowding_table(opened, values, means), _CROWDING)
+        tables["crowding"] = Table(crowding_table(crowding(opened, values, means)), _CROWDING)
         tables |= compared.tables(contexts)
     plots = {"distributions": distribution_plot(opened, values, levels), "heatmap": heatmap(opened, values)}
     no_map = (NO_UMAP,) if umap_points and not find_spec("umap") else ()
     if umap_points and not no_map:
-        placed = map_points(opened, umap_points, membership(compared.found), seed)
-        plots["map"] = map_plot(opened, with_contexts(placed, contexts))
+        placed = map_points(opened, umap_points, membership(compared.regions), seed)
+        plots["map"] = map_plot(opened, placed, contexts)
     settings: dict[str, Any] = {"umap_points": umap_points, "permutations": compared.permutations, "tokens": 0}
     settings |= {} if contexts is None else contexts.record
     return Report(
@@ -134,7 +126,7 @@ def geometry(
             *warnings,
             *no_map,
             *comparison_notes(given, {} if contexts is None else contexts.dead()),
-            *without_floor(list(relations["relation"])),
+            *without_floor([one.relation for one in relations]),
         ),
     )
 
@@ -155,27 +147,27 @@ _CROWDING = (
 )
 
 
-def _label(row: pd.Series) -> str:
-    plain = row["relation"] in ("within", "cross-seed") or row["seeds"] == "unknown"
-    return (
-        row["relation"]
-        if plain
-        else f"{row['relation']}, {row['seeds']} seed{'s' if row['seeds'] == 'different' else ''},"
-    )
+def _label(one: RelationCosines) -> str:
+    if one.relation in ("within", SEEDS) or one.seeds == "unknown":
+        return one.relation
+    return f"{one.relation}, {one.seeds} seed{'s' if one.seeds == 'different' else ''},"
 
 
-def _summary(relations: pd.DataFrame, contrasts: pd.DataFrame) -> str:
-    apart = set(relations[relations["seeds"] == "different"]["relation"])  # the fairer comparison, where there is one
+def _summary(relations: Sequence[RelationCosines], contrasts: Sequence[Contrast]) -> str:
+    apart = {one.relation for one in relations if one.seeds == "different"}  # the fairer comparison, where there is one
     parts = [
-        f"{_label(row)} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] (chance {row['chance (shaped)']:.3f})"
-        for _, row in relations.iterrows()
-        if row["seeds"] != "same" or row["relation"] not in apart
+        f"{_label(one)} {one.mean.value:.3f} [{one.mean.low:.3f}, {one.mean.high:.3f}] "
+        f"(chance {one.chance['shaped']:.3f})"
+        for one in relations
+        if one.seeds != "same" or one.relation not in apart
     ]
-    said = "Mean max cosine of decoder directions, averaged over pairs: " + "; ".join(parts) + "."
-    if len(contrasts):
-        count = contrasts["regions"] + contrasts["regions of other"]
-        between = contrasts["relation"] == "cross-seed"
-        said += f" Regions that one of two dictionaries fills and the other leaves empty: {int(count[~between].sum())}"
-        said += f" in {int((~between).sum())} pairs" if between.any() else f" in {len(contrasts)} pairs"
-        said += f", and {int(count[between].sum())} in {int(between.sum())} pairs of seeds." if between.any() else "."
-    return said
+    sentence = "Mean max cosine of decoder directions, averaged over pairs: " + "; ".join(parts) + "."
+    if not contrasts:
+        return sentence
+    of_seeds = [one.n_regions for one in contrasts if one.relation == SEEDS]
+    of_others = [one.n_regions for one in contrasts if one.relation != SEEDS]
+    sentence += (
+        f" Regions that one of two dictionaries fills and the other leaves empty: {sum(of_others)} in "
+        f"{len(of_others)} pairs"
+    )
+    return sentence + (f", and {sum(of_seeds)} in {len(of_seeds)} pairs of seeds." if of_seeds else ".")

@@ -93,7 +93,7 @@ class Pair(NamedTuple):
 
     @property
     def signed(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Latents of a, and of b, whose activation has either sign: cosines and correlations count by size."""
+        """Latents of a, and of b, whose activation has either sign: cosines and correlations are absolute."""
         return self.a.signed.cpu().numpy(), self.b.signed.cpu().numpy()
 
     @property

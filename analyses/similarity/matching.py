@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from analyses.common.chance import chance_levels, comparison_notes
+from analyses.common.distributed_search import ranks
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
 from analyses.common.seed_floor import relation_means, similarity_table, without_floor
-from analyses.common.shared_search import ranks
 from analyses.similarity.coactivation_report import Fired, fired, firing_columns
 from analyses.similarity.code_sample import Sample, sampled, with_firing_rates
 from analyses.similarity.latent_pairs import Pair, paired

@@ -12,7 +12,7 @@ chance level and beside what LARGE itself, of which they are made, gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -27,7 +27,7 @@ from analyses.common.neighbours import nearest
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import mean_interval, ratio_of_sums_interval
+from dictlab.statistics import Estimate, mean_interval, ratio_of_sums_interval
 
 BLOCK = 4096  # rows that are encoded at once
 
@@ -48,6 +48,26 @@ class Explained(NamedTuple):
     l0: float
     errors: Float[Tensor, " n"]
     fired: Float[Tensor, " n_meta"]
+
+
+class MetaSimilarity(NamedTuple):
+    """How like the active meta-latents are to the latents of another dictionary.
+
+    Attributes:
+        dictionary: Its name.
+        n_alive: Its alive latents.
+        cosine: Max decoder cosine of each active meta-latent with them.
+        mean: Mean of these, with its 95 % bootstrap interval over meta-latents.
+        chance: What random directions reach on average, by the keys of `KINDS`.
+        share_above_threshold: Share of the meta-latents at or above the threshold.
+    """
+
+    dictionary: str
+    n_alive: int
+    cosine: Float[Tensor, " active"]
+    mean: Estimate
+    chance: Mapping[str, float]
+    share_above_threshold: float
 
 
 @torch.no_grad()
@@ -119,28 +139,23 @@ def meta(
     own, signed = over.directions[active], over.signed[active]
     if len(own) < 2:
         raise DictlabError(f"{over.name}: {len(own)} of its latents are active on the directions of {base.name}.")
-    rows, cosines = [], {}
-    for other in (*ordinary, base):
-        row, cosines[other.name] = _beside(own, signed, other, threshold, seed)
-        rows.append(row | {"is": "base" if other is base else "ordinary"})
-    shares = pd.DataFrame([_row(over, base, found, len(own), seed)])
-    nearest_table = pd.DataFrame(rows)
+    similarities = [meta_similarity(own, signed, other, threshold, seed) for other in (*ordinary, base)]
     return Report(
         title=f"Is {base.name} made of {over.name}?",
-        summary=_summary(over, base, found, len(own), nearest_table),
+        summary=_summary(over, base, found, similarities[:-1]),
         tables={
             "explained": Table(
-                shares,
+                pd.DataFrame([_row(over, base, found, len(own), seed)]),
                 f"Of {len(directions)} unit decoder directions of {base.name}'s alive latents; centred: share of the "
                 "variance about their mean; plain: of the sum of squares. 95 % bootstrap intervals over directions.",
             ),
             "cosines": Table(
-                nearest_table,
+                _cosine_table(similarities),
                 "Max decoder cosine of each active meta-latent with the alive latents of each dictionary, signed; 95 % "
                 "bootstrap intervals over meta-latents. Chance: random directions in place of the meta-latents.",
             ),
         },
-        plots={"cosines": _histogram(cosines, nearest_table, over)},
+        plots={"cosines": _histogram(similarities, over)},
         settings={"threshold": threshold, "seed": seed},
         inputs=tuple(opened),
         warnings=_warnings(over, base, found, len(directions)),
@@ -165,40 +180,65 @@ def _row(over: Dictionary, base: Dictionary, found: Explained, active: int, seed
     }
 
 
-def _beside(
-    own: Float[Tensor, "active d"], signed: Bool[Tensor, " active"], other: Dictionary, threshold: float, seed: int
-) -> tuple[dict[str, Any], Float[Tensor, " active"]]:
-    directions, latents = alive_directions(other)
-    best = nearest(own, directions, signed_a=signed, signed_b=other.signed[latents]).cosine[:, 0]
-    low, high = mean_interval(best, seed)
-    row = {
-        "dictionary": other.name,
-        "alive latents": len(latents),
-        "mean max cosine": float(best.mean()),
-        "low": low,
-        "high": high,
-        **{
-            f"chance ({kind})": level
-            for kind, level in max_cosine_levels(directions, seed, signed=other.signed[latents]).items()
-        },
-        "share above threshold": float((best >= threshold).float().mean()),
-    }
-    return row, best
+def meta_similarity(
+    directions: Float[Tensor, "active d"],
+    signed: Bool[Tensor, " active"],
+    other: Dictionary,
+    threshold: float,
+    seed: int,
+) -> MetaSimilarity:
+    """Max decoder cosine of each active meta-latent with the alive latents of a dictionary.
 
-
-def _summary(over: Dictionary, base: Dictionary, found: Explained, active: int, table: pd.DataFrame) -> str:
-    said = (
-        f"{over.name} explains {found.centred:.1%} of the variance of {base.name}'s decoder directions about their "
-        f"mean ({found.plain:.1%} of their sum of squares) with {found.l0:.1f} of {over.n_latents} latents a direction."
+    Args:
+        directions: Unit decoder directions of the active meta-latents.
+        signed: Meta-latents that emit values of either sign: their cosines are absolute.
+        other: The dictionary.
+        threshold: Cosine from which two latents count as the same.
+        seed: Of the interval and of the random directions.
+    """
+    candidates, latents = alive_directions(other)
+    best = nearest(directions, candidates, signed_a=signed, signed_b=other.signed[latents]).cosine[:, 0]
+    return MetaSimilarity(
+        other.name,
+        len(latents),
+        best,
+        Estimate(float(best.mean()), *mean_interval(best, seed)),
+        max_cosine_levels(candidates, seed, signed=other.signed[latents]),
+        float((best >= threshold).float().mean()),
     )
-    ordinary = table[table["is"] == "ordinary"]
-    if ordinary.empty:
-        return said
-    best = ordinary.loc[ordinary["mean max cosine"].idxmax()]
+
+
+def _cosine_table(similarities: Sequence[MetaSimilarity]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "dictionary": one.dictionary,
+                "alive latents": one.n_alive,
+                "mean max cosine": one.mean.value,
+                "low": one.mean.low,
+                "high": one.mean.high,
+                **{f"chance ({kind})": level for kind, level in one.chance.items()},
+                "share above threshold": one.share_above_threshold,
+                "is": "base" if one is similarities[-1] else "ordinary",
+            }
+            for one in similarities
+        ]
+    )
+
+
+def _summary(over: Dictionary, base: Dictionary, explained: Explained, ordinary: Sequence[MetaSimilarity]) -> str:
+    sentence = (
+        f"{over.name} explains {explained.centred:.1%} of the variance of {base.name}'s decoder directions about their "
+        f"mean ({explained.plain:.1%} of their sum of squares) with {explained.l0:.1f} of {over.n_latents} latents a "
+        "direction."
+    )
+    if not ordinary:
+        return sentence
+    best = max(ordinary, key=lambda one: one.mean.value)
     return (
-        f"{said} Of the ordinary dictionaries, its {active} active latents are most like those of "
-        f"{best['dictionary']}: mean max cosine {best['mean max cosine']:.3f} [{best['low']:.3f}, {best['high']:.3f}] "
-        f"(chance: {best['chance (isotropic)']:.3f}, shaped {best['chance (shaped)']:.3f})."
+        f"{sentence} Of the ordinary dictionaries, its {len(best.cosine)} active latents are most like those of "
+        f"{best.dictionary}: mean max cosine {best.mean.value:.3f} [{best.mean.low:.3f}, {best.mean.high:.3f}] "
+        f"(chance: {best.chance['isotropic']:.3f}, shaped {best.chance['shaped']:.3f})."
     )
 
 
@@ -214,25 +254,24 @@ def _warnings(over: Dictionary, base: Dictionary, found: Explained, directions: 
 
 
 @plotting.applied
-def _histogram(cosines: dict[str, Tensor], table: pd.DataFrame, over: Dictionary) -> Plot:
+def _histogram(similarities: Sequence[MetaSimilarity], over: Dictionary) -> Plot:
     figure, (ax,) = plotting.axes(width=6.5)
-    bins = plotting.bins(list(cosines.values()))
-    levels = table.set_index("dictionary")["chance (shaped)"]
-    for number, (name, best) in enumerate(cosines.items()):
+    bins = plotting.bins([one.cosine for one in similarities])
+    for number, one in enumerate(similarities):
         colour = plotting.colour(number)
         ax.hist(
-            best.numpy(),
+            one.cosine.numpy(),
             bins=bins,
             histtype="step",
             density=True,
             lw=1.8,
             color=colour,
             ls=plotting.line(number),
-            label=name,
+            label=one.dictionary,
         )
-        ax.axvline(levels[name], color=colour, ls=":", lw=1)
+        ax.axvline(one.chance["shaped"], color=colour, ls=":", lw=1)
     ax.set(xlabel="max cosine with a latent of the dictionary", ylabel="density of meta-latents")
     ax.set_title("Are meta-latents latents of smaller dictionaries?")
     ax.legend(fontsize=8)
-    n = len(next(iter(cosines.values())))
+    n = len(similarities[0].cosine)
     return Plot(figure, f"{n} active latents of {over.name}; dotted: mean max cosine of random directions (shaped).")

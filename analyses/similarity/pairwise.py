@@ -16,7 +16,7 @@ from analyses.common.max_activating import LatentContexts, with_contexts
 from analyses.common.neighbours import Neighbours, nearest
 from analyses.common.seed_floor import relation
 from analyses.similarity.density_regions import ALPHA, FULL, NEIGHBOURS, Pool, density_ratio, pooled, regions
-from analyses.similarity.geometry_report import Latent
+from analyses.similarity.direction_umap import Latent
 from dictlab.dictionary import Dictionary
 from dictlab.progress import track
 from dictlab.reports.report import Table
@@ -25,7 +25,7 @@ SHUFFLES_A_PAIR = 40  # for p-values that can reach ALPHA after correction for t
 CENTRAL = 3  # latents of a region that stand in its row
 
 
-class Found(NamedTuple):
+class FilledRegion(NamedTuple):
     """A region that one of two dictionaries fills, with p-value corrected for all pairs."""
 
     dictionary: Dictionary
@@ -36,27 +36,54 @@ class Found(NamedTuple):
     p: float
 
 
+class Contrast(NamedTuple):
+    """The regions that one of two dictionaries fills and the other leaves empty.
+
+    Attributes:
+        relation: What differs between the two.
+        dictionary: The one.
+        other: The other one.
+        regions: Regions that the one fills alone.
+        share: Share of its alive latents that lie in them.
+        regions_of_other: Regions that the other fills alone.
+        share_of_other: Share of its alive latents that lie in them.
+    """
+
+    relation: str
+    dictionary: str
+    other: str
+    regions: int
+    share: float
+    regions_of_other: int
+    share_of_other: float
+
+    @property
+    def n_regions(self) -> int:
+        """Regions that either fills alone."""
+        return self.regions + self.regions_of_other
+
+
 class Comparison(NamedTuple):
     """What comes of comparing every two dictionaries.
 
     Attributes:
         values: Max cosines over alive latents, by ordered pair of names.
-        found: Regions, largest first.
-        contrasts: One row an unordered pair: how many regions, and how much of a dictionary lies in them.
+        regions: Regions, largest first.
+        contrasts: Of each unordered pair: how many regions, and how much of a dictionary lies in them.
         permutations: Shuffles behind the p-values.
     """
 
     values: dict[tuple[str, str], Tensor]
-    found: list[Found]
-    contrasts: pd.DataFrame
+    regions: list[FilledRegion]
+    contrasts: list[Contrast]
     permutations: int
 
     def tables(self, contexts: LatentContexts | None) -> dict[str, Table]:
         """Contrasts, regions, and the latents of each region."""
         return {
-            "contrasts": Table(self.contrasts, _CONTRASTS),
-            "regions": Table(_region_table(self.found, contexts), self._caption()),
-            "region_latents": Table(_region_latents(self.found, contexts), _LATENTS),
+            "contrasts": Table(_contrast_table(self.contrasts), _CONTRASTS),
+            "regions": Table(_region_table(self.regions, contexts), self._caption()),
+            "region_latents": Table(_region_latents(self.regions, contexts), _LATENTS),
         }
 
     def _caption(self) -> str:
@@ -94,21 +121,20 @@ def compare(opened: Sequence[Dictionary], permutations: int, seed: int) -> Compa
     shuffles = max(permutations, SHUFFLES_A_PAIR * len(pairs))
     own = {d.name: near(d, d, NEIGHBOURS) for d in opened}
     values = {(name, name): found.cosine[:, 0] for name, found in own.items()}
-    found: list[Found] = []
-    rows = []
+    found: list[FilledRegion] = []
+    contrasts = []
     for a, b in track(pairs, "pairs of dictionaries", unit="pairs"):
         ab, ba = near(a, b, NEIGHBOURS), near(b, a, NEIGHBOURS)
         values |= {(a.name, b.name): ab.cosine[:, 0], (b.name, a.name): ba.cosine[:, 0]}
         pool = pooled(own[a.name], ab, ba, own[b.name], NEIGHBOURS)
         these = _found(a, b, pool, shuffles, len(pairs), seed)
-        rows.append(_contrast(a, b, these))
+        contrasts.append(_contrast(a, b, these))
         found += these
     found.sort(key=lambda region: -len(region.latents))
-    columns = ["relation", "dictionary", "other", "regions", "share", "regions of other", "share of other"]
-    return Comparison(values, found, pd.DataFrame(rows, columns=columns), shuffles)
+    return Comparison(values, found, contrasts, shuffles)
 
 
-def _found(a: Dictionary, b: Dictionary, pool: Pool, shuffles: int, pairs: int, seed: int) -> list[Found]:
+def _found(a: Dictionary, b: Dictionary, pool: Pool, shuffles: int, pairs: int, seed: int) -> list[FilledRegion]:
     """The regions of a pair that remain after correction."""
     ratios = density_ratio(pool)
     kept = []
@@ -121,32 +147,34 @@ def _found(a: Dictionary, b: Dictionary, pool: Pool, shuffles: int, pairs: int, 
             members = oriented(directions[rows], one.signed[latents][rows])
             order = np.argsort(-(members @ members.mean(dim=0)).numpy(), kind="stable")
             around = ratios[region.members] if region.of_a else 1 / ratios[region.members]
-            kept.append(Found(one, other, latents.numpy()[rows][order], around[order], region.ratio, p))
+            kept.append(FilledRegion(one, other, latents.numpy()[rows][order], around[order], region.ratio, p))
     return kept
 
 
-def _contrast(a: Dictionary, b: Dictionary, found: Sequence[Found]) -> dict[str, object]:
+def _contrast(a: Dictionary, b: Dictionary, found: Sequence[FilledRegion]) -> Contrast:
     def of(one: Dictionary) -> tuple[int, float]:
         sizes = [len(region.latents) for region in found if region.dictionary is one]
         return len(sizes), sum(sizes) / int(one.alive.sum())
 
-    row: dict[str, object] = {"relation": relation(a, b), "dictionary": a.name, "other": b.name}
-    row["regions"], row["share"] = of(a)
-    row["regions of other"], row["share of other"] = of(b)
-    return row
+    return Contrast(relation(a, b), a.name, b.name, *of(a), *of(b))
 
 
-def membership(found: Sequence[Found]) -> dict[Latent, str]:
+def membership(found: Sequence[FilledRegion]) -> dict[Latent, tuple[int, ...]]:
     """The numbers of the regions that each latent is in."""
-    held: dict[Latent, str] = {}
+    numbers: dict[Latent, tuple[int, ...]] = {}
     for number, region in enumerate(found, 1):
         for latent in region.latents.tolist():
             key = (region.dictionary.name, latent)
-            held[key] = f"{held[key]}, {number}" if key in held else str(number)
-    return held
+            numbers[key] = (*numbers.get(key, ()), number)
+    return numbers
 
 
-def _region_table(found: Sequence[Found], contexts: LatentContexts | None) -> pd.DataFrame:
+def _contrast_table(contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    columns = ["relation", "dictionary", "other", "regions", "share", "regions of other", "share of other"]
+    return pd.DataFrame(contrasts, columns=columns)
+
+
+def _region_table(found: Sequence[FilledRegion], contexts: LatentContexts | None) -> pd.DataFrame:
     rows, shown_as = [], [] if contexts is None else [f"{contexts.called}s"]
     for number, region in enumerate(found, 1):
         central = region.latents[:CENTRAL].tolist()
@@ -167,10 +195,11 @@ def _region_table(found: Sequence[Found], contexts: LatentContexts | None) -> pd
     return pd.DataFrame(rows, columns=[*columns, *shown_as])
 
 
-def _region_latents(found: Sequence[Found], contexts: LatentContexts | None) -> pd.DataFrame:
+def _region_latents(found: Sequence[FilledRegion], contexts: LatentContexts | None) -> pd.DataFrame:
     rows = [
-        {"region": number, "dictionary": region.dictionary.name, "latent": latent, "density ratio": ratio}
+        (number, region.dictionary.name, latent, ratio)
         for number, region in enumerate(found, 1)
         for latent, ratio in zip(region.latents.tolist(), region.ratios.tolist(), strict=True)
     ]
-    return with_contexts(pd.DataFrame(rows, columns=["region", "dictionary", "latent", "density ratio"]), contexts)
+    frame = pd.DataFrame(rows, columns=["region", "dictionary", "latent", "density ratio"])
+    return with_contexts(frame, [name for _, name, *_ in rows], [latent for *_, latent, _ in rows], contexts)

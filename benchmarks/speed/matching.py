@@ -32,8 +32,8 @@ import torch
 from safetensors import safe_open
 from torch.nn.functional import normalize
 
+from analyses.common.distributed_search import count, ranks
 from analyses.common.neighbours import Neighbours, neighbours
-from analyses.common.shared_search import count, ranks
 from dictlab import Dictionary, ReLU
 from dictlab.formats.loading import mapped
 from dictlab.formats.native import native_file as native

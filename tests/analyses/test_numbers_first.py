@@ -18,6 +18,8 @@ from analyses import (
     downstream,
     explanations,
     frankenstein,
+    geometry,
+    meta,
     novelty,
     pareto,
     path,
@@ -96,7 +98,19 @@ def _pareto(given):
     return pareto(dictionaries(), contexts=3, **_without_tokens(given))
 
 
+def _geometry(given):
+    return geometry(dictionaries(), umap_points=0, permutations=10, **given)
+
+
+def _meta(given):
+    _, large, _ = dictionaries()
+    smaller = [random_dictionary(n, 16, seed=n, name=f"n{n}") for n in range(8, 20)]
+    return meta(random_dictionary(8, 16, seed=5, name="meta"), large, smaller)
+
+
 ANALYSES = {
+    "geometry": _geometry,
+    "meta": _meta,
     "ablation": _ablation,
     "downstream": _downstream,
     "pathology": _pathology,

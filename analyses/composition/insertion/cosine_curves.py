@@ -22,10 +22,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from dictlab import seeds
-from dictlab.statistics import RESAMPLES
+from dictlab.statistics import latent_counts
 
-CELLS = 1 << 22  # weights of resampled latents held at once
 OPTIMA = ("J", "F1 (novel)", "F1 (reconstruction)")
 
 Array = NDArray[np.float64]
@@ -100,13 +98,13 @@ def counts(given: LabelledCosines, times: Float[Array, "resamples n"]) -> Weight
 @np.errstate(divide="ignore", invalid="ignore")
 def areas_of(found: WeightsBelow) -> Areas:
     """The areas in each resample; NaN where it has a single class."""
-    recall, fall_out = found.novel_below / found.novel, found.others_below / found.others
-    roc = (np.diff(fall_out) * (recall[:, 1:] + recall[:, :-1]) / 2).sum(axis=1)
+    recall, false_positive_rate = found.novel_below / found.novel, found.others_below / found.others
+    roc = (np.diff(false_positive_rate) * (recall[:, 1:] + recall[:, :-1]) / 2).sum(axis=1)
     precision = found.novel_below / (found.novel_below + found.others_below)
     above = found.others - found.others_below
     kept = above / (above + found.novel - found.novel_below)  # precision of "cosine >= t"
     novel = np.nansum(np.diff(recall) * precision[:, 1:], axis=1)
-    reconstruction = np.nansum(np.diff(fall_out) * kept[:, :-1], axis=1)
+    reconstruction = np.nansum(np.diff(false_positive_rate) * kept[:, :-1], axis=1)
     single = (found.novel[:, 0] == 0) | (found.others[:, 0] == 0)
     return Areas(*(np.where(single, np.nan, area) for area in (roc, novel, reconstruction)))
 
@@ -147,8 +145,5 @@ def _middle(values: Array, at: Float[Array, " thresholds"]) -> Array:
 
 def resampled_weights(given: LabelledCosines, seed: int) -> Iterator[WeightsBelow]:
     """WeightsBelow in bootstrap resamples of the latents, some at a time; equal seeds draw equal latents."""
-    n = len(given.cosine)
-    generator, step = seeds.numpy_generator(seed, "latents of a prediction"), max(1, CELLS // max(1, n))
-    for start in range(0, RESAMPLES, step):
-        drawn = generator.multinomial(n, np.full(n, 1 / n), size=min(step, RESAMPLES - start))
-        yield counts(given, drawn.astype(float))
+    for drawn in latent_counts(len(given.cosine), seed, "latents of a prediction"):
+        yield counts(given, drawn)

@@ -1,4 +1,4 @@
-"""How well does the cosine foretell which latents are novel, and from which threshold on?
+"""How well does the cosine predict which latents are novel, and from which threshold on?
 
 A latent is *novel* where its measured effect says so (`insertion_effects`); the cosine rule says novel below a
 threshold. What it achieves over all thresholds is in `cosine_curves`. Each latent counts once, or as much as its effect
@@ -32,14 +32,14 @@ from dictlab.dictionary.activation_functions import Activation, Union
 from dictlab.statistics import Estimate, interval
 
 CERTAIN = 2.0  # standard errors
-ONCE, BY_EFFECT = WEIGHTINGS = ("plain", "by effect")  # how latents count
+UNWEIGHTED, WEIGHTED_BY_EFFECT = WEIGHTINGS = ("plain", "by effect")  # how latents count
 ALL = "all"  # the group of all alive latents
-GIVEN, BEST_J = "given", "best J"
+GIVEN, BEST_YOUDEN = "given", "best J"
 NAN = float("nan")
 
 
 class PredictionAreas(NamedTuple):
-    """How well the cosine foretells novelty in one group of latents, each weighted in one way.
+    """How well the cosine predicts novelty in one group of latents, each weighted in one way.
 
     Attributes:
         group: Which latents.
@@ -97,7 +97,7 @@ class ThresholdRule(NamedTuple):
 
 def labelled(latents: LatentEffects, weighting: str) -> LabelledCosines:
     """Alive latents as they are classified; each counts once, or by its effect."""
-    weight = np.abs(latents.change) if weighting == BY_EFFECT else np.ones(len(latents.change))
+    weight = np.abs(latents.change) if weighting == WEIGHTED_BY_EFFECT else np.ones(len(latents.change))
     return LabelledCosines(latents.cosine, latents.novel, weight)
 
 

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from analyses.common.neighbours import Neighbours, nearest
 from analyses.composition.insertion.insertion_effects import InsertionEffects, insertion_effects
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.progress import track
-from dictlab.statistics import RESAMPLES
+from dictlab.statistics import share_draws
 
 TWIN = 0.9  # cosine above which two novel latents bring the same
 
@@ -126,8 +125,7 @@ class SingleInsertions:
             novel: Whether each active latent is.
             seed: Of the resampling.
         """
-        generator = seeds.numpy_generator(seed, f"share of novel latents, {self.name}")
-        return np.asarray(generator.binomial(len(novel), novel.mean(), size=RESAMPLES) / len(novel))
+        return share_draws(novel, seed, f"share of novel latents, {self.name}")
 
 
 def insert_each(
@@ -157,7 +155,7 @@ def on_sample(small: Dictionary, effects: InsertionEffects) -> Dictionary:
 
 def nearest_alive(large: Dictionary, small: Dictionary, top: int = 1) -> Neighbours:
     """For each latent of LARGE, the alive latents of SMALL with the nearest decoder directions. Where one of two
-    latents is signed (emits values of either sign), their cosine counts by size.
+    latents is signed (emits values of either sign), their cosine is absolute.
 
     Raises:
         DictlabError: SMALL has no alive latent.

@@ -31,7 +31,7 @@ from scipy.sparse import csgraph
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from analyses.common.neighbours import by_size
+from analyses.common.neighbours import absolute_where_signed
 from dictlab.progress import track
 
 KINDS = ("same", "split", "merge", "tangled", "novel", "orphan")
@@ -111,7 +111,7 @@ def graph(
         threshold: Cosine from which two latents are joined.
         alive_small: Latents of SMALL that take part.
         alive_large: Latents of LARGE that take part.
-        signed: Latents of SMALL, and of LARGE, that emit values of either sign: their cosines count by size.
+        signed: Latents of SMALL, and of LARGE, that emit values of either sign: their cosines are absolute.
         block: Its square is the number of cosines held at once.
     """
     rows, columns = (_blocks(alive, block) for alive in (alive_small, alive_large))
@@ -124,7 +124,7 @@ def graph(
         a = _unit(small, own)
         for other in columns:
             masks = (_of(signed[0], own), _of(signed[1], other))
-            cosine = by_size(a @ _unit(large, other).T, *masks).clamp(-1, 1).cpu().numpy()
+            cosine = absolute_where_signed(a @ _unit(large, other).T, *masks).clamp(-1, 1).cpu().numpy()
             near_small[own] = np.fmax(near_small[own], cosine.max(axis=1))
             near_large[other] = np.fmax(near_large[other], cosine.max(axis=0))
             joined = np.where(cosine < threshold, np.inf, cosine).min(axis=0)

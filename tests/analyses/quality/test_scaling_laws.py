@@ -5,6 +5,7 @@ import pytest
 
 from analyses.quality import scaling_laws
 from analyses.quality.scaling_laws import LAWS
+from dictlab.statistics import intervals
 
 BY_NAME = {law.name: law for law in LAWS}
 WIDTHS = np.repeat(2.0 ** np.arange(8, 17), 2)
@@ -53,7 +54,7 @@ def test_intervals_over_runs_hold_the_truth_about_as_often_as_they_say():
     for seed in range(20):
         loss = noisy(3.0 * WIDTHS**-0.5, 100 + seed, 0.03)
         found = scaling_laws.fit(law, {"width": WIDTHS}, loss)
-        low, high = scaling_laws.interval(scaling_laws.bootstrap(found, {"width": WIDTHS}, loss, seed))
+        low, high = intervals(scaling_laws.bootstrap(found, {"width": WIDTHS}, loss, seed))
         hits += low[1] <= 0.5 <= high[1]
     assert hits >= 15
 
@@ -64,13 +65,13 @@ def test_runs_that_are_just_enough_for_a_law_give_no_interval():
     for some, known in ((width, False), (2.0 ** np.arange(8, 16), True)):
         loss = noisy(3.0 * some**-0.5 + 0.1, 5, 0.03)
         found = scaling_laws.fit(law, {"width": some}, loss)
-        low, high = scaling_laws.interval(scaling_laws.bootstrap(found, {"width": some}, loss, 0))
+        low, high = intervals(scaling_laws.bootstrap(found, {"width": some}, loss, 0))
         assert np.isfinite(low).all() == known and (not known or (high > low).all())
 
 
 def test_the_largest_runs_are_predicted_by_the_smaller_ones():
     loss = 3.0 * WIDTHS**-0.5
-    found = scaling_laws.kept_out(BY_NAME["L(N)"], {"width": WIDTHS}, loss)
+    found = scaling_laws.held_out_predictions(BY_NAME["L(N)"], {"width": WIDTHS}, loss)
     assert [run for run, _ in found] == [len(WIDTHS) - 2, len(WIDTHS) - 1]
     assert [value for _, value in found] == pytest.approx(loss[-2:].tolist(), rel=1e-9)
 
@@ -85,4 +86,4 @@ def test_runs_that_cannot_tell_a_law_are_known():
 
 
 def test_the_front_holds_the_runs_that_no_other_beats():
-    assert scaling_laws.front([1, 2, 3, 3], [5, 6, 4, 4.5]).tolist() == [True, False, True, False]
+    assert scaling_laws.pareto_front([1, 2, 3, 3], [5, 6, 4, 4.5]).tolist() == [True, False, True, False]

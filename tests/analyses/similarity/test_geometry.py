@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from analyses.common.seed_floor import relation
+from analyses.similarity.direction_umap import embed
 from analyses.similarity.geometry import geometry, max_cosines
-from analyses.similarity.geometry_report import _resampled, embed
+from analyses.similarity.max_cosines import resampled
 from dictlab import DictlabError, Metadata, ReLU, TopK
 from dictlab.dictionary.activation_functions import JumpReLU
 from tests.planted import SITE, random_dictionary, tiny_model
@@ -105,12 +106,11 @@ def test_pairs_of_one_seed_are_averaged_apart():
 def test_intervals_are_those_of_resampling_latents_and_differences_are_paired():
     generator = torch.Generator().manual_seed(0)
     own = torch.rand(400, generator=generator)
-    values = {("a", "a"): own, ("a", "b"): own + 0.1}
-    means = _resampled(
-        torch.stack([values["a", "a"], values["a", "b"]], dim=1).double().numpy(), np.random.default_rng(0)
-    )
-    assert means[:, 0].std() == pytest.approx(float(own.std()) / 20, rel=0.1)  # the standard error
-    assert np.allclose(means[:, 1] - means[:, 0], 0.1, atol=1e-6)
+    values = {("a", "a"): own, ("a", "b"): own + 0.1, ("b", "a"): own, ("b", "b"): own}
+    means = resampled(values, ["a", "b"], 0)
+    assert means["a", "a"].std() == pytest.approx(float(own.std()) / 20, rel=0.1)  # the standard error
+    assert np.allclose(means["a", "b"] - means["a", "a"], 0.1, atol=1e-6)
+    assert not np.allclose(means["b", "b"], means["a", "a"])  # the latents of another dictionary are drawn apart
 
 
 def test_a_dictionary_that_crowds_more_is_said_to_crowd_more():

@@ -202,7 +202,7 @@ def test_candidates_that_only_get_better_or_worse_are_all_seen(order):
 def test_numpys_product_gives_the_neighbours_that_torchs_does(monkeypatch):
     a, b = rows(200, 6, 0).float(), rows(150, 6, 1).float()
     expected = neighbours(a, b, top=4, tile=(64, 48))
-    monkeypatch.setattr(matmul_backends, "WORTH_A_RACE", 0)
+    monkeypatch.setattr(matmul_backends, "MIN_MULTIPLICATIONS_TO_TIME", 0)
     monkeypatch.setattr(matmul_backends, "numpy_is_faster", lambda: True)
     threads = torch.get_num_threads()
     for one, other in zip(neighbours(a, b, top=4, tile=(64, 48)), expected, strict=True):

@@ -79,7 +79,7 @@ def test_the_best_thresholds_are_those_of_a_search_through_all(ties):
     given = random_latents(seed=3, ties=ties)
     at = candidate_thresholds(given.cosine)
     found = best_thresholds(counts(given, np.ones((1, 40))), at)
-    fall_out, recall, _ = roc_curve(given.novel, -given.cosine, sample_weight=given.weight)
+    false_positive_rate, recall, _ = roc_curve(given.novel, -given.cosine, sample_weight=given.weight)
 
     def youden(t):
         below = given.cosine < t
@@ -89,7 +89,7 @@ def test_the_best_thresholds_are_those_of_a_search_through_all(ties):
         ]
         return weight[0] / weight[1] - weight[2] / weight[3]
 
-    assert youden(found["J"][0]) == pytest.approx((recall - fall_out).max())
+    assert youden(found["J"][0]) == pytest.approx((recall - false_positive_rate).max())
     for name, label in (("F1 (novel)", True), ("F1 (reconstruction)", False)):
         scores = [
             f1_score(given.novel, given.cosine < t, pos_label=label, sample_weight=given.weight, zero_division=0)

@@ -34,7 +34,7 @@ def count() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def share(n: int, of: Int[Tensor, " some"] | None) -> tuple[Int[Tensor, " own"], int]:
+def rows_of_rank(n: int, of: Int[Tensor, " some"] | None) -> tuple[Int[Tensor, " own"], int]:
     """This rank's part of n rows (or of those listed), and the number of its first."""
     each = -(-n // count())
     first = min(n, each * dist.get_rank())
@@ -42,7 +42,7 @@ def share(n: int, of: Int[Tensor, " some"] | None) -> tuple[Int[Tensor, " own"],
     return rows[first : first + each], first
 
 
-def together(own: Tensor, lines: int, fill: float) -> list[Tensor]:
+def all_gather_padded(own: Tensor, lines: int, fill: float) -> list[Tensor]:
     """A tensor of each rank, on the CPU; of at most so many lines, padded with `fill`."""
     padded = torch.full((lines, *own.shape[1:]), fill, dtype=own.dtype)
     padded[: len(own)] = own.cpu()

@@ -15,7 +15,7 @@ from tests.planted import random_dictionary
 SCRIPT = """
 import sys, torch
 from analyses.common.neighbours import neighbours
-from analyses.common.shared_search import count, ranks
+from analyses.common.distributed_search import count, ranks
 a, b, of_a = torch.load(sys.argv[1], weights_only=True)
 with ranks():
     assert count() == 2
