@@ -2,7 +2,9 @@
 
     TopK, AbsTopK, BatchTopK    another k
     JumpReLU, ReLU, Gated       thresholds t_j >= 0 multiplied by one factor, where all of them are positive; else one
-                                constant c >= 0 under all of them, max(t_j, c) (a Gated latent is a JumpReLU latent)
+                                constant c >= 0 under all of them in units of what latents write, max(t_j, c / |d_j|), so
+                                that it does not matter how a latent's scale is shared between encoder and decoder; where
+                                d_j = 0 the length counts as 1 (a Gated latent is a JumpReLU latent)
     Union                       each part to the same share of its active latents
 
 This is what can be asked of a trained dictionary without training; the points that it gives are the dictionary's own
@@ -57,22 +59,38 @@ def at_l0(dictionary: Dictionary, l0: float, x: Float[Tensor, "tokens d_in"], na
         return base
     if isinstance(base.activation, Gated):
         base = standing_alone(base, [x])
-    return replace(base, activation=_at_share(base.activation, base.pre_activations(x), l0 / own, base.name))
+    lengths = base.W_dec.norm(dim=1)
+    lengths = torch.where(lengths > 0, lengths, 1.0)
+    return replace(base, activation=_at_share(base.activation, base.pre_activations(x), lengths, l0 / own, base.name))
 
 
-def _at_share(activation: Activation, z: Float[Tensor, "tokens n_latents"], share: float, name: str) -> Activation:
-    """The activation function under which `share` times as many latents are active on pre-activations z."""
+def _at_share(
+    activation: Activation,
+    z: Float[Tensor, "tokens n_latents"],
+    lengths: Float[Tensor, " n_latents"],
+    share: float,
+    name: str,
+) -> Activation:
+    """The activation function under which `share` times as many latents are active on pre-activations z.
+
+    Args:
+        activation: As it is.
+        z: Pre-activations.
+        lengths: |d_j|.
+        share: Of the active latents.
+        name: Of the dictionary.
+    """
     if isinstance(activation, TopK | AbsTopK | BatchTopK):
         return replace(activation, k=min(max(1, round(activation.k * share)), z.shape[1]))
     if isinstance(activation, Union):
-        parts = z.split([width for width, _ in activation.parts], dim=1)
-        scaled = [(w, _at_share(a, part, share, name)) for (w, a), part in zip(activation.parts, parts, strict=True)]
-        return replace(activation, parts=tuple(scaled))
+        widths = [width for width, _ in activation.parts]
+        parts = zip(activation.parts, z.split(widths, dim=1), lengths.split(widths), strict=True)
+        return replace(activation, parts=tuple((w, _at_share(a, z, norms, share, name)) for (w, a), z, norms in parts))
     if isinstance(activation, ReLU | JumpReLU):
         limits = activation.threshold.to(z) if isinstance(activation, JumpReLU) else z.new_zeros(z.shape[1])
         limits = limits.clamp(min=0)
         wanted = share * float((z > limits).sum()) / len(z)
-        return JumpReLU(thresholds_for_l0(limits, z, wanted))
+        return JumpReLU(thresholds_for_l0(limits * lengths, z * lengths, wanted) / lengths)
     raise DictlabError(
         f"{name}: activation function {activation.kind} has no k or threshold to change, so there is no sparsity curve."
     )

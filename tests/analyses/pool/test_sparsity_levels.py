@@ -70,3 +70,14 @@ def test_its_own_sparsity_is_the_dictionary_itself_and_a_rule_without_one_is_ref
     assert at_l0(dictionary, l0(dictionary), X, name="other").activation is dictionary.activation
     with pytest.raises(DictlabError, match="groupmax"):
         at_l0(random_dictionary(24, 8, activation=GroupMax(6)), 3, X)
+
+
+def test_levels_of_equal_functions_are_equal():
+    """Encoders rescaled against decoders, of latents without a threshold."""
+    plain = random_dictionary(24, 8, activation=ReLU())
+    factors = torch.logspace(-2, 2, 24).roll(7)
+    W_enc, W_dec = plain.W_enc * factors, plain.W_dec / factors[:, None]
+    other = replace(plain, W_enc=W_enc, b_enc=plain.b_enc * factors, W_dec=W_dec)
+    one, other = (at_l0(d, 0.5 * l0(plain), X) for d in (plain, other))
+    torch.testing.assert_close(other.encode(X).dense() / factors, one.encode(X).dense(), rtol=1e-4, atol=1e-5)
+    assert 0.4 * l0(plain) < l0(one) <= 0.5 * l0(plain)
