@@ -2,9 +2,9 @@
 
     TopK, AbsTopK, BatchTopK    another k
     JumpReLU, ReLU, Gated       thresholds t_j >= 0 multiplied by one factor, where all of them are positive; else one
-                                constant c >= 0 under all of them in units of what latents write, max(t_j, c / |d_j|), so
-                                that it does not matter how a latent's scale is shared between encoder and decoder; where
-                                d_j = 0 the length counts as 1 (a Gated latent is a JumpReLU latent)
+                                constant c >= 0 under all of them in units of what latents write, max(t_j, c / |d_j|),
+                                since encoder and decoder share a scale; where d_j = 0 the length counts as 1 (a Gated
+                                latent is a JumpReLU latent)
     Union                       each part to the same share of its active latents
 
 This is what can be asked of a trained dictionary without training; the points that it gives are the dictionary's own
