@@ -11,23 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
-from analyses.quality import scaling_plots as plots
-from analyses.quality import scaling_tables as tables
-from analyses.quality.scaling_runs import LOSSES, dead_over_time, losses_of, opened_runs, runs_table
+from analyses.quality.scaling_fits import fit_laws
+from analyses.quality.scaling_report.report import scaling_report
+from analyses.quality.scaling_runs import LOSSES, ScalingRun, dead_over_time, opened_runs, scaling_runs
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.evaluation.recorded_selection import with_selection
-from dictlab.reports.report import Plot, Report, Table
+from dictlab.reports.report import Report
 
 LEAST = 3  # settings that the simplest law needs
 ENOUGH = (
     f"Give dictionaries of one objective and activation function, and one k, at {LEAST} widths or more; ReLU with a "
     "penalty has no k."
 )
-LAWS = dict(zip(LOSSES, ("laws", "laws_ce"), strict=True))  # names of plots
 
 
 def scaling(
@@ -82,68 +79,28 @@ def scaling(
     settings: dict[str, Any] = {"remeasure": remeasure, "seed": seed}
     if remeasure:
         reading = open_activations(opened, model=model, text=text, data=data, device=device)
-        source, cautions = reading.part("heldout"), reading.cautions
+        source = reading.part("heldout")
         measured = evaluate_activations(reading.dictionaries, source, contexts=contexts, seed=seed)
+        cautions = (*dict.fromkeys(caution for one in measured for caution in one.cautions), *reading.cautions)
         settings |= source.record() | measured[0].sample
-    runs, notes = runs_table(opened, measured)
-    fits, predictions, why = tables.fitted(runs, seed)
-    if fits.empty:
-        reasons = "; ".join(f"{row['law']}: {row['why']}" for row in why.to_dict("records")[:3])
+    runs, warnings = scaling_runs(opened, measured)
+    _check_losses(runs, cautions)
+    fits = fit_laws(runs, seed)
+    if not fits.fitted:
+        reasons = "; ".join(f"{one.law}: {one.why}" for one in fits.not_fitted[:3])
         raise DictlabError(f"too few runs for a fit: {len(runs)} given ({reasons}). {ENOUGH}")
-    return _report(runs, fits, predictions, why, dead_over_time(folders), [*notes, *cautions], settings, opened)
+    return scaling_report(runs, fits, dead_over_time(folders), settings, (*warnings, *cautions))
 
 
-def _drawable(runs: pd.DataFrame, loss: str) -> bool:
-    """Whether some of a loss has a place on a logarithmic axis."""
-    return loss in runs and bool((runs[loss] > 0).any())
+def _check_losses(runs: Sequence[ScalingRun], cautions: Sequence[str]) -> None:
+    """A law is of ln L: some loss must be above 0.
 
-
-def _report(
-    runs: pd.DataFrame,
-    fits: pd.DataFrame,
-    predictions: pd.DataFrame,
-    why: pd.DataFrame,
-    dead: pd.DataFrame,
-    notes: list[str],
-    settings: dict[str, Any],
-    opened: Sequence[Any],
-) -> Report:
-    on = "The normaliser of the normalised MSE is the error of predicting the mean activation of the sample."
-    made = {
-        "fits": Table(
-            fits,
-            f"{on} 95 % bootstrap intervals over runs. AIC: corrected for few runs, of one family and loss the smaller "
-            "the better, and unknown where they are too few for the correction; ΔAIC: above the best law of the same "
-            "variables; error: root mean square of ln L.",
-        ),
-        "predictions": Table(
-            predictions,
-            "The runs with the largest width (or compute), kept out of the fit; ratio: predicted / measured.",
-        ),
-        "runs": Table(
-            runs,
-            f"{on} FLOPs: of the dictionary's own training, computed from width, d_in, tokens and active latents "
-            "(`dictlab.flops`). dead: share of latents that were never active.",
-        ),
-    }
-    if not why.empty:
-        made["not_fitted"] = Table(why, "Laws that these runs cannot tell, and why.")
-    lines = "Points: runs. Lines: fits to runs of one k, beyond them as well; dashed with an irreducible term."
-    drawn = {
-        **{name: Plot(plots.laws(runs, fits, loss), lines) for loss, name in LAWS.items() if _drawable(runs, loss)},
-        "dead": Plot(
-            plots.dead(runs, dead), "Share of latents that were never active; over training where there are logs."
-        ),
-    }
-    few = len(runs)
-    if few < 12:
-        notes.append(f"{few} runs: intervals over so few runs are rough, and an irreducible term can seldom be told.")
-    return Report(
-        title="How does the loss fall with width, active latents and compute?",
-        summary=tables.summary(fits, predictions),
-        tables=made,
-        plots=drawn,
-        settings=settings | {"losses": losses_of(runs)},
-        inputs=tuple(opened),
-        warnings=tuple(notes),
-    )
+    Raises:
+        DictlabError: No run has one.
+    """
+    if not any(estimate.value > 0 for run in runs for estimate in run.losses.values()):
+        because = f" {cautions[0]}" if cautions else ""
+        raise DictlabError(
+            f"no loss of these {len(runs)} runs is known and above 0, as a law of its logarithm needs: the {LOSSES[0]} "
+            f"of {runs[0].name} is {runs[0].losses[LOSSES[0]].words('.3g')}.{because}"
+        )

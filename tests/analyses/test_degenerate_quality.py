@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analyses import ablation, downstream, pareto, pathology, shrinkage, verification
+from analyses import ablation, downstream, pareto, pathology, scaling, shrinkage, verification
 from dictlab import DictlabError, ReLU, TopK
 from dictlab.dictionary import Dictionary
 from dictlab.reports.report import Report
@@ -29,6 +29,7 @@ ON_ARRAYS: dict[str, Callable[..., Report]] = {
     "shrinkage": lambda d, **given: shrinkage([d], contexts=6, l0_levels=(1, 2), **given),
     "pareto": lambda d, **given: pareto([d], contexts=6, **given),
     "verification": lambda d, **given: verification(d, contexts=6, **given),
+    "scaling": lambda d, **given: scaling(of_four_widths(d), remeasure=True, contexts=6, **given),
 }
 IN_MODEL: dict[str, Callable[..., Report]] = {
     "ablation": lambda d, **given: ablation([d], contexts=3, latents_per_token=2, positions=4, **given),
@@ -48,6 +49,13 @@ def dictionary() -> Dictionary:
 def dead() -> Dictionary:
     made = random_dictionary(24, 16, activation=ReLU(), name="dead")
     return replace(made, b_enc=torch.full((24,), -1e4))
+
+
+def of_four_widths(given: Dictionary) -> list[Dictionary]:
+    """Dictionaries of k = 4 with the encoder bias of the one given, three of other widths."""
+    family = [random_dictionary(n, 16, activation=TopK(4), seed=n, name=f"of {n}") for n in (16, 32, 64)]
+    bias = float(given.b_enc[0])
+    return [given, *(replace(d, b_enc=torch.full((d.n_latents,), bias)) for d in family)]
 
 
 def words(report: Report) -> str:
@@ -96,3 +104,11 @@ def test_an_outlier_of_a_million_in_the_model(name, tmp_path):
 def test_thirty_short_prompts_are_measured_or_refused_in_a_sentence(name):
     with pytest.raises(DictlabError, match=r"held-?out split holds"):
         IN_MODEL[name](dictionary(), model=tiny_model(), text=[f"ab c{i}" for i in range(30)])
+
+
+def test_a_law_of_as_many_runs_as_it_needs_has_no_interval_and_no_nan_in_its_words():
+    """Every resample with enough settings would be the whole."""
+    runs = of_four_widths(dictionary())[1:]
+    report = scaling(runs, remeasure=True, data=X, contexts=6)
+    assert report.tables["fits"].frame["alpha low"].isna().all()
+    assert "alpha = " in report.summary and not WITHOUT_VALUE.search(words(report))

@@ -8,6 +8,8 @@ the mathematics notices nothing. Another analysis is one more entry of ANALYSES.
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,8 @@ from analyses import (
     pareto,
     path,
     pathology,
+    probes,
+    scaling,
     shrinkage,
     stitching,
 )
@@ -108,6 +112,29 @@ def _meta(given):
     return meta(random_dictionary(8, 16, seed=5, name="meta"), large, smaller)
 
 
+def _probes(given):
+    with TemporaryDirectory() as folder:
+        table = Path(folder) / "table.csv"
+        rows = [f"{'good day' if i % 2 else 'bad night'},{i % 2},{int(i % 10 == 0)}" for i in range(120)]
+        table.write_text("\n".join(["text,label,rare", *rows]))
+        few = {"table": str(table), "labels": ("label", "rare"), "min_examples": 8}
+        return probes(dictionaries(), **few, **_without_tokens(given))
+
+
+def _scaling(given):
+    """Losses are those of files, and one family has no k."""
+
+    def run(width, k, activation):
+        metrics = {"explained_variance": 1 - width**-0.3 / k, "ce_increase": width**-0.3, "l0": float(k)}
+        about = Metadata(site=SITE, objective="local", tokens=10_000, training={"batch": 100}, metrics=metrics)
+        return random_dictionary(
+            width, 16, activation=activation, metadata=about, name=f"{width}-{activation.kind}-{k}"
+        )
+
+    grid = [run(width, k, TopK(k)) for width in (32, 64, 128, 256) for k in (2, 4)]
+    return scaling([*grid, run(32, 2, ReLU())])
+
+
 ANALYSES = {
     "geometry": _geometry,
     "meta": _meta,
@@ -117,6 +144,8 @@ ANALYSES = {
     "shrinkage": _shrinkage,
     "explanations": _explanations,
     "pareto": _pareto,
+    "probes": _probes,
+    "scaling": _scaling,
     "novelty": _novelty,
     "stitching": _stitching,
     "stitching by search": _search,

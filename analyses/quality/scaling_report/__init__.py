@@ -1,0 +1,1 @@
+"""Tables, plots and words of the analysis of scaling."""
