@@ -172,57 +172,52 @@ def overview_table(means: Sequence[ProbeMeans]) -> pd.DataFrame:
 
 
 def tasks_table(measured: Sequence[Probed], names: Sequence[str], min_f1: float) -> pd.DataFrame:
-    """One row a task and set of features."""
-    frames = []
-    for one in measured:
-        totals = {key: values.sum(axis=0) for key, values in one.sums.sums.items()}
-        frame = pd.DataFrame({"task": names, "features": feature_set_name(one, measured)})
-        frame["latent" if one.dictionary else "coordinate"] = one.columns
-        frame["direction"] = [None if np.isnan(w) else "active" if w >= 0 else "silent" for w in one.weight]
-        frame["share true"] = totals["true"] / totals["n"]
-        for column, formula in (("CE", probing.ce), ("F1", probing.f1)):
-            frame[column] = one.sums.value(formula)
-            frame[f"{column} low"], frame[f"{column} high"] = one.sums.interval(formula)
-        frame["of entropy"] = one.sums.value(probing.relative)
-        frame["precision"], frame["recall"] = (
-            one.sums.value(probing.precision),
-            one.sums.value(probing.recall),
-        )
-        frame["has"] = one.f1 >= min_f1
-        frames.append(frame)
-    merged = pd.concat(frames, ignore_index=True)
-    merged = merged.astype({name: "Int64" for name in ("latent", "coordinate") if name in merged})
-    if "coordinate" in merged:
-        merged["coordinate"] = merged["coordinate"].where(merged["coordinate"] >= 0)
-    front = ["task", "features", "latent", "direction", "F1", "F1 low", "F1 high", "precision", "recall"]
-    rest = [name for name in merged.columns if name not in front]
-    return merged[[*front, *rest]].sort_values("F1", ascending=False, ignore_index=True)
+    """One row a task and set of features, the largest F1 first."""
+    rows = [row for one in measured for row in _task_rows(one, feature_set_name(one, measured), names, min_f1)]
+    rows.sort(key=lambda row: -row["F1"])
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    whole = {name: pd.array(columns[name], dtype="Int64") for name in ("latent", "coordinate")}
+    return pd.DataFrame(columns | whole)
+
+
+def _task_rows(one: Probed, features: str, names: Sequence[str], min_f1: float) -> list[dict[str, Any]]:
+    """The best feature of each task among one set of features."""
+    n, true = (one.sums.sums[key].sum(axis=0) for key in ("n", "true"))
+    ce, (ce_low, ce_high) = one.sums.value(probing.ce), one.sums.interval(probing.ce)
+    f1_low, f1_high = one.sums.interval(probing.f1)
+    precision, recall, of_entropy = (one.sums.value(f) for f in (probing.precision, probing.recall, probing.relative))
+    rows = []
+    for i, name in enumerate(names):
+        feature = None if one.columns[i] < 0 else int(one.columns[i])
+        row = {
+            "task": name,
+            "features": features,
+            "latent": feature if one.dictionary else None,
+            "direction": None if np.isnan(one.weight[i]) else "active" if one.weight[i] >= 0 else "silent",
+        }
+        row |= estimate_columns("F1", Estimate(one.f1[i], f1_low[i], f1_high[i]))
+        row |= {"precision": precision[i], "recall": recall[i], "share true": true[i] / n}
+        row |= estimate_columns("CE", Estimate(ce[i], ce_low[i], ce_high[i]))
+        row |= {"of entropy": of_entropy[i], "has": one.f1[i] >= min_f1}
+        rows.append(row | {"coordinate": None if one.dictionary else feature})
+    return rows
 
 
 def who_table(measured: Sequence[Probed], names: Sequence[str], min_f1: float) -> pd.DataFrame:
-    """One row a task: who has it, and who has it best."""
-    own = [one for one in measured if one.dictionary is not None]
-    scores = np.stack([one.f1 for one in own], axis=1)
-    totals = own[0].sums.sums
+    """One row a task: who has it, and who has it best; what most dictionaries have first."""
+    of_dictionaries = [one for one in measured if one.dictionary is not None]
+    scores = np.stack([one.f1 for one in of_dictionaries], axis=1)
+    totals = of_dictionaries[0].sums.sums
     share = totals["true"].sum(axis=0) / totals["n"].sum()
     rows = []
     for i, name in enumerate(names):
-        having = [one.name for one, score in zip(own, scores[i], strict=True) if score >= min_f1]
-        best = int(scores[i].argmax())
-        row = (
-            name,
-            share[i],
-            len(having),
-            own[best].name,
-            int(own[best].columns[i]),
-            scores[i, best],
-            ", ".join(having),
-        )
-        rows.append(row)
+        having = [one.name for one, score in zip(of_dictionaries, scores[i], strict=True) if score >= min_f1]
+        j = int(scores[i].argmax())
+        best, latent = of_dictionaries[j].name, int(of_dictionaries[j].columns[i])
+        rows.append((name, share[i], len(having), best, latent, scores[i, j], ", ".join(having)))
+    rows.sort(key=lambda row: (-row[2], -row[5]))
     columns = ["task", "share true", "dictionaries that have it", "best", "latent", "F1", "which"]
-    return pd.DataFrame(rows, columns=columns).sort_values(
-        ["dictionaries that have it", "F1"], ascending=False, ignore_index=True
-    )
+    return pd.DataFrame(rows, columns=columns)
 
 
 def left_out_table(reasons: Mapping[str, str]) -> pd.DataFrame:
