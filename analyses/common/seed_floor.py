@@ -8,6 +8,7 @@ Similarities of pairs of dictionaries stand in one table, each beside what chanc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,36 +52,6 @@ def other_seeds(a: Dictionary, opened: Sequence[Dictionary]) -> list[str]:
     return [b.name for b in opened if relation(a, b) == SEEDS]
 
 
-def with_relations(frame: pd.DataFrame, opened: Sequence[Dictionary]) -> pd.DataFrame:
-    """A table of pairs (columns from, to), with what differs between the two in front."""
-    named = {d.name: d for d in opened}
-    both = [(named[a], named[b]) for a, b in zip(frame["from"], frame["to"], strict=True)]
-    framed = frame.copy()
-    framed.insert(0, "relation", [relation(a, b) for a, b in both])
-    framed.insert(1, "seeds", [seeds_of(a, b) for a, b in both])
-    return framed
-
-
-def seed_floors(frame: pd.DataFrame, value: str, by: str) -> pd.Series:
-    """The seed floor of each row of a table with relations; NaN for pairs of seeds themselves, and where there is none.
-
-    Args:
-        frame: One row a pair and measure, with the columns relation, from, to, directed. Only rows of the same
-            measure are compared; of a directed measure those that begin with the same dictionary, else those that
-            share one.
-        value: The column that holds the similarity.
-        by: The column that names the measure.
-    """
-    floor = pd.Series(float("nan"), index=frame.index)
-    for _, rows in frame.groupby(by, sort=False):
-        seeds = rows[rows["relation"] == SEEDS]
-        for index, row in rows[rows["relation"] != SEEDS].iterrows():
-            shared = {row["from"]} if row["directed"] else {row["from"], row["to"]}
-            same = seeds["from"].isin(shared) if row["directed"] else seeds[["from", "to"]].isin(shared).any(axis=1)
-            floor[index] = seeds.loc[same, value].mean()
-    return floor
-
-
 def without_floor(relations: Sequence[str]) -> tuple[str, ...]:
     """A warning where dictionaries differ, and no two in seed alone."""
     if SEEDS in relations or not any(name.startswith("cross-") for name in relations):
@@ -114,6 +85,9 @@ class Similarity(NamedTuple):
         p: Share of permutations at least as alike, the observed one among them.
         n: What the interval is over: latents, pairs, sequences or tokens.
         directed: Whether the other way round is another number.
+        relation: What differs between the two; this and the following from `with_seed_floors`.
+        seeds: Whether their seeds are the same.
+        seed_floor: Mean of the same similarity between seeds.
     """
 
     measure: str
@@ -128,27 +102,67 @@ class Similarity(NamedTuple):
     p: float = NONE
     n: str = ""
     directed: bool = False
+    relation: str = ""
+    seeds: str = ""
+    seed_floor: float = NONE
 
 
-COLUMNS = {
-    "of": "from",
-    "isotropic": "chance (isotropic)",
-    "shaped": "chance (shaped)",
-    "shuffled": "shuffled, mean",
-    "p": "shuffled, p",
-    "n": "over",
-}
+def with_seed_floors(found: Sequence[Similarity], opened: Sequence[Dictionary]) -> list[Similarity]:
+    """Similarities with what differs between the two dictionaries, and the seed floor.
+
+    Only similarities of the same measure are compared; of a directed one those that begin with the same dictionary,
+    else those that share one. NaN for pairs of seeds themselves, and where there is none.
+    """
+    named = {d.name: d for d in opened}
+    related = [
+        s._replace(relation=relation(named[s.of], named[s.to]), seeds=seeds_of(named[s.of], named[s.to])) for s in found
+    ]
+    between: dict[str, list[Similarity]] = {}
+    for s in related:
+        if s.relation == SEEDS:
+            between.setdefault(s.measure, []).append(s)
+    return [s._replace(seed_floor=_seed_floor(s, between.get(s.measure, []))) for s in related]
 
 
-def similarity_table(found: Sequence[Similarity], opened: Sequence[Dictionary]) -> pd.DataFrame:
+def _seed_floor(one: Similarity, between_seeds: Sequence[Similarity]) -> float:
+    if one.relation == SEEDS:
+        return NONE
+    shared = {one.of} if one.directed else {one.of, one.to}
+    same = [s.value for s in between_seeds if shared & ({s.of} if one.directed else {s.of, s.to})]
+    return mean_known(same)
+
+
+def mean_known(values: Sequence[float]) -> float:
+    """The mean of the values that are numbers; NaN if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else NONE
+
+
+def similarity_columns(one: Similarity) -> dict[str, object]:
+    """The columns of a table that a similarity fills, from its value on; all but the shuffled ones."""
+    row: dict[str, object] = {"low": one.low, "high": one.high, "chance (isotropic)": one.isotropic}
+    return row | {"chance (shaped)": one.shaped, "seed floor": one.seed_floor}
+
+
+def similarity_table(similarities: Sequence[Similarity]) -> pd.DataFrame:
     """One row a similarity, with what differs between the two and the seed floor."""
-    frame = with_relations(pd.DataFrame(found).rename(columns=COLUMNS), opened)
-    frame.insert(frame.columns.get_loc("chance (shaped)") + 1, "seed floor", seed_floors(frame, "value", "measure"))
-    return frame.drop(columns="directed")
+    return pd.DataFrame(
+        [
+            {"relation": s.relation, "seeds": s.seeds, "measure": s.measure, "from": s.of, "to": s.to, "value": s.value}
+            | similarity_columns(s)
+            | {"shuffled, mean": s.shuffled, "shuffled, p": s.p, "over": s.n}
+            for s in similarities
+        ]
+    )
 
 
-def relation_means(similarities: pd.DataFrame) -> pd.DataFrame:
+def relation_table(similarities: Sequence[Similarity]) -> pd.DataFrame:
     """For each measure and relation the mean over pairs, and the lowest and highest of them."""
-    grouped = similarities.groupby(["measure", "relation", "seeds"], sort=False)["value"]
-    frame = grouped.agg(["mean", "min", "max", "count"]).reset_index()
-    return frame.rename(columns={"min": "lowest", "max": "highest", "count": "rows"})
+    grouped: dict[tuple[str, str, str], list[float]] = {}
+    for s in similarities:
+        grouped.setdefault((s.measure, s.relation, s.seeds), []).append(s.value)
+    rows = []
+    for key, values in grouped.items():
+        known = [value for value in values if not math.isnan(value)]
+        rows.append((*key, mean_known(values), min(known, default=NONE), max(known, default=NONE), len(known)))
+    return pd.DataFrame(rows, columns=["measure", "relation", "seeds", "mean", "lowest", "highest", "rows"])

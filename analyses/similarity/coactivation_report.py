@@ -31,6 +31,54 @@ RANDOM = 256  # random latents that are run on the text
 OFF = (QUADRANTS[True, False], QUADRANTS[False, True])
 
 
+class LatentPoints(NamedTuple):
+    """Latents with their nearest by direction and by correlation, both ways; each pair of latents once, `[n]` each.
+
+    Attributes:
+        of: The one dictionary.
+        to: The other.
+        latent: A latent of the one.
+        partner: A latent of the other.
+        by_direction: Whether one is the other's nearest by direction.
+        by_correlation: Whether one is the other's nearest by correlation.
+        cosine: Of their decoder directions.
+        values: Correlation, Jaccard index and conditionals, in the order of `NAMES`.
+        same_direction: Whether the cosine reaches its threshold.
+        same_trigger: Whether the correlation reaches its threshold.
+    """
+
+    of: str
+    to: str
+    latent: Int[NDArray[np.int64], " n"]
+    partner: Int[NDArray[np.int64], " n"]
+    by_direction: NDArray[np.bool_]
+    by_correlation: NDArray[np.bool_]
+    cosine: Float[NDArray[np.float32], " n"]
+    values: Float[NDArray[np.float64], "n 4"]
+    same_direction: NDArray[np.bool_]
+    same_trigger: NDArray[np.bool_]
+
+    def at(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> LatentPoints:
+        """Some of them."""
+        return LatentPoints(
+            self.of,
+            self.to,
+            self.latent[rows],
+            self.partner[rows],
+            self.by_direction[rows],
+            self.by_correlation[rows],
+            self.cosine[rows],
+            self.values[rows],
+            self.same_direction[rows],
+            self.same_trigger[rows],
+        )
+
+    @property
+    def correlation(self) -> Float[NDArray[np.float64], " n"]:
+        """Of the activations."""
+        return self.values[:, 0]
+
+
 class Fired(NamedTuple):
     """A pair of dictionaries compared by what fires.
 
@@ -43,7 +91,7 @@ class Fired(NamedTuple):
 
     matched: Alike
     similarities: list[Similarity]
-    points: pd.DataFrame
+    points: LatentPoints
     listed: pd.DataFrame
 
 
@@ -133,28 +181,36 @@ def _chance(pair: Pair, sample: Sample, kind: str, fewest: int, seed: int) -> Fl
     return means if pair.small is pair.a else means[[0, 1, 3, 2]]
 
 
-def _points(pair: Pair, a: Matrix, b: Matrix, fewest: int, cosine: float, correlation: float) -> pd.DataFrame:
+def point_table(points: LatentPoints) -> pd.DataFrame:
+    """One row a pair of latents."""
+    both = zip(points.by_direction, points.by_correlation, strict=True)
+    by = [" and ".join(way for way, is_by in zip(("direction", "correlation"), w, strict=True) if is_by) for w in both]
+    columns = {"from": points.of, "to": points.to, "latent": points.latent, "partner": points.partner}
+    columns |= {"nearest by": by, "cosine": points.cosine}
+    columns |= {name: points.values[:, k] for k, name in enumerate(NAMES)}
+    quadrants = zip(points.same_direction, points.same_trigger, strict=True)
+    return pd.DataFrame(columns | {"quadrant": [QUADRANTS[bool(x), bool(y)] for x, y in quadrants]})
+
+
+def _points(pair: Pair, a: Matrix, b: Matrix, fewest: int, cosine: float, correlation: float) -> LatentPoints:
     """Nearest by direction and by correlation, both ways, each pair of latents once."""
     by_a, by_b = best_partners(a, b, fewest, pair.signed)
     i, j = np.flatnonzero(by_a.latent >= 0), np.flatnonzero(by_b.latent >= 0)
-    ways = [
-        (pair.latents.numpy(), pair.others[pair.forward.rows[:, 0]].numpy(), "direction"),
-        (pair.latents[pair.backward.rows[:, 0]].numpy(), pair.others.numpy(), "direction"),
-        (i, by_a.latent[i], "correlation"),
-        (by_b.latent[j], j, "correlation"),
+    by_direction = [
+        np.stack([pair.latents.numpy(), pair.others[pair.forward.rows[:, 0]].numpy()], axis=1),
+        np.stack([pair.latents[pair.backward.rows[:, 0]].numpy(), pair.others.numpy()], axis=1),
     ]
-    frame = pd.concat([pd.DataFrame({"latent": x, "partner": y, "nearest by": way}) for x, y, way in ways])
-    frame = frame.groupby(["latent", "partner"], sort=True)["nearest by"].unique().map(" and ".join).reset_index()
-    one, other = frame["latent"].to_numpy(), frame["partner"].to_numpy()
-    frame["cosine"] = _decoder_cosines(pair, one, other)
-    for k, column in enumerate(values(a, b, one, other, fewest=fewest, signed=pair.signed).T):
-        frame[NAMES[k]] = column
-    frame = frame.dropna(subset=["correlation"]).reset_index(drop=True)
-    same = zip(frame["cosine"] >= cosine, frame["correlation"] >= correlation, strict=True)
-    frame["quadrant"] = [QUADRANTS[bool(x), bool(y)] for x, y in same]
-    frame.insert(0, "from", pair.a.name)
-    frame.insert(1, "to", pair.b.name)
-    return frame
+    by_correlation = [np.stack([i, by_a.latent[i]], axis=1), np.stack([by_b.latent[j], j], axis=1)]
+    listed = np.concatenate([*by_direction, *by_correlation])
+    either, index = np.unique(listed, axis=0, return_inverse=True)
+    n_by_direction, index = sum(map(len, by_direction)), index.reshape(-1)
+    ways = np.zeros((2, len(either)), dtype=bool)
+    ways[0, index[:n_by_direction]], ways[1, index[n_by_direction:]] = True, True
+    one, other = either.T
+    cosines, found = _decoder_cosines(pair, one, other), values(a, b, one, other, fewest=fewest, signed=pair.signed)
+    same = (cosines >= cosine, found[:, 0] >= correlation)
+    points = LatentPoints(pair.a.name, pair.b.name, one, other, ways[0], ways[1], cosines, found, same[0], same[1])
+    return points.at(~np.isnan(found[:, 0]))
 
 
 def _decoder_cosines(pair: Pair, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -164,15 +220,15 @@ def _decoder_cosines(pair: Pair, one: NDArray[np.int64], other: NDArray[np.int64
 
 
 def _listed(
-    points: pd.DataFrame, pair: Pair, sample: Sample, correlation: float, fewest: int, seed: int
+    points: LatentPoints, pair: Pair, sample: Sample, correlation: float, fewest: int, seed: int
 ) -> pd.DataFrame:
     """The off-diagonal quadrants, those furthest from the threshold first, with intervals of the correlation."""
-    off = points[points["quadrant"].isin(OFF)]
-    off = off.iloc[(off["correlation"] - correlation).abs().argsort(kind="stable").to_numpy()[::-1]]
-    of_a, of_b = off["latent"].to_numpy(), off["partner"].to_numpy()
+    off = points.at(points.same_direction != points.same_trigger)
+    off = off.at(np.abs(off.correlation - correlation).argsort(kind="stable")[::-1])
     a, b = (sample.codes[d.name] for d in (pair.a, pair.b))
-    found = alike(a, b, of_a, of_b, sample.sequence, fewest=fewest, seed=seed, signed=pair.signed)
-    off = off.assign(low=found.low[:, 0], high=found.high[:, 0])
-    off["clear"] = np.where(off["quadrant"] == OFF[0], off["high"] < correlation, off["low"] >= correlation)
-    first = ["from", "to", "quadrant", "latent", "partner", "nearest by", "cosine", "correlation", "low", "high"]
-    return off[[*first, "clear", *NAMES[1:]]].reset_index(drop=True)
+    found = alike(a, b, off.latent, off.partner, sample.sequence, fewest=fewest, seed=seed, signed=pair.signed)
+    low, high = found.low[:, 0], found.high[:, 0]
+    frame = point_table(off)
+    frame = frame.assign(low=low, high=high, clear=np.where(off.same_direction, high < correlation, low >= correlation))
+    order = [0, 1, 10, 2, 3, 4, 5, 6, 11, 12, 13, 7, 8, 9]  # quadrant and interval in front
+    return frame.iloc[:, order]

@@ -28,23 +28,30 @@ import pandas as pd
 from analyses.common.chance import chance_levels, comparison_notes
 from analyses.common.distributed_search import ranks
 from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
-from analyses.common.seed_floor import relation_means, similarity_table, without_floor
+from analyses.common.seed_floor import (
+    Similarity,
+    mean_known,
+    relation_table,
+    similarity_table,
+    with_seed_floors,
+    without_floor,
+)
 from analyses.similarity.coactivation_report import Fired, fired, firing_columns
 from analyses.similarity.code_sample import Sample, sampled, with_firing_rates
 from analyses.similarity.latent_pairs import Pair, paired
+from analyses.similarity.matching_plots import histogram, matrix, quadrant_plots, strata_plot, threshold_curves
 from analyses.similarity.matching_report import (
+    OrderedPair,
+    Stratum,
     assignment_table,
     direction_similarities,
-    histogram,
-    matrix,
     neighbour_table,
+    ordered_pairs,
     overview_table,
     pair_table,
-    quadrant_plots,
-    strata_plot,
-    strata_similarities,
+    strata,
     strata_table,
-    threshold_curves,
+    threshold_shares,
     threshold_table,
 )
 from analyses.similarity.representation_report import compared_spaces, space_plot
@@ -148,22 +155,24 @@ def matching(
         compared_spaces(pair, sample, ridge=ridge, fewest=min_active_tokens, permutations=permutations, seed=seed)
         for pair in _progress(pairs, "spaces")
     ]
-    similarities = similarity_table([*found, *(s for one in spaces for s in one.similarities)], opened)
-    overview, shares = overview_table(similarities, pairs, threshold), threshold_table(pairs)
-    strata, rates = _strata(pairs, opened, sample, seed)
+    similarities = with_seed_floors([*found, *(s for one in spaces for s in one.similarities)], opened)
+    both_ways, shares = ordered_pairs(similarities, pairs, threshold), [threshold_shares(pair) for pair in pairs]
+    by_rate, rates = _strata(pairs, opened, sample, seed)
     tables = {
-        "overview": Table(overview, _OVERVIEW),
-        "similarities": Table(similarities, _SIMILARITIES),
-        "relations": Table(relation_means(similarities), _RELATIONS),
+        "overview": Table(overview_table(both_ways), _OVERVIEW),
+        "similarities": Table(similarity_table(similarities), _SIMILARITIES),
+        "relations": Table(relation_table(similarities), _RELATIONS),
         "assignment": Table(assignment_table(pairs), _ASSIGNMENT),
-        "thresholds": Table(shares, _THRESHOLDS),
+        "thresholds": Table(threshold_table(shares), _THRESHOLDS),
     }
-    plots: dict[str, Plot] = {"matrix": matrix(opened, overview)} if len(opened) > 2 else {}
-    plots |= {"cosines": histogram(pairs, overview), "thresholds": threshold_curves(shares)}
+    plots: dict[str, Plot] = {"matrix": matrix(opened, both_ways)} if len(opened) > 2 else {}
+    plots |= {"cosines": histogram(pairs, both_ways), "thresholds": threshold_curves(shares)}
     plots["spaces"] = space_plot(similarities)
-    if strata is not None:
-        tables["strata"] = Table(strata, f"{_STRATA} Firing rates {rates}.")
-        plots["strata"] = strata_plot(strata, rates)
+    if by_rate:
+        tables["strata"] = Table(
+            strata_table([one for own in by_rate for one in own]), f"{_STRATA} Firing rates {rates}."
+        )
+        plots["strata"] = strata_plot(by_rate, rates)
     if sample is not None:
         n = f"{sample.n_tokens} tokens, latents active at {min_active_tokens} or more"
         plots |= quadrant_plots([one.points for one in firing], threshold, correlation_threshold, n)
@@ -172,7 +181,7 @@ def matching(
     settings |= {"tokens": 0} if sample is None else sample.about
     return Report(
         title=_title(opened),
-        summary=_summary(opened, overview, similarities, threshold),
+        summary=_summary(opened, both_ways, similarities, threshold),
         tables=tables | _details(pairs, firing, [one.latents for one in spaces], correlation_threshold),
         plots=plots,
         settings=settings | {"permutations": permutations, "seed": seed},
@@ -180,8 +189,8 @@ def matching(
         warnings=(
             *warnings,
             *comparison_notes(given, {} if sample is None else sample.dead()),
-            *without_floor(list(overview["relation"])),
-            *_left_out(pairs, strata),
+            *without_floor([one.mmcs.relation for one in both_ways]),
+            *_left_out(pairs, by_rate),
         ),
     )
 
@@ -229,18 +238,16 @@ def _progress(pairs: list[T], what: str) -> Iterator[T]:
 
 def _strata(
     pairs: Sequence[Pair], opened: Sequence[Dictionary], sample: Sample | None, seed: int
-) -> tuple[pd.DataFrame | None, str]:
+) -> tuple[list[list[Stratum]], str]:
     """MCC by decile of the firing rate, and where the rates are from: measured if there is a sample, else the files."""
     if sample is not None:
         rates, source = sample.rates(), f"measured on {sample.n_tokens} tokens"
     else:
         rates, source = {d.name: d.firing_rate for d in opened if d.firing_rate is not None}, "from the files"
     known = [pair for pair in pairs if pair.small.name in rates]
-    if not known:
-        return None, source
-    found = [strata_similarities(pair, rates, seed) for pair in known]
-    similarities = similarity_table([s for own, _ in found for s in own], opened)
-    return strata_table(similarities, [span for _, spans in found for span in spans]), source
+    by_pair = [strata(pair, rates, seed) for pair in known]
+    floored = iter(with_seed_floors([one.mcc for deciles in by_pair for one in deciles], opened))
+    return [[one._replace(mcc=next(floored)) for one in deciles] for deciles in by_pair], source
 
 
 def _details(
@@ -270,9 +277,9 @@ def _details(
     return tables
 
 
-def _left_out(pairs: Sequence[Pair], strata: pd.DataFrame | None) -> list[str]:
+def _left_out(pairs: Sequence[Pair], by_rate: Sequence[Sequence[Stratum]]) -> list[str]:
     said = []
-    if strata is None:
+    if not by_rate:
         said.append("No firing rates are known, so the one-to-one pairs are not told apart by them.")
     if len(pairs) > DETAILED:
         said.append(
@@ -288,30 +295,37 @@ def _title(opened: Sequence[Dictionary]) -> str:
     return f"Which latents do {len(opened)} dictionaries share?"
 
 
-def _summary(opened: Sequence[Dictionary], overview: pd.DataFrame, similarities: pd.DataFrame, threshold: float) -> str:
+def _summary(
+    opened: Sequence[Dictionary],
+    both_ways: Sequence[OrderedPair],
+    similarities: Sequence[Similarity],
+    threshold: float,
+) -> str:
     if len(opened) == 2:
-        first, second = overview.iloc[0], overview.iloc[1]
-        said = (
-            f"A latent of {first['from']} has a mean max cosine of {first['MMCS']:.3f} with {first['to']} "
-            f"(chance: {first['chance (isotropic)']:.3f}, shaped {first['chance (shaped)']:.3f}), the other way "
-            f"{second['MMCS']:.3f}; {first['share above threshold']:.0%} lie above {threshold:g}, and "
-            f"{first['mutual nearest']} pairs are each other's nearest. "
+        first, second = both_ways
+        sentence = (
+            f"A latent of {first.mmcs.of} has a mean max cosine of {first.mmcs.value:.3f} with {first.mmcs.to} "
+            f"(chance: {first.mmcs.isotropic:.3f}, shaped {first.mmcs.shaped:.3f}), the other way "
+            f"{second.mmcs.value:.3f}; {first.share_above_threshold:.0%} lie above {threshold:g}, and "
+            f"{first.n_mutual} pairs are each other's nearest. "
         )
     else:
-        means = overview.groupby(["relation", "seeds"], sort=False)["MMCS"].agg(["mean", "size"])
-        said = "Mean max cosine: "
-        said += "; ".join(f"{name} ({seeds} seeds) {m:.3f} in {n:g}" for (name, seeds), (m, n) in means.iterrows())
-        said += " ordered pairs. "
+        grouped: dict[tuple[str, str], list[float]] = {}
+        for one in both_ways:
+            grouped.setdefault((one.mmcs.relation, one.mmcs.seeds), []).append(one.mmcs.value)
+        means = [f"{name} ({s} seeds) {mean_known(v):.3f} in {len(v)}" for (name, s), v in grouped.items()]
+        sentence = f"Mean max cosine: {'; '.join(means)} ordered pairs. "
     for measure, name in _NAMED.items():
-        rows = similarities[similarities["measure"] == measure]
-        values, chance = rows["value"].dropna(), rows["chance (shaped)"].dropna()
-        if len(values):
-            what = f"{name} {values.mean():.3f}" + (" on average" if len(values) > 1 else "")
-            said += f"{what[0].upper()}{what[1:]}"
-            said += f" (chance, shaped: {chance.mean():.3f}). " if len(chance) else ". "
-        elif len(rows):
-            said += "No pair of latents is active often enough, and varies, for a correlation. "
-    return said.strip()
+        measured = [s for s in similarities if s.measure == measure]
+        values = [s.value for s in measured if not math.isnan(s.value)]
+        chance = [s.shaped for s in measured if not math.isnan(s.shaped)]
+        if values:
+            what = f"{name} {mean_known(values):.3f}" + (" on average" if len(values) > 1 else "")
+            sentence += f"{what[0].upper()}{what[1:]}"
+            sentence += f" (chance, shaped: {mean_known(chance):.3f}). " if chance else ". "
+        elif measured:
+            sentence += "No pair of latents is active often enough, and varies, for a correlation. "
+    return sentence.strip()
 
 
 _NAMED = {

@@ -1,29 +1,24 @@
-"""Tables and plots of a comparison of two or more dictionaries by the directions of their latents."""
+"""Numbers and tables of a comparison of two or more dictionaries by the directions of their latents."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor
 
-from analyses.common import plotting
 from analyses.common.chance import KINDS, Levels
 from analyses.common.neighbours import Neighbours
-from analyses.common.seed_floor import SEEDS, Similarity
-from analyses.similarity.coactivation_report import OFF, QUADRANTS
+from analyses.common.seed_floor import Similarity, similarity_columns
 from analyses.similarity.latent_pairs import Matched, Pair
 from dictlab.dictionary import Dictionary
-from dictlab.reports.report import Plot, Scatter
 from dictlab.statistics import mean_interval
 
 THRESHOLDS = tuple(t / 100 for t in range(30, 100, 5))
 STRATA = 10
-LINES = 8  # pairs that one panel can show
 
 Rates = Mapping[str, Tensor]  # by dictionary
 
@@ -56,23 +51,59 @@ def aligned(chosen: Matched, threshold: float) -> Tensor:
     return (chosen.agree & (chosen.decoder.cosine >= threshold) & (chosen.encoder_cosine >= threshold)).float()
 
 
-def overview_table(similarities: pd.DataFrame, pairs: Sequence[Pair], threshold: float) -> pd.DataFrame:
-    """One row an ordered pair: mean max cosine, mutual and one-to-one pairs."""
-    key = similarities.set_index(["measure", "from", "to"])
-    rows = []
+class OrderedPair(NamedTuple):
+    """The latents of one dictionary looked for in another.
+
+    Attributes:
+        mmcs: Mean max cosine similarity.
+        one_to_one: Mean cosine of the one-to-one pairs, by decoder and by encoder.
+        share_above_threshold: Share of the latents whose max cosine reaches the threshold.
+        n_mutual: Pairs that are each other's nearest.
+        n_alive: Alive latents of the one.
+        n_dead: Its dead ones.
+    """
+
+    mmcs: Similarity
+    one_to_one: dict[str, float]
+    share_above_threshold: float
+    n_mutual: int
+    n_alive: int
+    n_dead: int
+
+
+def ordered_pairs(similarities: Sequence[Similarity], pairs: Sequence[Pair], threshold: float) -> list[OrderedPair]:
+    """Both ways of every pair: mean max cosine, mutual and one-to-one pairs."""
+    by_key = {(s.measure, s.of, s.to): s for s in similarities}
+    both_ways = []
     for pair in pairs:
+        one_to_one = {m: by_key[f"MCC, {m}", pair.a.name, pair.b.name].value for m in ("decoder", "encoder")}
         for of, to, nearest in ((pair.a, pair.b, pair.forward), (pair.b, pair.a, pair.backward)):
-            mmcs, both = key.loc[("MMCS", of.name, to.name)], (pair.a.name, pair.b.name)
-            best, n_mutual = nearest.cosine[:, 0], int(pair.mutual.sum())
-            row = {"from": of.name, "to": to.name, "MMCS": mmcs["value"]} | {c: mmcs[c] for c in ("low", "high")}
-            row |= {c: mmcs[c] for c in ("chance (isotropic)", "chance (shaped)", "seed floor")}
-            row["share above threshold"] = float((best >= threshold).float().mean())
-            row |= {"mutual nearest": n_mutual, "share mutual": n_mutual / len(best)}
-            row |= {f"one to one, {m}": key.loc[(f"MCC, {m}", *both), "value"] for m in ("decoder", "encoder")}
-            row |= {"alive latents": len(best), "dead latents": of.n_emitting - len(best)}
-            row |= {"relation": mmcs["relation"], "seeds": mmcs["seeds"]}
-            rows.append(row)
-    return pd.DataFrame(rows)
+            best = nearest.cosine[:, 0]
+            share = float((best >= threshold).float().mean())
+            counts = (int(pair.mutual.sum()), len(best), of.n_emitting - len(best))
+            both_ways.append(OrderedPair(by_key["MMCS", of.name, to.name], one_to_one, share, *counts))
+    return both_ways
+
+
+def overview_table(both_ways: Sequence[OrderedPair]) -> pd.DataFrame:
+    """One row an ordered pair."""
+    return pd.DataFrame(
+        [
+            {"from": one.mmcs.of, "to": one.mmcs.to, "MMCS": one.mmcs.value}
+            | similarity_columns(one.mmcs)
+            | {
+                "share above threshold": one.share_above_threshold,
+                "mutual nearest": one.n_mutual,
+                "share mutual": one.n_mutual / one.n_alive,
+                **{f"one to one, {matrix}": value for matrix, value in one.one_to_one.items()},
+                "alive latents": one.n_alive,
+                "dead latents": one.n_dead,
+                "relation": one.mmcs.relation,
+                "seeds": one.mmcs.seeds,
+            }
+            for one in both_ways
+        ]
+    )
 
 
 def assignment_table(pairs: Sequence[Pair]) -> pd.DataFrame:
@@ -90,30 +121,63 @@ def assignment_table(pairs: Sequence[Pair]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def threshold_table(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """Shares of latents at or above each cosine, by stricter and stricter ways of being the same."""
-    return pd.DataFrame([_shares_at(pair, t) for pair in pairs for t in THRESHOLDS])
+class ThresholdShares(NamedTuple):
+    """Shares of latents at or above each of `THRESHOLDS`, by stricter and stricter ways of being the same."""
+
+    of: str
+    to: str
+    by_measure: dict[str, list[float]]
 
 
-def strata_similarities(pair: Pair, rates: Rates, seed: int) -> tuple[list[Similarity], list[tuple[float, float]]]:
+def threshold_shares(pair: Pair) -> ThresholdShares:
+    """The shares of one pair of dictionaries."""
+    rows = [_shares_at(pair, t) for t in THRESHOLDS]
+    return ThresholdShares(pair.a.name, pair.b.name, {name: [row[name] for row in rows] for name in rows[0]})
+
+
+def threshold_table(shares: Sequence[ThresholdShares]) -> pd.DataFrame:
+    """One row a pair and threshold."""
+    return pd.DataFrame(
+        [
+            {"from": one.of, "to": one.to, "threshold": t} | {name: one.by_measure[name][i] for name in one.by_measure}
+            for one in shares
+            for i, t in enumerate(THRESHOLDS)
+        ]
+    )
+
+
+class Stratum(NamedTuple):
+    """A decile of the firing rate of the smaller dictionary's latents, and how well its pairs match."""
+
+    decile: int
+    lowest_rate: float
+    highest_rate: float
+    mcc: Similarity
+
+
+def strata(pair: Pair, rates: Rates, seed: int) -> list[Stratum]:
     """MCC by decile of the firing rate of the smaller dictionary's latents; and the rates that each decile spans."""
     own = rates[pair.small.name][pair.a_latents if pair.small is pair.a else pair.b_latents]
     chance = {kind: pair.chance[kind].matched.decoder.mean for kind in KINDS}
-    found, spans = [], []
+    deciles = []
     for number, part in enumerate(own.argsort(stable=True).tensor_split(min(STRATA, len(own))), start=1):
         name = f"MCC, decile {number} of firing rate"
-        found.append(_mean(name, pair, pair.matched.decoder.cosine[part], chance, seed))
-        spans.append((float(own[part].min()), float(own[part].max())))
-    return found, spans
+        mcc = _mean(name, pair, pair.matched.decoder.cosine[part], chance, seed)
+        deciles.append(Stratum(number, float(own[part].min()), float(own[part].max()), mcc))
+    return deciles
 
 
-def strata_table(similarities: pd.DataFrame, spans: Sequence[tuple[float, float]]) -> pd.DataFrame:
-    """The strata's similarities with the rates that they span."""
-    frame = similarities.rename(columns={"value": "MCC"}).drop(columns=["shuffled, mean", "shuffled, p"])
-    frame["decile"] = frame.pop("measure").str.extract(r"(\d+)")[0].astype(int)
-    frame["rate from"], frame["rate to"] = zip(*spans, strict=True)
-    first = ["relation", "seeds", "from", "to", "decile", "rate from", "rate to"]
-    return frame[[*first, *(c for c in frame.columns if c not in first)]]
+def strata_table(deciles: Sequence[Stratum]) -> pd.DataFrame:
+    """One row a pair and decile."""
+    return pd.DataFrame(
+        [
+            {"relation": one.mcc.relation, "seeds": one.mcc.seeds, "from": one.mcc.of, "to": one.mcc.to}
+            | {"decile": one.decile, "rate from": one.lowest_rate, "rate to": one.highest_rate, "MCC": one.mcc.value}
+            | similarity_columns(one.mcc)
+            | {"over": one.mcc.n}
+            for one in deciles
+        ]
+    )
 
 
 def pair_table(pair: Pair) -> pd.DataFrame:
@@ -159,12 +223,9 @@ def _shares(chance: Mapping[str, Matched], threshold: float | None) -> dict[str,
     }
 
 
-def _shares_at(pair: Pair, t: float) -> dict[str, object]:
+def _shares_at(pair: Pair, t: float) -> dict[str, float]:
     decoder, encoder = pair.matched.decoder.cosine, pair.matched.encoder_cosine
     return {
-        "from": pair.a.name,
-        "to": pair.b.name,
-        "threshold": t,
         "max cosine, A in B": float((pair.forward.cosine[:, 0] >= t).float().mean()),
         "max cosine, B in A": float((pair.backward.cosine[:, 0] >= t).float().mean()),
         "mutual nearest": int((pair.mutual & (pair.forward.cosine[:, 0] >= t)).sum()) / len(decoder),
@@ -190,164 +251,3 @@ def _listed(
             "mutual": mutual.repeat_interleave(top).numpy() & (np.tile(np.arange(top), len(latents)) == 0),
         }
     )
-
-
-def histogram(pairs: Sequence[Pair], overview: pd.DataFrame) -> Plot:
-    """Max cosines, one line an ordered pair."""
-    shown = [
-        (of, to, nearest.cosine[:, 0])
-        for pair in pairs[: LINES // 2]
-        for of, to, nearest in ((pair.a, pair.b, pair.forward), (pair.b, pair.a, pair.backward))
-    ]
-    return _histogram(shown, overview, 2 * len(pairs))
-
-
-@plotting.applied
-def _histogram(shown: Sequence[tuple[Dictionary, Dictionary, Tensor]], overview: pd.DataFrame, total: int) -> Plot:
-    figure, (ax,) = plotting.axes(width=7.0)
-    edges, curves = plotting.bins([values for *_, values in shown]), len(shown) > 2
-    for number, (of, to, values) in enumerate(shown):
-        how: dict[str, Any] = {"color": plotting.colour(number), "ls": plotting.line(number), "lw": 1.6}
-        how["label"] = f"{of.name} in {to.name} ({len(values)})"
-        if curves:
-            ax.ecdf(values.numpy(), complementary=True, **how)
-        else:
-            ax.hist(values.numpy(), bins=edges, density=True, histtype="step", **how)
-    ax.axvline(overview["chance (shaped)"].mean(), color="#666666", ls=":", label="chance (shaped)")
-    _floor_line(ax, overview.loc[overview["relation"] == SEEDS, "MMCS"])
-    ax.set(xlabel="max cosine with a latent of the other", title="How much of each is in the other")
-    ax.set(ylabel="share with this cosine or more" if curves else "density", xlim=(edges[0], 1.01))
-    figure.legend(loc="outside lower center", ncols=2, fontsize=7)
-    left = f" {len(shown)} of {total} ordered pairs are shown." if len(shown) < total else ""
-    return Plot(
-        figure,
-        "Distribution of the max cosine of decoder directions; in brackets, alive latents. Grey dotted: mean of random "
-        f"directions; grey dashed: mean between seeds, where two dictionaries differ in that alone.{left}",
-    )
-
-
-@plotting.applied
-def matrix(opened: Sequence[Dictionary], overview: pd.DataFrame) -> Plot:
-    """Mean max cosine of every ordered pair, as a matrix."""
-    names = [d.name for d in opened]
-    means = overview.pivot(index="from", columns="to", values="MMCS").reindex(index=names, columns=names)
-    size = max(4.0, 0.75 * len(names) + 2.5)
-    figure, (ax,) = plotting.axes(width=size + 1, height=size)
-    image = ax.imshow(means, vmin=0, vmax=1, cmap="cividis")
-    for (i, j), value in np.ndenumerate(means.to_numpy()):
-        if i != j:
-            ax.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
-    ax.set_yticks(range(len(names)), plotting.short(names))
-    ax.set_xticks(range(len(names)), plotting.short(names), rotation=30, ha="right")
-    ax.set(xlabel="found in", ylabel="latents of", title="Mean max cosine of every ordered pair")
-    ax.grid(False)
-    figure.colorbar(image, ax=ax, label="cosine", shrink=0.8)
-    low, high = overview["chance (shaped)"].min(), overview["chance (shaped)"].max()
-    return Plot(
-        figure, f"Mean max cosine of the row's latents with the column's; chance (shaped): {low:.2f}–{high:.2f}."
-    )
-
-
-@plotting.applied
-def threshold_curves(shares: pd.DataFrame) -> Plot:
-    """For two dictionaries every way of being the same; for more, the aligned share of each pair."""
-    figure, (ax,) = plotting.axes(width=7.0)
-    pairs = list(shares.groupby(["from", "to"], sort=False))
-    one = len(pairs) == 1
-    measures = list(shares.columns[3:]) if one else ["aligned"]
-    lines = [(n if one else f"{a}, {b}", part, n) for (a, b), part in pairs[:LINES] for n in measures]
-    for number, (label, part, name) in enumerate(lines):
-        ax.plot(
-            part["threshold"],
-            part[name],
-            color=plotting.colour(number),
-            marker=plotting.marker(number),
-            ms=4,
-            label=label,
-        )
-    ax.set(xlabel="cosine from which two latents are the same", ylim=(0, 1.02))
-    ax.set(ylabel="share of latents" if one else "share aligned", title="How much is shared depends on the threshold")
-    ax.legend(fontsize=7)
-    left = f" {LINES} of {len(pairs)} pairs are shown." if len(pairs) > LINES else ""
-    return Plot(
-        figure,
-        "Share of latents that have a match at or above each cosine. Aligned: decoders and encoders pick the same "
-        f"partner, and both cosines reach it; of the smaller dictionary's latents.{left}",
-    )
-
-
-@plotting.applied
-def strata_plot(strata: pd.DataFrame, rates: str) -> Plot:
-    """MCC by decile of the firing rate, one line a pair."""
-    figure, (ax,) = plotting.axes(width=7.0)
-    pairs = list(strata.groupby(["from", "to"], sort=False))
-    for number, ((a, b), part) in enumerate(pairs[:LINES]):
-        middle = np.sqrt(part["rate from"].clip(lower=1e-7) * part["rate to"].clip(lower=1e-7))
-        ax.errorbar(
-            middle,
-            part["MCC"],
-            yerr=plotting.error_lengths(part["MCC"], part["low"], part["high"]),
-            color=plotting.colour(number),
-            marker=plotting.marker(number),
-            ms=4,
-            lw=1.2,
-            label=f"{a}, {b}" + (" (seeds)" if part["relation"].iloc[0] == SEEDS else ""),
-        )
-    ax.axhline(strata["chance (shaped)"].mean(), color="#666666", ls=":", label="chance (shaped)")
-    ax.set(xscale="log", xlabel="firing rate (share of tokens; deciles)", ylabel="mean cosine of pairs (signed)")
-    ax.set(title="Do latents that fire often match better?")
-    ax.legend(fontsize=7)
-    return Plot(
-        figure,
-        "One-to-one pairs by decile of the firing rate of the smaller dictionary's latent "
-        f"({rates}); 95 % bootstrap intervals over latents. Dotted: random directions.",
-    )
-
-
-@plotting.applied
-def quadrant_plot(points: pd.DataFrame, cosine: float, correlation: float, n: str) -> Scatter:
-    """Decoder cosine against activation correlation, one point a pair of latents."""
-    figure, (ax,) = plotting.axes(width=6.5, height=5.0)
-    colours = {kind: plotting.colour(number) for number, kind in enumerate(QUADRANTS.values())}
-    for number, (kind, colour) in enumerate(colours.items()):
-        part = points[points["quadrant"] == kind]
-        ax.scatter(
-            part["cosine"],
-            part["correlation"],
-            s=12 if kind in OFF else 6,
-            alpha=0.7 if kind in OFF else 0.35,
-            lw=0,
-            color=colour,
-            marker=plotting.marker(number),
-            label=f"{kind} ({len(part)})",
-        )
-    ax.axvline(cosine, color="#666666", ls="--", lw=1)
-    ax.axhline(correlation, color="#666666", ls="--", lw=1)
-    a, b = (points[c].iloc[0] if len(points) else "" for c in ("from", "to"))
-    ax.set(xlabel="cosine of decoder directions", ylabel="correlation of activations over tokens")
-    ax.set(title="Same direction and same trigger are two questions")
-    ax.legend(fontsize=7, loc="upper left")
-    return Scatter(
-        figure,
-        f"Latents of {a} and {b}, each with its nearest by direction and by correlation: {len(points)} pairs; {n}. "
-        "Dashed: the thresholds.",
-        frame=points,
-        x="cosine",
-        y="correlation",
-        group="quadrant",
-        labels=("latent", "partner", "nearest by", "Jaccard"),
-        colours=colours,
-    )
-
-
-def quadrant_plots(points: Sequence[pd.DataFrame], cosine: float, correlation: float, n: str) -> Mapping[str, Scatter]:
-    """One a pair of dictionaries, the first of them."""
-    return {
-        "quadrants" if not number else f"quadrants_{number + 1}": quadrant_plot(frame, cosine, correlation, n)
-        for number, frame in enumerate(points[:LINES])
-    }
-
-
-def _floor_line(ax: Axes, between_seeds: pd.Series) -> None:
-    if len(between_seeds):
-        ax.axvline(between_seeds.mean(), color="#666666", ls="--", label="mean between seeds")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -87,31 +87,32 @@ def compared_spaces(
 
 
 @plotting.applied
-def space_plot(similarities: pd.DataFrame) -> Plot:
+def space_plot(similarities: Sequence[Similarity]) -> Plot:
     """Every whole-space similarity with its interval, chance and shuffled mean."""
     names = [*OF_DECODERS, *OF_CODES, f"{CROSS}, median", f"{CROSS}, total"]
-    shown = [name for name in names if (similarities["measure"] == name).any()]
-    pairs = list(dict.fromkeys(zip(similarities["from"], similarities["to"], strict=True)))[:DRAWS]
-    most = max(similarities["measure"].eq(name).sum() for name in shown)
+    by_name = {name: {(s.of, s.to): s for s in similarities if s.measure == name} for name in names}
+    shown = [name for name in names if by_name[name]]
+    pairs = list(dict.fromkeys((s.of, s.to) for s in similarities))[:DRAWS]
+    most = max(len(by_name[name]) for name in shown)
     figure, axes = plotting.axes(len(shown), width=3.9, height=1.1 + 0.3 * min(most, DRAWS))
     written: list[tuple[str, str]] = []
     for panel, (ax, name) in enumerate(zip(axes, shown, strict=True)):
-        rows = similarities[(similarities["measure"] == name)].set_index(["from", "to"])
-        rows = rows.loc[[pair for pair in pairs if pair in rows.index]]
+        rows = [by_name[name][pair] for pair in pairs if pair in by_name[name]]
         y = np.arange(len(rows))[::-1]
-        lengths = plotting.error_lengths(rows["value"], rows["low"], rows["high"])
-        ax.errorbar(rows["value"], y, xerr=lengths, fmt="none", color="#444")
-        seeds = (rows["relation"] == SEEDS).to_numpy()
+        value, low, high = np.array([(s.value, s.low, s.high) for s in rows]).T
+        ax.errorbar(value, y, xerr=plotting.error_lengths(value, low, high), fmt="none", color="#444")
+        seeds = np.array([s.relation == SEEDS for s in rows])
         for number, (label, mask) in enumerate((("measured", ~seeds), ("measured, two seeds", seeds))):
             if mask.any():
-                at = (rows["value"][mask], y[mask])
+                at = (value[mask], y[mask])
                 ax.scatter(
                     *at, s=26, zorder=3, label=label, color=plotting.colour(number), marker=plotting.marker(number)
                 )
-        ax.scatter(rows["shuffled, mean"], y, color="#666666", marker="|", s=60, label="shuffled")
-        ax.scatter(rows["chance (shaped)"], y, facecolors="none", edgecolors="#666666", s=22, label="chance (shaped)")
-        alone = panel % 3 == 0 or list(rows.index) != written  # panels in a row share their pairs
-        written = list(rows.index)
+        ax.scatter([s.shuffled for s in rows], y, color="#666666", marker="|", s=60, label="shuffled")
+        rings: dict[str, Any] = {"facecolors": "none", "edgecolors": "#666666", "s": 22, "label": "chance (shaped)"}
+        ax.scatter([s.shaped for s in rows], y, **rings)
+        alone = panel % 3 == 0 or [(s.of, s.to) for s in rows] != written  # panels in a row share their pairs
+        written = [(s.of, s.to) for s in rows]
         ax.set_yticks(y, ["\n".join(plotting.short(names)) for names in written] if alone else [], fontsize=7)
         ax.set(title=name, xlabel="share of Y left" if name.startswith("Procr") else "similarity (0 none, 1 equal)")
         ax.set_ylim(-0.6, len(rows) - 0.4)
@@ -218,6 +219,6 @@ def _of_fit(of: str, to: str, fit: CrossFit, chance: dict[str, CrossFit | None])
 
 
 def _latents(of: str, to: str, fit: CrossFit) -> pd.DataFrame:
+    order = np.argsort(fit.r2, kind="stable")
     columns = {"latent": fit.latents, "R²": fit.r2, "low": fit.low, "high": fit.high}
-    frame = pd.DataFrame({"from": of, "to": to} | columns)
-    return frame.sort_values("R²", kind="stable", ignore_index=True)
+    return pd.DataFrame({"from": of, "to": to} | {name: values[order] for name, values in columns.items()})

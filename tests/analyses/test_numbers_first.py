@@ -21,6 +21,7 @@ from analyses import (
     explanations,
     frankenstein,
     geometry,
+    matching,
     meta,
     novelty,
     pareto,
@@ -106,6 +107,11 @@ def _geometry(given):
     return geometry(dictionaries(), umap_points=0, permutations=10, **given)
 
 
+def _matching(given):
+    few = {"min_active_tokens": 5, "permutations": 5, "correlation_threshold": 0.1, "threshold": 0.3}
+    return matching(dictionaries(), **few, **given)
+
+
 def _meta(given):
     _, large, _ = dictionaries()
     smaller = [random_dictionary(n, 16, seed=n, name=f"n{n}") for n in range(8, 20)]
@@ -137,6 +143,7 @@ def _scaling(given):
 
 ANALYSES = {
     "geometry": _geometry,
+    "matching": _matching,
     "meta": _meta,
     "ablation": _ablation,
     "downstream": _downstream,
