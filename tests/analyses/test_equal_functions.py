@@ -1,6 +1,7 @@
 """Reparametrisations that leave the function as it is leave what analyses say of it as it was."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from analyses import frankenstein, geometry, matching, novelty, path, stitching
 from dictlab import Dictionary, load
 from dictlab.dictionary.activation_functions import AbsTopK, Gated, JumpReLU, ReLU, TopK
 from dictlab.dictionary.normalisation import LayerNorm, Scale
+from dictlab.formats.conversion import write
+from dictlab.formats.native.native_file import save
 from dictlab.reports.report import Report
 
 D, N, M = 12, 20, 30
@@ -108,6 +111,7 @@ def with_dead(d: Dictionary, s: torch.Tensor) -> Dictionary:
 SAME_NUMBERS = (rescaled, biases_folded, scaled_input, flipped)
 OTHER_NUMBERS = (permuted, with_dead)
 X = data()
+SMALL_SAMPLE: dict[str, Any] = {"data": X, "tokens": 360, "contexts": 10}
 
 
 def reports(small: Dictionary, large: Dictionary) -> dict[str, Report]:
@@ -215,6 +219,74 @@ def test_the_path_between_equal_functions_is_equal(kind):
     assert_equal_tables(one, other)
 
 
+COMPOSED = {
+    "effect": lambda a, b: stitching(a, [b], select="effect", refit="decoder", cards=0, **SMALL_SAMPLE),
+    "cosine": lambda a, b: stitching(a, [b], select="cosine", refit="bias", cards=0, **SMALL_SAMPLE),
+    "optimal": lambda a, b: stitching(a, [b], select="optimal", refit="decoder", cards=0, **SMALL_SAMPLE),
+    "path": lambda a, b: stitching(a, [b], select="effect", until="latents=25", cards=0, **SMALL_SAMPLE),
+    "frankenstein": lambda a, b: frankenstein([a, b], search_refit=True, **SMALL_SAMPLE),
+}
+
+
+@pytest.mark.parametrize("kind", ["relu", "jumprelu"])
+@pytest.mark.parametrize("how", COMPOSED)
+def test_what_is_composed_of_equal_functions_is_equal(how, kind):
+    """Encoders rescaled against decoders, and biases folded: choices, refits, sparsity curves and errors."""
+    small, large = dictionary(kind, N, 1, "small"), dictionary(kind, M, 2, "large")
+    drawn = torch.rand(N + M, generator=torch.Generator().manual_seed(5)).mul(4).exp().div(8)
+    others = [biases_folded(rescaled(d, s), s) for d, s in ((small, drawn[:N]), (large, drawn[N:]))]
+    assert_equal_tables(COMPOSED[how](small, large), COMPOSED[how](*others))
+
+
+@pytest.mark.parametrize("change", [with_dead, permuted])
+@pytest.mark.parametrize("how", ["effect", "cosine", "optimal"])
+def test_dead_latents_and_another_order_change_no_error_of_what_is_stitched(how, change):
+    """Counts of latents, and tables with a row for each, are others."""
+    small, large = dictionary("relu", N, 1, "small"), dictionary("relu", M, 2, "large")
+    drawn = torch.rand(N + M, generator=torch.Generator().manual_seed(5))
+    changed = change(small, drawn[:N]), change(large, drawn[N:])
+    one, other = (COMPOSED[how](*pair).tables["quality"].frame for pair in ((small, large), changed))
+    assert one["dictionary"].tolist() == other["dictionary"].tolist()
+    for column in ("L0", "MSE", "explained variance"):
+        np.testing.assert_allclose(other[column], one[column], rtol=2e-3)
+
+
+def test_what_is_inserted_is_the_same_beside_two_halves_of_each_latent():
+    """Two ReLU latents with half the decoder row each. L0, counts, and refitted decoders are others: a ridge is a
+    latent's, and there are two."""
+    small, large = dictionary("relu", N, 1, "small"), dictionary("relu", M, 2, "large")
+    halves = replace(
+        small,
+        W_enc=small.W_enc.repeat(1, 2),
+        b_enc=small.b_enc.repeat(2),
+        W_dec=small.W_dec.repeat(2, 1) / 2,
+    )
+    one, other = (novelty(d, large, data=X, tokens=720).tables["latents"].frame for d in (small, halves))
+    columns = ["latent", "class", "change in MSE", "max cosine", "class by cosine"]
+    pd.testing.assert_frame_equal(_sorted(one[columns]), _sorted(other[columns]), rtol=2e-3, atol=2e-4)
+    for how in ("effect", "cosine"):
+        reports = [stitching(d, [large], select=how, refit="none", cards=0, **SMALL_SAMPLE) for d in (small, halves)]
+        one, other = (r.tables["quality"].frame.set_index("dictionary")["MSE"] for r in reports)
+        np.testing.assert_allclose(other, one, rtol=2e-3)
+
+
+@pytest.mark.parametrize("written", ["float16", "saelens"])
+def test_precision_and_format_of_a_file_change_no_table_of_what_is_stitched(tmp_path, written):
+    """A file in float16 of values that float16 holds, and what SAELens' format gives back."""
+    plain, read = [], []
+    for n, seed, name in ((N, 1, "small"), (M, 2, "large")):
+        d = dictionary("relu", n, seed, name)
+        held = {part: getattr(d, part).half().float() for part in ("W_enc", "b_enc", "W_dec", "b_pre", "b_out")}
+        d = replace(d, **held)
+        if written == "float16":
+            save(d, tmp_path / f"{name}.safetensors", torch.float16)
+            read.append(load(tmp_path / f"{name}.safetensors"))
+        else:
+            read.append(replace(load(write(d, tmp_path / name, "saelens")), name=name))
+        plain.append(d)
+    assert_equal_tables(COMPOSED["effect"](*plain), COMPOSED["effect"](*read))
+
+
 def test_a_signed_dictionary_has_nothing_that_its_negative_lacks():
     small = dictionary("abstopk", N, 1, "small")
     negative = replace(flipped(small, torch.full((N,), 2.0)), name="negative")
@@ -224,8 +296,6 @@ def test_a_signed_dictionary_has_nothing_that_its_negative_lacks():
 
 
 def test_a_file_is_what_was_written(tmp_path):
-    from dictlab.formats.native.native_file import save
-
     small, large = dictionary("jumprelu", N, 1, "small"), dictionary("topk", M, 2, "large")
     read = []
     for one in (small, large):
