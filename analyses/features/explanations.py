@@ -100,6 +100,33 @@ def explanations(
         token_selection: Which tokens count: all, without-first, without-special, without-outliers, positions=A:B; by
             default those that the dictionaries were trained on.
 
+    Returns:
+        A report with these tables; in brackets what is there only where there is such a thing. Where an interpreter is
+        asked for its cost alone, the report is of interpretation_cost alone.
+
+        overview: dictionary; latents; precision; precision low; precision high; recall; recall low; recall high; F1; F1
+            low; F1 high; chance; with precision; active; patterns a latent; tokens a pattern; wildcards; at start;
+            unreached
+        reconstruction: dictionary; latents; share; clean; clean low; clean high; reconstruction; reconstruction low;
+            reconstruction high; simulated; simulated low; simulated high; zeroed; zeroed low; zeroed high; bigram;
+            bigram low; bigram high; recovered; recovered low; recovered high; less bigram; less bigram low; less bigram
+            high
+        latents: dictionary; latent; precision; precision low; precision high; recall; recall low; recall high; F1; F1
+            low; F1 high; active tokens; simulated tokens; active training tokens; examples; patterns; factor; first
+            pattern
+        patterns: dictionary; latent; pattern; activation; at start; reached; tokens; importance
+        [differences]: dictionary; against; measure; difference; low; high; ratio; ratio low; ratio high; unit
+        [interpretation]: dictionary; latents; detection; detection low; detection high; detection latents; fuzzing;
+            fuzzing low; fuzzing high; fuzzing latents; chance; unexplained; questions; unread questions; left out
+        [interpretation_differences]: first; second; score; first latents; second latents; difference; difference low;
+            difference high; p
+        [interpretation_latents]: dictionary; latent; explanation; detection; fuzzing; detection right contexts;
+            detection right taken for right; detection wrong contexts; detection wrong taken for right; fuzzing right
+            contexts; fuzzing right taken for right; fuzzing wrong contexts; fuzzing wrong taken for right; unread
+            questions
+        [interpretation_judgements]: dictionary; latent; score; context; truth; answer
+        [interpretation_cost]: what; requests; tokens in; tokens out; money
+
     Example:
         dictlab report explanations topk16.safetensors relu20.safetensors --latents 64
         dictlab report explanations topk16.safetensors --endpoint http://127.0.0.1:8080/v1 --explainer qwen2.5-7b
