@@ -73,7 +73,7 @@ class ExplainedDictionary:
         latents: The explained ones.
         share: Share of the active latents of all tokens that count that are explained ones.
         sums: Cross-entropies by sequence (`simulation.spliced`).
-        seed: Of the resampling.
+        seed: Seed of the bootstrap.
     """
 
     dictionary: Dictionary

@@ -74,7 +74,6 @@ class Probed:
         weight: Of its probe, in log odds an activation; NaN where all are read together.
         threshold: On the log odds; at this or above, a token is said to be true.
         sums: By sequence: "n" rows, "true" ones, "ce" in nats, and true positives "hits", "said" positives.
-        seed: Of the resampling.
         dictionary: Which one, if it is one.
     """
 

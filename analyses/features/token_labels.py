@@ -124,7 +124,7 @@ def python_tokens(text: Text, tokenizer: Any, length: int, contexts: int, *, see
         tokenizer: Of the language model.
         length: Tokens a context.
         contexts: How many; fewer where the text ends before.
-        seed: Of the order of documents and the draw.
+        seed: Seed of the order of documents and of the draw.
 
     Raises:
         DictlabError: Not one context of Python is in the text, or the tokenizer is not a fast one.

@@ -62,7 +62,7 @@ class ShrinkageMeasurement:
         versions: What was tried; the first is as trained, the second refined.
         sums: By sequence and version, `[sequences, versions]`, or `[sequences, 1]` where all share it.
         ratios: Refined over plain activation of every active latent at every token.
-        seed: Of the resampling.
+        seed: Seed of the bootstrap.
     """
 
     dictionary: Dictionary
@@ -156,7 +156,7 @@ def measure_rules(
         means: The mean activation, by key.
         completion: Told of sequences that are complete; decides whether an interrupted measurement is of use.
         selection: Named where no token counts.
-        seed: Of the resampling.
+        seed: Seed of the bootstrap.
 
     Raises:
         DictlabError: No token counts, or a reconstruction is not finite.
