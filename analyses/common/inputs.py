@@ -15,20 +15,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from analyses.common.compatibility import check_same_place as check_same_place
-from analyses.common.compatibility import sites_of as sites_of
-from analyses.common.opening import DictionaryLike as DictionaryLike
-from analyses.common.opening import ModelLike as ModelLike
-from analyses.common.opening import TextLike as TextLike
-from analyses.common.opening import context_of as context_of
-from analyses.common.opening import in_model as in_model
-from analyses.common.opening import one_or_several as one_or_several
-from analyses.common.opening import open_dictionaries as open_dictionaries
-from analyses.common.opening import open_dictionary as open_dictionary
-from analyses.common.opening import open_model as open_model
-from analyses.common.opening import open_text as open_text
-from analyses.common.opening import weights_notes
-from analyses.common.opening import within_reach as within_reach
+from analyses.common.compatibility import check_same_place, sites_of
+from analyses.common.opening import (
+    DictionaryLike,
+    ModelLike,
+    TextLike,
+    context_of,
+    in_model,
+    open_dictionaries,
+    open_model,
+    open_text,
+    weights_notes,
+)
 from dictlab.data.activations import Activations, ModelActivations
 from dictlab.data.arrays import ArrayActivations, ArrayLike, open_array
 from dictlab.data.attention_sinks import find_sinks, sinks_of, sinks_warning

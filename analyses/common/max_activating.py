@@ -22,16 +22,8 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.common.inputs import (
-    DataLike,
-    ModelLike,
-    TextLike,
-    check_used,
-    context_of,
-    open_activations,
-    open_text,
-    within_reach,
-)
+from analyses.common.inputs import DataLike, check_used, open_activations
+from analyses.common.opening import ModelLike, TextLike, context_of, open_text, within_reach
 from analyses.common.token_texts import token_texts
 from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.data.arrays import ArrayActivations

@@ -21,15 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.common.chance import sign_notes
-from analyses.common.inputs import (
-    DataLike,
-    DictionaryLike,
-    ModelLike,
-    TextLike,
-    check_same_place,
-    open_activations,
-    open_dictionaries,
-)
+from analyses.common.compatibility import check_same_place
+from analyses.common.inputs import DataLike, open_activations
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
 from analyses.composition.append_rule import Appended, appended
 from analyses.composition.frankenstein_report import (
     CompactHybrid,

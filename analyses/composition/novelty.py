@@ -16,15 +16,9 @@ from typing import Literal
 import torch
 
 from analyses.common.chance import chance_levels, comparison_notes
-from analyses.common.inputs import (
-    DataLike,
-    DictionaryLike,
-    ModelLike,
-    TextLike,
-    check_same_place,
-    open_activations,
-    open_dictionaries,
-)
+from analyses.common.compatibility import check_same_place
+from analyses.common.inputs import DataLike, open_activations
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
 from analyses.composition.insertion.cosine_predictor import groups, kinds_of, prediction_areas, threshold_rules
 from analyses.composition.insertion.insertion_in_model import Changes, changes, insertion_behaviour
 from analyses.composition.insertion.latent_cards import CardContext, portrait_cards, portrait_table, portraits

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyses.common.chance import sign_notes
-from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
+from analyses.common.inputs import DataLike, open_activations
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike
 from analyses.composition.path_report import PathResult, path_plots, path_summary, path_tables, path_warnings
 from analyses.composition.size_path.latent_graph import percolation
 from analyses.composition.size_path.path_error import Bias, PathTrace

@@ -4,14 +4,15 @@ SMALL keeps all its latents; the latents of LARGE that are novel are added (Buss
 the next larger dictionary to what has been stitched so far. Three things decide whether the result is any good, and
 each is measured on held-out text (or on the held-out part of plain activations):
 
-* Which latents: by their measured effect, by the published cosine rule, or those at a point of the path between sizes;
-  see `selection_rules`.
-* How they are chosen at run time: every latent by its own dictionary's rule. A latent from a TopK dictionary fires
-  where it beats its old rivals, so rivals that are not taken along still compete, but emit nothing.
+* Which latents: by their measured effect, by the published cosine rule, by a search, or those at a point of the path
+  between sizes (`selection_rules`); by default the best of these within the parents' L0 (`budget_rules`).
+* What makes them active: every latent follows its own dictionary's activation function. A latent from a TopK dictionary
+  is active where it is among that dictionary's k largest, so the latents that are left behind still compete, but emit
+  nothing. Or all latents follow one activation function (`one_competition`).
 * The decoder: effects of single insertions do not add up, and a set can overshoot badly. With the encoders frozen,
   the best decoder D and bias b are a ridge regression, pulled towards the directions that the latents came with:
 
-      min  sum_t |x_t - b - f_t D|^2 + lambda |D - D_0|^2
+      min  sum_t |x_t - b - f_t D|^2 + sum_j lambda_j |D_j - D_0j|^2
 
 A refit helps any dictionary, so every parent with its own decoder refitted stands beside the result as a control, and
 the result is held against the best of them.
@@ -28,7 +29,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from analyses.common.chance import sign_notes
-from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
+from analyses.common.inputs import DataLike, open_activations
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike
 from analyses.composition.budget_rules import within_budget
 from analyses.composition.continuation import CONTINUED, check_can_train, continue_stitching, parent_and_novel
 from analyses.composition.continuation_report import continuation_sentence, continuation_table

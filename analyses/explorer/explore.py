@@ -10,15 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from analyses.common.inputs import (
-    DictionaryLike,
-    ModelInputs,
-    ModelLike,
-    TextLike,
-    TokenSample,
-    open_dictionaries,
-    open_inputs,
-)
+from analyses.common.inputs import ModelInputs, TokenSample, open_inputs
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
 from analyses.explorer.collection import collect
 from analyses.explorer.examples import ExampleCounts
 from analyses.explorer.explorer_folder import Explorer, ExplorerSettings, is_explorer_of, write_explorer

@@ -22,7 +22,8 @@ from analyses.autointerp import scores as interpretation
 from analyses.autointerp.llm_client import Endpoint
 from analyses.autointerp.settings import Interpreter
 from analyses.common.firings import Firings, collect_firings
-from analyses.common.inputs import DictionaryLike, ModelInputs, ModelLike, TextLike, open_inputs
+from analyses.common.inputs import ModelInputs, open_inputs
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike
 from analyses.common.patching import counted_mask
 from analyses.features.bigram_baseline import Bigrams
 from analyses.features.explanations_report import explanations_report

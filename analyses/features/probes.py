@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 import torch
 
-from analyses.common.inputs import DictionaryLike, ModelInputs, ModelLike, TextLike, in_model, open_inputs
+from analyses.common.inputs import ModelInputs, open_inputs
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike, in_model
 from analyses.common.patching import selected_mask
 from analyses.features.probes_report import probes_report
 from analyses.features.single_latent_probes import Probed, captured, of_coordinates, of_dictionary

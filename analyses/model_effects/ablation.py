@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from analyses.common.inputs import DictionaryLike, ModelInputs, ModelLike, TextLike, open_inputs
+from analyses.common.inputs import ModelInputs, open_inputs
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike
 from analyses.common.patching import clean_runs, counted_mask
 from analyses.common.token_texts import token_text
 from analyses.model_effects.ablation_estimates import estimate_ablations

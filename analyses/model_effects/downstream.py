@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analyses.common.inputs import DictionaryLike, ModelLike, TextLike, open_inputs
+from analyses.common.inputs import open_inputs
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike
 from analyses.model_effects.downstream_measurement import measure
 from analyses.model_effects.downstream_report import downstream_report
 from dictlab.errors import check_at_least

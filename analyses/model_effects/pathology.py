@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from analyses.common.inputs import DictionaryLike, ModelInputs, ModelLike, TextLike, open_inputs
+from analyses.common.inputs import ModelInputs, open_inputs
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike
 from analyses.common.patching import counted_mask
 from analyses.common.token_texts import token_text
 from analyses.model_effects.dictionary_damage import DictionaryDamage

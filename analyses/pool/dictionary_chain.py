@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from analyses.common.inputs import DictionaryLike, check_same_place, one_or_several, open_dictionaries
+from analyses.common.compatibility import check_same_place
+from analyses.common.opening import DictionaryLike, one_or_several, open_dictionaries
 from analyses.pool.dictionary_pool import part_of, pool_of_folded, with_common_normalisation
 from analyses.pool.pool_sample import PoolSample, encode_sample
 from dictlab.dictionary import Dictionary

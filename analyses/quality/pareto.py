@@ -16,15 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analyses.common.inputs import (
-    DataLike,
-    DictionaryLike,
-    ModelLike,
-    TextLike,
-    check_same_place,
-    open_activations,
-    open_dictionaries,
-)
+from analyses.common.compatibility import check_same_place
+from analyses.common.inputs import DataLike, open_activations
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
 from analyses.quality.measured_points import Point
 from analyses.quality.pareto_report.report import pareto_report
 from dictlab.errors import check_at_least

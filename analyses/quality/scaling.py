@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, open_activations
+from analyses.common.inputs import DataLike, open_activations
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike
 from analyses.quality.scaling_fits import fit_laws
 from analyses.quality.scaling_report.report import scaling_report
 from analyses.quality.scaling_runs import LOSSES, ScalingRun, dead_over_time, opened_runs, scaling_runs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analyses.common.inputs import DictionaryLike, open_dictionaries
+from analyses.common.opening import DictionaryLike, open_dictionaries
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.metrics import Evaluation

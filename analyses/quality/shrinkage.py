@@ -16,17 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.common.inputs import (
-    DataLike,
-    DictionaryLike,
-    ModelInputs,
-    ModelLike,
-    TextLike,
-    check_same_place,
-    open_activations,
-    open_dictionaries,
-    open_inputs,
-)
+from analyses.common.compatibility import check_same_place
+from analyses.common.inputs import DataLike, ModelInputs, open_activations, open_inputs
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
 from analyses.common.patching import CleanRun, check_some_count, clean_runs
 from analyses.quality.shrinkage_measurement import measure_rules, rules_of
 from analyses.quality.shrinkage_report import shrinkage_report

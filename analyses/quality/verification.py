@@ -21,17 +21,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses.common.inputs import (
-    DataLike,
-    DictionaryLike,
-    ModelLike,
-    TextLike,
-    in_model,
-    open_activations,
-    open_dictionary,
-    open_model,
-)
+from analyses.common.inputs import DataLike, open_activations
 from analyses.common.neighbours import nearest
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike, in_model, open_dictionary, open_model
 from dictlab import seeds
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary

@@ -19,16 +19,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from analyses.common.inputs import (
-    DataLike,
-    ModelLike,
-    TextLike,
-    check_used,
-    context_of,
-    open_activations,
-    open_text,
-    within_reach,
-)
+from analyses.common.inputs import DataLike, check_used, open_activations
+from analyses.common.opening import ModelLike, TextLike, context_of, open_text, within_reach
 from dictlab.data.activations import forward_size
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes

@@ -24,8 +24,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.common.chance import chance_levels, comparison_notes
-from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
+from analyses.common.compatibility import check_same_place
+from analyses.common.inputs import DataLike
 from analyses.common.max_activating import find_contexts, with_activity
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
 from analyses.common.seed_floor import SEEDS, without_floor
 from analyses.similarity.direction_umap import map_plot, map_points
 from analyses.similarity.geometry_report import crowding_table, distribution_plot, heatmap, pair_table, relation_table

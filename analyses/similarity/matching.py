@@ -26,8 +26,10 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from analyses.common.chance import chance_levels, comparison_notes
+from analyses.common.compatibility import check_same_place
 from analyses.common.distributed_search import ranks
-from analyses.common.inputs import DataLike, DictionaryLike, ModelLike, TextLike, check_same_place, open_dictionaries
+from analyses.common.inputs import DataLike
+from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
 from analyses.common.seed_floor import (
     Similarity,
     mean_known,

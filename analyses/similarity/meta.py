@@ -22,8 +22,8 @@ from torch import Tensor
 
 from analyses.common import plotting
 from analyses.common.chance import alive_directions, max_cosine_levels
-from analyses.common.inputs import DictionaryLike, one_or_several, open_dictionaries
 from analyses.common.neighbours import nearest
+from analyses.common.opening import DictionaryLike, one_or_several, open_dictionaries
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.reports.report import Plot, Report, Table

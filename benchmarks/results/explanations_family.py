@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from analyses import explanations
-from analyses.common.inputs import open_dictionary
+from analyses.common.opening import open_dictionary
 from analyses.features.simulation import MEASURES
 from benchmarks._common import CHECKPOINTS, head, interval, print_estimates, row, shipped
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analyses.common.inputs import in_model
+from analyses.common.opening import in_model
 from analyses.composition.novelty import novelty
 from analyses.composition.stitching import stitching
 from analyses.quality.pareto import pareto

@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analyses.common.inputs import check_same_place, in_model, open_dictionaries, open_inputs, open_model
+from analyses.common.compatibility import check_same_place
+from analyses.common.inputs import open_inputs
+from analyses.common.opening import in_model, open_dictionaries, open_model
 from dictlab import DictlabError, Metadata, ReLU, save
 from dictlab.dictionary.normalisation import Centred
 from tests.model.test_hooked_transformer import Hooked
