@@ -63,19 +63,25 @@ def appended(
     alive = [(rate > 0).cpu() & (rows != 0).any(dim=1).cpu() for rate, rows in zip(rates, directions, strict=True)]
     kept, near, twice = [torch.zeros(n, dtype=torch.bool) for n in widths], [], []
     so_far = directions[0].new_zeros(0, directions[0].shape[1])
-    by_donor = [torch.zeros(n, dtype=torch.bool) for n in widths] if signed is None else [s.cpu() for s in signed]
+    signed_of_donor = (
+        [torch.zeros(n, dtype=torch.bool) for n in widths] if signed is None else [s.cpu() for s in signed]
+    )
     signed_so_far = torch.zeros(0, dtype=torch.bool)
     for place, donor in enumerate(sequence):
         latents = alive[donor].nonzero().squeeze(1)
         whole = place == 0
-        new = latents if whole else _far(directions[donor], latents, so_far, threshold, by_donor[donor], signed_so_far)
+        new = (
+            latents
+            if whole
+            else _far(directions[donor], latents, so_far, threshold, signed_of_donor[donor], signed_so_far)
+        )
         near.append(len(latents) - len(new))
         by_rate = new[rates[donor][new].argsort(descending=True, stable=True)]
-        alone = new if whole else _unlike(directions[donor], by_rate, duplicates, by_donor[donor])
+        alone = new if whole else _unlike(directions[donor], by_rate, duplicates, signed_of_donor[donor])
         twice.append(len(new) - len(alone))
         kept[donor][alone] = True
         so_far = torch.cat([so_far, directions[donor][kept[donor]]])
-        signed_so_far = torch.cat([signed_so_far, by_donor[donor][kept[donor]]])
+        signed_so_far = torch.cat([signed_so_far, signed_of_donor[donor][kept[donor]]])
     return Appended(torch.cat(kept).numpy(), sequence, tuple(near), tuple(twice))
 
 

@@ -56,7 +56,7 @@ CONTROL = "best donor"  # a refit helps any dictionary: its own latents under ev
 FILES = {RULE: "frankenstein", DONOR_L0: "donor_l0"}
 GRADIENT: dict[str, GradientRefit] = {"biases": "biases by gradient", "all": "all by gradient"}
 SEARCH_RIDGE = 0.01  # of the decoders that a search fits
-HEARD = 16_384  # held-out tokens on which firing decisions are compared
+AGREEMENT_TOKENS = 16_384  # held-out tokens on which firing decisions are compared
 
 COMPACT = "compact"
 
@@ -176,7 +176,9 @@ def frankenstein(
         best_donor=best,
         rule=rule,
         donors=donors,
-        compact=[] if compact == "no" else _agreements(hybrids, choices, written, heldout.sample(HEARD, seed=seed)),
+        compact=[]
+        if compact == "no"
+        else _agreements(hybrids, choices, written, heldout.sample(AGREEMENT_TOKENS, seed=seed)),
     )
     how: dict[str, Any] = {"max_cosine": max_cosine, "duplicate_threshold": duplicate_threshold}
     how |= {"written_refit": written_refit, "compact": compact}
@@ -291,10 +293,10 @@ def _agreements(
     hybrids: Mapping[tuple[str, str], Hybrid],
     choices: Iterable[str],
     refit: str,
-    heard: Iterable[Tensor],
+    heldout: Iterable[Tensor],
 ) -> list[CompactHybrid]:
     """Each compact hybrid beside the one with rivals that it stands for; both compact ones fire alike."""
-    batches, pairs = list(heard), []
+    batches, pairs = list(heldout), []
     for choice in choices:
         before, compact = hybrids[choice, refit], f"{refit}, {COMPACT}"
         alone, again = hybrids[choice, f"{compact}, not refitted again"], hybrids[choice, compact]

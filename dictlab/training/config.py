@@ -80,7 +80,8 @@ class TrainConfig:
         clip: Largest gradient norm of a dictionary, in the units of the loss; 0 scales every gradient to norm 1, so
             that every step counts alike.
         ema: Decay of an exponential moving average of the weights, which is then what is kept.
-        aux_k: Dead latents that AuxK revives at once (topk and its kin); the power of two nearest d_in / 2 by default.
+        aux_k: Dead latents that AuxK revives at once (topk, multitopk, batchtopk and matryoshka); the power of two
+            nearest d_in / 2 by default.
         dead_after: Tokens without firing after which a latent counts as dead; by default the recipe's, or a twentieth
             of the run, but ten batches at least and 10 million at most.
         resample: How often dead latents of functions without AuxK begin anew, in the first half of the run; never by
