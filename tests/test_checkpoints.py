@@ -11,7 +11,7 @@ from dictlab.evaluation.evaluate import evaluate
 FOLDER = Path(__file__).parent.parent / "checkpoints"
 MODEL = "gpt2-python-2m"
 FILES = sorted(FOLDER.glob("*.safetensors"))
-OTHERS = {"README.md", "build.py", "language_model.py", MODEL}
+OTHERS = {"README.md", "build.py", "language_model.py", "pack_demo.py", MODEL}
 
 
 @pytest.fixture(scope="module")

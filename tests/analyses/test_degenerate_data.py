@@ -91,7 +91,7 @@ def test_a_dead_meta_dictionary_is_named():
     ("analysis", "options", "says"),
     [
         (lambda a, b, **o: stitching(a, [b], **o), {"refit": "all"}, "refit is 'all'; expected one of decoder, bias, none"),
-        (lambda a, b, **o: stitching(a, [b], **o), {"select": "best"}, "select is 'best'; expected one of effect"),
+        (lambda a, b, **o: stitching(a, [b], **o), {"select": "worst"}, "select is 'worst'; expected one of best, effect"),
         (lambda a, b, **o: stitching(a, [b], **o), {"order": "best"}, "order is 'best'; expected one of cosine"),
         (lambda a, b, **o: path(a, [b], **o), {"bias": "none"}, "bias is 'none'; expected one of best, keep, blend"),
         (lambda a, b, **o: path(a, [b], **o), {"order": "best"}, "order is 'best'"),

@@ -458,25 +458,32 @@ def test_a_path_that_is_a_file_or_below_one_is_refused(tmp_path):
 # Whole or not at all
 
 
-class Unwritable(pd.DataFrame):
+@pytest.fixture
+def unwritable(monkeypatch) -> pd.DataFrame:
     """A table whose Parquet cannot be written."""
+    original = pd.DataFrame.to_parquet
 
-    def to_parquet(self, *args, **kwargs):
-        raise RuntimeError("no space left")
+    def to_parquet(frame, *args, **kwargs):
+        if "unwritable" in frame.columns:
+            raise RuntimeError("no space left")
+        return original(frame, *args, **kwargs)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", to_parquet)
+    return pd.DataFrame({"unwritable": [1]})
 
 
-def test_a_report_that_cannot_be_written_leaves_no_trace(tmp_path):
-    broken = build_report(tables={"good": Table(FRAME, "c"), "zbad": Table(Unwritable(FRAME), "c")})
+def test_a_report_that_cannot_be_written_leaves_no_trace(tmp_path, unwritable):
+    broken = build_report(tables={"good": Table(FRAME, "c"), "zbad": Table(unwritable, "c")})
     with pytest.raises(RuntimeError, match="no space left"):
         broken.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one_whole(tmp_path):
+def test_a_report_that_cannot_be_written_leaves_the_old_one_whole(tmp_path, unwritable):
     folder = build_report().save(tmp_path / "out")
     before = contents(folder)
     with pytest.raises(RuntimeError, match="no space left"):
-        build_report(tables={"zbad": Table(Unwritable(FRAME), "c")}).save(folder, force=True)
+        build_report(tables={"zbad": Table(unwritable, "c")}).save(folder, force=True)
     assert contents(folder) == before
     assert not [path for path in folder.iterdir() if path.is_dir()]
 

@@ -271,7 +271,9 @@ def test_the_command_takes_the_endpoint_as_options(text, tmp_path, monkeypatch, 
     model.model.save_pretrained("model")
     model.tokenizer.save_pretrained("model")
     save(dictionary, "letters.safetensors")
-    options = "--tokens 1440 --examples 1 --longest 2 --judged 6 --together 3 --window 16 --shown 3 --retries 0"
+    options = (
+        "--tokens 1440 --examples 1 --max-pattern-length 2 --judged 6 --together 3 --window 16 --shown 3 --retries 0"
+    )
     with serving(oracle) as server:
         command = ["report", "explanations", "letters.safetensors", "--model", "model", "--text", text.name]
         command += [*options.split(), "--endpoint", server.address, "--explainer", "planted", "--price", "2.5", "10"]

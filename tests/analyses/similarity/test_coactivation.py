@@ -178,7 +178,7 @@ def test_one_direction_with_two_triggers_is_listed_and_so_is_the_reverse(text):
     a = of_site("a")
     order = torch.tensor([1, 0, *range(2, 24)])
     b = replace(a, W_enc=a.W_enc[:, order], b_enc=a.b_enc[order], name="b")
-    listed = measured(a, b, text, fewest=2).tables["off_diagonal"].frame
+    listed = measured(a, b, text, min_active_tokens=2).tables["off_diagonal"].frame
     same = listed[listed["quadrant"] == "same direction, other trigger"]
     other = listed[listed["quadrant"] == "other direction, same trigger"]
     assert set(zip(same["latent"], same["partner"], strict=True)) == {(0, 0), (1, 1)}

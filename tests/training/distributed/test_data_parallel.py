@@ -140,7 +140,7 @@ def test_what_several_processes_left_in_a_cache_serves_as_many(together):
     one, two = (load_file(together / name / "local-topk4-24-s0.safetensors") for name in ("filling", "filled"))
     assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
     forwards = list((together / "kept").rglob("*.safetensors"))
-    assert {len(load_file(path)["tokens"]) for path in forwards} == {8192 // 16 // 2}  # each has half of a forward
+    assert len(forwards) > 1 and len({len(load_file(path)["tokens"]) for path in forwards}) == 1  # equal shares
 
 
 @pytest.fixture(scope="module")
