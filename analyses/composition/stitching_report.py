@@ -196,6 +196,12 @@ def competition_words(stitched: Dictionary) -> str:
 def stitching_warnings(result: StitchingResult) -> tuple[str, ...]:
     """Which parent and which other candidate are better, that the cosine rule harms, and that a mean is lost."""
     stitched, parents, warnings = result.stitched, result.parents, []
+    if len(parents) == 2 and 0 in (result.n_kept, result.n_inserted):
+        parent = parents[1] if result.n_kept == 0 else parents[0]
+        warnings.append(
+            f"Every selected latent is one of {parent.name}: nothing of the other dictionary was worth its place, and "
+            "any difference from that parent comes from the refit and the activation function, not from stitching."
+        )
     for parent in (parents[0], parents[-1]):
         difference = stitched.value("mse") - parent.value("mse")
         if difference > 0:
@@ -204,7 +210,8 @@ def stitching_warnings(result: StitchingResult) -> tuple[str, ...]:
             span = f"{difference:+.4g} [{low:+.4g}, {high:+.4g}]"
             warnings.append(f"The stitched dictionary is WORSE than {parent.name}: MSE {span}{certain}.")
     best = min(result.points, key=lambda point: point.value("mse"))
-    if warnings and best is not stitched and best not in parents:
+    worse = any("WORSE" in warning for warning in warnings)
+    if worse and best is not stitched and best not in parents:
         warnings.append(
             f"The best that was measured is “{best.name}”: MSE {best.value('mse'):.4g} at L0 {best.value('l0'):.1f}; "
             "see --select and --refit."
