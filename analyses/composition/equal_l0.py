@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from analyses.pool.one_competition import Competition, competition_steps
 from analyses.pool.pool_sample import encode_sample
 from analyses.pool.refitted_subsets import RefittedSubsets
 from analyses.pool.ridge_refit import Refit
-from analyses.pool.sparsity_levels import at_l0
+from analyses.pool.sparsity_levels import at_l0, threshold_tokens
 from analyses.quality.measured_points import Point
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
@@ -36,7 +35,6 @@ from dictlab.errors import DictlabError
 SPARSER = 0.75  # of a parent's own L0: one more point of its curve
 BRACKET = 0.03  # thresholds are set for L0 this share below and above a result's
 SAME = 0.01  # levels of L0 that differ by this share or less are one
-COUNTED = 4096  # tokens on which thresholds are set
 
 
 class SparsityPoint(NamedTuple):
@@ -123,7 +121,7 @@ def parents_at_levels(
         competition: The rule of a result under one competition: parents whose latents follow another one are measured
             under that rule as well.
     """
-    x = torch.cat([batch.reshape(-1, batch.shape[-1]) for batch in batches[: _enough(batches)]])[:COUNTED]
+    x = threshold_tokens(batches, chain.pool.n_latents)
     points, cautions = [], []
     for number, parent in enumerate(chain.dictionaries):
         plain = chain.subset(chain.mask_of(number), chain.biases[number], parent.name)
@@ -164,16 +162,17 @@ def _under_one_rule(
     refit: Refit,
     x: Float[Tensor, "tokens d_in"],
 ) -> list[Dictionary]:
-    """A refitted parent under another rule, around the L0 of the result, by the steps that the result has taken."""
-    around = [(1 - BRACKET) * result, (1 + BRACKET) * result]
+    """A refitted parent under another rule, at the L0 of the result and around it, by the steps that the result took.
+
+    A result that is a whole parent is then one of these versions, and neither better nor worse than its parent.
+    """
+    around = [(1 - BRACKET) * result, result, (1 + BRACKET) * result]
     if kind != "jumprelu":
         around = [float(math.floor(result)), float(math.ceil(result))]
     versions = []
     for level in dict.fromkeys(around):
-        steps = competition_steps(parent, kind, level, batches, refit, x)
-        for number, (step, dictionary) in enumerate(steps.items()):
-            if number or refit == "none":
-                versions.append(replace(dictionary, name=f"{parent.name} under {step} at L0 {level:.2f}"))
+        step, dictionary = list(competition_steps(parent, kind, level, batches, refit, x).items())[-1]
+        versions.append(replace(dictionary, name=f"{parent.name} under {step} at L0 {level:.2f}"))
     return versions
 
 
@@ -197,12 +196,6 @@ def sparsity_curves(
         points = sorted((measured[name] for name in names), key=lambda point: point.value("l0"))
         curves.append(SparsityCurve(parent.name, tuple(points)))
     return curves
-
-
-def _enough(batches: Sequence[Tensor]) -> int:
-    """How many batches hold the tokens that thresholds are set on."""
-    counts = np.cumsum([batch[..., 0].numel() for batch in batches])
-    return int(np.searchsorted(counts, COUNTED) + 1)
 
 
 def at_equal_l0(result: Point, curves: Sequence[SparsityCurve]) -> dict[str, EqualL0]:

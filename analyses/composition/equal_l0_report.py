@@ -15,6 +15,7 @@ from analyses.quality.measured_points import Point
 from dictlab.evaluation.metrics import METRICS
 from dictlab.reports.report import Plot
 
+SAME_ERROR = 0.0005  # errors that differ by this share or less are printed as equal
 BEYOND = "beyond the densest point of the curve"
 
 
@@ -94,7 +95,8 @@ def equal_l0_sentence(compared: Mapping[str, EqualL0], *, refitted: bool) -> str
         return "No parent can be made as sparse as the stitched dictionary, so that nothing is compared at equal L0."
     (parent, ratio), others = compared["mse"], [metric for metric in ERRORS[1:] if metric in compared]
     verdict = "WORSE than" if ratio.ratio.value > 1 else "better than"
-    noise = ", within the noise" if _unclear(compared["mse"]) else ""
+    verdict = "as good as" if abs(ratio.ratio.value - 1) < SAME_ERROR else verdict
+    noise = ", within the noise" if _unclear(compared["mse"]) and verdict != "as good as" else ""
     parts = [f"MSE {_percent(compared['mse'])}", *(f"{METRICS[m].label} {_percent(compared[m])}" for m in others)]
     dense = f" ({parent} goes no further than L0 {ratio.place.end:.1f})" if ratio.place.kind == "level" else ""
     alike = " and refitted in the same way" if refitted else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from analyses.pool.dictionary_chain import DictionaryChain
 from analyses.pool.one_competition import Competition, competition_steps
 from analyses.pool.refitted_subsets import RefittedSubsets
 from analyses.pool.ridge_refit import Refit
+from analyses.pool.sparsity_levels import threshold_tokens
 from analyses.quality.measured_points import Point
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
@@ -33,8 +33,6 @@ UNREFITTED = {  # names of what each rule's choice is without a decoder refit
     "path": "on the path",
     "optimal": "found by search",
 }
-PRE_ACTIVATIONS = 1 << 25  # on which thresholds are set: 128 MiB
-COUNTED = 16_384  # tokens on which they are set, at most
 
 
 def best_rule(
@@ -70,7 +68,7 @@ def stitched_in_steps(
     kind: Competition | None = None if competition in (None, "own") else competition  # type: ignore[assignment]
     if kind is None and (competition == "own" or train is None or not _ranked(own)):
         return own, {}
-    x = _thresholds_on(batches, own.n_latents)
+    x = threshold_tokens(batches, subsets.pool.n_latents)
     l0 = float(subsets.sample.firing_rate[choice.chosen].sum())
     try:
         steps = competition_steps(own, kind or "jumprelu", l0, batches, refit, x)
@@ -93,16 +91,6 @@ def stitched_in_steps(
 def _ranked(dictionary: Dictionary) -> bool:
     """Whether latents compete."""
     return not dictionary.activation.elementwise
-
-
-def _thresholds_on(batches: Sequence[Float[Tensor, "*tokens d_in"]], n_latents: int) -> Float[Tensor, "tokens d_in"]:
-    """Activations that thresholds are set on."""
-    count, held = min(COUNTED, max(1, PRE_ACTIVATIONS // n_latents)), []
-    for batch in batches:
-        held.append(batch.reshape(-1, batch.shape[-1]))
-        if sum(map(len, held)) >= count:
-            break
-    return torch.cat(held)[:count]
 
 
 def measure_stitching(

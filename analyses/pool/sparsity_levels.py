@@ -14,6 +14,7 @@ side of a ReLU dictionary, and none beyond thresholds of 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -34,7 +35,25 @@ from dictlab.dictionary.activation_functions import (
 )
 from dictlab.errors import DictlabError
 
+PRE_ACTIVATIONS = 1 << 25  # on which thresholds are set: 128 MiB
+THRESHOLD_TOKENS = 16_384  # on which they are set, at most
 CLOSE = 0.01  # two values of L0 that differ by this share or less are one level
+
+
+def threshold_tokens(batches: Sequence[Float[Tensor, "*tokens d_in"]], n_latents: int) -> Float[Tensor, "tokens d_in"]:
+    """The first activations of a sample, on which thresholds are set; the same for everything that is compared.
+
+    Args:
+        batches: The sample.
+        n_latents: Of the pool that everything is taken from, which bounds the memory of pre-activations.
+    """
+    count, blocks, held = min(THRESHOLD_TOKENS, max(1, PRE_ACTIVATIONS // n_latents)), [], 0
+    for batch in batches:
+        blocks.append(batch.reshape(-1, batch.shape[-1]))
+        held += len(blocks[-1])
+        if held >= count:
+            break
+    return torch.cat(blocks)[:count]
 
 
 @torch.no_grad()

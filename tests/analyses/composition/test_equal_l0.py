@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from analyses.composition.equal_l0 import SparsityCurve, at_equal_l0, levels_of, parents_at_levels
+from analyses.composition.equal_l0_report import equal_l0_sentence
 from analyses.pool.dictionary_chain import encode_chain
 from analyses.pool.one_competition import competition_steps
 from analyses.pool.ridge_refit import refit_bias, refit_decoder
@@ -98,7 +99,15 @@ def test_a_parent_under_the_rule_of_the_result_takes_the_steps_that_the_result_t
     chain, flat = encode_chain(parents, [X]), X.reshape(-1, 8)
     points, _ = parents_at_levels(chain, [X], "decoder", result=4.0, others=[], competition="jumprelu")
     found = {point.dictionary.name: point.dictionary for point in points}
-    steps = competition_steps(refit_decoder(parents[1].folded(), [X]), "jumprelu", 1.03 * 4.0, [X], "decoder", flat)
-    for step in list(steps)[1:]:
-        own = found[f"d30 under {step} at L0 4.12"]
-        torch.testing.assert_close(own.reconstruct(flat), steps[step].reconstruct(flat), atol=2e-2, rtol=2e-2)
+    for level in (0.97 * 4.0, 4.0, 1.03 * 4.0):
+        refitted = refit_decoder(parents[1].folded(), [X])
+        step, expected = list(competition_steps(refitted, "jumprelu", level, [X], "decoder", flat).items())[-1]
+        own = found[f"d30 under {step} at L0 {level:.2f}"]
+        torch.testing.assert_close(own.reconstruct(flat), expected.reconstruct(flat), atol=2e-2, rtol=2e-2)
+
+
+def test_an_error_that_prints_as_equal_is_not_called_better():
+    curves = [curve("a", 60.0, (8, 16, 32))]
+    for factor, words in ((0.9999, "as good as"), (0.99, "better than"), (1.01, "WORSE than")):
+        compared = at_equal_l0(measured("result", 16.0, factor * 60 / 16), curves)
+        assert f"the stitched dictionary is {words} the best parent, a," in equal_l0_sentence(compared, refitted=True)

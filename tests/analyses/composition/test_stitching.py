@@ -468,7 +468,7 @@ def test_a_result_under_one_competition_is_an_ordinary_dictionary_whose_steps_ar
     steps = [f"one {competition}{step}" for step in ("", ", refitted")]
     assert error[steps[1]] < error[steps[0]] and "each by its own rule, refitted" in error.index
     curves = report.tables["sparsity_curves"].frame["dictionary"]
-    assert curves.str.contains("under one jumprelu, refitted").any() == (competition == "jumprelu")
+    assert curves.str.contains("under one jumprelu, rescaled, refitted").any() == (competition == "jumprelu")
     written = conversion.write(stitched, tmp_path / "saelens", "saelens")
     x = torch.randn(50, 16)
     torch.testing.assert_close(load(written).reconstruct(x), stitched.reconstruct(x), atol=1e-3, rtol=1e-3)
