@@ -15,7 +15,7 @@ from analyses.quality.measured_points import Point
 from dictlab.evaluation.metrics import METRICS
 from dictlab.reports.report import Plot
 
-SAME_ERROR = 0.0005  # errors that differ by this share or less are printed as equal
+SAME_ERROR = 0.002  # what refits from different starts may differ by
 BEYOND = "beyond the densest point of the curve"
 
 
@@ -58,7 +58,7 @@ def curve_table(curves: Sequence[SparsityCurve]) -> pd.DataFrame:
 def equal_l0_plot(points: Sequence[Point], result: Point, curves: Sequence[SparsityCurve]) -> Plot:
     """Errors against L0: the parents' curves, and everything else as points."""
     keys = result.evaluation.among(ERRORS)
-    figure, panels = plotting.axes(len(keys), width=5.0, height=4.0)
+    figure, panels = plotting.axes(len(keys), width=4.6, height=4.6)
     for ax, key in zip(panels, keys, strict=True):
         for number, curve in enumerate(curves):
             costs, errors = (np.array([p.value(metric) for p in curve.points]) for metric in ("l0", key))
@@ -75,7 +75,7 @@ def equal_l0_plot(points: Sequence[Point], result: Point, curves: Sequence[Spars
         label = METRICS[key].label
         title = f"Lower is better: {label} at equal L0" if key == keys[0] else label
         ax.set(xlabel="L0 (latents/token)", ylabel=f"{label} ({METRICS[key].unit})", title=title)
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     caption = (
         "Each parent along its own sparsity curve (another k, or other thresholds), refitted at each point as the "
         f"result is; everything else as points. Measured on {result.evaluation.size}; bars: 95 % bootstrap interval "

@@ -23,7 +23,7 @@ from dictlab.reports.report import Plot, Table
 SHOWN = ("l0", "mse", "explained_variance", "ce_increase", "kl")
 INTERVALS = ("mse", "ce_increase")
 COSTS = {"l0": "L0", "latents": "latents"}
-SUFFERS = "How much does the model suffer?"
+CE_TITLE = "CE increase when spliced in"
 WIDE = 5  # largest over smallest from which an axis is logarithmic
 
 
@@ -270,7 +270,7 @@ def _plotted(result: FrankensteinResult, cost: str) -> Any:
             ylabel=f"{metric.label} ({metric.unit})",
         )
     equal = "L0" if cost == "l0" else "size"
-    for ax, title in zip(panels, (f"Put together or trained, at equal {equal}", SUFFERS), strict=False):
+    for ax, title in zip(panels, (f"Put together or trained, at equal {equal}", CE_TITLE), strict=False):
         ax.set_title(title)
     for number, choice in enumerate(choices):
         panels[-1].plot([], [], color=plotting.colour(number), lw=3, label=choice)

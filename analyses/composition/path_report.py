@@ -34,7 +34,7 @@ SHADES = {"insert": "#56B4E9", "swap": "#E69F00", "drop": "#999999", "silent": "
 PANELS = {  # axis and title of each metric
     "mse": ("MSE (activation²)", "Does the error fall all the way?"),
     "l0": ("active latents a token (L0)", "How many latents are active?"),
-    "ce_increase": ("CE increase (nats/token)", "How much does the model suffer?"),
+    "ce_increase": ("CE increase (nats/token)", "CE increase when spliced in"),
 }
 LEGEND = {
     "insert": "insert novel latents",

@@ -33,7 +33,7 @@ from dictlab.statistics import interval
 REFITTED = {"decoder": "and the decoder refitted", "bias": "and the bias refitted", "none": "and nothing refitted"}
 PANELS = {  # of the plot: axis and title of each metric
     "explained_variance": ("unexplained variance (share)", "How much is left unexplained?"),
-    "ce_increase": ("CE increase (nats/token)", "How much does the model suffer?"),
+    "ce_increase": ("CE increase (nats/token)", "CE increase when spliced in"),
 }
 QUALITIES = ("l0", "mse", "ce_increase", "kl", "explained_variance")
 DIFFERENCES = ("mse", "ce_increase", "kl", "l0")
@@ -299,7 +299,7 @@ def quality_plot(points: Sequence[Point]) -> Plot:
     """Unexplained variance and, where there is a model, CE increase of each dictionary that was measured."""
     names, first = [point.name for point in points], points[0].evaluation
     keys = first.among(PANELS)
-    figure, panels = plotting.axes(len(keys), width=5.2, height=3.6)
+    figure, panels = plotting.axes(len(keys), width=5.2, height=max(3.6, 0.42 * len(points) + 0.9))
     for ax, key in zip(panels, keys, strict=True):
         label, title = PANELS[key]
         values = np.array([point.value(key) for point in points])
@@ -316,4 +316,5 @@ def quality_plot(points: Sequence[Point]) -> Plot:
             note = f" {value:.3g}" + (f"  (L0 {point.value('l0'):.0f})" if ax is panels[0] else "")
             look: dict[str, Any] = {"va": "center", "ha": "left", "fontsize": 8, "textcoords": "offset points"}
             ax.annotate(note, (value, y), xytext=(4, 7), **look)
+        ax.set_xlim(right=1.25 * ax.get_xlim()[1])  # room for what stands beside the longest bar
     return Plot(figure, f"Measured on {first.size}; bars: 95 % bootstrap interval over sequences.")

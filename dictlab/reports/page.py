@@ -68,8 +68,8 @@ def plot_data(name: str, caption: str, figure: Figure, *, page: bool) -> dict[st
 
 
 def title_of(name: str) -> str:
-    """A file's name as a heading: `quality_by_k` is "Quality by k"."""
-    words = name.replace("_", " ").replace("-", " ")
+    """A file's name as a heading: `quality_by_k` is "Quality by k", `equal_l0` "Equal L0"."""
+    words = re.sub(r"\bl0\b", "L0", name.replace("_", " ").replace("-", " "))
     return words[:1].upper() + words[1:]
 
 

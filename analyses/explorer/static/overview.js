@@ -2,7 +2,7 @@
 
 function overviewView() {
   return el("article", { class: "overview" },
-    el("h1", {}, meta.dictionaries.length > 1 ? "What does one dictionary know that another does not?" : `What are the latents of ${fullName(0)}?`),
+    el("h1", {}, meta.dictionaries.length > 1 ? "Which latents does one dictionary have that another lacks?" : `What are the latents of ${fullName(0)}?`),
     meta.dictionaries.length > 1 ? el("div", { class: "questions" }, questions()) : null,
     el("h2", {}, "The dictionaries"), dictionariesTable(), sampleNote());
 }
@@ -14,9 +14,9 @@ function questions() {
       const n = countClass(d, e, "novel"), alive = countAlive(d);
       list.push(el("section", { class: "question" },
         el("h2", {}, badge(d), " and ", badge(e)),
-        el("p", {}, viewLink({ view: "list", of: d, where: `class${e}=novel`, sort: `effect${e}` }, `What ${name(d)} has and ${name(e)} lacks`),
+        el("p", {}, viewLink({ view: "list", of: d, where: `class${e}=novel`, sort: `effect${e}` }, `Novel latents of ${name(d)}, which ${name(e)} lacks`),
           `: ${number(n)} of ${number(alive)} latents lower the error of ${name(e)} when they are added to it. Most useful first.`),
-        el("p", {}, viewLink({ view: "list", of: d, where: `class${e}=reconstruction`, sort: `-cos${e}` }, `What ${name(d)} only says again`),
+        el("p", {}, viewLink({ view: "list", of: d, where: `class${e}=reconstruction`, sort: `-cos${e}` }, `Reconstruction latents of ${name(d)}`),
           `: ${number(countClass(d, e, "reconstruction"))} latents that ${name(e)} has already.`),
         el("p", {}, viewLink({ view: "splits", d: e, e: d }, `Latents of ${name(e)} that split in ${name(d)}`), ": one of these, several of those."),
         el("p", {}, viewLink({ view: "triggers", d: e, e: d }, "Twins with different triggers"), ": nearly the same direction, active on other tokens."),

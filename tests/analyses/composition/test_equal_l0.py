@@ -106,7 +106,7 @@ def test_a_parent_under_the_rule_of_the_result_takes_the_steps_that_the_result_t
         torch.testing.assert_close(own.reconstruct(flat), expected.reconstruct(flat), atol=2e-2, rtol=2e-2)
 
 
-def test_an_error_that_prints_as_equal_is_not_called_better():
+def test_a_difference_that_refits_alone_can_make_is_not_called_better():
     curves = [curve("a", 60.0, (8, 16, 32))]
     for factor, words in ((0.9999, "as good as"), (0.99, "better than"), (1.01, "WORSE than")):
         compared = at_equal_l0(measured("result", 16.0, factor * 60 / 16), curves)

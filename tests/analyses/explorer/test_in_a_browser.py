@@ -78,7 +78,7 @@ def opened(page, folder, state=""):
 
 def test_from_the_question_to_two_latents_side_by_side(page, folder):
     opened(page, folder)
-    page.click("text=What 40 has and 24 lacks")
+    page.click("text=Novel latents of 40, which 24 lacks")
     page.wait_for_selector(".rows .row a")
     rows = read_data(folder / "data", "meta")["dictionaries"][1]["classes"]["0"]
     assert f"{rows[2]} latents of 40, novel to 24" in page.inner_text(".count")
