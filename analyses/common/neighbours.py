@@ -20,7 +20,7 @@ from torch import Tensor
 
 from analyses.common import distributed_search
 from analyses.common.matmul_backends import Product, workers_for
-from analyses.common.running_top_k import GROUP, Best
+from analyses.common.running_top_k import GROUP, RunningTopK
 from dictlab.errors import DictlabError, check_at_least
 
 TILE = (4096, 2048)  # rows of a and of b whose cosines are held at once
@@ -144,8 +144,8 @@ def _searched(
     high, wide = tile if tile is not None else _default_tile(where, dtype)
     check_at_least(1, top=top, tile=min(high, wide))
     high, wide = _up(min(high, n), GROUP * GROUP), _up(min(wide, m), GROUP)
-    forward = Best(n, min(top, m if itself else m - 1), dtype, where)
-    backward = Best(m, min(top, n), dtype, where) if both else None
+    forward = RunningTopK(n, min(top, m if itself else m - 1), dtype, where)
+    backward = RunningTopK(m, min(top, n), dtype, where) if both else None
     resident = min(n, max(high, RESIDENT_BYTES // (a.shape[1] * dtype.itemsize) // high * high))
     held = torch.empty(resident, a.shape[1], dtype=dtype, device=where)
     with workers_for(where, float(n) * m * a.shape[1]) as workers:
@@ -172,11 +172,11 @@ def _one_worker(
     other: _Rows,
     columns: Iterator[int],
     shape: tuple[int, int],
-    forward: Best,
-    backward: Best | None,
+    forward: RunningTopK,
+    backward: RunningTopK | None,
     itself: bool,
     product: Product,
-) -> Best:
+) -> RunningTopK:
     """The best of the rows held among some columns. Nobody else has these columns, so theirs are put in place."""
     (high, wide), own = shape, forward.empty_like(len(rows))
     held = rows.new_empty(high, wide)

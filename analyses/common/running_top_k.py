@@ -16,7 +16,7 @@ GROUP = 8  # lines, or entries of a line, that share a maximum
 JOINED = 4096  # lines that are joined at once
 
 
-class Best:
+class RunningTopK:
     """The best few so far of each line; lines are rows of the cosine matrix, or its columns."""
 
     def __init__(self, n: int, top: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -27,11 +27,11 @@ class Best:
         """Cosines and numbers, best first."""
         return self.cosine.clamp_(-1, 1), self.index  # rounding can pass 1
 
-    def empty_like(self, n: int) -> Best:
+    def empty_like(self, n: int) -> RunningTopK:
         """For n other lines, of which nothing is known."""
-        return Best(n, self.cosine.shape[1], self.cosine.dtype, self.cosine.device)
+        return RunningTopK(n, self.cosine.shape[1], self.cosine.dtype, self.cosine.device)
 
-    def join(self, first: int, parts: Sequence[Best]) -> None:
+    def join(self, first: int, parts: Sequence[RunningTopK]) -> None:
         """Take in what was found of the lines from `first` on, by several workers."""
         for at in range(0, len(parts[0].cosine), JOINED):
             piece = slice(at, at + JOINED)

@@ -67,7 +67,7 @@ class Twins(NamedTuple):
         return self.at(slice(*np.searchsorted(self.a, [latent, latent + 1]).tolist()))
 
 
-class Best(NamedTuple):
+class TopPartner(NamedTuple):
     """The one latent of B that each latent of A is most like, by one measure; -1 and NaN where there is none."""
 
     latent: Int[NDArray[np.int64], " n"]
@@ -86,8 +86,8 @@ class DictionaryPair(NamedTuple):
 
     twins: Twins
     measured: Twins
-    nearest: Best
-    correlated: Best
+    nearest: TopPartner
+    correlated: TopPartner
 
 
 def compare_pair(
@@ -163,13 +163,13 @@ def _nearest_by_cosine(a: Dictionary, b: Dictionary, codes_a: StoredCodes, codes
     ]
 
 
-def _first(found: _Cosines) -> Best:
+def _first(found: _Cosines) -> TopPartner:
     if not found.latent.shape[1]:
-        return Best(np.full(len(found.latent), -1), np.full(len(found.latent), np.nan))
-    return Best(found.latent[:, 0], found.cosine[:, 0])
+        return TopPartner(np.full(len(found.latent), -1), np.full(len(found.latent), np.nan))
+    return TopPartner(found.latent[:, 0], found.cosine[:, 0])
 
 
-def _best_correlated(a: Matrix, b: Matrix, of_a: _Moments, of_b: _Moments, n: int) -> Best:
+def _best_correlated(a: Matrix, b: Matrix, of_a: _Moments, of_b: _Moments, n: int) -> TopPartner:
     """For each latent of A the latent of B with the largest correlation, among those active together somewhere."""
     latent, value = np.full(a.shape[1], -1), np.full(a.shape[1], np.nan)
     for first, sums in _joint_sums(a, b):
@@ -179,7 +179,7 @@ def _best_correlated(a: Matrix, b: Matrix, of_a: _Moments, of_b: _Moments, n: in
         order = kept[np.lexsort((sums.indices[kept], -correlation[kept], rows[kept]))]
         found, where = np.unique(rows[order], return_index=True)
         latent[found], value[found] = sums.indices[order[where]], correlation[order[where]]
-    return Best(latent, value)
+    return TopPartner(latent, value)
 
 
 def _joint_sums(a: Matrix, b: Matrix) -> Iterator[tuple[int, Matrix]]:
@@ -197,7 +197,7 @@ def _correlation(mean: Array, of_a: _Moments, of_b: _Moments, i: NDArray[np.int6
     return np.clip(correlation, -1, 1)
 
 
-def _listed(cosines: _Cosines, correlated: Best) -> NDArray[np.int64]:
+def _listed(cosines: _Cosines, correlated: TopPartner) -> NDArray[np.int64]:
     """Pairs (latent, twin): the nearest by cosine, and the one most correlated."""
     n, top = cosines.latent.shape
     nearest = np.stack([np.repeat(np.arange(n), top), cosines.latent.ravel()], axis=1)

@@ -20,7 +20,7 @@ from dictlab.statistics import ENDS, NAN, Array, Estimate, bootstrap_weights, ra
 FAR = 3.0  # standard deviations beyond which a reconstruction is counted as far out
 
 
-class Comparison(NamedTuple):
+class DamageRatios(NamedTuple):
     """One dictionary: its damage, beside that of each baseline, and the size of its error.
 
     Attributes:
@@ -119,7 +119,7 @@ class PathologyEstimates(NamedTuple):
         sensitivity: One a dictionary, class of directions and multiple of the spread.
     """
 
-    comparison: list[Comparison]
+    comparison: list[DamageRatios]
     interventions: list[InterventionDamage]
     positions: list[PositionDamage]
     single_token: list[SingleTokenDamage]
@@ -143,10 +143,10 @@ def pathology_estimates(damages: Sequence[DictionaryDamage]) -> PathologyEstimat
     )
 
 
-def _comparison(one: DictionaryDamage) -> Comparison:
+def _comparison(one: DictionaryDamage) -> DamageRatios:
     z = one.z[:, 0] if "cloud" in one.arrays else np.zeros(0)
     z = z[np.isfinite(z)]
-    return Comparison(
+    return DamageRatios(
         one,
         one.mean(one.kl(RECONSTRUCTION)),
         one.mean(one.ce(RECONSTRUCTION)),

@@ -63,7 +63,7 @@ class Contrast(NamedTuple):
         return self.regions + self.regions_of_other
 
 
-class Comparison(NamedTuple):
+class PairwiseGeometry(NamedTuple):
     """What comes of comparing every two dictionaries.
 
     Attributes:
@@ -109,7 +109,7 @@ def near(a: Dictionary, b: Dictionary, top: int) -> Neighbours:
     return nearest(of_a, of_b, top=top, itself=a is not b, **signed)
 
 
-def compare(opened: Sequence[Dictionary], permutations: int, seed: int) -> Comparison:
+def compare(opened: Sequence[Dictionary], permutations: int, seed: int) -> PairwiseGeometry:
     """Max cosines and regions of every two dictionaries.
 
     Args:
@@ -131,7 +131,7 @@ def compare(opened: Sequence[Dictionary], permutations: int, seed: int) -> Compa
         contrasts.append(_contrast(a, b, these))
         found += these
     found.sort(key=lambda region: -len(region.latents))
-    return Comparison(values, found, contrasts, shuffles)
+    return PairwiseGeometry(values, found, contrasts, shuffles)
 
 
 def _found(a: Dictionary, b: Dictionary, pool: Pool, shuffles: int, pairs: int, seed: int) -> list[FilledRegion]:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from analyses.common import plotting
 from analyses.model_effects.dictionary_damage import DictionaryDamage
 from analyses.model_effects.pathology_estimates import (
-    Comparison,
+    DamageRatios,
     EqualDamage,
     InterventionDamage,
     PositionDamage,
@@ -73,7 +73,7 @@ def interventions(estimates: Sequence[InterventionDamage], damages: Sequence[Dic
 
 
 @plotting.applied
-def ratios(estimates: Sequence[Comparison]) -> Plot:
+def ratios(estimates: Sequence[DamageRatios]) -> Plot:
     """The ratio to each baseline, and the absolute figures that it must be read with."""
     figure, (left, middle, right) = plotting.axes(3, width=5.0, height=4.4)
     rows = np.arange(len(BASELINES))[::-1]
@@ -300,7 +300,7 @@ def equal_damage(
 
 
 @plotting.applied
-def sites(estimates: Sequence[Comparison]) -> Plot:
+def sites(estimates: Sequence[DamageRatios]) -> Plot:
     """The ratio at each of several sites."""
     figure, (ax,) = plotting.axes(width=7.0, height=4.0)
     at = [site_of(one.damage.dictionary) for one in estimates]

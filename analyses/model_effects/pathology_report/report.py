@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analyses.model_effects.dictionary_damage import DictionaryDamage
-from analyses.model_effects.pathology_estimates import Comparison, PathologyEstimates, pathology_estimates
+from analyses.model_effects.pathology_estimates import DamageRatios, PathologyEstimates, pathology_estimates
 from analyses.model_effects.pathology_report import plots, tables
 from analyses.model_effects.replacement_damage import DamageSettings
 from analyses.model_effects.replacements import COVARIANCE, ISOTROPIC
@@ -132,7 +132,7 @@ def _plots(
     return drawn
 
 
-def summary(comparison: Sequence[Comparison]) -> str:
+def summary(comparison: Sequence[DamageRatios]) -> str:
     """KL of the reconstruction, in nats and beside random errors of its size."""
     sentences = [_sentence(one) for one in comparison] if len(comparison) <= 2 else [_range(comparison)]
     if len({one.damage.dictionary.metadata.objective or "unknown" for one in comparison}) > 1:
@@ -142,7 +142,7 @@ def summary(comparison: Sequence[Comparison]) -> str:
     return " ".join(sentences)
 
 
-def _sentence(one: Comparison) -> str:
+def _sentence(one: DamageRatios) -> str:
     parts = [
         f"{one.over[name].words('.2f')} times {name}"
         for name in (ISOTROPIC, COVARIANCE)
@@ -152,7 +152,7 @@ def _sentence(one: Comparison) -> str:
     return f"{one.damage.name}: KL {one.kl.words('.3g')} nats a token{ratios}."
 
 
-def _range(comparison: Sequence[Comparison]) -> str:
+def _range(comparison: Sequence[DamageRatios]) -> str:
     parts = []
     for name in (ISOTROPIC, COVARIANCE):
         known = [(one.over[name].value, one.damage.name) for one in comparison if math.isfinite(one.over[name].value)]

@@ -11,7 +11,7 @@ import pandas as pd
 from analyses.model_effects.dictionary_damage import DictionaryDamage
 from analyses.model_effects.pathology_estimates import (
     FAR,
-    Comparison,
+    DamageRatios,
     EqualDamage,
     InterventionDamage,
     PositionDamage,
@@ -24,7 +24,7 @@ from dictlab.evaluation.evaluate import site_of
 from dictlab.statistics import Array, Estimate, estimate_columns, interval, ratio, ratio_draws, spearman
 
 
-def comparison(estimates: Sequence[Comparison]) -> pd.DataFrame:
+def comparison(estimates: Sequence[DamageRatios]) -> pd.DataFrame:
     """One row a dictionary: ratios, absolute damage, and how large the error is, side by side."""
     rows = []
     for one in estimates:
