@@ -23,11 +23,12 @@ def load_analysis(entry: EntryPoint) -> Callable[..., Any]:
     try:
         analysis: Callable[..., Any] = entry.load()
     except ModuleNotFoundError as error:
-        other = getattr(sys.modules.get("analyses"), "__file__", None)
-        if not entry.value.startswith("analyses.") or error.name is None or not error.name.startswith("analyses."):
+        hiding = sys.modules.get("analyses")
+        if not (error.name or "").startswith("analyses.") or hasattr(hiding, "novelty"):
             raise
+        where = getattr(hiding, "__file__", None)
         raise DictlabError(
-            f"{Path(other).parent if other else 'another package'}: a package of this name hides dictlab's own package "
+            f"{Path(where).parent if where else 'another package'}: a package of this name hides dictlab's own package "
             "`analyses`. Rename it, or start Python in another folder."
         ) from error
     return analysis
