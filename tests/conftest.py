@@ -1,5 +1,10 @@
 """Settings of all tests."""
 
+import os
+
+# Before the libraries that read it are imported: a test that waits for a network waits for half a minute.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 import torch
 from hypothesis import settings

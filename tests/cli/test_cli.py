@@ -9,8 +9,6 @@ from dataclasses import fields, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import get_args
 
-import datasets
-import huggingface_hub
 import pandas as pd
 import pytest
 import torch
@@ -30,12 +28,9 @@ WORDS = [f"w{i}" for i in range(30)]
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path):
-    """No network, a wide terminal, no lines of progress on a slow machine, and a folder of one's own to stand in."""
+    """A wide terminal, no lines of progress on a slow machine, and a folder of one's own to stand in."""
     monkeypatch.setattr(progress, "HEARTBEAT", 1e9)
     monkeypatch.setattr(progress, "WORTH_A_LINE", 1e9)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.chdir(tmp_path)
 

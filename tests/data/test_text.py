@@ -1,7 +1,6 @@
 """Texts keep their order and their splits, and are packed into contexts by the tokenizer's own rule."""
 
 import datasets
-import huggingface_hub
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -39,12 +38,8 @@ PLAIN, BEGINS = build_tokenizer(False), build_tokenizer(True)
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    """Nothing here may wait for a network."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    # datasets rests after each shuffled reading, for threads of pyarrow; seconds, by default
+def short_rest(monkeypatch):
+    """The library `datasets` rests after each shuffled reading, for threads of pyarrow; seconds, by default."""
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
 
 
