@@ -17,7 +17,7 @@ from dictlab.data.json_rows import JsonRows
 from dictlab.data.packing import Contexts, Position
 from dictlab.data.text import PIECE, Text, _in_corpus
 from dictlab.errors import DictlabError
-from tests.data.test_text import EOS, PLAIN, WORDS, build_tokenizer, offline, refused  # noqa: F401  # offline is used by itself
+from tests.data.test_text import EOS, PLAIN, WORDS, build_tokenizer, refused, short_rest  # noqa: F401  # short_rest is used by itself
 
 
 def lines(number: int) -> str:
