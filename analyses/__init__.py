@@ -6,41 +6,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analyses.composition.frankenstein import frankenstein
-    from analyses.composition.novelty import novelty
-    from analyses.composition.path import path
-    from analyses.composition.stitching import stitching
-    from analyses.features.explanations import explanations
-    from analyses.features.probes import probes
-    from analyses.model_effects.ablation import ablation
-    from analyses.model_effects.downstream import downstream
-    from analyses.model_effects.pathology import pathology
-    from analyses.quality.pareto import pareto
-    from analyses.quality.scaling import scaling
-    from analyses.quality.shrinkage import shrinkage
+    from analyses.composition.frankenstein.frankenstein import frankenstein
+    from analyses.composition.novelty.novelty import novelty
+    from analyses.composition.path.path import path
+    from analyses.composition.stitching.stitching import stitching
+    from analyses.features.explanations.explanations import explanations
+    from analyses.features.probes.probes import probes
+    from analyses.model_effects.ablation.ablation import ablation
+    from analyses.model_effects.downstream.downstream import downstream
+    from analyses.model_effects.pathology.pathology import pathology
+    from analyses.quality.pareto.pareto import pareto
+    from analyses.quality.scaling.scaling import scaling
+    from analyses.quality.shrinkage.shrinkage import shrinkage
     from analyses.quality.training import training
     from analyses.quality.verification import verification
-    from analyses.similarity.geometry import geometry
-    from analyses.similarity.matching import matching
+    from analyses.similarity.geometry.geometry import geometry
+    from analyses.similarity.matching.matching import matching
     from analyses.similarity.meta import meta
 
 # Where each analysis is, as imported above; it is imported when it is first used.
 _HOMES = {
-    "ablation": "analyses.model_effects.ablation",
-    "downstream": "analyses.model_effects.downstream",
-    "explanations": "analyses.features.explanations",
-    "frankenstein": "analyses.composition.frankenstein",
-    "geometry": "analyses.similarity.geometry",
-    "matching": "analyses.similarity.matching",
+    "ablation": "analyses.model_effects.ablation.ablation",
+    "downstream": "analyses.model_effects.downstream.downstream",
+    "explanations": "analyses.features.explanations.explanations",
+    "frankenstein": "analyses.composition.frankenstein.frankenstein",
+    "geometry": "analyses.similarity.geometry.geometry",
+    "matching": "analyses.similarity.matching.matching",
     "meta": "analyses.similarity.meta",
-    "novelty": "analyses.composition.novelty",
-    "pareto": "analyses.quality.pareto",
-    "path": "analyses.composition.path",
-    "pathology": "analyses.model_effects.pathology",
-    "probes": "analyses.features.probes",
-    "scaling": "analyses.quality.scaling",
-    "shrinkage": "analyses.quality.shrinkage",
-    "stitching": "analyses.composition.stitching",
+    "novelty": "analyses.composition.novelty.novelty",
+    "pareto": "analyses.quality.pareto.pareto",
+    "path": "analyses.composition.path.path",
+    "pathology": "analyses.model_effects.pathology.pathology",
+    "probes": "analyses.features.probes.probes",
+    "scaling": "analyses.quality.scaling.scaling",
+    "shrinkage": "analyses.quality.shrinkage.shrinkage",
+    "stitching": "analyses.composition.stitching.stitching",
     "training": "analyses.quality.training",
     "verification": "analyses.quality.verification",
 }

@@ -9,8 +9,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import dictlab
-from analyses.composition.novelty import novelty
-from analyses.composition.stitching import stitching
+from analyses.composition.novelty.novelty import novelty
+from analyses.composition.stitching.stitching import stitching
 from dictlab import DictlabError
 from dictlab.analysis_entries import load_analysis
 
@@ -48,4 +48,4 @@ def test_beside_a_folder_of_the_same_name_the_analysis_is_found_or_the_folder_is
         "except dictlab.DictlabError as error:\n    print(error)"
     )
     ran = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert ran.stdout.strip() == "analyses.composition.novelty" or "Rename it" in ran.stdout, ran.stderr
+    assert ran.stdout.strip() == "analyses.composition.novelty.novelty" or "Rename it" in ran.stdout, ran.stderr

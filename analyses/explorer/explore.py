@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from analyses.common.inputs import ModelInputs, TokenSample, open_inputs
 from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
 from analyses.explorer.collection import collect
-from analyses.explorer.examples import ExampleCounts
 from analyses.explorer.explorer_folder import Explorer, ExplorerSettings, is_explorer_of, write_explorer
+from analyses.explorer.latents.examples import ExampleCounts
 from analyses.explorer.live_model import LiveModel
 from analyses.explorer.report_labels import report_labels
 from analyses.explorer.server import serve_explorer

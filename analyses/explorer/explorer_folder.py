@@ -19,17 +19,17 @@ from analyses.common.neighbours import nearest
 from analyses.common.token_texts import token_text
 from analyses.explorer.collection import Collected
 from analyses.explorer.data_files import packed, write_data
-from analyses.explorer.direction_map import direction_map
-from analyses.explorer.examples import ExampleCounts
-from analyses.explorer.latent_index import index_columns, latent_frame, latent_index
-from analyses.explorer.latent_records import RecordInputs, latent_record
+from analyses.explorer.latents.direction_map import direction_map
+from analyses.explorer.latents.examples import ExampleCounts
+from analyses.explorer.latents.latent_index import index_columns, latent_frame, latent_index
+from analyses.explorer.latents.latent_records import RecordInputs, latent_record
+from analyses.explorer.latents.promoted_tokens import LogitTokens, logit_tokens
+from analyses.explorer.latents.token_firings import write_token_firings
+from analyses.explorer.latents.twins import DictionaryPair, compare_pair
 from analyses.explorer.page import PAGE, write_page
 from analyses.explorer.page_meta import LATENTS_A_FILE, SCHEMA, PageParts, page_meta
-from analyses.explorer.promoted_tokens import LogitTokens, logit_tokens
 from analyses.explorer.report_labels import Label
 from analyses.explorer.sample_texts import write_texts, write_vocabulary
-from analyses.explorer.token_firings import write_token_firings
-from analyses.explorer.twins import DictionaryPair, compare_pair
 from dictlab.__about__ import VERSION
 from dictlab.dictionary.hashing import sha256_of_weights
 from dictlab.progress import Phase

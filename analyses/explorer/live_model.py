@@ -20,7 +20,7 @@ from torch import Tensor
 
 from analyses.common.inputs import ModelInputs
 from analyses.common.token_texts import token_pieces
-from analyses.explorer.latent_records import rounded
+from analyses.explorer.latents.latent_records import rounded
 from analyses.explorer.sample_texts import sequence_text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError

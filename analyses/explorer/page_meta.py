@@ -10,12 +10,12 @@ import numpy as np
 
 from analyses.common.inputs import ModelInputs, TokenSample
 from analyses.explorer.collection import Collected
-from analyses.explorer.direction_map import DirectionMap
-from analyses.explorer.examples import BANDS
-from analyses.explorer.latent_index import CLASSES, LatentIndex, classes
-from analyses.explorer.latent_records import REACH, STEPS
-from analyses.explorer.promoted_tokens import LogitTokens
-from analyses.explorer.token_firings import KEPT
+from analyses.explorer.latents.direction_map import DirectionMap
+from analyses.explorer.latents.examples import BANDS
+from analyses.explorer.latents.latent_index import CLASSES, LatentIndex, classes
+from analyses.explorer.latents.latent_records import REACH, STEPS
+from analyses.explorer.latents.promoted_tokens import LogitTokens
+from analyses.explorer.latents.token_firings import KEPT
 from dictlab.__about__ import VERSION
 from dictlab.dictionary.hashing import sha256_of_weights
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from analyses import explanations
 from analyses.common.opening import open_dictionary
-from analyses.features.simulation import MEASURES
+from analyses.features.explanations.simulation import MEASURES
 from benchmarks._common import CHECKPOINTS, head, interval, print_estimates, row, shipped
 
 OF_1024 = ["e2e-relu0.5-1024-s0", "e2e-relu0.08-1024-s0", "e2e+ds-relu2-1024-s0"]

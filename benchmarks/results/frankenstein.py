@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.composition.frankenstein import frankenstein
+from analyses.composition.frankenstein.frankenstein import frankenstein
 from benchmarks._common import print_frame, shipped
 from dictlab.reports.report import Report
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.composition.path import path
-from analyses.composition.size_path.latent_graph import KINDS
+from analyses.composition.path.latent_graph import KINDS
+from analyses.composition.path.path import path
 from benchmarks._common import shipped, shipped_model
 from benchmarks.results.family import show
 from dictlab import LanguageModel

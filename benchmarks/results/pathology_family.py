@@ -13,7 +13,7 @@ import time
 import pandas as pd
 
 from analyses import pathology, stitching
-from analyses.model_effects.replacements import BASELINES
+from analyses.model_effects.pathology.replacements import BASELINES
 from benchmarks._common import estimate, print_frame, shipped
 from dictlab import load
 

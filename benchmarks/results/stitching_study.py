@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.composition.stitching import stitching
+from analyses.composition.stitching.stitching import stitching
 from benchmarks._common import print_frame, shipped, shipped_model
 from dictlab import LanguageModel
 from dictlab.atomic_files import replace_text

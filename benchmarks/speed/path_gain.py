@@ -12,8 +12,8 @@ import time
 import numpy as np
 import torch
 
-from analyses.composition.size_path.path_steps import StepSchedule
-from analyses.composition.size_path.size_path import match_latents, order_steps, trace_path
+from analyses.composition.path.path_steps import StepSchedule
+from analyses.composition.path.size_path import match_latents, order_steps, trace_path
 from analyses.pool.dictionary_chain import DictionaryChain, encode_chain
 from benchmarks._common import CHECKPOINTS, shipped_model
 from dictlab import Dictionary, Text, load

@@ -19,10 +19,10 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from analyses.features import newton_logistic
-from analyses.features.single_latent_probes import captured
-from analyses.features.sparse_columns import Sparse
-from analyses.features.token_labels import python_tokens
+from analyses.features.probes import newton_logistic
+from analyses.features.probes.single_latent_probes import captured
+from analyses.features.probes.sparse_columns import Sparse
+from analyses.features.probes.token_labels import python_tokens
 from benchmarks._common import CHECKPOINTS, shipped_model
 from dictlab import Text, load
 from dictlab.evaluation.evaluate import site_of

@@ -15,10 +15,10 @@ from analyses import ablation, downstream, explanations, novelty, pathology, pro
 from analyses.common.max_activating import AFTER, BEFORE, peaks
 from analyses.composition.insertion.direct_logits import leaving
 from analyses.composition.insertion.latent_cards import CardContext, passages
-from analyses.features.n2g import last_activations
-from analyses.features.user_labels import table_tokens
-from analyses.model_effects.ablation import draw_places
-from analyses.model_effects.replacement_damage import measure_sites
+from analyses.features.explanations.n2g import last_activations
+from analyses.features.probes.user_labels import table_tokens
+from analyses.model_effects.ablation.ablation import draw_places
+from analyses.model_effects.pathology.replacement_damage import measure_sites
 from dictlab import DictlabError, TopK
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.recorded_selection import with_selection

@@ -567,7 +567,9 @@ def test_an_interrupted_analysis_says_that_nothing_was_written(run, pair, monkey
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("analyses.similarity.geometry"), "open_dictionaries", interrupt)
+    monkeypatch.setattr(
+        importlib.import_module("analyses.similarity.geometry.geometry"), "open_dictionaries", interrupt
+    )
     ran = run("report", "geometry", *pair, "--out", "made")
     assert ran.status == 130 and ran.err.strip() == "dictlab: interrupted; nothing was written to made."
     assert not (tmp_path / "made").exists()

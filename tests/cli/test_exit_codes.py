@@ -72,7 +72,7 @@ def test_a_signal_while_measuring_leaves_the_state_whole(train, monkeypatch, num
 def test_a_signal_in_an_analysis_is_the_exit_code(tmp_path, monkeypatch, number, code):
     monkeypatch.chdir(tmp_path)
     save(random_dictionary(24, 16, metadata=Metadata(site="x")), "a.safetensors")
-    geometry = importlib.import_module("analyses.similarity.geometry")
+    geometry = importlib.import_module("analyses.similarity.geometry.geometry")
     monkeypatch.setattr(geometry, "open_dictionaries", lambda *_, **__: signal.raise_signal(number))
     assert exit_code(["report", "geometry", "a.safetensors", "--out", "made"]) == code
     assert not Path("made").exists()

@@ -7,9 +7,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analyses.common.opening import in_model
-from analyses.composition.novelty import novelty
-from analyses.composition.stitching import stitching
-from analyses.quality.pareto import pareto
+from analyses.composition.novelty.novelty import novelty
+from analyses.composition.stitching.stitching import stitching
+from analyses.quality.pareto.pareto import pareto
 from analyses.quality.verification import verification
 from dictlab import DictlabError, LanguageModel, Metadata, ReLU, TopK
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale

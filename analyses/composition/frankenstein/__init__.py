@@ -1,0 +1,1 @@
+"""Latents of several dictionaries as one dictionary, chosen by cosine or by error."""

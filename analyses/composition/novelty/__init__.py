@@ -1,0 +1,1 @@
+"""What latents of a larger dictionary add to a smaller one: the analysis, its tables, captions and plots."""

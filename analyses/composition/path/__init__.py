@@ -1,0 +1,1 @@
+"""The path from a smaller dictionary to a larger one, a group of matched latents at a time."""

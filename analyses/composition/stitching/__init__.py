@@ -1,0 +1,1 @@
+"""A smaller dictionary with selected latents of larger ones: selection, measurement, tables, captions and plots."""

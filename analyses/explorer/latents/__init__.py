@@ -1,0 +1,1 @@
+"""What the explorer shows of latents: records, index, examples, twins, promoted tokens, map."""

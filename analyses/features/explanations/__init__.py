@@ -1,0 +1,1 @@
+"""Which patterns of tokens, or which sentences, explain latents."""

@@ -1,0 +1,1 @@
+"""Single latents as detectors of labels of tokens."""

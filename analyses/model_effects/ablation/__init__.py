@@ -1,0 +1,1 @@
+"""What each latent does to the model's output."""

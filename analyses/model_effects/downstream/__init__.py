@@ -1,0 +1,1 @@
+"""What the model loses when a dictionary's reconstruction takes the place of the activation."""

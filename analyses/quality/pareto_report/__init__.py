@@ -1,1 +1,0 @@
-"""Tables, plots and words of the analysis of Pareto fronts."""

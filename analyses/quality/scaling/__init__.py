@@ -1,0 +1,1 @@
+"""Scaling laws of the error, fitted to training runs."""

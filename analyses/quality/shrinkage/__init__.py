@@ -1,0 +1,1 @@
+"""Whether activations are too small, and what larger ones would gain."""

@@ -1,0 +1,1 @@
+"""How decoder directions lie: cosines, densities, maps."""

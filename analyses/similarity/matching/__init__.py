@@ -1,0 +1,1 @@
+"""Which latents of two dictionaries are the same: cosines, joint activity, representations."""
