@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dictlab.dictionary.activation_functions import (
@@ -23,6 +25,9 @@ from dictlab.dictionary.activation_functions import (
     Union,
 )
 from dictlab.errors import DictlabError
+
+COUNTED = ("topk", "abstopk", "batchtopk", "groupmax")  # kinds that are followed by their k
+KINDS = ("relu", "jumprelu", "gated", *COUNTED)  # kinds that have a name in texts
 
 
 def from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_latents: int) -> Activation:
@@ -46,6 +51,40 @@ def from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor], n_late
             f"activation function {kind}: {str(unknown[0])[:40]!r} is unknown here and may change the function."
         )
     return made
+
+
+def from_name(name: str, tensors: Mapping[str, Tensor], n_latents: int) -> Activation:
+    """The activation function that a text such as "relu", "topk:32" or "jumprelu:0.3" names.
+
+    Args:
+        name: A kind, and behind a colon the k, or the threshold of all latents.
+        tensors: Those of the activation function that the text does not say, such as `threshold`.
+        n_latents: Of the dictionary that it belongs to.
+
+    Raises:
+        DictlabError: The text is none of these, or does not fit.
+    """
+    kind, colon, argument = name.partition(":")
+    if kind not in KINDS or (colon and kind not in (*COUNTED, JumpReLU.kind)):
+        raise DictlabError(f"activation is {name[:40]!r}; expected one of {expected_names()}.")
+    if kind in COUNTED:
+        if not (argument.isascii() and argument.isdecimal() and 0 < int(argument[:18]) <= n_latents):
+            raise DictlabError(f"activation is {name[:40]!r}; expected {kind}:k with k from 1 to {n_latents}.")
+        return from_record({"kind": kind, "k": int(argument)}, tensors, n_latents)
+    if not colon:
+        return from_record({"kind": kind}, tensors, n_latents)
+    try:
+        threshold = float(argument)
+    except ValueError:
+        threshold = math.nan
+    if not abs(threshold) <= torch.finfo(torch.float32).max:
+        raise DictlabError(f"activation is {name[:40]!r}; expected a number behind the colon.")
+    return from_record({"kind": kind}, {"threshold": torch.full((n_latents,), threshold), **tensors}, n_latents)
+
+
+def expected_names() -> str:
+    """What `from_name` takes, in words."""
+    return f"{', '.join(KINDS)}, with :k behind {', '.join(COUNTED)}"
 
 
 def whole(value: Any, name: str) -> int:

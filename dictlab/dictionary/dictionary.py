@@ -22,11 +22,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dictlab.dictionary.activation_functions import Activation, emitting, signed
-from dictlab.dictionary.activation_records import from_record
+from dictlab.dictionary.activation_records import from_name, from_record
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
 from dictlab.dictionary.metadata import Metadata
 from dictlab.dictionary.normalisation import Centred, LayerNorm, NoNormalisation, Normalisation, Scale, Undo, unscaled
+from dictlab.dictionary.tensor_checks import TensorLike, bias, check_finite, check_shapes, tensor_of
 from dictlab.errors import DictlabError
 
 
@@ -53,6 +54,88 @@ class Dictionary:
     metadata: Metadata = Metadata()
     name: str = "dictionary"
     path: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse tensors whose shapes or types do not fit together."""
+        if isinstance(self.activation, str):
+            raise DictlabError(
+                f"activation is the text {self.activation!r}; Dictionary.from_tensors takes a name, Dictionary(...) an "
+                "activation function such as TopK(32)."
+            )
+        rate = {} if self.firing_rate is None else {"firing_rate": self.firing_rate}
+        check_shapes({**dict(self._weights()), **rate})
+
+    @classmethod
+    def from_tensors(
+        cls,
+        *,
+        W_enc: TensorLike,
+        b_enc: TensorLike,
+        W_dec: TensorLike,
+        activation: Activation | str,
+        b_dec: TensorLike | None = None,
+        b_pre: TensorLike | None = None,
+        b_out: TensorLike | None = None,
+        threshold: TensorLike | None = None,
+        normalisation: Normalisation | None = None,
+        firing_rate: TensorLike | None = None,
+        name: str = "dictionary",
+        metadata: Metadata | None = None,
+        site: str | None = None,
+        model: str | None = None,
+    ) -> Dictionary:
+        """The dictionary of tensors or arrays that are there already, checked, in float32.
+
+        No bias is taken to be absent because it was not given: say 0 where there is none.
+
+        Args:
+            W_enc: Encoder, `[d_in, n_latents]`.
+            b_enc: Encoder's bias, `[n_latents]`, or 0.
+            W_dec: Decoder, `[n_latents, d_in]`.
+            activation: An activation function, or its name: "relu", "topk:32", "abstopk:32", "batchtopk:32",
+                "groupmax:32", "jumprelu:0.3", or "jumprelu" with `threshold`.
+            b_dec: The bias that is subtracted before the encoder and added after the decoder, `[d_in]`, or 0.
+            b_pre: In place of `b_dec`, what is subtracted before the encoder, `[d_in]`, or 0.
+            b_out: In place of `b_dec`, what is added after the decoder, `[d_in]`, or 0.
+            threshold: Of "jumprelu", `[n_latents]`.
+            normalisation: Of the input; none by default.
+            firing_rate: Share of tokens at which each latent is active, `[n_latents]`.
+            name: What tables and plots call it.
+            metadata: Where it came from.
+            site: Where in the model it belongs, such as "blocks.6.hook_resid_pre"; goes into `metadata`.
+            model: The model that it belongs to; goes into `metadata`.
+
+        Raises:
+            DictlabError: Something is missing, of another shape or type than it must be, or not finite; it is named.
+
+        Example:
+            Dictionary.from_tensors(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, activation="topk:32")
+        """
+        decoder, encoder = tensor_of(W_dec, "W_dec"), tensor_of(W_enc, "W_enc")
+        check_shapes({"W_enc": encoder, "W_dec": decoder}, complete=False)
+        n_latents, d_in = decoder.shape
+        if b_dec is not None and (b_pre is not None or b_out is not None):
+            raise DictlabError("b_dec stands for both b_pre and b_out; leave it out, or them.")
+        before, after = (b_dec, b_dec) if b_dec is not None else (b_pre, b_out)
+        own = {} if threshold is None else {"threshold": tensor_of(threshold, "threshold")}
+        if own and activation != "jumprelu":
+            raise DictlabError(f"threshold is given, and activation is {activation!r}, which takes none from there.")
+        about = metadata or Metadata()
+        made = cls(
+            W_enc=encoder,
+            b_enc=bias(b_enc, "b_enc", n_latents, decoder),
+            W_dec=decoder,
+            b_pre=bias(before, "b_pre" if b_dec is None else "b_dec", d_in, decoder),
+            b_out=bias(after, "b_out" if b_dec is None else "b_dec", d_in, decoder),
+            activation=from_name(activation, own, n_latents) if isinstance(activation, str) else activation,
+            normalisation=normalisation or NoNormalisation(),
+            firing_rate=None if firing_rate is None else tensor_of(firing_rate, "firing_rate"),
+            metadata=replace(about, site=site or about.site, model=model or about.model),
+            name=name,
+        )
+        check_shapes(made.named_tensors())
+        check_finite(made.named_tensors())
+        return made.to(dtype=torch.float32)
 
     def __repr__(self) -> str:
         """One line: name, shape, activation function, and where in which model."""
@@ -222,6 +305,12 @@ class Dictionary:
                 "is it a dictionary of another model or site?"
             )
         return x.reshape(-1, self.d_in).to(self.W_enc.dtype)
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All tensors by name: weights, those of the activation function under `activation.`, firing rates if known."""
+        own = {f"activation.{name}": tensor for name, tensor in self.activation.tensors().items()}
+        rate = {} if self.firing_rate is None else {"firing_rate": self.firing_rate}
+        return {**dict(self._weights()), **own, **rate}
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for name in ("W_enc", "b_enc", "W_dec", "b_pre", "b_out"):

@@ -15,7 +15,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats import mapping
 from dictlab.formats.libraries import saelens
-from dictlab.formats.reading.checks import check, check_shapes
+from dictlab.formats.reading.checks import check
 from dictlab.formats.reading.source import Source
 
 NAMELESS = " in memory"  # ends the name of what has none
@@ -86,7 +86,6 @@ def _checked(label: str, read: Any) -> Dictionary:
     """In float32, its shapes and numbers checked as those of a file are."""
     try:
         dictionary: Dictionary = read()
-        check_shapes(dict(dictionary._weights()))
         check(dictionary)
     except DictlabError as error:
         raise DictlabError(f"{label}: {error}") from None

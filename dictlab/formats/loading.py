@@ -24,7 +24,7 @@ from dictlab.errors import DictlabError
 from dictlab.formats import hub, mapping
 from dictlab.formats.libraries.fields import listed
 from dictlab.formats.names import file_and_part, l0_in
-from dictlab.formats.reading.checks import check, check_shapes
+from dictlab.formats.reading.checks import check
 from dictlab.formats.reading.source import Source, weight_files
 from dictlab.formats.reading.wrappers import unwrapped
 
@@ -99,7 +99,6 @@ def _mapped(
     reader, source = _only(local, sources, broken, format) if map is None else (None, _single(local, sources))
     try:
         made = mapping.read(source, map or {}) if reader is None else reader.read(source)
-        check_shapes(dict(made._weights()))
     except DictlabError as error:
         raise DictlabError(f"{source.path}: {error}") from error
     about, l0 = made.metadata, l0_in(source.path)

@@ -28,11 +28,11 @@ from torch.nn.functional import normalize
 
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.activation_functions import Activation
-from dictlab.dictionary.activation_records import from_record
+from dictlab.dictionary.activation_records import expected_names, from_name
 from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
+from dictlab.dictionary.tensor_checks import PRECISIONS
 from dictlab.errors import DictlabError
 from dictlab.formats.libraries.fields import listed, short
-from dictlab.formats.reading.checks import PRECISIONS
 from dictlab.formats.reading.source import Source
 from dictlab.site_names import hub_model, site_in_blocks
 
@@ -44,8 +44,6 @@ OWN = {"jumprelu": ("threshold",), "gated": ("b_gate", "r_mag", "b_mag")}  # ten
 OF_ACTIVATIONS = tuple(name for names in OWN.values() for name in names)
 OPTIONS = ("activation", "normalisation", "unit_decoder", "site", "model", "convention")
 KEYS = (*NEEDED, "b_pre", "b_out", "b_dec", *OF_ACTIVATIONS, *OPTIONS)
-KINDS = ("relu", "jumprelu", "gated", "topk", "abstopk", "batchtopk", "groupmax")
-COUNTED = KINDS[3:]
 NORMALISATIONS = ("none", "layer_norm", "constant_norm", "scale:FACTOR")
 CONVENTIONS = ("huggingface", "transformer_lens")
 
@@ -138,7 +136,7 @@ def _check(source: Source, map: Mapping[str, str]) -> tuple[str, str]:
 
 def _hint(key: str) -> str:
     if key == "activation":
-        return f"; say one of {', '.join(KINDS)}, with :k behind {', '.join(COUNTED)}"
+        return f"; say one of {expected_names()}"
     if key == "normalisation":
         return f"; say one of {', '.join(NORMALISATIONS)}"
     if key in ("b_pre", "b_out"):
@@ -195,23 +193,15 @@ def _vector(tensors: Mapping[str, Tensor], key: str, value: str, length: int, li
 def _activation(
     kind: str, argument: str, tensors: Mapping[str, Tensor], map: Mapping[str, str], like: Tensor
 ) -> Activation:
-    n_latents, said = like.shape[1], short(map["activation"])
-    if kind not in KINDS or (argument and kind not in (*COUNTED, "jumprelu")):
-        raise DictlabError(f"activation is {said!r}{_hint('activation')}.")
-    if kind in COUNTED:
-        if not (argument.isascii() and argument.isdecimal() and 0 < int(argument[:18]) <= n_latents):
-            raise DictlabError(f"activation is {said!r}; expected {kind}:k with k from 1 to {n_latents}.")
-        return from_record({"kind": kind, "k": int(argument)}, {}, n_latents)
-    if kind == "jumprelu":
-        return from_record({"kind": kind}, {"threshold": _threshold(argument, tensors, map, n_latents)}, n_latents)
-    own = {key: _vector(tensors, key, map[key], n_latents, like) for key in OWN.get(kind, ())}
-    return from_record({"kind": kind}, own, n_latents)
+    n_latents = like.shape[1]
+    if kind == "jumprelu" and not argument:
+        return from_name(map["activation"], {"threshold": _threshold(tensors, map, n_latents)}, n_latents)
+    own = {} if argument else {key: _vector(tensors, key, map[key], n_latents, like) for key in OWN.get(kind, ())}
+    return from_name(map["activation"], own, n_latents)
 
 
-def _threshold(argument: str, tensors: Mapping[str, Tensor], map: Mapping[str, str], n_latents: int) -> Tensor:
-    """Of each latent; one number in the mapping or in the file is that of all."""
-    if argument:
-        return torch.full((n_latents,), _number(argument, "activation", map["activation"]))
+def _threshold(tensors: Mapping[str, Tensor], map: Mapping[str, str], n_latents: int) -> Tensor:
+    """Of each latent; one number in the file is that of all."""
     tensor = _found(tensors, "threshold", map["threshold"])
     return (
         tensor.reshape(1).expand(n_latents)

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from dictlab.dictionary.tensor_checks import PRECISIONS
 from dictlab.errors import DictlabError
-from dictlab.formats.reading.checks import PRECISIONS
 from dictlab.formats.reading.source import Source
 
 LISTED = 12  # tensors named in an error

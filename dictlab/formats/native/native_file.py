@@ -18,9 +18,10 @@ from torch import Tensor
 
 from dictlab import atomic_files
 from dictlab.dictionary import Dictionary, activation_records, normalisation
+from dictlab.dictionary.tensor_checks import check_shapes
 from dictlab.errors import DictlabError
 from dictlab.formats.native.header import SCHEMA, metadata_of, short
-from dictlab.formats.reading.checks import check, check_shapes
+from dictlab.formats.reading.checks import check
 from dictlab.formats.reading.configs import line, plain
 from dictlab.formats.reading.source import Source
 

@@ -535,7 +535,6 @@ def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
     [
         (build(b_enc=torch.full((6,), float("nan"))), None, "b_enc"),
         (build(W_dec=torch.full((6, 4), 1e6)), torch.float16, "W_dec"),
-        (build(b_out=torch.zeros(5)), None, "b_out"),
         (build(metadata=Metadata(training={"text": object()})), None, "JSON"),
         (build(metadata=Metadata(seed="0")), None, "seed"),  # type: ignore[arg-type]
         (build(metadata=Metadata(seed=1 << 70)), None, "64 bits"),
