@@ -58,12 +58,12 @@ benchmarks: setup
 	$(BIN)/python -m benchmarks.results.pathology_family
 	$(BIN)/python -m benchmarks.results.pathology_sites
 	$(BIN)/python -m benchmarks.reliability.fuzz_formats --files 10000
-	$(BIN)/python -m benchmarks.results.training_length
-	$(BIN)/python -m benchmarks.results.training_quality
-	$(BIN)/python -m benchmarks.results.relu_rates
-	$(BIN)/python -m benchmarks.results.relu_finetune
-	$(BIN)/python -m benchmarks.results.relu_finetune --tokens 225000 --rates 2e-3 --out runs/relu-finetune-225000
-	$(BIN)/python -m benchmarks.results.precision
+	$(BIN)/python -m benchmarks.results.training.length
+	$(BIN)/python -m benchmarks.results.training.quality
+	$(BIN)/python -m benchmarks.results.training.relu_rates
+	$(BIN)/python -m benchmarks.results.training.relu_finetune
+	$(BIN)/python -m benchmarks.results.training.relu_finetune --tokens 225000 --rates 2e-3 --out runs/relu-finetune-225000
+	$(BIN)/python -m benchmarks.results.training.precision
 	$(BIN)/python -m benchmarks.speed.topk_step
 	$(BIN)/python -m benchmarks.speed.e2e_overhead
 	$(BIN)/python -m benchmarks.speed.family_cost

@@ -13,16 +13,9 @@ ROOT = Path(__file__).parent.parent
 BASE = {
     "dictlab.errors",
     "dictlab.__about__",
-    "dictlab.seeds",
+    "dictlab.numerics",
+    "dictlab.runtime",
     "dictlab.site_names",
-    "dictlab.linear",
-    "dictlab.flops",
-    "dictlab.statistics",
-    "dictlab.interruption",
-    "dictlab.atomic_files",
-    "dictlab.folder_lock",
-    "dictlab.cost_estimate",
-    "dictlab.progress",
     "dictlab.token_selection",
     "dictlab.analysis_entries",
 }

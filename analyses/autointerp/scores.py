@@ -30,9 +30,9 @@ from analyses.autointerp.prompts import EXPLANATION_BYTES, KINDS, explanation_qu
 from analyses.autointerp.questions import Question, ask_all, outstanding, read_answers, say
 from analyses.autointerp.settings import Interpreter
 from analyses.common.firings import Firings
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.numerics import seeds
 
 UNKNOWN_EXPLANATION = "x" * EXPLANATION_BYTES  # stands for one that is not there yet, as long as any can be
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from analyses.common.neighbours import nearest
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.numerics import seeds
 
 # Whether random directions have the second moments of the candidates' own, or are uniform on the sphere. Trained
 # directions crowd into the directions of large variance, so that the shaped level is the stricter one.

@@ -18,7 +18,7 @@ from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
 from dictlab.model.language_model import LanguageModel
-from dictlab.progress import track
+from dictlab.runtime.progress import track
 
 
 class LatentFirings(NamedTuple):

@@ -21,7 +21,7 @@ from analyses.explorer.code_store import CodeWriter, StoredCodes
 from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
-from dictlab.progress import Phase
+from dictlab.runtime.progress import Phase
 
 
 class Fidelity(NamedTuple):

@@ -32,9 +32,9 @@ from analyses.explorer.report_labels import Label
 from analyses.explorer.sample_texts import write_texts, write_vocabulary
 from dictlab.__about__ import VERSION
 from dictlab.dictionary.hashing import sha256_of_weights
-from dictlab.progress import Phase
 from dictlab.reports.safe_text import for_csv
 from dictlab.reports.whole_folder import RECORD
+from dictlab.runtime.progress import Phase
 
 OWN = 5  # nearest latents in the dictionary itself
 DATA = "data"  # the folder of the data files

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from analyses.explorer.live_model import LiveModel
 from analyses.explorer.page import PAGE, POLICY
 from dictlab.errors import DictlabError
-from dictlab.progress import write
+from dictlab.runtime.progress import write
 
 HOST = "127.0.0.1"
 MAX_BODY = 1 << 20  # bytes of a question

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses.pool.ridge_refit import VALIDATION
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
+from dictlab.numerics import seeds
 
 Parameters = Literal["biases", "all"]
 TRAINED = {"biases": ("b_enc", "b_out"), "all": ("W_enc", "b_enc", "W_dec", "b_out")}

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from dictlab.statistics import interval
+from dictlab.numerics.statistics import interval
 
 PLACES = 20
 LEAST_OVERLAP = 1.1  # largest over smallest abscissa that two curves share; less is a point, not an overlap

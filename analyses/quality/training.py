@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 
 from analyses.common import plotting
 from dictlab.errors import DictlabError
+from dictlab.numerics.statistics import interval, mean_draws
 from dictlab.reports.report import Plot, Report, Table
 from dictlab.runs import RunFolder, open_run
-from dictlab.statistics import interval, mean_draws
 
 WHERE = ("run", "member", "step", "tokens", "seconds")  # what a record is about
 OVERALL = {  # metrics of every member, their axis, and whether it is logarithmic

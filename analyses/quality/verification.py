@@ -24,7 +24,6 @@ from torch import Tensor
 from analyses.common.inputs import DataLike, open_activations
 from analyses.common.neighbours import nearest
 from analyses.common.opening import DictionaryLike, ModelLike, TextLike, in_model, open_dictionary, open_model
-from dictlab import seeds
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import Gated, JumpReLU, emitting
@@ -34,6 +33,7 @@ from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.formats.loading import mapped
 from dictlab.model.language_model import LanguageModel
+from dictlab.numerics import seeds
 from dictlab.reports.report import Report, Table
 
 SAME = 0.99  # cosine of decoder directions, and of encoder directions, above which two latents are one

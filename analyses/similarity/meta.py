@@ -26,8 +26,8 @@ from analyses.common.neighbours import nearest
 from analyses.common.opening import DictionaryLike, one_or_several, open_dictionaries
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
+from dictlab.numerics.statistics import Estimate, mean_interval, ratio_of_sums_interval
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import Estimate, mean_interval, ratio_of_sums_interval
 
 BLOCK = 4096  # rows that are encoded at once
 

@@ -32,9 +32,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from dictlab import DictlabError, seeds
-from dictlab.folder_lock import InUseError
+from dictlab import DictlabError
+from dictlab.numerics import seeds
 from dictlab.runs import open_run
+from dictlab.runtime.folder_lock import InUseError
 from dictlab.training import TrainConfig, resume, train
 from dictlab.training.learner.learner import Learner
 

@@ -14,7 +14,7 @@ from analyses.common.chance import alive_directions, max_cosine_levels
 from analyses.common.neighbours import nearest
 from benchmarks._common import CHECKPOINTS, print_frame, shipped_model
 from dictlab import Dictionary, LanguageModel, load
-from dictlab.statistics import mean_interval
+from dictlab.numerics.statistics import mean_interval
 
 MODEL = "gpt2-python-2m"
 WIDTHS = (256, 512, 1024, 2048, 4096)

@@ -23,7 +23,7 @@ from benchmarks._common import CHECKPOINTS, shipped_model
 from dictlab import Dictionary, Text, load
 from dictlab.data import activations
 from dictlab.evaluation.evaluate import site_of
-from dictlab.statistics import interval
+from dictlab.numerics.statistics import interval
 
 WIDTHS, SEEDS, THRESHOLD, SEED = (256, 512, 1024, 2048, 4096), (0, 1), 0.7, 0
 ARCHITECTURES = (

@@ -16,7 +16,7 @@ import pandas as pd
 from analyses.composition.stitching.stitching import stitching
 from benchmarks._common import print_frame, shipped, shipped_model
 from dictlab import LanguageModel
-from dictlab.atomic_files import replace_text
+from dictlab.runtime.atomic_files import replace_text
 
 TOKENS, CONTEXTS = 32_768, 24
 FINETUNE = 1_048_576

@@ -1,4 +1,4 @@
-"""What would one training step of a wide dictionary hold, send and take? From the formulas in dictlab/flops.py.
+"""What would one training step of a wide dictionary hold, send and take? By the formulas of dictlab/numerics/flops.py.
 
 python -m benchmarks.speed.plan --d-in 768 --batch 131072 --k 256 --tokens 4e10 --gpus 64
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
-from dictlab.flops import exchanged_bytes, gathered_bytes, gradient_bytes, state_bytes, training_flops
+from dictlab.numerics.flops import exchanged_bytes, gathered_bytes, gradient_bytes, state_bytes, training_flops
 
 GB, TERA = 1e9, 1e12
 WIDTHS = (2**15, 2**17, 2**20, 2**22, 2**24)

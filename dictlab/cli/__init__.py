@@ -18,8 +18,8 @@ from dictlab.cli.options import check_analysis_options, check_train_options, unk
 from dictlab.cli.printing import examples, whole_output
 from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
-from dictlab.interruption import interrupts
-from dictlab.progress import Phase
+from dictlab.runtime.interruption import interrupts
+from dictlab.runtime.progress import Phase
 
 COMMANDS = "dictlab.commands"  # functions that are a command of their own and return what is to be printed
 HELP = {

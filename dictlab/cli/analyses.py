@@ -20,7 +20,7 @@ from dictlab.cli.printing import console, examples, print_report
 from dictlab.errors import DictlabError
 from dictlab.formats.names import name_of
 from dictlab.model.model_options import ModelDtype, ModelOptions
-from dictlab.progress import Phase
+from dictlab.runtime.progress import Phase
 
 if TYPE_CHECKING:  # pandas, matplotlib and torch are slow to import
     from dictlab.reports.report import Report

@@ -19,7 +19,7 @@ from dictlab.reports.safe_text import safe
 
 if TYPE_CHECKING:  # both are slow to import
     from dictlab.reports.report import Report, Table
-    from dictlab.training.run import Run
+    from dictlab.training.run_folder.run import Run
 
 WRAPPED = 24  # characters that a column of text needs to be worth wrapping
 SHOWN = 12  # rows of a table in the terminal

@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dictlab.atomic_files import save_tensors
 from dictlab.errors import DictlabError
 from dictlab.model.language_model import LanguageModel
+from dictlab.runtime.atomic_files import save_tensors
 
 GIGABYTE = 10**9
 ABOUT = "about.json"

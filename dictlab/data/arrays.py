@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dictlab import seeds
 from dictlab.errors import DictlabError, check_at_least
+from dictlab.numerics import seeds
 from dictlab.token_selection import ALL, TokenSelection, rectangles
 
 Values: TypeAlias = Tensor | NDArray[Any]

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dictlab import seeds
 from dictlab.data.packing import Contexts, Position
 from dictlab.data.text import HELD_OUT_SHARE, Split, Text
 from dictlab.errors import DictlabError
+from dictlab.numerics import seeds
 
 
 def text_of_documents(documents: Sequence[str], split: Split = "train") -> Text:

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictlab import seeds
 from dictlab.data.packing import Contexts, Position
 from dictlab.errors import DictlabError
+from dictlab.numerics import seeds
 
 BUFFER_TOKENS = 1 << 17  # vectors that a stream is shuffled in
 FORWARD_TOKENS = 8192  # tokens given to the model at once

@@ -29,7 +29,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dictlab import seeds
 from dictlab.data import text_files
 from dictlab.data.hf_datasets import TABLES as TABLES
 from dictlab.data.hf_datasets import Split as Split
@@ -37,6 +36,7 @@ from dictlab.data.hf_datasets import data_files, is_saved, open_dataset, reading
 from dictlab.data.hf_datasets import rows as rows
 from dictlab.data.packing import Contexts, Position, packing_notes
 from dictlab.errors import DictlabError
+from dictlab.numerics import seeds
 
 Document: TypeAlias = str | list[int]  # text, or token ids
 

@@ -21,10 +21,10 @@ from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.evaluation.stated_l0 import stated_l0
 from dictlab.evaluation.transformer_lens import adapted
-from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import kl_and_ce, next_tokens
-from dictlab.progress import Phase
+from dictlab.runtime.interruption import Completion
+from dictlab.runtime.progress import Phase
 from dictlab.token_selection import ALL, TokenSelection, outliers
 
 BATCH_TOKENS = 2048  # activations of so many tokens are held for each dictionary; logits of a block of them

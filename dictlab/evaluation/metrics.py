@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dictlab.evaluation.stated_l0 import stated_l0_warnings
-from dictlab.interruption import partial_warnings
-from dictlab.statistics import bootstrap_weights, interval
+from dictlab.numerics.statistics import bootstrap_weights, interval
+from dictlab.runtime.interruption import partial_warnings
 from dictlab.token_selection import ALL, TokenSelection
 
 Sums = Mapping[str, NDArray[np.float64]]

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictlab import atomic_files, seeds
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.formats.loading import format_of, formats, load
+from dictlab.numerics import seeds
+from dictlab.runtime import atomic_files
 from dictlab.site_names import may_be_one_site
 
 PROBES = 32  # random activations of each size that both are tried on

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dictlab.linear import FrozenProducts
 from dictlab.model.language_model import LanguageModel
+from dictlab.numerics.linear import FrozenProducts
 
 LOGITS = 1 << 22  # logits of a block, clean or altered: 16 MiB in float32
 LOSS_LOGITS = 15 << 19  # the same for losses: 30 MiB, for larger tensors are given back to the system each time

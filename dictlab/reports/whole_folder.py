@@ -12,9 +12,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from dictlab import atomic_files
 from dictlab.errors import DictlabError
-from dictlab.folder_lock import file_lock
+from dictlab.runtime import atomic_files
+from dictlab.runtime.folder_lock import file_lock
 
 RECORD = "report.json"  # its list of files says what is the report's, and what somebody else's
 

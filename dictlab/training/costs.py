@@ -3,7 +3,7 @@
     relative   (all seconds) / (the seconds that as many tokens would have taken under the first objective)
 
 The first objective's pace is that of the run's first part, or what a dictionary that was gone on from says of its own
-training (on whatever machine that was). Operations are counted by `dictlab.flops`.
+training (on whatever machine that was). Operations are counted by `dictlab.numerics.flops`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from dictlab.dictionary import Dictionary
-from dictlab.flops import training_flops
+from dictlab.numerics.flops import training_flops
 from dictlab.training.config import TrainConfig
 from dictlab.training.member import Member
 from dictlab.training.objectives import Objective

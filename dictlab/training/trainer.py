@@ -11,30 +11,31 @@ from uuid import uuid4
 import torch
 
 from dictlab import runs
-from dictlab.atomic_files import replace_text
 from dictlab.data.arrays import ArrayActivations, ArrayLike
 from dictlab.data.text import Text
 from dictlab.errors import DictlabError
-from dictlab.folder_lock import folder_lock
 from dictlab.formats.loading import load
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.loading import check_device
-from dictlab.progress import Phase
 from dictlab.runs import RunFolder
-from dictlab.training import completion, configfile, run_state
+from dictlab.runtime.atomic_files import replace_text
+from dictlab.runtime.folder_lock import folder_lock
+from dictlab.runtime.progress import Phase
+from dictlab.training import configfile
 from dictlab.training.config import TrainConfig
 from dictlab.training.distributed.launch import training_processes
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks, check_width
 from dictlab.training.learner.learner import Learner
-from dictlab.training.logs import check_loggers
 from dictlab.training.member import Member
-from dictlab.training.run import Run, check_free, check_links, write_record
-from dictlab.training.run_state import State
+from dictlab.training.run_folder import completion, run_state
+from dictlab.training.run_folder.logs import check_loggers
+from dictlab.training.run_folder.run import Run, check_free, check_links, write_record
+from dictlab.training.run_folder.run_state import State
+from dictlab.training.run_folder.state_checks import check_record, check_sample, check_settings
 from dictlab.training.sample_statistics import SampleStatistics
 from dictlab.training.sources.array import ArraySource
 from dictlab.training.sources.base import ActivationSource
 from dictlab.training.sources.model import ModelSource
-from dictlab.training.state_checks import check_record, check_sample, check_settings
 from dictlab.training.training_loop import TrainingLoop
 
 

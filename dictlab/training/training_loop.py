@@ -14,20 +14,22 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dictlab import progress, runs
+from dictlab import runs
 from dictlab.errors import DictlabError
-from dictlab.progress import Phase
-from dictlab.training import configfile, run_state
+from dictlab.runtime import progress
+from dictlab.runtime.progress import Phase
+from dictlab.training import configfile
 from dictlab.training.costs import Cost
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from dictlab.training.learner import learner_state
 from dictlab.training.learner.learner import Learner
-from dictlab.training.logs import JsonLines, NoLog, open_loggers
 from dictlab.training.objectives import Batch, Splice
-from dictlab.training.run import StopSignal, interruptible
-from dictlab.training.run_state import State
+from dictlab.training.run_folder import run_state
+from dictlab.training.run_folder.logs import JsonLines, NoLog, open_loggers
+from dictlab.training.run_folder.run import StopSignal, interruptible
+from dictlab.training.run_folder.run_state import State
+from dictlab.training.run_folder.state_checks import check_tensors
 from dictlab.training.sources.base import ActivationSource
-from dictlab.training.state_checks import check_tensors
 
 SiteBatches: TypeAlias = tuple[dict[str, Batch], Mapping[str, Splice | None]]
 

@@ -16,10 +16,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from analyses.autointerp.settings import Interpreter
-from dictlab import Dictionary, LanguageModel, Metadata, Report, TopK, __version__, cli, load, progress, save
+from dictlab import Dictionary, LanguageModel, Metadata, Report, TopK, __version__, cli, load, save
 from dictlab.dictionary.activation_functions import JumpReLU, Union
 from dictlab.dictionary.normalisation import Centred, Scale
 from dictlab.reports.report import Table
+from dictlab.runtime import progress
 
 SITE = "blocks.1.hook_resid_pre"
 D_MODEL = 8

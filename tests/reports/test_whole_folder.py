@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from dictlab import DictlabError, Report
-from dictlab.folder_lock import file_lock
 from dictlab.reports.report import Table
+from dictlab.runtime.folder_lock import file_lock
 
 SLOW = """
 import sys, time
@@ -26,7 +26,7 @@ class Slow(Report):
         print("writing", flush=True)
         time.sleep(pause)
         return super().html(command)
-from dictlab.interruption import interrupts
+from dictlab.runtime.interruption import interrupts
 with interrupts():
     Slow("title", "new", {"new": Table(pd.DataFrame({"a": [1]}), "")}).save(sys.argv[1], force=True)
 """

@@ -7,7 +7,7 @@ import torch
 
 from analyses import scaling
 from dictlab import load
-from dictlab.flops import training_flops
+from dictlab.numerics.flops import training_flops
 from dictlab.training import TrainConfig, train
 from tests.planted import SITE, many_documents, sparse_data, tiny_model
 

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dictlab import DictlabError
-from dictlab.folder_lock import InUseError, folder_lock
+from dictlab.runtime.folder_lock import InUseError, folder_lock
 from dictlab.training import TrainConfig, resume, train
 from dictlab.training.learner.learner import Learner
 from dictlab.training.recipes import Recipe
-from dictlab.training.run_state import KEY
-from dictlab.training.state_checks import TensorsDigest, digest
+from dictlab.training.run_folder.run_state import KEY
+from dictlab.training.run_folder.state_checks import TensorsDigest, digest
 from tests.planted import sparse_data
 
 X, _ = sparse_data(1500)

@@ -12,7 +12,7 @@ from dictlab.data.activations import moments
 from dictlab.training import TrainConfig, configfile
 from dictlab.training.learner.learner import Learner
 from dictlab.training.recipes import RECIPES, LearningRate, Recipe
-from dictlab.training.state_checks import check_settings
+from dictlab.training.run_folder.state_checks import check_settings
 
 LINEAR = Recipe(LearningRate(1e-3), "linear", warmup=0.1, decay=0.2, final_lr=0.0, clip=0.0)
 

@@ -13,13 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dictlab import DictlabError, Text, atomic_files, load
+from dictlab import DictlabError, Text, load
 from dictlab.data import shuffle_buffer
 from dictlab.formats.native import native_file as native
 from dictlab.runs import open_run, records
-from dictlab.training import TrainConfig, completion, configfile, resume, train, training_loop
+from dictlab.runtime import atomic_files
+from dictlab.training import TrainConfig, configfile, resume, train, training_loop
 from dictlab.training.learner.learner import Learner
 from dictlab.training.recipes import Recipe
+from dictlab.training.run_folder import completion
 from dictlab.training.sources import model as model_source
 from dictlab.training.training_loop import LOG_EVERY
 from tests.planted import SITE, sparse_data, tiny_model

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from dictlab.statistics import latent_counts
+from dictlab.numerics.statistics import latent_counts
 
 OPTIMA = ("J", "F1 (novel)", "F1 (reconstruction)")
 

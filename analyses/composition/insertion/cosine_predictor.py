@@ -29,7 +29,7 @@ from analyses.composition.insertion.cosine_curves import (
 )
 from analyses.composition.insertion.single_insertions import LatentEffects
 from dictlab.dictionary.activation_functions import Activation, Union
-from dictlab.statistics import Estimate, interval
+from dictlab.numerics.statistics import Estimate, interval
 
 CERTAIN = 2.0  # standard errors
 UNWEIGHTED, WEIGHTED_BY_EFFECT = WEIGHTINGS = ("plain", "by effect")  # how latents count

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.common.patching import counted_mask
-from dictlab import seeds
 from dictlab.model.language_model import LanguageModel
+from dictlab.numerics import seeds
 from dictlab.token_selection import ALL, TokenSelection
 
 STREAMS = 64  # residual streams averaged over

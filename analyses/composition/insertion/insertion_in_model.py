@@ -26,8 +26,8 @@ from analyses.common.patching import FORWARD_TOKENS, PARTS, CleanRun, check_some
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import reconstruct_selected, site_of
 from dictlab.model.language_model import LanguageModel
-from dictlab.progress import track
-from dictlab.statistics import Array, BySequence, Formula
+from dictlab.numerics.statistics import Array, BySequence, Formula
+from dictlab.runtime.progress import track
 from dictlab.token_selection import ALL, TokenSelection
 
 CHANGES = {"MSE": ("squared error", "coordinates"), "CE": ("CE", "predicted"), "KL": ("KL", "tokens")}

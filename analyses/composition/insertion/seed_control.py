@@ -16,7 +16,7 @@ from analyses.composition.insertion.cosine_predictor import CERTAIN
 from analyses.composition.insertion.single_insertions import SingleInsertions, novel_with_a_twin
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.statistics import Estimate, interval
+from dictlab.numerics.statistics import Estimate, interval
 
 
 class NoveltyShares(NamedTuple):

@@ -17,8 +17,8 @@ from analyses.common.neighbours import Neighbours, nearest
 from analyses.composition.insertion.insertion_effects import InsertionEffects, insertion_effects
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.progress import track
-from dictlab.statistics import share_draws
+from dictlab.numerics.statistics import share_draws
+from dictlab.runtime.progress import track
 
 TWIN = 0.9  # cosine above which two novel latents bring the same
 

@@ -33,9 +33,9 @@ from analyses.composition.novelty.report import (
     novelty_warnings,
     prediction_tables,
 )
-from dictlab import seeds
 from dictlab.data.activations import ModelActivations
 from dictlab.errors import DictlabError, check_at_least, check_choice
+from dictlab.numerics import seeds
 from dictlab.reports.cards import Cards
 from dictlab.reports.report import Plot, Report, Table
 

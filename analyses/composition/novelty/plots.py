@@ -24,8 +24,8 @@ from analyses.composition.insertion.cosine_predictor import (
 from analyses.composition.insertion.insertion_in_model import Changes, changes
 from analyses.composition.insertion.insertion_tables import NOVEL, RECONSTRUCTION
 from analyses.composition.insertion.single_insertions import SingleInsertions
+from dictlab.numerics.statistics import BySequence, Estimate
 from dictlab.reports.report import Plot
-from dictlab.statistics import BySequence, Estimate
 
 
 @plotting.applied

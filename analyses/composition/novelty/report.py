@@ -23,8 +23,8 @@ from analyses.composition.insertion.insertion_in_model import CHANGES, changes, 
 from analyses.composition.insertion.insertion_tables import agreement_table, classes, effects_caption, latent_table
 from analyses.composition.insertion.seed_control import NoveltyShares, control_warnings, excess, is_control
 from analyses.composition.insertion.single_insertions import TWIN, SingleInsertions
+from dictlab.numerics.statistics import BySequence, Estimate, estimate_columns
 from dictlab.reports.report import Table
-from dictlab.statistics import BySequence, Estimate, estimate_columns
 
 SHRUNK = 1.02  # SMALL's reconstruction is too short from this factor on
 _SHARES = (

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from analyses.common.neighbours import absolute_where_signed
-from dictlab.progress import track
+from dictlab.runtime.progress import track
 
 KINDS = ("same", "split", "merge", "tangled", "novel", "orphan")
 THRESHOLDS = tuple(round(0.2 + 0.05 * i, 2) for i in range(16))  # of the percolation curve

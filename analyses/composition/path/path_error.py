@@ -24,7 +24,7 @@ from scipy import sparse
 
 from analyses.composition.path.path_steps import StepSchedule
 from analyses.pool.pool_sample import PoolSample
-from dictlab.progress import track
+from dictlab.runtime.progress import track
 
 Bias = Literal["best", "keep", "blend"]
 TOKENS = 4096  # tokens that are walked together

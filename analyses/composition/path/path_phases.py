@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from analyses.composition.path.path_error import Bias, PathTrace
-from dictlab.statistics import interval, intervals, mean_draws
+from dictlab.numerics.statistics import interval, intervals, mean_draws
 
 NAN = float("nan")
 

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from analyses.composition.path.latent_graph import Components, Graph
 from analyses.pool.quadratic_error import QuadraticError
-from dictlab import seeds
-from dictlab.progress import track
+from dictlab.numerics import seeds
+from dictlab.runtime.progress import track
 
 Order = Literal["cosine", "effect", "random", "greedy"]
 PHASES = ("insert", "swap", "drop", "silent", "mixed")

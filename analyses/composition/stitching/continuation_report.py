@@ -10,8 +10,8 @@ import pandas as pd
 from analyses.composition.trained_frontier import ERRORS
 from analyses.quality.measured_points import Point
 from dictlab.evaluation.metrics import METRICS
+from dictlab.numerics.statistics import Estimate, interval
 from dictlab.reports.report import Table
-from dictlab.statistics import Estimate, interval
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,8 +27,8 @@ from analyses.quality.measured_points import Point
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.normalisation import Centred
 from dictlab.evaluation.metrics import METRICS
+from dictlab.numerics.statistics import interval
 from dictlab.reports.report import Plot, Table
-from dictlab.statistics import interval
 
 REFITTED = {"decoder": "and the decoder refitted", "bias": "and the bias refitted", "none": "and nothing refitted"}
 PANELS = {  # of the plot: axis and title of each metric

@@ -25,7 +25,7 @@ from analyses.pool.dictionary_chain import DictionaryChain
 from analyses.pool.quadratic_error import QuadraticError
 from analyses.pool.ridge_refit import Refit, normal_equations
 from analyses.pool.search_starts import SEARCHED_REFITTED, best_of_starts
-from dictlab.progress import track
+from dictlab.runtime.progress import track
 
 
 @dataclass(frozen=True, eq=False)

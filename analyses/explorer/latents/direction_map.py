@@ -20,9 +20,9 @@ from torch.nn.functional import normalize
 from analyses.common.chance import oriented
 from analyses.common.neighbours import nearest
 from analyses.similarity.geometry.direction_umap import embed
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
-from dictlab.progress import Phase
+from dictlab.numerics import seeds
+from dictlab.runtime.progress import Phase
 
 LANDMARKS = 4000
 BETWEEN = 3  # landmarks that another latent stands between

@@ -18,7 +18,7 @@ from analyses.composition.insertion.direct_logits import STREAMS, leaving, write
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
-from dictlab.progress import Phase
+from dictlab.runtime.progress import Phase
 
 PRODUCTS = 2e13  # multiplications that the unembedding of one dictionary may take, about: a few minutes
 LOGITS = 1 << 24  # logits that are held at once

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from analyses.features.explanations.n2g_trie import Pattern, distinct_patterns
 from analyses.features.explanations.simulation import LEVELS, MEASURES, ExplainedDictionary, Score, rates
-from dictlab import seeds
-from dictlab.statistics import NAN, Estimate, interval, mean_draws, mean_interval, ratio, ratio_draws
+from dictlab.numerics import seeds
+from dictlab.numerics.statistics import NAN, Estimate, interval, mean_draws, mean_interval, ratio, ratio_draws
 
 RECOVERED, SIMULATED = "recovered", "CE increase, simulated"
 

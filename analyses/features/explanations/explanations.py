@@ -39,14 +39,14 @@ from analyses.features.explanations.simulation import (
     simulated,
     spliced,
 )
-from dictlab import seeds
 from dictlab.data.activations import capture_sequences
 from dictlab.data.packing import leading_tokens
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import firing_rates, site_of
-from dictlab.progress import track
+from dictlab.numerics import seeds
 from dictlab.reports.report import Report
+from dictlab.runtime.progress import track
 
 
 class ExplainableDictionary(NamedTuple):

@@ -30,7 +30,7 @@ from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
-from dictlab.progress import Phase
+from dictlab.runtime.progress import Phase
 from dictlab.token_selection import ALL, TokenSelection
 
 HALF = 0.5  # the share of an activation that counts as keeping it

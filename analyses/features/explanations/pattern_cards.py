@@ -13,8 +13,8 @@ from analyses.common.max_activating import excerpt
 from analyses.features.explanations.estimates import measures
 from analyses.features.explanations.n2g_trie import ANY, BEGINNING, Pattern, distinct_patterns, pattern_pieces
 from analyses.features.explanations.simulation import ExplainedDictionary, ExplainedLatent
+from dictlab.numerics.statistics import Estimate
 from dictlab.reports.cards import Card, Cards, Passage, Piece
-from dictlab.statistics import Estimate
 
 CARDS = 8  # latents of a dictionary that get one
 SHOWN = 6  # patterns on a card

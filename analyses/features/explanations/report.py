@@ -20,8 +20,8 @@ from analyses.features.explanations.n2g_trie import distinct_patterns, pattern_t
 from analyses.features.explanations.pattern_cards import in_words, pattern_cards
 from analyses.features.explanations.simulation import LEVELS, MEASURES, ExplainedDictionary, ExplanationSample, rates
 from dictlab.dictionary import Dictionary
+from dictlab.numerics.statistics import NAN, Estimate, estimate_columns, interval_words
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import NAN, Estimate, estimate_columns, interval_words
 
 INTERVAL = interval_words()
 DIFFERENCES = (

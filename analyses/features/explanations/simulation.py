@@ -30,13 +30,13 @@ from analyses.common.firings import Firings, LatentFirings
 from analyses.features.explanations.bigram_baseline import Bigrams
 from analyses.features.explanations.n2g import Example, Padding
 from analyses.features.explanations.n2g_trie import Pattern, Trie
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import LOGITS, next_tokens
-from dictlab.progress import track
+from dictlab.numerics import seeds
+from dictlab.runtime.progress import track
 from dictlab.token_selection import TokenSelection
 
 Sums = dict[str, NDArray[np.float64]]

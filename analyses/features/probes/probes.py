@@ -24,8 +24,8 @@ from analyses.features.probes.token_labels import LabelledTokens, ProbeSample, p
 from analyses.features.probes.user_labels import Pooling, table_tokens
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
-from dictlab.interruption import Completion
 from dictlab.reports.report import Report
+from dictlab.runtime.interruption import Completion
 
 
 def probes(

@@ -15,8 +15,8 @@ from analyses.features.probes import single_latent_probes as probing
 from analyses.features.probes.single_latent_probes import ALL, CHANNELS, Probed
 from analyses.features.probes.token_labels import ProbeSample
 from dictlab.dictionary import Dictionary
+from dictlab.numerics.statistics import Estimate, Formula, estimate_columns, interval, interval_words
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import Estimate, Formula, estimate_columns, interval, interval_words
 
 INTERVAL = interval_words("sequences")
 LOSS, LEFT = "probe loss (nats, mean over tasks)", "share of the labels' entropy left"

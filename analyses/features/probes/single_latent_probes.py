@@ -27,8 +27,8 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
 from dictlab.evaluation.evaluate import check_finite
 from dictlab.model.language_model import LanguageModel
-from dictlab.progress import track
-from dictlab.statistics import BySequence
+from dictlab.numerics.statistics import BySequence
+from dictlab.runtime.progress import track
 
 FORWARD_TOKENS = 4096
 COMPONENTS = 512  # that a probe on all coordinates reads at most

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from analyses.features.probes import python_lexical, python_syntax
 from analyses.features.probes.python_lexical import Places, Span, Spans
-from dictlab import seeds
 from dictlab.data.packing import leading_tokens
 from dictlab.data.text import SPREAD, Text
 from dictlab.errors import DictlabError
-from dictlab.progress import Phase
+from dictlab.numerics import seeds
+from dictlab.runtime.progress import Phase
 
 PYTHON_TASKS = (*python_lexical.TASKS, *python_syntax.TASKS)
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.features.probes.token_labels import LabelledTokens, encoded, touched
-from dictlab import seeds
 from dictlab.data.packing import leading_tokens
 from dictlab.data.text import TABLES, rows
 from dictlab.errors import DictlabError
 from dictlab.model.language_model import LanguageModel
+from dictlab.numerics import seeds
 
 Pooling = Literal["mean", "last"]
 HELD_OUT = 0.3  # of the rows of a table without splits of its own

@@ -35,13 +35,13 @@ from analyses.model_effects.ablation.logit_sparsity import (
     ablation_effects,
 )
 from analyses.model_effects.ablation.report import ablation_report
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
-from dictlab.interruption import Completion
-from dictlab.progress import track
+from dictlab.numerics import seeds
 from dictlab.reports.report import Report
+from dictlab.runtime.interruption import Completion
+from dictlab.runtime.progress import track
 
 
 class Ablations(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 from analyses.model_effects.ablation.logit_sparsity import CHANNEL, LATENT, RANDOM, AblationEffect
 from dictlab.dictionary import Dictionary
-from dictlab.statistics import NAN, Array, Estimate, interval, ratio, ratio_draws
+from dictlab.numerics.statistics import NAN, Array, Estimate, interval, ratio, ratio_draws
 
 RARE = 0.1  # share of tokens from which on a latent is no more rare
 

@@ -16,8 +16,8 @@ from analyses.common import plotting
 from analyses.model_effects.ablation.estimates import RARE, AblationEstimates
 from analyses.model_effects.ablation.logit_sparsity import CHANNEL, LATENT, RANDOM, AblationEffect
 from dictlab.dictionary import Dictionary
+from dictlab.numerics.statistics import Estimate, estimate_columns, interval_words
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import Estimate, estimate_columns, interval_words
 
 INTERVAL = interval_words("tokens")
 OWN = "own position"

@@ -25,15 +25,15 @@ from analyses.model_effects.downstream.principal_directions import (
     sums_along,
 )
 from analyses.model_effects.downstream.stream_comparison import Sums, as_published, compare, normed
-from dictlab import seeds
 from dictlab.data.activations import moments
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import BATCH_TOKENS, reconstruct_selected, site_of
-from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
-from dictlab.progress import track
-from dictlab.statistics import BySequence
+from dictlab.numerics import seeds
+from dictlab.numerics.statistics import BySequence
+from dictlab.runtime.interruption import Completion
+from dictlab.runtime.progress import track
 from dictlab.token_selection import ALL, TokenSelection
 
 

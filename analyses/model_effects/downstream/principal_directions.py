@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dictlab.data.activations import Moments
-from dictlab.statistics import Array, BySequence
+from dictlab.numerics.statistics import Array, BySequence
 
 LOST = 0.5  # a direction with more than this share of its variance not reconstructed is called lost
 WRONG, REPAIRED, RESAMPLED = "only this group wrong", "this group repaired", "resampled"

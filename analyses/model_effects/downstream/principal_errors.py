@@ -19,7 +19,7 @@ from analyses.model_effects.downstream.principal_directions import (
     lost_mask,
     not_reconstructed,
 )
-from dictlab.statistics import Array, BySequence, Estimate, Formula
+from dictlab.numerics.statistics import Array, BySequence, Estimate, Formula
 
 
 class DirectionErrors(NamedTuple):

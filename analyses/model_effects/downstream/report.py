@@ -20,8 +20,8 @@ from analyses.model_effects.downstream.principal_errors import (
 )
 from analyses.model_effects.downstream.stream_comparison import METRICS, OUTPUT
 from dictlab.dictionary import Dictionary
+from dictlab.numerics.statistics import Estimate, estimate_columns, intervals
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import Estimate, estimate_columns, intervals
 
 SHOWN = {  # metrics that are plotted, and what their panels ask
     "MSE": "How large is the error?",

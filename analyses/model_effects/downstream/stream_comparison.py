@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, layer_norm
 
-from dictlab.statistics import Formula
+from dictlab.numerics.statistics import Formula
 
 LN_EPSILON = 1e-5
 Sums = dict[str, Tensor]  # of each sequence of a batch, by name

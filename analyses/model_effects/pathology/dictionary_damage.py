@@ -14,7 +14,7 @@ import numpy as np
 from analyses.model_effects.pathology.replacement_damage import Arrays
 from analyses.model_effects.pathology.replacements import NAMES, RECONSTRUCTION
 from dictlab.dictionary import Dictionary
-from dictlab.statistics import Array, Estimate, ratio
+from dictlab.numerics.statistics import Array, Estimate, ratio
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 from analyses.model_effects.pathology.dictionary_damage import DictionaryDamage
 from analyses.model_effects.pathology.replacements import BASELINES, NAMES, RECONSTRUCTION, STEPS
 from analyses.model_effects.pathology.step_curves import CLASSES, MULTIPLES, REFERENCES, SCALES, effective_length
-from dictlab.statistics import ENDS, NAN, Array, Estimate, bootstrap_weights, ratio
+from dictlab.numerics.statistics import ENDS, NAN, Array, Estimate, bootstrap_weights, ratio
 
 FAR = 3.0  # standard deviations beyond which a reconstruction is counted as far out
 

@@ -22,8 +22,8 @@ from analyses.model_effects.pathology.estimates import (
 from analyses.model_effects.pathology.replacements import BASELINES, COVARIANCE, ISOTROPIC, NAMES, RECONSTRUCTION, STEPS
 from analyses.model_effects.pathology.step_curves import CLASSES, REFERENCES
 from dictlab.evaluation.evaluate import site_of
+from dictlab.numerics.statistics import Estimate
 from dictlab.reports.report import Plot
-from dictlab.statistics import Estimate
 
 MAIN = (RECONSTRUCTION, ISOTROPIC, COVARIANCE, "norm only")  # the lines of a panel that must stay readable
 CLIP = 1.0  # nats; where histograms end, as in the published figure

@@ -29,15 +29,15 @@ from analyses.model_effects.pathology.replacements import (
     site_statistics,
 )
 from analyses.model_effects.pathology.step_curves import reach, references, sensitivity
-from dictlab import seeds
 from dictlab.data.activations import moments
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import reconstruct_selected, site_of
-from dictlab.interruption import Completion
 from dictlab.model.language_model import LanguageModel
-from dictlab.progress import Phase, track
+from dictlab.numerics import seeds
+from dictlab.runtime.interruption import Completion
+from dictlab.runtime.progress import Phase, track
 from dictlab.token_selection import ALL, TokenSelection
 
 BATCH_TOKENS = 2048

@@ -15,8 +15,8 @@ from analyses.model_effects.pathology.replacement_damage import DamageSettings
 from analyses.model_effects.pathology.replacements import COVARIANCE, ISOTROPIC
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import site_of
+from dictlab.numerics.statistics import Array
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import Array
 
 
 class TokensMeasured(NamedTuple):

@@ -21,7 +21,7 @@ from analyses.model_effects.pathology.estimates import (
 from analyses.model_effects.pathology.replacement_damage import CLOUDS
 from analyses.model_effects.pathology.replacements import COVARIANCE, ISOTROPIC, RECONSTRUCTION
 from dictlab.evaluation.evaluate import site_of
-from dictlab.statistics import Array, Estimate, estimate_columns, interval, ratio, ratio_draws, spearman
+from dictlab.numerics.statistics import Array, Estimate, estimate_columns, interval, ratio, ratio_draws, spearman
 
 
 def comparison(estimates: Sequence[DamageRatios]) -> pd.DataFrame:

@@ -21,8 +21,8 @@ from analyses.quality.pareto.comparisons import (
     training_costs,
 )
 from dictlab.evaluation.metrics import METRICS, Evaluation
+from dictlab.numerics.statistics import RESAMPLES, Estimate, interval_words
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import RESAMPLES, Estimate, interval_words
 
 COMPARED = 3  # comparisons that fit a summary
 NAMED = 8  # dictionaries that fit a sentence

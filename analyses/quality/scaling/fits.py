@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from analyses.quality.scaling import laws as scaling_laws
 from analyses.quality.scaling.laws import LAWS, Columns, Law, LawFit
 from analyses.quality.scaling.runs import LOSSES, VARIABLES, ScalingRun, losses_of
-from dictlab.statistics import NAN, Estimate, intervals
+from dictlab.numerics.statistics import NAN, Estimate, intervals
 
 
 class FittedLaw(NamedTuple):

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from dictlab.statistics import FIT_RESAMPLES, resampled_runs
+from dictlab.numerics.statistics import FIT_RESAMPLES, resampled_runs
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]

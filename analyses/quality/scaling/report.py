@@ -10,8 +10,8 @@ import numpy as np
 from analyses.quality.scaling import plots, tables
 from analyses.quality.scaling.fits import FittedLaw, ScalingFits
 from analyses.quality.scaling.runs import LOSSES, LoggedDead, ScalingRun, losses_of
+from dictlab.numerics.statistics import interval_words
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import interval_words
 
 NORMALISER = "The normaliser of the normalised MSE is the error of predicting the mean activation of the sample."
 PLOTS = dict(zip(LOSSES, ("laws", "laws_ce"), strict=True))  # names of plots
@@ -55,7 +55,7 @@ def _tables(runs: Sequence[ScalingRun], fits: ScalingFits) -> dict[str, Table]:
         "runs": Table(
             tables.runs_table(runs),
             f"{NORMALISER} FLOPs: of the dictionary's own training, computed from width, d_in, tokens and active "
-            "latents (`dictlab.flops`). dead: share of latents that were never active.",
+            "latents (`dictlab.numerics.flops`). dead: share of latents that were never active.",
         ),
     }
     if fits.not_fitted:

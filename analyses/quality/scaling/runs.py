@@ -12,8 +12,8 @@ from analyses.common.opening import DictionaryLike, open_dictionaries
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.metrics import Evaluation
-from dictlab.flops import training_flops
-from dictlab.statistics import NAN, Estimate
+from dictlab.numerics.flops import training_flops
+from dictlab.numerics.statistics import NAN, Estimate
 
 LOSSES = ("normalised MSE", "CE increase")
 METRICS = dict(zip(LOSSES, ("explained_variance", "ce_increase"), strict=True))  # what they follow from

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analyses.quality.scaling.fits import FittedLaw, NotFitted, Prediction
 from analyses.quality.scaling.runs import ScalingRun, losses_of
-from dictlab.statistics import estimate_columns
+from dictlab.numerics.statistics import estimate_columns
 
 
 def fits_table(fitted: Sequence[FittedLaw]) -> pd.DataFrame:

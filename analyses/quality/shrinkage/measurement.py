@@ -24,9 +24,9 @@ from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import check_finite
-from dictlab.interruption import Completion
-from dictlab.progress import track
-from dictlab.statistics import NAN, Array, BySequence, Estimate, Formula
+from dictlab.numerics.statistics import NAN, Array, BySequence, Estimate, Formula
+from dictlab.runtime.interruption import Completion
+from dictlab.runtime.progress import track
 from dictlab.token_selection import ALL, TokenSelection
 
 AS_TRAINED, REFINED, TOPK, THRESHOLD = "as trained", "refined", "largest k", "threshold"

@@ -24,8 +24,8 @@ from analyses.quality.shrinkage.measurement import (
 )
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.stated_l0 import stated_l0, stated_l0_warnings
+from dictlab.numerics.statistics import Estimate, estimate_columns, interval_words
 from dictlab.reports.report import Plot, Report, Table
-from dictlab.statistics import Estimate, estimate_columns, interval_words
 
 INTERVAL = interval_words("sequences")
 BINS = np.linspace(0, 2.5, 51)

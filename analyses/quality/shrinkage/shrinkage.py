@@ -26,8 +26,8 @@ from dictlab.data.activations import moments, unit_of
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
 from dictlab.evaluation.evaluate import BATCH_TOKENS, site_of
-from dictlab.interruption import Completion
 from dictlab.reports.report import Report
+from dictlab.runtime.interruption import Completion
 from dictlab.token_selection import TokenSelection
 
 LEVELS = tuple(2**i for i in range(9))  # values of k'

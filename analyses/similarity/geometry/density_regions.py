@@ -28,7 +28,7 @@ from scipy import sparse, stats
 from torch import Tensor, cat
 
 from analyses.common.neighbours import Neighbours
-from dictlab import seeds
+from dictlab.numerics import seeds
 
 NEIGHBOURS = 15  # k: the resolution; a region of fewer latents has neighbours outside of itself
 FULL = 0.02  # tail from which the surroundings of a latent count as full

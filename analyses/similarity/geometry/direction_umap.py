@@ -20,8 +20,8 @@ from torch import Tensor
 from analyses.common import plotting
 from analyses.common.chance import alive_directions, oriented
 from analyses.common.max_activating import LatentContexts, with_contexts
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
+from dictlab.numerics import seeds
 from dictlab.reports.report import Scatter
 
 MAP_NEIGHBOURS = 15  # of UMAP

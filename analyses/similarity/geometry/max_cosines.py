@@ -19,7 +19,7 @@ from torch import Tensor
 from analyses.common.chance import Levels
 from analyses.common.seed_floor import SEEDS, other_seeds, relation, seeds_of
 from dictlab.dictionary import Dictionary
-from dictlab.statistics import Estimate, interval, latent_mean_draws
+from dictlab.numerics.statistics import Estimate, interval, latent_mean_draws
 
 Pairwise = Mapping[tuple[str, str], Tensor]  # (of, in) -> max cosines
 Means = Mapping[tuple[str, str], NDArray[np.float64]]  # (of, in) -> mean of each resample

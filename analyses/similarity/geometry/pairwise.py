@@ -18,8 +18,8 @@ from analyses.common.seed_floor import relation
 from analyses.similarity.geometry.density_regions import ALPHA, FULL, NEIGHBOURS, Pool, density_ratio, pooled, regions
 from analyses.similarity.geometry.direction_umap import Latent
 from dictlab.dictionary import Dictionary
-from dictlab.progress import track
 from dictlab.reports.report import Table
+from dictlab.runtime.progress import track
 
 SHUFFLES_A_PAIR = 40  # for p-values that can reach ALPHA after correction for the pairs
 CENTRAL = 3  # latents of a region that stand in its row

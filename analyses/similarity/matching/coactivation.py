@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from analyses.similarity.matching.code_sample import Matrix, firings
-from dictlab import seeds
-from dictlab.statistics import RESAMPLES, STANDARD_ERRORS, Array, BySequence, intervals, permutation_p
+from dictlab.numerics import seeds
+from dictlab.numerics.statistics import RESAMPLES, STANDARD_ERRORS, Array, BySequence, intervals, permutation_p
 
 CELLS = 1 << 24  # joint sums of a block of latents with all of the other's
 SHUFFLED = 1024  # pairs that take part in a shuffle

@@ -19,7 +19,7 @@ from analyses.similarity.matching.assignment import pair_cosines
 from analyses.similarity.matching.coactivation import NAMES, Alike, alike, best_partners, shuffled_means, values
 from analyses.similarity.matching.code_sample import Matrix, Sample, randomly_fired
 from analyses.similarity.matching.latent_pairs import Pair
-from dictlab import seeds
+from dictlab.numerics import seeds
 
 QUADRANTS = {
     (True, True): "same direction, same trigger",

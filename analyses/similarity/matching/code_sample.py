@@ -28,7 +28,7 @@ from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.model.language_model import LanguageModel
-from dictlab.progress import track
+from dictlab.runtime.progress import track
 from dictlab.token_selection import TokenSelection, rectangles
 
 Matrix: TypeAlias = sparse.csr_array  # tokens x latents

@@ -59,8 +59,8 @@ from analyses.similarity.matching.report import (
 from analyses.similarity.matching.representation_report import compared_spaces, space_plot
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.progress import track
 from dictlab.reports.report import Plot, Report, Table
+from dictlab.runtime.progress import track
 
 T = TypeVar("T")
 DETAILED = 6  # pairs of dictionaries whose latents are listed: all of four dictionaries'

@@ -15,7 +15,7 @@ from analyses.common.neighbours import Neighbours
 from analyses.common.seed_floor import Similarity, similarity_columns
 from analyses.similarity.matching.latent_pairs import Matched, Pair
 from dictlab.dictionary import Dictionary
-from dictlab.statistics import mean_interval
+from dictlab.numerics.statistics import mean_interval
 
 THRESHOLDS = tuple(t / 100 for t in range(30, 100, 5))
 STRATA = 10

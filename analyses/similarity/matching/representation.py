@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from dictlab import seeds
-from dictlab.statistics import jackknife_interval, permutation_p
+from dictlab.numerics import seeds
+from dictlab.numerics.statistics import jackknife_interval, permutation_p
 
 Rows: TypeAlias = Float[np.ndarray, "n d"]
 Order: TypeAlias = Int[np.ndarray, " n"]

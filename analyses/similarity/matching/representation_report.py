@@ -30,8 +30,8 @@ from analyses.similarity.matching.representation import (
     value_of,
     with_null,
 )
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
+from dictlab.numerics import seeds
 from dictlab.reports.report import Plot
 
 DENSE = 0.1  # share of tokens above which a latent is dense

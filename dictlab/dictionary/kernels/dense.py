@@ -22,7 +22,7 @@ from torch import Tensor
 from dictlab.dictionary.activation_functions import Elementwise
 from dictlab.dictionary.codes import DenseCodes
 from dictlab.dictionary.kernels.sparse import shifted
-from dictlab.linear import affine
+from dictlab.numerics.linear import affine
 
 SHARE = 0.18  # of active latents from which on this is faster: benchmarks/speed/density.py
 SAMPLE = 64  # tokens that are looked at to tell

@@ -33,7 +33,7 @@ from torch.nn.functional import embedding_bag
 
 from dictlab.dictionary.activation_functions import Activation
 from dictlab.dictionary.codes import CachedColumns, Codes, concatenate
-from dictlab.linear import affine
+from dictlab.numerics.linear import affine
 
 DENSE = 0.25  # share of active latents from which on dense products are faster: benchmarks.speed.density
 BLOCK = 1 << 21  # pre-activations held at once: 8 MiB in float32, so that they are still in the cache when looked at

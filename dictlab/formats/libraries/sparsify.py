@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dictlab import atomic_files, site_names
+from dictlab import site_names
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.activation_functions import AbsTopK, Activation, GroupMax, TopK
 from dictlab.dictionary.activation_records import whole
@@ -41,6 +41,7 @@ from dictlab.formats.libraries.fields import flag, refuse_part, refuse_scale, re
 from dictlab.formats.reading.checks import check
 from dictlab.formats.reading.configs import read_config
 from dictlab.formats.reading.source import Source
+from dictlab.runtime import atomic_files
 
 TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 FIELDS = {

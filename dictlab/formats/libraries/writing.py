@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictlab import atomic_files
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.dictionary.normalisation import NoNormalisation, Scale
 from dictlab.errors import DictlabError
 from dictlab.formats.native.header import metadata_of
+from dictlab.runtime import atomic_files
 
 OWN = "dictlab"  # the field of a configuration that holds what the other library has no place for
 COLUMNS = 1 << 14  # of the encoder, held in float64 at once

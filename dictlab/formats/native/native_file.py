@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictlab import atomic_files
 from dictlab.dictionary import Dictionary, activation_records, normalisation
 from dictlab.dictionary.tensor_checks import check_shapes
 from dictlab.errors import DictlabError
@@ -24,6 +23,7 @@ from dictlab.formats.native.header import SCHEMA, metadata_of, short
 from dictlab.formats.reading.checks import check
 from dictlab.formats.reading.configs import line, plain
 from dictlab.formats.reading.source import Source
+from dictlab.runtime import atomic_files
 
 OWN = "activation."  # tensors of the activation function
 

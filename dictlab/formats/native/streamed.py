@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dictlab import atomic_files
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats.native import native_file as native
+from dictlab.runtime import atomic_files
 
 FLOAT32 = 4  # bytes
 ALIGNED = 8  # bytes that the first tensor's place is a multiple of

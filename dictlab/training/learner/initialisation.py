@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from dictlab import seeds
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.normalisation import Normalisation
 from dictlab.errors import DictlabError
+from dictlab.numerics import seeds
 from dictlab.training.distributed.ranks import Ranks
 from dictlab.training.learner.warm_start import in_training_units
 from dictlab.training.member import Member

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.optim.lr_scheduler import LambdaLR
 
-from dictlab import seeds
 from dictlab.data.activations import Moments
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import Elementwise, emitting
@@ -19,6 +18,7 @@ from dictlab.dictionary.codes import Codes, DenseCodes
 from dictlab.dictionary.kernels import dense
 from dictlab.dictionary.kernels.error import squared_error
 from dictlab.dictionary.normalisation import Normalisation, Scale, unscaled
+from dictlab.numerics import seeds
 from dictlab.training import objectives
 from dictlab.training.config import TrainConfig
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks

@@ -16,7 +16,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.reconstruction import evaluate_reconstruction
 from dictlab.formats.loading import load
-from dictlab.progress import Phase
+from dictlab.runtime.progress import Phase
 from dictlab.token_selection import ALL
 from dictlab.training.config import TrainConfig
 from dictlab.training.costs import counted

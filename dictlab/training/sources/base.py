@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dictlab.cost_estimate import CostEstimate
 from dictlab.dictionary import Dictionary
-from dictlab.progress import Phase
+from dictlab.runtime.cost_estimate import CostEstimate
+from dictlab.runtime.progress import Phase
 from dictlab.training.config import TrainConfig
 from dictlab.training.member import Member
 from dictlab.training.objectives import Objective

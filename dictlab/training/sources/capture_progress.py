@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from jaxtyping import Int
 from torch import Tensor
 
-from dictlab.progress import Phase, clock, rate
+from dictlab.runtime.progress import Phase, clock, rate
 
 Capture = Callable[[Int[Tensor, "batch context"]], Mapping[str, Tensor]]
 

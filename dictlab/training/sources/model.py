@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictlab import progress
-from dictlab.cost_estimate import CostEstimate
 from dictlab.data import activations
 from dictlab.data.activation_cache import ActivationCache
 from dictlab.data.attention_sinks import find_sinks, sinks_warning
@@ -24,7 +22,9 @@ from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import evaluate, site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.model_options import ModelOptions
-from dictlab.progress import Phase
+from dictlab.runtime import progress
+from dictlab.runtime.cost_estimate import CostEstimate
+from dictlab.runtime.progress import Phase
 from dictlab.token_selection import ALL, AUTO, NORM_MULTIPLE, RECORD, TokenSelection
 from dictlab.training.config import TrainConfig
 from dictlab.training.costs import counted

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from dictlab.cost_estimate import CostEstimate, seconds_of
 from dictlab.data.activations import forward_size
 from dictlab.data.shuffle_buffer import BUFFER_TOKENS
-from dictlab.flops import state_bytes, training_flops
 from dictlab.model.language_model import LanguageModel
+from dictlab.numerics.flops import state_bytes, training_flops
+from dictlab.runtime.cost_estimate import CostEstimate, seconds_of
 from dictlab.training.config import TrainConfig
 from dictlab.training.member import Member
 

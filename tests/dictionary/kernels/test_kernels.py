@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK, Union
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
-from dictlab.linear import affine
+from dictlab.numerics.linear import affine
 from tests.dictionary.test_activation_functions import every, gated, jumprelu
 
 ACTIVATIONS = [ReLU(), TopK(3), TopK(30), TopK(1)]

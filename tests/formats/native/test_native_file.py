@@ -566,7 +566,9 @@ def test_a_save_that_breaks_off_leaves_the_old_file_and_no_other(tmp_path, monke
             args[1].write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr({"save_file": "safetensors.torch.save_file"}.get(stage, f"dictlab.atomic_files.{stage}"), full)
+    monkeypatch.setattr(
+        {"save_file": "safetensors.torch.save_file"}.get(stage, f"dictlab.runtime.atomic_files.{stage}"), full
+    )
     with pytest.raises(OSError, match="No space left"):
         save(build(seed=1), path)
     assert path.read_bytes() == before

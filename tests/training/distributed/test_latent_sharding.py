@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from dictlab import DictlabError, Text, load
 from dictlab.dictionary.activation_functions import Gated, TopK
-from dictlab.flops import exchanged_bytes
 from dictlab.formats.native import native_file as native
 from dictlab.formats.native import streamed
+from dictlab.numerics.flops import exchanged_bytes
 from dictlab.runs import open_run, records
 from dictlab.training import TrainConfig, resume, train
 from dictlab.training.distributed.distributed_top_k import winning

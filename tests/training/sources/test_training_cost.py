@@ -1,6 +1,6 @@
 """The estimate of a run's cost, against the tokens that the run really gives to the model."""
 
-from dictlab.flops import state_bytes
+from dictlab.numerics.flops import state_bytes
 from dictlab.training import TrainConfig
 from dictlab.training.sources.model import ModelSource
 from dictlab.training.sources.training_cost import RUNTIME_BYTES

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dictlab import atomic_files
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from dictlab.dictionary.normalisation import Scale
@@ -26,6 +25,7 @@ from dictlab.formats.libraries import writing
 from dictlab.formats.libraries.dictionary_learning import config as configuration
 from dictlab.formats.libraries.dictionary_learning.config import ALSO, CLASSES, NO_PRE_BIAS, bias_of
 from dictlab.formats.reading.checks import check
+from dictlab.runtime import atomic_files
 
 BATCH, MATRYOSHKA = "BatchTopKSAE", "MatryoshkaBatchTopKSAE"
 

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dictlab import atomic_files
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import AbsTopK, Gated, JumpReLU, ReLU, TopK
 from dictlab.dictionary.normalisation import Centred, LayerNorm, Normalisation, Scale
@@ -26,6 +25,7 @@ from dictlab.errors import DictlabError
 from dictlab.formats.libraries import writing
 from dictlab.formats.libraries.saelens.origin import write_metadata
 from dictlab.formats.reading.checks import check
+from dictlab.runtime import atomic_files
 
 WEIGHTS, CONFIG, SPARSITY = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
 NEVER = 1e-10  # added to firing rates before their logarithm is taken

@@ -25,7 +25,7 @@ from analyses.composition.insertion.cosine_predictor import (
 )
 from analyses.composition.insertion.single_insertions import LatentEffects
 from dictlab.dictionary.activation_functions import ReLU, TopK, Union
-from dictlab.statistics import interval
+from dictlab.numerics.statistics import interval
 
 
 def random_latents(n=40, seed=0, ties=False):

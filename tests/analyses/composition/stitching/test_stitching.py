@@ -27,7 +27,7 @@ from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, GroupMax
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.evaluation.evaluate import evaluate
 from dictlab.formats import conversion
-from dictlab.statistics import interval
+from dictlab.numerics.statistics import interval
 from tests.analyses.composition.novelty.test_novelty import planted
 from tests.dictionary.test_activation_functions import gated, jumprelu
 from tests.planted import SITE, random_dictionary, tiny_model

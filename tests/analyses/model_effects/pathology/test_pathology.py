@@ -22,7 +22,7 @@ from analyses.model_effects.pathology.replacements import (
 from analyses.model_effects.pathology.step_curves import MULTIPLES, decoder_directions, effective_length
 from dictlab import Codes, DictlabError, Metadata, Text, TopK
 from dictlab.data.activations import moments
-from dictlab.statistics import ratio, spearman
+from dictlab.numerics.statistics import ratio, spearman
 from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_model
 
 B, T, D, DRAWS = 3, 5, 12, 4

@@ -28,7 +28,7 @@ from analyses.quality.pareto.tables import fronts_table as fronts
 from analyses.quality.pareto.tables import points_table
 from dictlab import Metadata, ReLU, TopK
 from dictlab.evaluation.metrics import Evaluation
-from dictlab.statistics import RESAMPLES
+from dictlab.numerics.statistics import RESAMPLES
 from tests.planted import SITE, random_dictionary, tiny_model
 
 

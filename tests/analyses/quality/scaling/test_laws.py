@@ -5,7 +5,7 @@ import pytest
 
 from analyses.quality.scaling import laws as scaling_laws
 from analyses.quality.scaling.laws import LAWS
-from dictlab.statistics import intervals
+from dictlab.numerics.statistics import intervals
 
 BY_NAME = {law.name: law for law in LAWS}
 WIDTHS = np.repeat(2.0 ** np.arange(8, 17), 2)

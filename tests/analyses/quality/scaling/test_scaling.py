@@ -9,7 +9,7 @@ import torch
 from analyses import scaling
 from dictlab import Metadata, ReLU, TopK, save
 from dictlab.errors import DictlabError
-from dictlab.flops import training_flops
+from dictlab.numerics.flops import training_flops
 from tests.planted import SITE, many_documents, random_dictionary, tiny_model
 
 

@@ -19,7 +19,7 @@ from analyses.similarity.matching.matching import matching
 from dictlab import DictlabError, Metadata
 from dictlab.formats.loading import mapped
 from dictlab.formats.native import native_file as native
-from dictlab.statistics import mean_interval
+from dictlab.numerics.statistics import mean_interval
 from tests.planted import SITE, random_dictionary
 
 small = st.integers(1, 12)

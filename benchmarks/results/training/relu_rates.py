@@ -1,6 +1,6 @@
 """At which learning rate does ReLU + L1 learn best, by objective? What the shipped ReLU dictionaries' rates are from.
 
-python -m benchmarks.results.relu_rates [--out FOLDER]
+python -m benchmarks.results.training.relu_rates [--out FOLDER]
 
 (about an hour on one core; each run is a folder, and is done once)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dictlab import DictlabError, TopK, atomic_files, load, save
+from dictlab import DictlabError, TopK, load, save
 from dictlab.formats import conversion
+from dictlab.runtime import atomic_files
 from tests.planted import random_dictionary
 
 FORMATS = {"dictlab": "a.safetensors", "saelens": "folder", "sparsify": "folder", "dictionary_learning": "folder"}

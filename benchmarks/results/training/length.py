@@ -1,6 +1,6 @@
 """Does end-to-end training need longer than local training? One dictionary of each objective, at two lengths.
 
-python -m benchmarks.results.training_length     (about 25 minutes on one core)
+python -m benchmarks.results.training.length     (about 25 minutes on one core)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/results/training.md, out of what benchmarks/results/training_quality.py trained."""
+"""The tables and the figure of docs/results/training.md, out of what `quality.py` beside this trained."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from analyses.common import plotting
 from analyses.quality.curve_comparison import estimate, mean_ratio
 from analyses.quality.measured_points import Point, curves
-from benchmarks.results.training_quality_measures import Cost
+from benchmarks.results.training.quality_measures import Cost
 from dictlab import Dictionary
-from dictlab.statistics import interval
+from dictlab.numerics.statistics import interval
 
 Array = NDArray[np.float64]
 Runs = Mapping[str, Sequence[Point]]

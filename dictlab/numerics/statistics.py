@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from dictlab import seeds
+from dictlab.numerics import seeds
 
 COVERAGE = 0.95  # share of the distribution that an interval covers
 RESAMPLES = 1000  # of a percentile interval

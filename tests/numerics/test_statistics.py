@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dictlab import statistics
-from dictlab.statistics import difference_of_means, latent_counts, latent_mean_draws, resampled_runs, share_draws
+from dictlab.numerics import statistics
+from dictlab.numerics.statistics import (
+    difference_of_means,
+    latent_counts,
+    latent_mean_draws,
+    resampled_runs,
+    share_draws,
+)
 
 
 def test_p_is_the_share_of_all_resamples_of_the_pool():
@@ -86,6 +92,6 @@ def test_runs_are_drawn_with_replacement():
 def test_no_other_module_draws_resamples():
     drawing = re.compile(r"\.(multinomial|binomial)\(|replace=True|\.integers\(len\(")
     assert drawing.search("rng.multinomial(n, p)") and drawing.search("rng.choice(n, n, replace=True)")
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     files = [p for folder in ("analyses", "dictlab/evaluation") for p in (root / folder).rglob("*.py")]
     assert len(files) > 100 and [str(p) for p in files if drawing.search(p.read_text())] == []

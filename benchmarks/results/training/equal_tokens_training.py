@@ -1,6 +1,6 @@
 """One library trains one dictionary on given vectors in a given order; run by quality_at_equal_tokens.py.
 
-PYTHON -m benchmarks.results.equal_tokens_training JOB.json RESULT.json
+PYTHON -m benchmarks.results.training.equal_tokens_training JOB.json RESULT.json
 
 PYTHON has the library: dictlab, dictionary_learning, saelens or sparsify. Each is driven through its own training step,
 at its own defaults but for what the job gives: the learning rate, and the width, k or coefficient of the dictionary.

@@ -2,9 +2,9 @@
 
 Trains everything that docs/results/training.md tells of, and prints its tables.
 
-python -m benchmarks.results.training_quality [--tokens 600000] [--seeds 0 1] [--out FOLDER] [--figure FILE]
-python -m benchmarks.results.training_quality NAME ...    only runs whose names begin so, to spread them over processes
-python -m benchmarks.results.training_quality --tables      what is there already, and nothing new
+python -m benchmarks.results.training.quality [--tokens 600000] [--seeds 0 1] [--out FOLDER] [--figure FILE]
+python -m benchmarks.results.training.quality NAME ...    only runs whose names begin so, on several processes
+python -m benchmarks.results.training.quality --tables      what is there already, and nothing new
 
 About an hour and a half on one core. Each run is a folder below FOLDER: after Ctrl-C, or a kill, the same command goes
 on where it stopped. Settings are tuned first, on a third of the tokens and with a seed of their own.
@@ -19,10 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import training_quality_measures as measures
-import training_quality_tables as tables
-
 from benchmarks._common import CHECKPOINTS, shipped_model
+from benchmarks.results.training import quality_measures as measures
+from benchmarks.results.training import quality_tables as tables
 from dictlab import Dictionary, LanguageModel, TrainConfig, load, runs, train
 from dictlab.training import resume
 

@@ -1,6 +1,6 @@
 """How good are dictionaries of four libraries after the same vectors in the same order?
 
-python -m benchmarks.results.quality_at_equal_tokens --peers PYTHON
+python -m benchmarks.results.training.quality_at_equal_tokens --peers PYTHON
     [--model gpt2-python-2m --site blocks.3.hook_resid_pre --token-selection all]  or  [--arrays TRAIN.npy HELD.npy]
     [--vectors 409600 --passes 5 --batch 2048] [--width 1024 --k 16] [--activation topk ...] [--seeds 0 1 2]
     [--libraries dictlab saelens ...] [--settings '{}' '{"recipe": "gao2024"}'] [--rates 2e-3 4e-3]
@@ -158,7 +158,7 @@ class Bench:
             written.write_text(json.dumps(job))
             partial = path.with_suffix(".partial")
             subprocess.run(
-                [python, "-m", "benchmarks.results.equal_tokens_training", str(written), str(partial)],
+                [python, "-m", "benchmarks.results.training.equal_tokens_training", str(written), str(partial)],
                 check=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What benchmarks/results/training_quality.py measures: dictionaries on held-out text, and the cost of a step."""
+"""What `quality.py` beside this measures: dictionaries on held-out text, and the cost of a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dictlab import Dictionary, LanguageModel, Text, TrainConfig
 from dictlab.data.activations import moments
 from dictlab.evaluation.evaluate import evaluate
 from dictlab.evaluation.metrics import Evaluation
-from dictlab.flops import training_flops
+from dictlab.numerics.flops import training_flops
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch, Splice

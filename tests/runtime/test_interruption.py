@@ -2,7 +2,7 @@
 
 import pytest
 
-from dictlab.interruption import Completion
+from dictlab.runtime.interruption import Completion
 
 
 def measured(completion: Completion, until: int, error: type[BaseException] = KeyboardInterrupt) -> int:

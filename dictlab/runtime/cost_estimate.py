@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dictlab import progress
-from dictlab.progress import clock
+from dictlab.runtime import progress
+from dictlab.runtime.progress import clock
 
 WORTH_SAYING = 60.0  # seconds
 

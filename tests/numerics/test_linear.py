@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dictlab.linear import FrozenProducts
+from dictlab.numerics.linear import FrozenProducts
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -9,7 +9,7 @@ import pytest
 from dictlab import DictlabError
 from dictlab.runs import records
 from dictlab.training import TrainConfig, train
-from dictlab.training.logs import JsonLines
+from dictlab.training.run_folder.logs import JsonLines
 from tests.planted import sparse_data
 
 

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dictlab.atomic_files import new_file, save_tensors, synchronise
 from dictlab.errors import DictlabError
+from dictlab.runtime.atomic_files import new_file, save_tensors, synchronise
 from dictlab.training.distributed import latent_rows
 from dictlab.training.distributed.ranks import SINGLE_PROCESS, Ranks
-from dictlab.training.state_checks import TensorsDigest, digest, refuse
+from dictlab.training.run_folder.state_checks import TensorsDigest, digest, refuse
 
 if TYPE_CHECKING:
     from dictlab.training.distributed.latent_sharding import LatentShardedRanks

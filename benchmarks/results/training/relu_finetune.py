@@ -3,7 +3,7 @@
 Goes on from shipped local ReLU + L1 dictionaries for a twentieth of their tokens (or so many), under KL, under KL and
 the downstream error, and under their own loss, and compares CE increase at matched L0 with the shipped families.
 
-python -m benchmarks.results.relu_finetune [--tokens 225000] [--rates 2e-3] [--out FOLDER]
+python -m benchmarks.results.training.relu_finetune [--tokens 225000] [--rates 2e-3] [--out FOLDER]
     (a quarter of an hour on one core; each run is a folder, and is done once)
 """
 
@@ -21,8 +21,8 @@ import torch
 from analyses.quality.curve_comparison import estimate, mean_ratio
 from analyses.quality.measured_points import Point
 from benchmarks._common import CHECKPOINTS, shipped_model
-from benchmarks.results.relu_rates import made
-from benchmarks.results.training_quality_measures import step_seconds
+from benchmarks.results.training.quality_measures import step_seconds
+from benchmarks.results.training.relu_rates import made
 from dictlab import Dictionary, LanguageModel, Text, TrainConfig, load
 from dictlab.data.activations import moments
 from dictlab.evaluation.evaluate import evaluate

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from dictlab import progress, runs
-from dictlab.atomic_files import new_file, synchronise_folder
+from dictlab import runs
 from dictlab.errors import DictlabError
+from dictlab.runtime import progress
+from dictlab.runtime.atomic_files import new_file, synchronise_folder
 from dictlab.training.config import TrainConfig
 
 KEYS = ("member", "step", "tokens")  # what a record is about; everything else is a metric

@@ -2,7 +2,7 @@
 
 import time
 
-from dictlab.cost_estimate import CostEstimate, seconds_of
+from dictlab.runtime.cost_estimate import CostEstimate, seconds_of
 
 ESTIMATE = CostEstimate("train", 92_160, 45, 300.0, 2.13, "117 steps")
 

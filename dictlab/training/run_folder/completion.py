@@ -10,18 +10,19 @@ from typing import Any, cast
 
 import torch
 
-from dictlab import __about__, progress, runs
-from dictlab.atomic_files import synchronise_folder
+from dictlab import __about__, runs
 from dictlab.dictionary import Dictionary, Metadata
 from dictlab.formats.loading import load
 from dictlab.formats.native import native_file as native
-from dictlab.interruption import interrupts
-from dictlab.progress import Phase
-from dictlab.training import run_state
+from dictlab.runtime import progress
+from dictlab.runtime.atomic_files import synchronise_folder
+from dictlab.runtime.interruption import interrupts
+from dictlab.runtime.progress import Phase
 from dictlab.training.costs import cost_record, goals_record
 from dictlab.training.learner.learner import Learner
 from dictlab.training.measure import with_firing_tokens
-from dictlab.training.run import Run, write_record
+from dictlab.training.run_folder import run_state
+from dictlab.training.run_folder.run import Run, write_record
 from dictlab.training.training_loop import TrainingLoop
 
 

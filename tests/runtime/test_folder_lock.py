@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dictlab import DictlabError
-from dictlab.atomic_files import new_file, refuse_links, replace_text
-from dictlab.folder_lock import LOCK, InUseError, file_lock, folder_lock
+from dictlab.runtime.atomic_files import new_file, refuse_links, replace_text
+from dictlab.runtime.folder_lock import LOCK, InUseError, file_lock, folder_lock
 
 
 def forked(work) -> int:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dictlab import runs
-from dictlab.atomic_files import refuse_links, replace_text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.runtime.atomic_files import refuse_links, replace_text
 from dictlab.training.config import TrainConfig
 
 LOGGERS = ("tensorboard", "wandb")  # folders that loggers make

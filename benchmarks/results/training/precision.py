@@ -1,6 +1,6 @@
 """Does it matter that latents are chosen by a product in half precision? The same dictionaries, trained either way.
 
-python -m benchmarks.results.precision     (some minutes on one core)
+python -m benchmarks.results.training.precision     (some minutes on one core)
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from dictlab import progress
-from dictlab.progress import Phase, clock, rate, track
+from dictlab.runtime import progress
+from dictlab.runtime.progress import Phase, clock, rate, track
 
 
 def test_the_line_says_how_much_how_fast_and_how_long(monkeypatch):

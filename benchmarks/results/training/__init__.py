@@ -1,0 +1,1 @@
+"""Figures of training: objectives at equal tokens, recipes, precision, lengths."""

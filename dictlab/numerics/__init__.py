@@ -1,0 +1,1 @@
+"""Bootstraps and p values, least squares, seeds by purpose, counts of operations."""
