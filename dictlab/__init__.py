@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from dictlab.__about__ import VERSION
-from dictlab.analysis_entries import GROUP, SHORT, load_analysis
+from dictlab.analysis_entries import COMMANDS, GROUP, SHORT, load_analysis
 
 if TYPE_CHECKING:
     from dictlab.data.text import Text
@@ -78,6 +78,8 @@ def __dir__() -> list[str]:
 
 
 def _analyses() -> dict[str, EntryPoint]:
-    """By name, and `stitch` and `verify` as on the command line; `dictlab.training` is the package, no analysis."""
-    entries = {entry.name: entry for entry in entry_points(group=GROUP) if entry.name != "training"}
+    """By name, commands that are none (`explore`, `latent`) and `stitch` and `verify` as on the command line included;
+    `dictlab.training` is the package, no analysis."""
+    both = [*entry_points(group=COMMANDS), *entry_points(group=GROUP)]
+    entries = {entry.name: entry for entry in both if entry.name != "training"}
     return entries | {short: entries[name] for short, name in SHORT.items() if name in entries}

@@ -11,6 +11,7 @@ from typing import Any
 from dictlab.errors import DictlabError
 
 GROUP = "dictlab.analyses"
+COMMANDS = "dictlab.commands"  # functions that are a command of their own and return what is to be printed
 SHORT = {"stitch": "stitching", "verify": "verification"}  # analyses that have a shorter name as well
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
 
 from dictlab.__about__ import VERSION
-from dictlab.analysis_entries import GROUP, SHORT, load_analysis
+from dictlab.analysis_entries import COMMANDS, GROUP, SHORT, load_analysis
 from dictlab.cli import demo
 from dictlab.cli.analyses import command_of, own_examples, own_lines, plain_command
 from dictlab.cli.dictionaries import convert, info
@@ -21,9 +21,9 @@ from dictlab.errors import DictlabError
 from dictlab.runtime.interruption import interrupts
 from dictlab.runtime.progress import Phase
 
-COMMANDS = "dictlab.commands"  # functions that are a command of their own and return what is to be printed
 HELP = {
     "explore": "Make a page on which latents are found, seen and compared with those of other dictionaries.",
+    "latent": "What one latent is: firing rate, strongest contexts, promoted tokens, nearest latents.",
     "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
     "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
 }

@@ -95,8 +95,10 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
 
 
 def plain_command(function: Callable[..., object]) -> Callable[..., None]:
-    """A command out of a function that is no analysis: it writes what it makes into its argument `out`, a folder with a
-    default name after the dictionaries, and what it returns is printed."""
+    """A command out of a function that is no analysis: what it returns is printed.
+
+    What it writes goes into its argument `out`, where it has one: a folder with a default name after the dictionaries.
+    """
     signature = inspect.signature(function, eval_str=True)
     own = [p.replace(annotation=_flagged(p, _typed(p.annotation))) for p in signature.parameters.values()]
     extra = _model_options() if "model" in signature.parameters else []
@@ -106,7 +108,7 @@ def plain_command(function: Callable[..., object]) -> Callable[..., None]:
         chosen = bound.arguments.get("out")
         bound.apply_defaults()
         _take_model_options(bound.arguments)
-        if chosen is None:
+        if chosen is None and "out" in signature.parameters:
             bound.arguments["out"] = default_folder(function.__name__, _names_given(signature, bound.arguments))
         made = inspect.BoundArguments(signature, bound.arguments)
         console().print(str(function(*made.args, **made.kwargs)), soft_wrap=True)

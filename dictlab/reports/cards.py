@@ -67,6 +67,11 @@ class Cards:
         """The cards as boxes, all of their text escaped."""
         return Markup(template("cards.html").render(deck=self))
 
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Cards:
+        """The cards that `data` describes."""
+        return cls(tuple(_card(**card) for card in data["cards"]), data["caption"])
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return self.html()
@@ -88,6 +93,14 @@ class Cards:
             for card in self.cards
         ]
         return {"caption": self.caption, "cards": cards}
+
+
+def _card(title: str, fields: Mapping[str, str], passages: Mapping[str, Any]) -> Card:
+    read = {
+        heading: tuple(Passage(tuple(Piece(*piece) for piece in one["pieces"]), one["peak"]) for one in some)
+        for heading, some in passages.items()
+    }
+    return Card(title, fields, read)
 
 
 def _safe(value: Any) -> Any:

@@ -19,8 +19,6 @@ from typing import Any
 import numpy
 import pandas as pd
 import torch
-from markupsafe import escape
-from matplotlib.figure import Figure
 
 from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary
@@ -28,93 +26,23 @@ from dictlab.dictionary.hashing import sha256_of_weights
 from dictlab.errors import DictlabError
 from dictlab.formats.native import native_file as native
 from dictlab.reports.cards import Cards
+from dictlab.reports.contents import Plot, Scatter, Table
 from dictlab.reports.page import (
-    PLAIN,
-    SHOWN_ROWS,
     anchor,
     as_json,
-    axes_of,
-    cell_or_none,
-    coordinate,
     embedded,
     flattened,
-    picture,
     plot_data,
     rendered,
-    safe_frame,
     settled,
     table_data,
     title_of,
 )
 from dictlab.reports.safe_text import encodable, encodable_frame, for_csv, safe
+from dictlab.reports.saved_folder import DPI, SavedReport, contents_record, read_folder
 from dictlab.reports.whole_folder import write_whole
 
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """A frame and what it is about."""
-
-    frame: pd.DataFrame
-    caption: str
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        return f"<p>{escape(safe(self.caption))}</p>{safe_frame(self.frame).to_html(index=False, max_rows=SHOWN_ROWS)}"
-
-
-@dataclass(frozen=True, eq=False)
-class Plot:
-    """A figure and what it shows: n, the interval and the chance level belong in the caption."""
-
-    figure: Figure
-    caption: str
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        caption = escape(safe(self.caption))
-        return f'<figure><img src="{picture(self.figure, PLAIN)}"><figcaption>{caption}</figcaption></figure>'
-
-
-@dataclass(frozen=True, eq=False)
-class Scatter(Plot):
-    """A plot of points that say, on the page, what they are. In a notebook, and as PNG and SVG, it is its figure.
-
-    Its frame is saved beside it as CSV and Parquet, under the same name.
-
-    Attributes:
-        frame: One row a point.
-        x: Column of the abscissa; a point without one is not drawn.
-        y: Column of the ordinate.
-        group: Column that decides colour and shape, and that the legend lists.
-        labels: Columns that a point shows when it is pointed at; what is missing is left out.
-        marks: Column of names, several joined by ", ", of what points belong to together; None for none.
-        colours: CSS colour of each group; groups are listed in this order.
-    """
-
-    frame: pd.DataFrame
-    x: str
-    y: str
-    group: str
-    labels: tuple[str, ...] = ()
-    marks: str | None = None
-    colours: Mapping[str, str] = field(default_factory=dict)
-
-    def data(self) -> dict[str, Any]:
-        """What the page's script draws, by column."""
-        frame = self.frame
-        groups = [str(name) for name in dict.fromkeys([*self.colours, *frame[self.group]])]
-        number = {name: i for i, name in enumerate(groups)}
-        return {
-            "x": [coordinate(value) for value in frame[self.x]],
-            "y": [coordinate(value) for value in frame[self.y]],
-            "group": [number[str(name)] for name in frame[self.group]],
-            "groups": [safe(name) for name in groups],
-            "colours": [self.colours.get(name) for name in groups],
-            "title": self.group,
-            "labels": {safe(str(name)): [cell_or_none(value) for value in frame[name]] for name in self.labels},
-            "marks": None if self.marks is None else [cell_or_none(value) for value in frame[self.marks]],
-            **axes_of(self.figure),
-        }
+__all__ = ["Plot", "Report", "Scatter", "Table", "check_folder"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +60,7 @@ class Report:
         inputs: The dictionaries that went in.
         warnings: What the reader must not overlook.
         passed: Whether all that was checked holds; None where the question was no pass or fail.
+        recorded: The provenance of a report that was loaded from its folder; None of one that was made here.
     """
 
     title: str
@@ -144,6 +73,7 @@ class Report:
     inputs: tuple[Dictionary, ...] = ()
     warnings: tuple[str, ...] = ()
     passed: bool | None = None
+    recorded: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse two frames that would share a file."""
@@ -165,6 +95,19 @@ class Report:
             )
         return (*self.warnings, *notes)
 
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """A report back from the folder that `save` wrote: summary, tables, plots, cards, dictionaries, provenance.
+
+        Tables and the points of a `Scatter` are those that were saved. A plot's figure is the saved picture. `inputs`
+        are not in the folder: their description is in `recorded`, and what was noted of them among `warnings`.
+
+        Raises:
+            DictlabError: The folder holds no report, an earlier version wrote it, or a file of it is missing or broken.
+        """
+        saved: SavedReport = read_folder(Path(folder))
+        return cls(**saved._asdict())
+
     def save(self, folder: str | Path, *, force: bool = False, command: str | None = None) -> Path:
         """Write everything to a folder. It is prepared aside and moved in when complete: nothing is half-written.
 
@@ -183,7 +126,9 @@ class Report:
         return folder
 
     def provenance(self, command: str | None = None) -> dict[str, Any]:
-        """Versions, settings, and a hash of every dictionary that went in."""
+        """Versions, settings, and a hash of every dictionary that went in; of a loaded report, as it was recorded."""
+        if self.recorded is not None:
+            return dict(self.recorded)
         return {
             "dictlab": VERSION,
             "python": platform.python_version(),
@@ -249,7 +194,7 @@ class Report:
             frame.to_parquet(folder / f"{name}.parquet", index=False)
         for name, plot in self.plots.items():
             figure = settled(plot.figure)
-            figure.savefig(folder / f"{name}.png", dpi=150)
+            figure.savefig(folder / f"{name}.png", dpi=DPI)
             # A fixed salt and no date: equal figures are equal files.
             with _svg_settings():
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -263,7 +208,9 @@ class Report:
             "title": self.title,
             "summary": self.summary,
             "warnings": list(self.cautions),
+            "passed": self.passed,
             "files": [*files, "report.json"],
+            **contents_record(self.tables, self.plots, self.cards, self.dictionaries),
             "provenance": self.provenance(command),
         }
         (folder / "report.json").write_text(as_json(content) + "\n", encoding="utf-8")

@@ -124,7 +124,7 @@ def passages(
         strength[counted] = emitted
         weights = (strength / activation[latent, 0].to(strength)).clamp(max=1).cpu()
         made[latent] = tuple(
-            _passage(context.model.tokenizer, tokens[i], weights[i], int(position[latent, k]))
+            passage_around(context.model.tokenizer, tokens[i], weights[i], int(position[latent, k]))
             for i, k in enumerate(there)
         )
     return made
@@ -230,7 +230,8 @@ def _written(
     return found
 
 
-def _passage(tokenizer: Any, tokens: Tensor, weights: Tensor, position: int) -> Passage:
+def passage_around(tokenizer: Any, tokens: Tensor, weights: Tensor, position: int) -> Passage:
+    """The text around a token, the peak, each piece with its weight."""
     start = max(0, position - BEFORE)
     end = position + 1 + AFTER
     texts = token_texts(tokenizer, tokens[start:end].tolist(), position - start)
