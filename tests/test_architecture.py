@@ -135,3 +135,18 @@ def test_nothing_is_unpickled():
         text = path.read_text()
         assert not re.search(r"import pickle\b", text), path
         assert text.count("torch.load(") == text.count("weights_only=True"), path
+
+
+SHELL = re.compile(r"dictlab train --resume|--nproc_per_node|--out of `train`")  # commands, and options of others
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "cli" not in p.parts], ids=lambda p: str(p.relative_to(ROOT)))
+def test_messages_name_arguments_and_no_options(path):
+    """Who calls a function passes `model=...`; the command line turns that into --model (`as_options`)."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {ast.get_docstring(n, clean=False) for n in ast.walk(tree) if isinstance(n, documented)}
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)} - docstrings
+    typed = [text for text in texts if re.search(r"(?<![\w-])--[a-z]{2,}", SHELL.sub("", text))]
+    attributes = [t for t in typed if "\n" in t]  # docstrings below fields
+    assert set(typed) <= set(attributes), typed

@@ -301,7 +301,7 @@ def test_a_run_that_began_before_selections_goes_on_with_all_tokens(text, tmp_pa
 def test_dictionaries_of_different_tokens_are_compared_only_on_tokens_that_are_said():
     plain = random_dictionary(4, 16, name="plain")
     (other,) = with_selection([random_dictionary(4, 16, name="other")], "without-first")
-    with pytest.raises(DictlabError, match=r"plain was trained on the tokens 'all', other on .*--token-selection"):
+    with pytest.raises(DictlabError, match=r"plain was trained on the tokens 'all', other on .*token_selection="):
         recorded_selection([plain, other])
     assert str(recorded_selection(with_selection([plain, other], "without-outliers"))) == "without-outliers=10"
 

@@ -110,7 +110,7 @@ class AnswerCache:
         except (sqlite3.Error, OSError) as error:
             raise DictlabError(
                 f"answers {self.path}: cannot be used ({error}); expected a file of answers, or none yet. "
-                "Give another with --answers, or delete it."
+                "Give another with `answers=...`, or delete it."
             ) from error
 
     def get(self, request: Mapping[str, Any]) -> Answer | None:
@@ -132,7 +132,8 @@ class AnswerCache:
                 self._file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise DictlabError(
-                f"answers {self.path}: cannot be written ({error}). Free space, or give another file with --answers."
+                f"answers {self.path}: cannot be written ({error}). Free space, or give another file with "
+                f"`answers=...`."
             ) from error
 
     def close(self) -> None:

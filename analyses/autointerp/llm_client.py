@@ -182,7 +182,7 @@ class Endpoint:
                 raise DictlabError(
                     f"the budget of {budget:g} is used up: {spent:.4g} are spent, and the next request may cost "
                     f"{expected:.2g}. All answers are kept in {self.interpreter.answers}; the same command with a "
-                    "larger --budget goes on from there."
+                    "larger `budget=...` goes on from there."
                 )
             self._reserved += expected
 
@@ -220,7 +220,8 @@ class Endpoint:
         unreachable = isinstance(error, openai.APIConnectionError)
         if isinstance(error, openai.APITimeoutError) or (unreachable and expired(error)):
             return (
-                f"{place}: no answer within {interpreter.timeout:g} s, in {tries}. A longer --timeout may help. {kept}"
+                f"{place}: no answer within {interpreter.timeout:g} s, in {tries}. A longer `timeout=...` "
+                f"may help. {kept}"
             )
         if unreachable:
             return (
@@ -247,13 +248,13 @@ class Endpoint:
         if status == 429:
             return (
                 f"{place}: too many requests, or nothing left to spend (429: {said}), in {tries}. "
-                f"Fewer at once help: --per-minute, --concurrency. {kept}"
+                f"Fewer at once help: `per_minute=...`, `concurrency=...`. {kept}"
             )
         if status >= 500:
             return f"{place}: the server failed ({status}: {said}), in {tries}. {kept}"
         return (
             f"{place}: refuses the request to {model!r} ({status}: {said}). Parameters that it does not know can be "
-            'changed with --parameters, such as \'{"max_tokens": null, "max_completion_tokens": 2000}\'.'
+            'changed with `parameters=...`, such as \'{"max_tokens": null, "max_completion_tokens": 2000}\'.'
         )
 
     def _without_key(self, text: str) -> str:

@@ -145,8 +145,8 @@ def _too_many(last: Reading, n_unread: int, n_questions: int, endpoint: Endpoint
     return DictlabError(
         f"endpoint {endpoint.interpreter.endpoint}: {n_unread} of {n_questions} questions ({topic}) were asked "
         f"{ATTEMPTS} times without an answer that can be read; the last one was {text[:MESSAGE_LENGTH]!r}. "
-        + ("" if text else "A model that thinks first needs more tokens: see --parameters. ")
-        + "Give a model that follows instructions with --explainer or --scorer."
+        + ("" if text else "A model that thinks first needs more tokens: see `parameters=...`. ")
+        + "Give a model that follows instructions with `explainer=...` or `scorer=...`."
     )
 
 

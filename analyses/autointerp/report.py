@@ -270,7 +270,8 @@ def _left_out(interpretation: Interpretation, interpreter: Interpreter) -> list[
     return [
         f"{one.name}: {len(one.left_out)} of {len(one.left_out) + len(one.latents)} latents are active in "
         f"fewer than {interpreter.judged} held-out windows of {interpreter.window} tokens or in nearly all of "
-        f"them, or in fewer than {interpreter.shown} training sequences, and were not interpreted. More --tokens help."
+        f"them, or in fewer than {interpreter.shown} training sequences, and were not interpreted. More "
+        f"`tokens=...` help."
         for one in interpretation.dictionaries
         if one.left_out
     ]

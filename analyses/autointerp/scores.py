@@ -173,7 +173,7 @@ def interpret(dictionaries: Sequence[InterpretedDictionary], interpreter: Interp
             f"none of the {sum(len(one.left_out) for one in dictionaries)} latents can be interpreted: each needs "
             f"{interpreter.shown} training sequences in which it is active, and on held-out text "
             f"{interpreter.judged} windows in which it is and {interpreter.judged // 2} in which it is not. Give more "
-            "--tokens, or a smaller --judged."
+            "`tokens=...`, or a smaller `judged=...`."
         )
     with closing(Endpoint(interpreter)) as endpoint:
         estimate = Interpretation(dictionaries, estimated_costs(latents, endpoint))
@@ -222,7 +222,7 @@ def _check_budget(cost: ApiCost, interpreter: Interpreter) -> None:
     if money is not None and interpreter.budget is not None and money > interpreter.budget:
         raise DictlabError(
             f"{cost.requests:,} requests may cost {money:.4g}, more than the budget of {interpreter.budget:g}; nothing "
-            "was sent. Give a larger --budget, or fewer --latents or --judged."
+            "was sent. Give a larger `budget=...`, or fewer `latents=...` or `judged=...`."
         )
 
 

@@ -82,7 +82,7 @@ class Interpreter:
         if self.price is not None and not min(self.price) >= 0:
             raise DictlabError(f"price is {self.price}; expected 0 or more for a million tokens in, and out.")
         if self.budget is not None and self.price is None:
-            raise DictlabError("a budget needs prices: give --price IN OUT, in money for a million tokens.")
+            raise DictlabError("a budget needs prices: give `price=...` (in, out), in money for a million tokens.")
         _check_address(self.endpoint)
         _ = self.extra
 
@@ -117,12 +117,12 @@ class Interpreter:
             parameters = None
         if not isinstance(parameters, dict):
             raise DictlabError(
-                f"--parameters {self.parameters!r}: expected a JSON object such as "
+                f"parameters {self.parameters!r}: expected a JSON object such as "
                 '\'{"max_tokens": null, "max_completion_tokens": 2000}\'.'
             )
         taken = sorted(set(parameters) & set(RESERVED))
         if taken:
-            raise DictlabError(f"--parameters: {', '.join(taken)} cannot be set there.")
+            raise DictlabError(f"parameters: {', '.join(taken)} cannot be set there.")
         return parameters
 
     @property

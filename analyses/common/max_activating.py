@@ -110,7 +110,9 @@ def find_contexts(
         return _of_array(given, model, data, tokens, seed, device), ()
     reached = within_reach(model, given, device)
     if isinstance(reached, DictlabError):
-        return None, (f"No contexts are shown. {reached} Give the model with --model, or --tokens 0 to do without.",)
+        return None, (
+            f"No contexts are shown. {reached} Give the model with `model=...`, or `tokens=0` to do without.",
+        )
     opened, placed = reached
     source = open_text(text).as_split("train")
     length = context_of(given, opened, source)

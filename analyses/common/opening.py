@@ -121,8 +121,8 @@ def open_model(given: ModelLike | None, dictionaries: Sequence[Dictionary], devi
         about = dictionary.metadata
         raise DictlabError(
             f"{dictionary.name} was trained on {about.model} with fingerprint {about.model_fingerprint}; "
-            f"{model.name} has other weights ({model.fingerprint}). Give the right one with --model, or, for a "
-            "fine-tuned child of that model, --allow-other-weights."
+            f"{model.name} has other weights ({model.fingerprint}). Give the right one with `model=...`, or, for a "
+            "fine-tuned child of that model, `allow_other_weights=True`."
         )
     return model
 
@@ -181,7 +181,7 @@ def _model_named_by(dictionaries: Sequence[Dictionary], device: str, options: Mo
     """
     about = next((d.metadata for d in dictionaries if d.metadata.model is not None), None)
     if about is None or about.model is None:
-        raise DictlabError(f"{dictionaries[0].name}: its file names no model; give one with --model.")
+        raise DictlabError(f"{dictionaries[0].name}: its file names no model; give one with `model=...`.")
     named, weights = about.model, about.model_fingerprint
     folders = [d.path.parent for d in dictionaries if d.path is not None and d.metadata.model == named]
     known = _FOLDERS.get((named, weights))

@@ -183,5 +183,6 @@ def check_some_count(counted: int, selection: TokenSelection) -> None:
     """
     if counted == 0:
         raise DictlabError(
-            f"token selection {selection}: no token of the sample counts. Give more text, or another --token-selection."
+            f"token selection {selection}: no token of the sample counts. Give more text, or another "
+            f"`token_selection=...`."
         )

@@ -22,9 +22,9 @@ from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import site_of
-from dictlab.progress import track
 from dictlab.reports.cards import Passage
 from dictlab.reports.safe_text import safe
+from dictlab.runtime.progress import track
 
 NEAREST = 5  # latents of the own dictionary
 TOKENS = 8  # promoted, and suppressed

@@ -37,11 +37,11 @@ def report_labels(folders: Sequence[Path], names: Sequence[str], sizes: Sequence
         try:
             title = str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["title"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DictlabError(f"--reports {folder}: this is no folder of a report (no readable {RECORD}).") from error
+            raise DictlabError(f"reports {folder}: this is no folder of a report (no readable {RECORD}).") from error
         own = [label for path in sorted(folder.glob("*.parquet")) for label in _labels(path, title, names, sizes)]
         if not own:
             raise DictlabError(
-                f"--reports {folder}: no table says anything in words of latents of {', '.join(names)}; expected the "
+                f"reports {folder}: no table says anything in words of latents of {', '.join(names)}; expected the "
                 f"columns dictionary, latent and one of {', '.join(COLUMNS)}."
             )
         found += own

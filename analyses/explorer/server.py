@@ -80,7 +80,7 @@ def serve_explorer(folder: Path, live: LiveModel, port: int = 0) -> None:
     try:
         server = ExplorerServer(folder, live, port)
     except OSError as error:
-        raise DictlabError(f"--port {port}: {error.strerror}; choose another, or leave it out.") from error
+        raise DictlabError(f"port {port}: {error.strerror}; choose another, or leave it out.") from error
     with server:
         write(f"Open {server.address}\nIt is served to this machine alone, by this address alone. Ctrl-C ends.\n")
         try:

@@ -120,7 +120,7 @@ def normal_equations(sample: PoolSample) -> NormalEquations:
     if sample.n_latents > LARGEST_REFIT:
         raise DictlabError(
             f"refitting a decoder of {sample.n_latents} latents needs several matrices of their square; "
-            f"{LARGEST_REFIT} is the most. Use --refit bias."
+            f"{LARGEST_REFIT} is the most. Use `refit='bias'`."
         )
     design = _design(sample)
     target = sample.target.astype(np.float64)

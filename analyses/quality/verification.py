@@ -248,7 +248,7 @@ def verification(
         (whole,) = with_selection([opened.to("cpu", torch.float32)], token_selection)
         found_model, reason = (model, "") if data is not None else _model(model, whole, device)
         if data is None and found_model is None:
-            checks.append(Check("behaviour on text", "not done", reason, "a model, with --model, or --data"))
+            checks.append(Check("behaviour on text", "not done", reason, "a model, or data"))
         else:
             reading = open_activations([whole], model=found_model, text=text, data=data, device=device)
             held, cautions = reading.part("heldout"), reading.cautions

@@ -15,7 +15,7 @@ from dictlab.cli.analyses import command_of, own_examples, own_lines, plain_comm
 from dictlab.cli.dictionaries import convert, info
 from dictlab.cli.failing import say
 from dictlab.cli.options import check_analysis_options, check_train_options, unknown_option
-from dictlab.cli.printing import examples, whole_output
+from dictlab.cli.printing import as_options, examples, whole_output
 from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
 from dictlab.runtime.interruption import interrupts
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 application = build(arguments)
             failed = application(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         except (DictlabError, CycloptsError, OSError) as error:  # OSError: no permission, no space left, ...
-            say(_message(error), error)
+            say(as_options(_message(error)), error)
             return 2
         except KeyboardInterrupt as error:
             say(f"interrupted{error}.", error)

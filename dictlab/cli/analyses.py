@@ -8,7 +8,7 @@ import re
 import shlex
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from cyclopts import Parameter
 
 from dictlab.analysis_entries import load_analysis
-from dictlab.cli.printing import console, examples, print_report
+from dictlab.cli.printing import as_options, console, examples, print_report
 from dictlab.errors import DictlabError
 from dictlab.formats.names import name_of
 from dictlab.model.model_options import ModelDtype, ModelOptions
@@ -82,6 +82,7 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
         if os.environ.get("RANK", "0") != "0":  # of several processes that torchrun started, the first one writes
             return report.passed is False
         typed = shlex.join(["dictlab", *arguments])
+        report = replace(report, summary=as_options(report.summary), warnings=tuple(map(as_options, report.warnings)))
         with Phase("write the report"):
             report.save(folder, force=overwrite, command=typed)
         print_report(report, folder)
@@ -111,7 +112,7 @@ def plain_command(function: Callable[..., object]) -> Callable[..., None]:
         if chosen is None and "out" in signature.parameters:
             bound.arguments["out"] = default_folder(function.__name__, _names_given(signature, bound.arguments))
         made = inspect.BoundArguments(signature, bound.arguments)
-        console().print(str(function(*made.args, **made.kwargs)), soft_wrap=True)
+        console().print(as_options(str(function(*made.args, **made.kwargs))), soft_wrap=True)
 
     command.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in (*own, *extra)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -21,8 +22,24 @@ if TYPE_CHECKING:  # both are slow to import
     from dictlab.reports.report import Report, Table
     from dictlab.training.run_folder.run import Run
 
+ARGUMENT = re.compile(r"`([a-z]\w*)=([^`]*)`")  # as messages name an argument, for who calls a function
 WRAPPED = 24  # characters that a column of text needs to be worth wrapping
 SHOWN = 12  # rows of a table in the terminal
+
+
+def as_options(text: str) -> str:
+    """Arguments that a message names, as they are typed: `model=...` is --model, `tokens=0` --tokens 0.
+
+    Messages say what to pass to a function; on the command line the same arguments are options.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1].replace("_", "-"), match[2].strip("'\"")
+        if value == "False":
+            return f"--no-{name}"
+        return f"--{name}" if value in ("...", "True") else f"--{name} {value}"
+
+    return ARGUMENT.sub(option, text)
 
 
 class _Console(Console):

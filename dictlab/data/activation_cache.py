@@ -91,7 +91,7 @@ class ActivationCache:
         except OSError as error:
             raise DictlabError(
                 f"cache {self.folder}: {path.name} cannot be written ({error}). "
-                "Free space, or set a lower limit with --cache-gb."
+                "Free space, or set a lower limit with `cache_gb=...`."
             ) from error
         finally:
             partial.unlink(missing_ok=True)

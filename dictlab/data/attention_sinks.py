@@ -31,7 +31,7 @@ def sinks_warning(sinks: Sinks | None, selection: TokenSelection) -> tuple[str, 
     return (
         f"Attention sinks{where} (positions whose norm exceeds {NORM_MULTIPLE:g} times the median) are counted (token "
         f"selection {selection}) and hold {share:.1%} of the variance: errors and explained variance are theirs "
-        "to that extent. Leave them out with --token-selection without-outliers.",
+        "to that extent. Leave them out with `token_selection='without-outliers'`.",
     )
 
 

@@ -111,7 +111,7 @@ class Evaluation:
         """What a report must say of how much was measured, and of an L0 that is not the stated one."""
         said = list(partial_warnings(self.n_sequences, self.asked))
         if self.n_sequences < 2:
-            said.append("One sequence: no intervals. Measure on more with --contexts, where there are more.")
+            said.append("One sequence: no intervals. Measure on more with `contexts=...`, where there are more.")
         if "variance" in self.sums and self.sums["variance"].sum() == 0:
             said.append("Activations do not vary on this sample: there is no variance to explain.")
         off = stated_l0_warnings(self.name, self.stated_l0, self.value("l0")) if "l0" in self.sums else ()

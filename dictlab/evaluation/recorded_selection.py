@@ -22,7 +22,7 @@ def recorded_selection(dictionaries: Sequence[Dictionary]) -> TokenSelection:
             raise DictlabError(
                 f"{dictionaries[0].name} was trained on the tokens {str(selections[0])!r}, {dictionary.name} on "
                 f"{str(selection)!r}. Say on which both are to be measured, for instance with "
-                f"--token-selection {selection}."
+                f"`token_selection='{selection}'`."
             )
     return selections[0]
 

@@ -43,7 +43,7 @@ def write(dictionary: Dictionary, path: str | Path, format: str, *, force: bool 
     if path.name in ("", ".."):
         raise DictlabError(f"{path}: expected the name of a file or folder to make.")
     if path.exists() and not force:
-        raise DictlabError(f"{path} exists already; choose another name, or write --force to replace it.")
+        raise DictlabError(f"{path} exists already; choose another name, or write `force=True` to replace it.")
     absent = [folder for folder in path.parents if not folder.exists()]
     beside = path.with_name(f".{path.name}.partial")
     new = beside / path.name  # under its own name: some formats read from it where they belong

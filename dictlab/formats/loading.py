@@ -201,7 +201,9 @@ def _only(
         raise DictlabError(f"{path}: this folder holds {len(found)} dictionaries ({files}); name one of the files.")
     source, names = found[0]
     if len(names) > 1:
-        raise DictlabError(f"{source.path}: it could be of the formats {' and '.join(names)}; say which with --format.")
+        raise DictlabError(
+            f"{source.path}: it could be of the formats {' and '.join(names)}; say which with `format=...`."
+        )
     return formats()[names[0]], source
 
 
@@ -219,7 +221,7 @@ def _unknown(source: Source, broken: Sequence[str]) -> str:
     return (
         f"{source.path}: no dictionary of a known format. Tensors: {listed(source.tensors)}; configurations beside it: "
         f"{configs}. Known formats: {', '.join(formats())}. A plain state dict can be read by saying which tensor is "
-        f"what: see --map of dictlab convert.{''.join(f' {reason}' for reason in reasons)}"
+        f"what: see `map=...` of load and convert.{''.join(f' {reason}' for reason in reasons)}"
     )
 
 

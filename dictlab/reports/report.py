@@ -224,11 +224,13 @@ def check_folder(folder: Path, *, force: bool) -> None:
     """
     standing = next(path for path in (folder, *folder.parents) if path.exists())
     if not standing.is_dir():
-        raise DictlabError(f"{standing}: this is a file; the output is a folder. Choose another with --out.")
+        raise DictlabError(f"{standing}: this is a file; the output is a folder. Choose another with `out=...`.")
     if not os.access(standing, os.W_OK | os.X_OK):
-        raise DictlabError(f"{standing}: you may not write there. Choose another folder with --out.")
+        raise DictlabError(f"{standing}: you may not write there. Choose another folder with `out=...`.")
     if (folder / "report.json").exists() and not force:
-        raise DictlabError(f"{folder}: already holds a report. Choose another folder with --out, or give --force.")
+        raise DictlabError(
+            f"{folder}: already holds a report. Choose another folder with `out=...`, or give `force=True`."
+        )
 
 
 def _described(dictionary: Dictionary) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _take_place(partial: Path, folder: Path, force: bool) -> None:
     if taken and not force:
         raise DictlabError(
             f"{folder}: already holds {', '.join(taken)}, which no report wrote. "
-            "Choose another folder with --out, or give --force."
+            "Choose another folder with `out=...`, or give `force=True`."
         )
     if folder.exists() and _must_stay(folder):
         _replace_files(partial, folder)

@@ -21,7 +21,7 @@ from dictlab.training.variants import BY_NAME, ActivationName, Variant
 
 LoggerName = Literal["wandb", "tensorboard"]
 Precision = Literal["float32", "bfloat16"]
-DEFAULTS: dict[str, tuple[Any, ...]] = {"width": (1024,), "activation": ("topk",), "k": (16,)}  # without --start
+DEFAULTS: dict[str, tuple[Any, ...]] = {"width": (1024,), "activation": ("topk",), "k": (16,)}  # without start
 SEVERAL = ("width", "activation", "k", "l1", "l0", "objective", "later", "start", "seed", "prefixes")
 OPTIMISATION = ("schedule", "warmup", "decay", "final_lr", "clip", "ema", "dead_after", "finetune_lr")  # by recipe
 WEIGHTS = ("reconstruction", "kl", "ce", "downstream")  # of the objective weighted
@@ -196,7 +196,7 @@ class TrainConfig:
         given = [name for name in ("model", "data", "on") if getattr(self, name)]
         if len(given) != 1:
             found = " and ".join(given) or "nothing"
-            raise DictlabError(f"train: {found} to train on; give one of MODEL SITE, --data FILE, --on decoder FILE.")
+            raise DictlabError(f"train: {found} to train on; give one of model and site, `data=...`, `on=...`.")
         if self.model and not self.sites:
             raise DictlabError("train: no site is given; expected MODEL SITE, such as gpt2 blocks.6.hook_resid_pre.")
         if len(set(self.sites)) < len(self.sites):
@@ -276,7 +276,7 @@ class TrainConfig:
         check_at_least(0, **given)
         unused = [name for name in given if name != "downstream" and "weighted" not in goals]
         if unused:
-            raise DictlabError(f"{unused[0]} is a weight of the objective weighted; add --objective weighted.")
+            raise DictlabError(f"{unused[0]} is a weight of the objective weighted; add `objective='weighted'`.")
         if "weighted" in goals and not any(given.values()):
             raise DictlabError(f"objective weighted: give one of the weights {', '.join(WEIGHTS)}.")
         if self.finetune_tokens is not None and self.finetune is None:

@@ -76,7 +76,7 @@ def dumped(config: TrainConfig) -> str:
 
 def _known(name: str, where: str) -> str:
     if name == COMMAND_LINE_ONLY:
-        raise DictlabError(f"{where}: no file decides that code of a model is run; give --trust-remote-code.")
+        raise DictlabError(f"{where}: no file decides that code of a model is run; give `trust_remote_code=True`.")
     if name not in known():
         near = difflib.get_close_matches(name.replace("-", "_"), known(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known())}."

@@ -209,7 +209,7 @@ def _check_member(member: Member, config: TrainConfig, ranks: Ranks) -> None:
         if not member.variant.shared:
             raise DictlabError(
                 f"activation {member.variant.label}: it cannot be trained with its latents shared out over processes; "
-                "leave out --shards, or take topk, batchtopk, relu, jumprelu, gated, prolu or matryoshka of these."
+                "leave out `shards=...`, or take topk, batchtopk, relu, jumprelu, gated, prolu or matryoshka of these."
             )
 
 

@@ -290,7 +290,7 @@ class TrainingLoop:
         for name, step in failed.items():
             peak = self.learners.pop(name).lr
             self.diverged[name] = step
-            message = f"the loss of {name} is no finite number at step {step}. Lower --lr (it peaks at {peak:.2g})"
+            message = f"the loss of {name} is no finite number at step {step}. Lower `lr=...` (it peaks at {peak:.2g})"
             if not self.learners:
                 raise DictlabError(
                     f"train: {message}; the log so far is in {self.folder / runs.METRICS}, and the last good state, "
@@ -305,5 +305,5 @@ class TrainingLoop:
         config = self.config
         return (
             f"the data ended after {self.step * config.batch:,} of {config.tokens:,} tokens "
-            f"({config.epochs} passes); allow more --epochs, or ask for fewer --tokens"
+            f"({config.epochs} passes); allow more `epochs=...`, or ask for fewer `tokens=...`"
         )

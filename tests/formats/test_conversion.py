@@ -172,7 +172,7 @@ def test_what_is_there_is_replaced_only_by_force(tmp_path, lossy):
     one, other = random_dictionary(seed=1), random_dictionary(seed=2)
     for name, format in (("a.safetensors", "dictlab"), ("folder", "lossy")):
         path = conversion.write(one, tmp_path / name, format)
-        with refused(str(path), "exists already", "--force"):
+        with refused(str(path), "exists already", "force=True"):
             conversion.write(other, path, format)
         assert torch.equal(load(path).W_enc, one.W_enc)
         conversion.write(other, path, format, force=True)

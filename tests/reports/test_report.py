@@ -396,7 +396,7 @@ def test_a_table_and_a_scatter_of_one_name_are_refused():
 def test_a_folder_that_holds_a_report_is_refused_and_untouched(tmp_path):
     folder = build_report().save(tmp_path / "out")
     before = contents(folder)
-    with pytest.raises(DictlabError, match=r"out: already holds a report.*--force"):
+    with pytest.raises(DictlabError, match=r"out: already holds a report.*force=True"):
         build_report(title="Another").save(folder)
     assert contents(folder) == before
     with pytest.raises(DictlabError, match="already holds a report"):

@@ -267,7 +267,7 @@ def test_the_run_is_refused_before_the_work_where_its_numbers_cannot_be(tmp_path
 
 def test_an_explained_variance_that_exploded_is_a_divergence(tmp_path, monkeypatch):
     monkeypatch.setattr(Recipe, "share_of_peak", lambda *_: 1e6)
-    with pytest.raises(DictlabError, match="Lower --lr"):
+    with pytest.raises(DictlabError, match="Lower `lr="):
         train(TrainConfig(data="planted", width=16, k=2, batch=64, tokens=64 * 60, lr=1.0), out=tmp_path / "r", data=X)
 
 

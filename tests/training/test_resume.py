@@ -234,7 +234,9 @@ def test_a_disk_that_fills_up_leaves_the_last_good_state(tmp_path, text, model):
 def test_a_loss_that_is_no_number_keeps_the_last_good_state(tmp_path, text, model, monkeypatch):
     monkeypatch.setattr(Recipe, "share_of_peak", lambda *_: 1e38)
     settings = config(activation="relu", lr=1.0)
-    with pytest.raises(DictlabError, match=r"no finite number at step \d+\. Lower --lr.*last good state, of step \d+"):
+    with pytest.raises(
+        DictlabError, match=r"no finite number at step \d+\. Lower `lr=...`.*last good state, of step \d+"
+    ):
         train(settings, out=tmp_path / "run", model=model, text=text)
     state = load_file(tmp_path / "run" / "state.safetensors")
     assert all(torch.isfinite(t).all() for name, t in state.items() if "/weight." in name)

@@ -309,7 +309,7 @@ def test_an_interrupt_finishes_the_step_and_keeps_a_usable_dictionary(tmp_path, 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_log(tmp_path, text, monkeypatch):
     monkeypatch.setattr(Recipe, "share_of_peak", lambda *_: 1e38)
-    with pytest.raises(DictlabError, match=r"loss of local-relu1-24-s0 is no finite number at step 2.*Lower --lr"):
+    with pytest.raises(DictlabError, match=r"loss of local-relu1-24-s0 is no finite number at step 2.*Lower `lr=...`"):
         train(config(activation="relu", lr=1.0, tokens=128 * 50), out=tmp_path / "run", model=tiny_model(), text=text)
     assert (tmp_path / "run" / "metrics.jsonl").read_text()
 
@@ -317,7 +317,7 @@ def test_a_run_that_diverges_says_so_and_keeps_its_log(tmp_path, text, monkeypat
 def test_a_folder_that_holds_a_run_is_not_overwritten_without_force(tmp_path, text):
     train(config(), out=tmp_path / "run", model=tiny_model(), text=text)
     before = (tmp_path / "run" / "local-topk4-24-s0.safetensors").read_bytes()
-    with pytest.raises(DictlabError, match="--force"):
+    with pytest.raises(DictlabError, match="force=True"):
         train(config(seed=(3,)), out=tmp_path / "run", model=tiny_model(), text=text)
     assert (tmp_path / "run" / "local-topk4-24-s0.safetensors").read_bytes() == before
     train(config(seed=(3,)), out=tmp_path / "run", model=tiny_model(), text=text, force=True)

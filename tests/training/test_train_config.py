@@ -126,7 +126,9 @@ def test_no_file_of_settings_has_the_code_of_a_model_run(tmp_path):
     config = TrainConfig("m", "s", trust_remote_code=True, allow_other_weights=True)
     assert "trust" not in configfile.dumped(config) and configfile.settings(config)["allow_other_weights"] is True
     (tmp_path / "run.toml").write_text('model = "m"\nsite = "s"\ntrust_remote_code = true\n')
-    with pytest.raises(DictlabError, match="no file decides that code of a model is run; give --trust-remote-code"):
+    with pytest.raises(
+        DictlabError, match="no file decides that code of a model is run; give `trust_remote_code=True`"
+    ):
         configfile.read(tmp_path / "run.toml")
 
 

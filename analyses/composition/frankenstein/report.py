@@ -208,7 +208,7 @@ def frankenstein_warnings(result: FrankensteinResult) -> tuple[str, ...]:
     if ratio.place.kind == "level":
         warnings.append(
             f"No trained dictionary has the L0 of {made.name} ({ratio.cost:.1f}): it is held against one of a "
-            "smaller L0, which flatters it. Give others with --baselines."
+            "smaller L0, which flatters it. Give others with `baselines=...`."
         )
     if made.value("mse") > best.value("mse"):
         warnings.append(

@@ -256,7 +256,7 @@ def novelty_warnings(result: NoveltyResult) -> tuple[str, ...]:
     if effects.stretch > SHRUNK:
         warnings.append(
             f"{small.name} shrinks: its reconstruction would serve best {effects.stretch:.2f} times as long. A latent "
-            "that only lengthens it lowers the error too, and counts as novel. Hold the share against --control."
+            "that only lengthens it lowers the error too, and counts as novel. Hold the share against `control=...`."
         )
     empty = int((effects.dead & (effects.firing_rate > 0)).sum())
     if empty:

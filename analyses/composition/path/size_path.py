@@ -67,7 +67,7 @@ def parse_until(until: str) -> tuple[str, float]:
     except ValueError:
         value = float("nan")
     if name not in ("latents", "mse", "l0") or not np.isfinite(value):
-        raise DictlabError(f"--until {until}: expected latents=N, mse=VALUE or l0=VALUE, such as mse=4.2.")
+        raise DictlabError(f"until {until}: expected latents=N, mse=VALUE or l0=VALUE, such as mse=4.2.")
     return name, value
 
 
@@ -87,6 +87,6 @@ def point_until(trace: PathTrace, until: str, bias: Bias = "best") -> int:
     reached = curve <= value if curve[0] >= value else curve >= value
     if not reached.any():
         raise DictlabError(
-            f"--until {until}: never reached; along the path {name} is {curve.min():.4g} to {curve.max():.4g}."
+            f"until {until}: never reached; along the path {name} is {curve.min():.4g} to {curve.max():.4g}."
         )
     return int(np.argmax(reached))

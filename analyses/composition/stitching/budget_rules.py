@@ -73,11 +73,11 @@ def within_budget(
     if n <= SEARCHED_REFITTED:
         cut["path"] = _best_of_path(chain, quadratic, threshold, order, seed, latents, allowed)
     else:
-        cautions.append(f"The path was left out: {n} latents, {SEARCHED_REFITTED} at most. Take it with --until.")
+        cautions.append(f"The path was left out: {n} latents, {SEARCHED_REFITTED} at most. Take it with `until=...`.")
     if n <= LARGEST_REFIT:
         cut["optimal"] = by_search(chain, latents, allowed, refit)
     else:
-        cautions.append(f"The search was left out: {n} latents, {LARGEST_REFIT} at most. Ask with --select optimal.")
+        cautions.append(f"The search was left out: {n} latents, {LARGEST_REFIT} at most. Ask with `select='optimal'`.")
     return {rule: choice for rule, choice in cut.items() if choice.chosen.any()}, tuple(cautions)
 
 

@@ -72,7 +72,9 @@ def check_can_train(activations: Activations, tokens: int) -> None:
         DictlabError: There is no model behind the activations.
     """
     if tokens and not isinstance(activations, ModelActivations):
-        raise DictlabError("--finetune trains on the activations of a model; --data gives an array. Leave out one.")
+        raise DictlabError(
+            "`finetune=...` trains on the activations of a model; `data=...` gives an array. Leave out one."
+        )
 
 
 def continued(
@@ -118,7 +120,7 @@ def continued(
             run = train(config, out=Path(folder) / f"run-{number}", model=train_on.model, text=train_on.text)
             if run.interrupted or run.diverged:
                 what = run.stopped or f"{', '.join(run.diverged)} diverged"
-                raise DictlabError(f"--finetune: training ended early ({what}), so there is nothing to compare.")
+                raise DictlabError(f"finetune: training ended early ({what}), so there is nothing to compare.")
             made += run.dictionaries
     names = [*starts, FRESH]
     return {name: replace(dictionary, name=name, path=None) for name, dictionary in zip(names, made, strict=True)}

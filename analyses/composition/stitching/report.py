@@ -214,7 +214,7 @@ def stitching_warnings(result: StitchingResult) -> tuple[str, ...]:
     if worse and best is not stitched and best not in parents:
         warnings.append(
             f"The best that was measured is “{best.name}”: MSE {best.value('mse'):.4g} at L0 {best.value('l0'):.1f}; "
-            "see --select and --refit."
+            "see `select=...` and `refit=...`."
         )
     return (
         *stitched.evaluation.cautions,
@@ -234,7 +234,7 @@ def _cosine_harms(small: Point, inserted: Point) -> tuple[str, ...]:
     return (
         f"The cosine rule inserts latents that {small.name} has no need of: unrefitted they raise the MSE from "
         f"{small.value('mse'):.4g} to {inserted.value('mse'):.4g}. What is gained after a refit is due to the "
-        "refit and a higher L0; --select effect chooses by what is measured.",
+        "refit and a higher L0; `select='effect'` chooses by what is measured.",
     )
 
 

@@ -169,7 +169,9 @@ def stitching(
     check_at_least(1, max_latents=max_latents)
     check_at_least(0, max_l0=max_l0)
     if select not in ("best", "optimal") and (max_latents is not None or max_l0 is not None):
-        raise DictlabError("--max-latents and --max-l0 are budgets; give --select best or --select optimal with them.")
+        raise DictlabError(
+            "`max_latents=...` and `max_l0=...` are budgets; give `select='best'` or `select='optimal'` with them."
+        )
     if until is not None:
         parse_until(until)  # refused before the work
     parents = [_as_parent(parent) for parent in with_selection(open_chain(small, larger), token_selection)]

@@ -256,7 +256,7 @@ def _selected(adapted: Dictionary, sample: ExplanationSample) -> list[int]:
     if not len(alive):
         raise DictlabError(
             f"{adapted.name}: no latent is active on {n_tokens} training tokens, so none can be explained. "
-            "Give more --tokens, or another --text."
+            "Give more `tokens=...`, or another `text=...`."
         )
     order = torch.randperm(len(alive), generator=seeds.generator(sample.seed, "latents to explain"))
     return sorted(alive[order[: sample.latents or None]].tolist())

@@ -116,7 +116,7 @@ def _cautions(explained: Sequence[ExplainedDictionary], asked: int) -> list[str]
         if len(one.latents) < asked:
             cautions.append(
                 f"{one.dictionary.name}: only {len(one.latents)} latents are active in the training sample, "
-                f"{asked} were asked for. More --tokens help."
+                f"{asked} were asked for. More `tokens=...` help."
             )
     return cautions
 

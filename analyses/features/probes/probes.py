@@ -171,7 +171,7 @@ def _enough(train: LabelledTokens, held: LabelledTokens, least: int, notes: list
     if not kept.any():
         raise DictlabError(
             f"{name}: no task has {least} examples of either kind in both splits. Give more text, or lower "
-            "--min-examples."
+            "`min_examples=...`."
         )
     return ProbeSample(train.some(kept), held.some(kept), reasons, notes)
 

@@ -146,7 +146,7 @@ def python_tokens(text: Text, tokenizer: Any, length: int, contexts: int, *, see
     if pool == 0:
         raise DictlabError(
             f"text {text.name}: its {text.split} split holds less than one context of {length} tokens of Python, which "
-            "the built-in tasks are about. Give Python sources with --text, or tasks of your own with --table."
+            "the built-in tasks are about. Give Python sources with `text=...`, or tasks of your own with `table=...`."
         )
     drawn = torch.randperm(pool, generator=seeds.generator(seed, "sample of contexts"))[:contexts].numpy()
     every, truth = np.concatenate(ids), np.concatenate(flags)

@@ -49,7 +49,7 @@ def table_tokens(
         DictlabError: The table cannot be read, a column is missing, or labels do not fit their text or each other.
     """
     if not labels:
-        raise DictlabError("no column of labels was named; give one or more with --labels.")
+        raise DictlabError("no column of labels was named; give one or more with `labels=...`.")
     train, held = _parts(table, (column, *labels), limit, seed)
     both, places = [row for row, _ in (*train, *held)], [f"table {table}: {place}" for _, place in (*train, *held)]
     for place, row in zip(places, both, strict=True):

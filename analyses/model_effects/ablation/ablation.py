@@ -122,7 +122,7 @@ def ablation(
     if len(places) < 2:
         raise DictlabError(
             f"token selection {inputs.selection}: {len(places)} of {len(counted)} sequences have a token to ablate at, "
-            f"with {positions - 1} behind it and one before; 2 are needed. Give more text, or fewer --positions."
+            f"with {positions - 1} behind it and one before; 2 are needed. Give more text, or fewer `positions=...`."
         )
     effects, completion = _measure(inputs, sample.tokens, counted, places, latents_per_token, positions, seed)
     estimates = estimate_ablations(effects, inputs.dictionaries, [s for s, _ in places[: completion.done]], seed)

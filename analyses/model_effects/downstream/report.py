@@ -102,7 +102,7 @@ def _cautions(measured: DownstreamMeasurement) -> list[str]:
     """What the numbers cannot say."""
     cautions = []
     if measured.n_sequences < 2:
-        cautions.append("One sequence: no intervals. Measure on more with --contexts, where there are more.")
+        cautions.append("One sequence: no intervals. Measure on more with `contexts=...`, where there are more.")
     first = next(iter(measured.output))
     if measured.depth[first, measured.places[0]].sums["variance"].sum() == 0:
         cautions.append("Activations do not vary on this sample: there is no variance to explain at the site.")

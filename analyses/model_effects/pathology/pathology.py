@@ -187,7 +187,7 @@ def _tokens(
     if prepend_bos and not leading_tokens(tokenizer):
         if tokenizer.bos_token_id is None:
             raise DictlabError(
-                f"{inputs.model.name}: its tokenizer has no beginning-of-text token; leave --prepend-bos out."
+                f"{inputs.model.name}: its tokenizer has no beginning-of-text token; leave out `prepend_bos=True`."
             )
         start = [tokenizer.bos_token_id]
 
@@ -201,7 +201,7 @@ def _tokens(
     if len(tokens) < 2:
         raise DictlabError(
             f"text {text.name}: its held-out split holds {len(tokens)} sequence of {size} tokens; intervals need 2. "
-            "Give more text, or a shorter --context-length."
+            "Give more text, or a shorter `context_length=...`."
         )
     return elsewhere, tokens
 

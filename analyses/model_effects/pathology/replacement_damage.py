@@ -104,7 +104,8 @@ def measure_sites(
         if site_moments is None or int(counted[:, 1:].sum()) < 2:
             raise DictlabError(
                 f"token selection {selection}: fewer than two tokens of the training sample count at {site} beside "
-                "first positions, and random errors are drawn from these. Give more text, or another --token-selection."
+                "first positions, and random errors are drawn from these. Give more text, or another "
+                "`token_selection=...`."
             )
         statistics[site] = site_statistics(site_moments, x, counted)
     return statistics

@@ -118,14 +118,17 @@ def scaling_runs(
     for dictionary, metrics in zip(opened, metrics_of, strict=True):
         missing = next((name for name in (*map(METRICS.get, losses), "l0") if name not in metrics), None)
         if missing is not None:
-            raise DictlabError(f"{dictionary.name}: its file holds no {missing}. Give --remeasure to measure it now.")
+            raise DictlabError(
+                f"{dictionary.name}: its file holds no {missing}. Give `remeasure=True` to measure it now."
+            )
         l0 = float(metrics["l0"])
         estimates = {loss: _estimate(loss, metrics) for loss in losses}
         runs.append(ScalingRun(dictionary, estimates, l0, _flops(dictionary, l0)))
     warnings = []
     if len({metrics.get("evaluation_sample") for metrics in metrics_of}) > 1:
         warnings.append(
-            "The losses in the files were measured on different samples; give --remeasure to compare like with like."
+            "The losses in the files were measured on different samples; give `remeasure=True` to compare "
+            "like with like."
         )
     if costless := [run.name for run in runs if run.flops is None]:
         warnings.append(

@@ -75,7 +75,7 @@ def scaling(
     if len(opened) < LEAST:
         raise DictlabError(f"too few runs for a fit: {len(opened)} given. {ENOUGH}")
     if data is not None and not remeasure:
-        raise DictlabError("data is what losses are measured on anew; give --remeasure with it, or leave it out.")
+        raise DictlabError("data is what losses are measured on anew; give `remeasure=True` with it, or leave it out.")
     measured, cautions = None, tuple[str, ...]()
     settings: dict[str, Any] = {"remeasure": remeasure, "seed": seed}
     if remeasure:

@@ -90,7 +90,7 @@ def _cautions(measured: Sequence[ShrinkageMeasurement]) -> list[str]:
     """What the numbers of a dictionary cannot say."""
     cautions = []
     if len(measured[0].sums["tokens"]) < 2:
-        cautions.append("One sequence: no intervals. Measure on more with --contexts, where there are more.")
+        cautions.append("One sequence: no intervals. Measure on more with `contexts=...`, where there are more.")
     for one in measured:
         if len(one.versions) == 2:
             cautions.append(

@@ -104,7 +104,8 @@ def sampled(
     if isinstance(reached, DictlabError):
         said = "Only directions are compared: no activations, no firing sets, no spaces of codes."
         return None, (
-            f"{said} {reached} Give the model with --model, activations with --data, or --tokens 0 to do without.",
+            f"{said} {reached} Give the model with `model=...`, activations with `data=...`, or `tokens=0` "
+            f"to do without.",
         )
     opened, placed = reached
     source = open_text(text).as_split("train")

@@ -281,8 +281,8 @@ def _norms(source: Source, config: Mapping[str, Any]) -> _Norms:
     if "W_E" in source.tensors and (source.path.parent / "checkpoints").is_dir():
         raise DictlabError(
             "it lies in the folder of a training run, whose config.json is written before its norms are folded into "
-            "the weights, as they are by default: nothing in the files tells. Say it: --scale 1 if they are folded "
-            f"(fold_activation_scale, the library's default), else --scale {math.sqrt(d) / norm_in:.6g}."
+            "the weights, as they are by default: nothing in the files tells. Say it: `scale=1` if they are folded "
+            f"(fold_activation_scale, the library's default), else `scale={math.sqrt(d) / norm_in:.6g}`."
         )
     return _Norms(Scale(math.sqrt(d) / norm_in), norm_out / norm_in)
 
@@ -298,7 +298,7 @@ def _norm(source: Source, config: Mapping[str, Any], names: tuple[str, ...]) -> 
             return float(value)
     raise DictlabError(
         f"norm_activation is 'dataset-wise', and neither a tensor {NORM}.{short(names[0])} nor {NORM} in the "
-        f"configuration gives a norm. Say what inputs are multiplied by: --scale, sqrt(d_model) / the average norm."
+        f"configuration gives a norm. Say what inputs are multiplied by: `scale=...`, sqrt(d_model) / the average norm."
     )
 
 

@@ -67,8 +67,8 @@ def read(source: Source) -> Dictionary:
         raise DictlabError(
             "it is a state dict of the repository's training loop (train.py), or another's of these names: TopK, most "
             "likely, but its k stands in no file, nor how its activations were normalised. Say both: "
-            "--map W_enc=encoder.weight.T b_enc=latent_bias W_dec=decoder.weight.T b_dec=pre_bias activation=topk:K "
-            "normalisation=none, or normalisation=layer_norm if each activation was normalised first."
+            "`map=...` W_enc=encoder.weight.T b_enc=latent_bias W_dec=decoder.weight.T b_dec=pre_bias "
+            "activation=topk:K normalisation=none, or normalisation=layer_norm if each activation was normalised first."
         )
     encoder = shaped(source.tensors, "encoder.weight", None, None)
     n_latents, d_in = encoder.shape

@@ -82,7 +82,7 @@ def _release(source: Source) -> _Release:
         raise DictlabError(
             "its matrices are transposed and no configuration says its k, as in Qwen-Scope, whose k is in the "
             "repository's name (SAE-Res-...-L0_50: 50), and no folder above it is named so. If it is one: name it as "
-            "hf://Qwen/SAE-Res-.../layer<n>.sae.pt, or --map W_enc=W_enc.T W_dec=W_dec.T b_enc=b_enc b_pre=zero "
+            "hf://Qwen/SAE-Res-.../layer<n>.sae.pt, or `map=...` W_enc=W_enc.T W_dec=W_dec.T b_enc=b_enc b_pre=zero "
             "b_out=b_dec normalisation=none activation=topk:K"
         )
     model, thousands, k = match.groups()

@@ -57,7 +57,7 @@ class DataParallelRanks(Ranks):
         if number % self.count:
             raise DictlabError(
                 f"a batch has {number} {what}, and {self.count} processes share it in equal parts: "
-                f"expected a multiple of {self.count}; change --batch or --nproc_per_node."
+                f"expected a multiple of {self.count}; change `batch=...` or --nproc_per_node."
             )
 
     def local_share(self, entry: Any) -> Any:

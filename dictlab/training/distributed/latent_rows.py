@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dictlab.training.distributed.latent_sharding import LatentShardedRanks
 
-NEEDED = "--shards keeps its state with torch.distributed.checkpoint in the safetensors format, which torch 2.9 has"
+NEEDED = "`shards=...` keeps its state with torch.distributed.checkpoint in the safetensors format, which torch 2.9 has"
 
 
 def save(folder: Path, own: Mapping[str, Tensor], widths: Mapping[str, int], ranks: LatentShardedRanks) -> None:

@@ -138,7 +138,7 @@ class LatentShardedRanks(DataParallelRanks):
             return activation
         raise DictlabError(
             f"activation function {activation.kind}: which latents it chooses cannot be told across shards; "
-            "train it without --shards."
+            "train it without `shards=...`."
         )
 
     def _of_all_latents(self, own: Tensor) -> Tensor:

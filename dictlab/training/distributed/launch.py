@@ -58,7 +58,7 @@ def _check_shards(processes: int, shards: int) -> None:
         raise DictlabError(
             f"shards {shards}: latents are shared out over processes, and {processes} "
             f"{'was' if processes == 1 else 'were'} started; start a multiple of {shards}, such as torchrun "
-            f"--nproc_per_node {shards} -m dictlab train ..., or change --shards."
+            f"--nproc_per_node {shards} -m dictlab train ..., or change `shards=...`."
         )
 
 

@@ -180,5 +180,5 @@ def check_width(width: int, shards: int) -> None:
     if -(-width // shards) * (shards - 1) >= width > 0 and shards > 1:
         raise DictlabError(
             f"width {width} in {shards} shards of {-(-width // shards)} latents leaves one without any: "
-            "expected fewer --shards, or another --width."
+            "expected fewer `shards=...`, or another `width=...`."
         )

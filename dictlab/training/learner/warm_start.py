@@ -55,7 +55,7 @@ def load_for_model(paths: Sequence[str], model: LanguageModel, site: str) -> lis
             raise DictlabError(
                 f"{path}: trained on {about.model} with fingerprint {about.model_fingerprint}; "
                 f"{model.name} has other weights ({model.fingerprint}). For a fine-tuned child of that model, give "
-                "--allow-other-weights."
+                "`allow_other_weights=True`."
             )
         if about.site and not model.same_site(about.site, site):
             raise DictlabError(f"{path}: trained at {about.site}; this run is at {site}. Give its own site.")

@@ -68,18 +68,21 @@ def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
             symbolic link.
     """
     if folder.exists() and not folder.is_dir():
-        raise DictlabError(f"{folder}: this is a file; the output is a folder. Choose another with --out.")
+        raise DictlabError(f"{folder}: this is a file; the output is a folder. Choose another with `out=...`.")
     check_links(folder)
     if force:
         return
     if any((folder / name).exists() for name in (runs.CONFIG, "config.json")):
         raise DictlabError(
-            f"{folder}: already holds a training run; go on with it (--resume {folder}), choose another --out, "
-            "or give --force."
+            f"{folder}: already holds a training run; go on with it (dictlab train --resume {folder}), "
+            f"choose another `out=...`, "
+            "or give `force=True`."
         )
     there = [name for name in names if (folder / f"{name}.safetensors").exists()]
     if there:
-        raise DictlabError(f"{folder}: already holds {there[0]}.safetensors; choose another --out, or give --force.")
+        raise DictlabError(
+            f"{folder}: already holds {there[0]}.safetensors; choose another `out=...`, or give `force=True`."
+        )
 
 
 def check_links(folder: Path) -> None:

@@ -222,7 +222,7 @@ class ModelSource:
             said = (
                 f"attention sinks at position {', '.join(map(str, sinks.positions))} of a context hold "
                 f"{sinks.share:.1%} of the variance at {sinks.site}; training leaves them out (token selection "
-                f"{selection}; --token-selection all counts them).",
+                f"{selection}; `token_selection='all'` counts them).",
             )
         else:
             said = sinks_warning(sinks, selection)

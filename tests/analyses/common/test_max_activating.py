@@ -107,7 +107,7 @@ def test_no_tokens_no_contexts_and_no_model_is_looked_for(text):
 )
 def test_a_model_that_cannot_be_opened_is_a_warning_that_says_why(text, about, says):
     found, (warning,) = find_contexts([random_dictionary(20, 16, metadata=about)], None, text, 64, 0, "cpu")
-    assert found is None and says in warning and "--tokens 0" in warning
+    assert found is None and says in warning and "tokens=0" in warning
 
 
 def test_a_model_that_is_given_must_do(text, model):

@@ -275,7 +275,7 @@ def test_an_array_that_no_dictionary_has_seen_is_measured_on_whole(name):
 def test_options_that_need_a_model_are_refused_beside_data():
     with pytest.raises(DictlabError, match="needs a model; data has none"):
         novelty(FIRST, ALL, data=X, ce_latents=3)
-    with pytest.raises(DictlabError, match="give --remeasure with it"):
+    with pytest.raises(DictlabError, match="give `remeasure=True` with it"):
         scaling(SIX, data=X)
     with pytest.raises(DictlabError, match="nothing would be read of the data"):
         geometry([FIRST], data=X, tokens=0)

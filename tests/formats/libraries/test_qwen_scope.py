@@ -39,7 +39,7 @@ def test_codes_and_reconstructions_are_those_of_the_formula(tmp_path):
 
 def test_without_the_repositorys_name_k_is_asked_for_and_the_map_is_the_same(tmp_path):
     path = saved(tmp_path / "elsewhere")
-    with refused(path, "Qwen-Scope", "--map W_enc=W_enc.T", "topk:K"):
+    with refused(path, "Qwen-Scope", "`map=...` W_enc=W_enc.T", "topk:K"):
         dictlab.load(path)
     map = {"W_enc": "W_enc.T", "W_dec": "W_dec.T", "b_enc": "b_enc", "b_pre": "zero", "b_out": "b_dec"}
     mapped = dictlab.load(path, map=map | {"normalisation": "none", "activation": f"topk:{K}"})

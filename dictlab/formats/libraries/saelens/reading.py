@@ -122,7 +122,7 @@ def _normalisation(means: Meaning, source: Source) -> Normalisation:
     if means.normalisation != "expected_average_only_in" and source.scale is not None:
         raise DictlabError(
             f"a scale of {source.scale:g} was given, but normalize_activations is {means.normalisation!r}: its inputs "
-            "were not scaled, or the scale is folded in already. Leave --scale away."
+            "were not scaled, or the scale is folded in already. Leave `scale=...` away."
         )
     if means.normalisation == "layer_norm":
         return LayerNorm(EPS)
@@ -139,12 +139,15 @@ def _scale(source: Source) -> float:
     if factor is None:
         raise DictlabError(
             "normalize_activations is 'expected_average_only_in': inputs were multiplied by a number that no file "
-            "here states. Expected activation_scaler.json beside it, or the number with --scale: sqrt(d_in) divided by "
+            "here states. Expected activation_scaler.json beside it, or the number with `scale=...`: "
+            "sqrt(d_in) divided by "
             "the mean length of an activation."
         )
     tiny, huge = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
     if type(factor) not in (int, float) or not tiny <= factor <= huge:
-        raise DictlabError(f"the scale of its inputs (scaling_factor or --scale) is {short(factor)}; expected above 0.")
+        raise DictlabError(
+            f"the scale of its inputs (scaling_factor or `scale=...`) is {short(factor)}; expected above 0."
+        )
     return float(factor)
 
 

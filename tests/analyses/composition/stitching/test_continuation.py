@@ -66,5 +66,5 @@ def test_the_report_compares_what_is_continued_with_its_controls_at_one_k(text):
 
 def test_an_array_is_no_model_to_train_on():
     x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0)).numpy()
-    with pytest.raises(DictlabError, match="--finetune"):
+    with pytest.raises(DictlabError, match="`finetune="):
         stitching(*parents(), data=x, finetune=512)

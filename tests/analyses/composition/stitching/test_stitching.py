@@ -197,7 +197,7 @@ def test_inserting_the_planted_novel_latents_makes_small_as_good_as_large():
 
 def test_too_many_latents_for_the_normal_equations_are_refused(monkeypatch):
     monkeypatch.setattr(refit, "LARGEST_REFIT", 10)
-    with pytest.raises(DictlabError, match="--refit bias"):
+    with pytest.raises(DictlabError, match="refit='bias'"):
         refit_decoder(random_dictionary(12, 8), [X])
 
 
@@ -430,7 +430,7 @@ def test_a_search_for_a_decoder_that_is_refitted_is_no_worse_refitted_than_any_o
 
 
 def test_budgets_without_a_search_are_refused(text):
-    with pytest.raises(DictlabError, match="--select best"):
+    with pytest.raises(DictlabError, match="select='best'"):
         run(text, max_l0=3.0)
     with pytest.raises(DictlabError, match=r"no latent fits into latents None and L0 1e-06"):
         run(text, select="best", max_l0=1e-6)

@@ -64,7 +64,7 @@ def test_runs_that_differ_in_sparsity_and_not_in_width_alone_are_in_no_fit():
 
 
 def test_a_file_without_losses_is_named_and_measuring_is_offered():
-    with pytest.raises(DictlabError, match=r"random: its file holds no explained_variance. Give --remeasure"):
+    with pytest.raises(DictlabError, match=r"random: its file holds no explained_variance. Give `remeasure=True`"):
         scaling([*FAMILY, random_dictionary()])
 
 
