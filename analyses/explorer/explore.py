@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from analyses.common.inputs import ModelInputs, TokenSample, open_inputs
 from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
@@ -21,6 +20,7 @@ from analyses.explorer.server import serve_explorer
 from dictlab.errors import check_at_least
 from dictlab.reports.report import check_folder
 from dictlab.reports.whole_folder import write_whole
+from dictlab.runtime.atomic_files import locked_folder
 
 
 def explore(
@@ -97,6 +97,6 @@ def explore(
 
 def _make(folder: Path, inputs: ModelInputs, sample: TokenSample, settings: ExplorerSettings, force: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.codes-") as work:
-        collected = collect(inputs, sample.tokens, Path(work))
+    with locked_folder(folder.with_name(f".{folder.name}.codes")) as work:  # what a killed process left there goes
+        collected = collect(inputs, sample.tokens, work)
         write_whole(folder, lambda part: write_explorer(part, inputs, sample, collected, settings), force=force)

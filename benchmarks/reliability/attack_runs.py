@@ -25,17 +25,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from dictlab import DictlabError
+from benchmarks.reliability.processes import (
+    ENDED,
+    IN_USE,
+    REFUSED,
+    ended,
+    forked,
+    import_what_it_needs,
+    last_line,
+    print_table,
+)
 from dictlab.numerics import seeds
 from dictlab.runs import open_run
-from dictlab.runtime.folder_lock import InUseError
 from dictlab.training import TrainConfig, resume, train
 from dictlab.training.learner.learner import Learner
 
@@ -45,8 +52,6 @@ SETTINGS = TrainConfig(
 )
 FILES = ("state.safetensors", "run.json", "config.toml", "metrics.jsonl")
 LINKED = (*FILES, "metrics.parquet", ".state.safetensors.partial", ".run.json.partial", ".dictlab.lock")
-ENDED, REFUSED, IN_USE, FAILED = 0, 2, 3, 1  # exit codes of a process of an attack
-
 Bits = dict[str, dict[str, torch.Tensor]]
 
 
@@ -58,29 +63,23 @@ def begin(folder: Path) -> None:
         train(SETTINGS, out=folder, data=DATA)
 
 
-def forked(work: Callable[[], object]) -> int:
-    """Run something in a process of its own, whose exit code says how it ended; returns its number."""
-    child = os.fork()
-    if child:
-        return child
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
-    code = FAILED
-    try:
-        work()
-        code = ENDED
-    except InUseError:
-        code = IN_USE
-    except DictlabError:
-        code = REFUSED
-    finally:
-        os._exit(code)
+def begun(folder: Path) -> int:
+    """The number of a process that trains, or goes on. What it prints is beside the folder."""
+    return forked(lambda: begin(folder), log_of(folder))
 
 
-def ended(child: int) -> int:
-    """Wait for a process; its exit code, negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def resumed(folder: Path) -> int:
+    """The exit code of a process that goes on with a run."""
+
+    def go_on() -> None:
+        resume(folder, data=DATA)
+
+    return ended(forked(go_on, log_of(folder)))
+
+
+def log_of(folder: Path) -> Path:
+    """What processes of a folder print."""
+    return folder.with_name(f"{folder.name}.log")
 
 
 def bits(folder: Path) -> Bits:
@@ -102,12 +101,14 @@ def attack_by_kills(count: int, draw: random.Random, room: Path, whole: Bits, se
     for number in range(count):
         folder = room / f"kill{number}"
         for _ in range(draw.randint(1, 3)):
-            child = forked(lambda folder=folder: begin(folder))  # type: ignore[misc]
+            child = begun(folder)
             time.sleep(draw.uniform(0, seconds))
             os.kill(child, signal.SIGKILL)
             outcomes["killed" if ended(child) == -signal.SIGKILL else "ended before the kill"] += 1
-        code = ended(forked(lambda folder=folder: begin(folder)))  # type: ignore[misc]
-        outcomes["same bits" if code == ENDED and same(bits(folder), whole) else f"FAILED: kill, run {number}"] += 1
+        code = ended(begun(folder))
+        right = code == ENDED and same(bits(folder), whole)
+        failure = f"FAILED: kill, run {number}, exit {code}, {last_line(log_of(folder))}"
+        outcomes["same bits" if right else failure] += 1
         shutil.rmtree(folder, ignore_errors=True)
     return outcomes
 
@@ -117,12 +118,12 @@ def attack_by_pairs(count: int, draw: random.Random, room: Path, whole: Bits, se
     outcomes: Counter[str] = Counter()
     for number in range(count):
         folder = room / f"pair{number}"
-        first = forked(lambda folder=folder: begin(folder))  # type: ignore[misc]
+        first = begun(folder)
         time.sleep(draw.uniform(0, 0.5 * seconds))
-        codes = sorted([ended(forked(lambda folder=folder: begin(folder))), ended(first)])  # type: ignore[misc]
+        codes = sorted([ended(begun(folder)), ended(first)])
         right = codes in ([ENDED, ENDED], [ENDED, IN_USE], [ENDED, REFUSED])
         if not right or not open_run(folder).finished or not same(bits(folder), whole):
-            outcomes[f"FAILED: pair {number}, {codes}"] += 1
+            outcomes[f"FAILED: pair {number}, {codes}, {last_line(log_of(folder))}"] += 1
         else:
             outcomes["one ends, one is told" if codes[1] != ENDED else "both end"] += 1
         shutil.rmtree(folder)
@@ -151,13 +152,13 @@ def attack_states(count: int, draw: random.Random, room: Path, stopped: Path, wh
         folder = Path(shutil.copytree(stopped, room / f"state{number}"))
         name = draw.choice(FILES)
         (folder / name).write_bytes(damaged((folder / name).read_bytes(), draw))
-        code = ended(forked(lambda folder=folder: resume(folder, data=DATA)))  # type: ignore[misc]
+        code = resumed(folder)
         if code == REFUSED:
             outcomes[f"{name}: refused"] += 1
         elif code == ENDED and same(bits(folder), whole):
             outcomes[f"{name}: same bits"] += 1
         else:
-            outcomes[f"FAILED: state {number} of seed, {name}, exit {code}"] += 1
+            outcomes[f"FAILED: state {number}, {name}, exit {code}, {last_line(log_of(folder))}"] += 1
         shutil.rmtree(folder)
     return outcomes
 
@@ -172,7 +173,7 @@ def attack_links(count: int, draw: random.Random, room: Path, stopped: Path) -> 
         before = victim.read_bytes()
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(victim)
-        code = ended(forked(lambda folder=folder: resume(folder, data=DATA)))  # type: ignore[misc]
+        code = resumed(folder)
         right = code == REFUSED and victim.read_bytes() == before
         outcomes["refused, victim unchanged" if right else f"FAILED: link {name}, exit {code}"] += 1
         shutil.rmtree(folder)
@@ -192,8 +193,8 @@ def stopped_run(room: Path) -> Path:
         Learner.step = stopping  # type: ignore[method-assign]
         begin(folder)
 
-    code = ended(forked(train_and_stop))
-    assert code == ENDED and (folder / "state.safetensors").exists(), f"no run to attack, exit {code}"
+    code = ended(forked(train_and_stop, log_of(folder)))
+    assert code == ENDED and (folder / "state.safetensors").exists(), f"no run to attack: {last_line(log_of(folder))}"
     return folder
 
 
@@ -207,10 +208,12 @@ def main(arguments: list[str] | None = None) -> int:
     os.fsync = lambda descriptor: None  # a kill does not touch what the disk has yet to write
     failures = 0
     with tempfile.TemporaryDirectory() as name:
-        room, began = Path(name), time.monotonic()
-        code = ended(forked(lambda: begin(room / "whole")))
+        room = Path(name)
+        import_what_it_needs(lambda: begin(room / "first"), room)
+        began = time.monotonic()
+        code = ended(begun(room / "whole"))
         seconds, whole = time.monotonic() - began, bits(room / "whole")
-        assert code == ENDED and whole, "a run that nobody attacks does not end"
+        assert code == ENDED and whole, f"a run that nobody attacks does not end: {last_line(log_of(room / 'whole'))}"
         print(f"a run that nobody attacks: {seconds:.1f} s", flush=True)
         stopped = stopped_run(room)
         for kind, attack in {
@@ -219,10 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
             "states": lambda draw: attack_states(asked.states, draw, room, stopped, whole),
             "links": lambda draw: attack_links(asked.links, draw, room, stopped),
         }.items():
-            outcomes = attack(random.Random(f"{kind}:{asked.seed}"))
-            for outcome, count in sorted(outcomes.items()):
-                print(f"| {kind} | {outcome} | {count} |", flush=True)
-            failures += sum(count for outcome, count in outcomes.items() if outcome.startswith("FAILED"))
+            failures += print_table(kind, attack(random.Random(f"{kind}:{asked.seed}")))
     return int(failures > 0)
 
 

@@ -11,10 +11,13 @@ runs read the same text from its beginning, so the least recently used file is w
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +86,14 @@ class ActivationCache:
         size = x.numel() * x.element_size() + tokens.numel() * 4
         if path.exists() or self.bytes + size > self._room:
             return
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            partial.unlink(missing_ok=True)
-            save_tensors({"tokens": tokens.int(), "activations": x.cpu().contiguous()}, partial)
-            os.replace(partial, path)  # not synchronised: what a loss of power tears is refused by name
+            with _unfinished(path) as partial:
+                save_tensors({"tokens": tokens.int(), "activations": x.cpu().contiguous()}, partial)
         except OSError as error:
             raise DictlabError(
                 f"cache {self.folder}: {path.name} cannot be written ({error}). "
                 "Free space, or set a lower limit with `cache_gb=...`."
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
         self.bytes += path.stat().st_size
 
     def _place(self, site: str, context: int) -> Path:
@@ -110,12 +109,47 @@ class ActivationCache:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         place = self.folder / digest
         place.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(place)
         written = place / ABOUT
         if not written.exists():
-            written.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            with _unfinished(written) as partial:
+                partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         elif written.read_text(encoding="utf-8") != json.dumps(about, indent=2) + "\n":
             raise DictlabError(f"cache {place}: {ABOUT} tells of another model or site; delete this folder.")
         return place
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A name of this process to write a file under, which replaces `path` when the block has ended well.
+
+    It is not synchronised with the disk: what a loss of power tears is refused by name.
+    """
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _remove_left_behind(place: Path) -> None:
+    """Remove unfinished files of processes of this machine that are gone. Others may be writing theirs just now."""
+    for partial in place.glob(f".*.{glob.escape(socket.gethostname())}.*.partial"):
+        number = partial.name.split(".")[-2]
+        if number.isdecimal() and not _runs(int(number)):
+            partial.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # somebody else's; or no number of a process
+        return True
+    return True
 
 
 def _read(path: Path, tokens: Int[Tensor, "batch context"]) -> Float[Tensor, "batch context d_in"]:

@@ -1,6 +1,9 @@
 """The cache of activations: the same bits with and without, bounded, and used only for the tokens that it holds."""
 
 import json
+import os
+import socket
+import subprocess
 
 import pytest
 import torch
@@ -60,6 +63,36 @@ def test_it_does_not_grow_beyond_its_bound(tmp_path, model):
     again.capture(some_tokens(0))
     again.capture(some_tokens(7))
     assert again.hits == 1 and len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_what_a_killed_process_left_unfinished_goes_and_what_is_being_written_stays(tmp_path, model):
+    cache_of(tmp_path, model).capture(some_tokens(0))
+    (place,) = tmp_path.iterdir()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, going, elsewhere = (
+        place / f".{host}.{process}.partial"
+        for host, process in (
+            (f"x.safetensors.{socket.gethostname()}", gone.pid),
+            (f"y.safetensors.{socket.gethostname()}", os.getpid()),
+            ("z.safetensors.another-machine", gone.pid),
+        )
+    )
+    for path in (left, going, elsewhere):
+        path.write_bytes(b"")
+    cache_of(tmp_path, model)
+    assert not left.exists() and going.exists() and elsewhere.exists()
+
+
+def test_a_process_that_ends_while_it_describes_the_place_leaves_no_half_description(tmp_path, model, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", stop)
+        cache_of(tmp_path, model)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert cache_of(tmp_path, model).misses == 0
 
 
 @pytest.mark.parametrize(
