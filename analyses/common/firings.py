@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from dictlab.data.activations import FORWARD_TOKENS
+from dictlab.data.activations import forward_size
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite, site_of
 from dictlab.model.language_model import LanguageModel
@@ -71,7 +71,7 @@ def collect_firings(
     selected = torch.zeros(dictionary.n_latents, dtype=torch.bool, device=model.device)
     selected[list(latents)] = True
     site, context = site_of(dictionary), sequences.shape[1]
-    size = max(1, FORWARD_TOKENS // context)
+    size = forward_size(model.device, context)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     n_active = 0
     pairs = zip(sequences.split(size), counted.split(size), strict=True)

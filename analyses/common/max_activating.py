@@ -25,7 +25,7 @@ from torch import Tensor
 from analyses.common.inputs import DataLike, check_used, open_activations
 from analyses.common.opening import ModelLike, TextLike, context_of, open_text, within_reach
 from analyses.common.token_texts import token_texts
-from dictlab.data.activations import FORWARD_TOKENS
+from dictlab.data.activations import forward_size
 from dictlab.data.arrays import ArrayActivations
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
@@ -196,7 +196,7 @@ def peaks(
         DictlabError: A dictionary names no site, or emits what is not a number.
     """
     sites = [site_of(dictionary) for dictionary in dictionaries]
-    size = max(1, FORWARD_TOKENS // sequences.shape[1])
+    size = forward_size(model.device, sequences.shape[1])
     selected = recorded_selection(dictionaries) if selection is None else selection
 
     def read() -> Iterator[tuple[list[Tensor], list[Tensor]]]:

@@ -16,8 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.common.patching import counted_mask
+from dictlab.data.activations import forward_size
 from dictlab.model.language_model import LanguageModel
 from dictlab.numerics import seeds
+from dictlab.runtime.progress import track
 from dictlab.token_selection import ALL, TokenSelection
 
 STREAMS = 64  # residual streams averaged over
@@ -60,7 +62,9 @@ def leaving(
     for i in (~counted[number, position]).nonzero().squeeze(1).tolist():
         possible = counted[number[i]].nonzero().squeeze(1)
         position[i] = possible[torch.randint(len(possible), (1,), generator=generator)]
-    caught = torch.cat([model.capture(part, model.last_site)[model.last_site] for part in some.split(16)])
+    size = forward_size(model.device, some.shape[1])
+    parts = track(some.split(size), "residual streams that leave the last block", unit="batches")
+    caught = torch.cat([model.capture(part, model.last_site)[model.last_site] for part in parts])
     return caught[number.to(caught.device), position.to(caught.device)]
 
 

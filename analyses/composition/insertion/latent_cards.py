@@ -23,10 +23,12 @@ from analyses.composition.insertion.insertion_effects import InsertionEffects
 from analyses.composition.insertion.insertion_in_model import Changes
 from analyses.composition.insertion.insertion_tables import classes
 from analyses.composition.insertion.single_insertions import SingleInsertions, nearest_alive
+from dictlab.data.activations import forward_size
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.cards import Card, Cards, Passage, Piece
+from dictlab.runtime.progress import track
 from dictlab.token_selection import ALL, TokenSelection
 
 CONTEXTS, PARENT_CONTEXTS = 4, 2  # shown of a latent, and of the latent of SMALL that is nearest
@@ -96,7 +98,6 @@ def portraits(pair: SingleInsertions, latents: Sequence[int], context: CardConte
     ]
 
 
-@torch.no_grad()
 def passages(
     dictionary: Dictionary,
     latents: Sequence[int],
@@ -105,29 +106,57 @@ def passages(
     activation: Float[Tensor, "n_latents top"],
     context: CardContext,
 ) -> dict[int, tuple[Passage, ...]]:
-    """Text around the peaks of some latents, best first; pieces are weighted by activation beside the strongest."""
+    """Text around the peaks of some latents, best first; pieces are weighted by activation beside the strongest.
+
+    Args:
+        dictionary: The latents' own, on the model's device, and reading its activations.
+        latents: Which.
+        sequence: Of each latent's peaks, best first, as `peaks` gives them.
+        position: Of each peak in its sequence.
+        activation: Of each peak; 0 where there is none.
+        context: The model and the token ids.
+    """
+    chosen = list(dict.fromkeys(latents))
+    needed = sequence[chosen][activation[chosen] > 0].unique()
+    strength = _strengths(dictionary, chosen, needed, context)
+    row_of = {number: row for row, number in enumerate(needed.tolist())}
     made: dict[int, tuple[Passage, ...]] = {}
-    for latent in dict.fromkeys(latents):
-        there = [k for k in range(sequence.shape[1]) if activation[latent, k] > 0]
-        if not there:
-            made[latent] = ()
-            continue
-        tokens = context.sequences[sequence[latent, there]]
-        site = site_of(dictionary)
-        x = context.model.capture(tokens, site)[site]
-        counted = context.selection.mask([x], tokens, context.model.tokenizer)
-        codes = dictionary.encode(x[counted])
-        emitted = torch.zeros(codes.n_tokens, device=codes.values.device)
-        at_latent = codes.indices == latent
-        emitted[codes.rows[at_latent]] = codes.values[at_latent].abs().float()
-        strength = torch.zeros(tokens.shape, device=emitted.device)
-        strength[counted] = emitted
-        weights = (strength / activation[latent, 0].to(strength)).clamp(max=1).cpu()
+    for i, latent in enumerate(chosen):
+        weights = (strength[i] / activation[latent, 0].to(strength)).clamp(max=1)
+        found = zip(
+            sequence[latent].tolist(), position[latent].tolist(), (activation[latent] > 0).tolist(), strict=True
+        )
         made[latent] = tuple(
-            passage_around(context.model.tokenizer, tokens[i], weights[i], int(position[latent, k]))
-            for i, k in enumerate(there)
+            passage_around(context.model.tokenizer, context.sequences[number], weights[row_of[number]], at)
+            for number, at, active in found
+            if active
         )
     return made
+
+
+@torch.no_grad()
+def _strengths(
+    dictionary: Dictionary, latents: Sequence[int], numbers: Int[Tensor, " n"], context: CardContext
+) -> Float[Tensor, "latents n context"]:
+    """Absolute activations of some latents in some sequences, each of which goes through the model once."""
+    site = site_of(dictionary)
+    tokens = context.sequences[numbers]
+    strength = torch.zeros(len(latents), *tokens.shape)
+    if not len(numbers):
+        return strength
+    row_of = torch.full((dictionary.n_latents,), -1)
+    row_of[list(latents)] = torch.arange(len(latents))
+    parts = tokens.split(forward_size(context.model.device, tokens.shape[1]))
+    begin = 0
+    for part in track(parts, f"contexts of {dictionary.name}", unit="batches"):
+        x = context.model.capture(part, site)[site]
+        counted = context.selection.mask([x], part, context.model.tokenizer)
+        codes = dictionary.encode(x[counted])
+        row, places = row_of[codes.indices.cpu()], counted.nonzero().cpu()[codes.rows.cpu()]
+        wanted = row >= 0
+        strength[row[wanted], begin + places[wanted, 0], places[wanted, 1]] = codes.values[wanted].abs().float().cpu()
+        begin += len(part)
+    return strength
 
 
 def portrait_table(pair: SingleInsertions, found: Sequence[Portrait]) -> pd.DataFrame:

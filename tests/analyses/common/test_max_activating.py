@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analyses.common import max_activating as module
 from analyses.common.max_activating import excerpt, excerpts, find_contexts, peaks
 from dictlab import DictlabError, Metadata, ReLU
 from dictlab.data.text import Text
@@ -25,7 +24,7 @@ def sequences():
 
 @pytest.mark.parametrize("activation", [ReLU(), AbsTopK(3)])
 def test_peaks_are_those_of_a_search_through_everything(model, sequences, activation, monkeypatch):
-    monkeypatch.setattr(module, "FORWARD_TOKENS", 24)  # several batches, the last one smaller
+    monkeypatch.setattr("dictlab.data.activations.CPU_FORWARD_TOKENS", 24)  # several batches, the last one smaller
     dictionary = random_dictionary(20, 16, activation=activation)
     found = peaks([dictionary], model, sequences, top=3)[0]
     codes = dictionary.encode(model.capture(sequences, SITE)[SITE]).dense().abs().view(11, 8, 20)
