@@ -14,6 +14,7 @@ from dictlab.dictionary.activation_functions import Activation
 from dictlab.dictionary.normalisation import NoNormalisation, Normalisation
 
 SITE = "blocks.1.hook_resid_pre"
+READ, WRITTEN = "blocks.1.ln2.hook_out", "blocks.1.hook_mlp_out"  # of transcoders
 
 
 def random_dictionary(
@@ -41,6 +42,40 @@ def random_dictionary(
         activation=activation or TopK(4),
         normalisation=normalisation or NoNormalisation(),
         metadata=metadata or Metadata(site=SITE),
+        name=name,
+    )
+
+
+def random_transcoder(
+    n: int = 24,
+    d_in: int = 8,
+    d_out: int = 6,
+    *,
+    skip: bool = True,
+    activation: Activation | None = None,
+    normalisation: Normalisation | None = None,
+    seed: int = 0,
+    name: str = "transcoder",
+    reads: str | None = READ,
+    writes: str | None = WRITTEN,
+) -> Dictionary:
+    """A transcoder with no structure, all of its parts different from zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return Dictionary(
+        W_enc=draw(d_in, n),
+        b_enc=0.3 * draw(n),
+        W_dec=draw(n, d_out),
+        b_pre=0.5 * draw(d_in),
+        b_out=0.5 * draw(d_out),
+        activation=activation or TopK(4),
+        normalisation=normalisation or NoNormalisation(),
+        W_skip=0.3 * draw(d_in, d_out) if skip else None,
+        transcodes=True,
+        metadata=Metadata(site=reads, writes=writes),
         name=name,
     )
 

@@ -9,7 +9,7 @@ import torch
 from analyses.common.opening import ModelLike, open_model
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.site_names import canonical_model, canonical_site, may_be_one_site
 

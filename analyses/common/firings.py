@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dictlab.data.activations import forward_size
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import check_finite, site_of
+from dictlab.evaluation.evaluate import check_finite
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.runtime.progress import track
 

@@ -33,8 +33,8 @@ from dictlab.data.attention_sinks import find_sinks, sinks_of, sinks_warning
 from dictlab.data.text import Split, Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import recorded_selection
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.token_selection import ALL, TokenSelection
 
@@ -114,6 +114,8 @@ def open_inputs(
     model: ModelLike | None = None,
     text: TextLike = "builtin",
     device: str = "cpu",
+    analysis: str = "this analysis",
+    transcoders: bool = False,
     least: int = 1,
     same_place: bool = False,
     resumable: bool = False,
@@ -127,6 +129,8 @@ def open_inputs(
         model: The language model; by default the one that the dictionaries name.
         text: Where tokens come from.
         device: Where to run.
+        analysis: What the analysis is called, for messages.
+        transcoders: It is right for transcoders, and for dictionaries with a linear skip, as well.
         least: How many dictionaries the analysis needs.
         same_place: They must read the same activations.
         resumable: The forward is to be resumed from their sites, so these must lie in the blocks.
@@ -136,7 +140,9 @@ def open_inputs(
     Raises:
         DictlabError: Something is not there, or does not fit the rest; the message names it.
     """
-    dictionaries = open_dictionaries(given, least, token_selection=token_selection)
+    dictionaries = open_dictionaries(
+        given, least, analysis=analysis, transcoders=transcoders, token_selection=token_selection
+    )
     if same_place:
         check_same_place(dictionaries, model)
     opened, source = open_model(model, dictionaries, device), open_text(text)

@@ -19,8 +19,8 @@ from dictlab.data.in_memory import TokenIds, text_of_documents
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import with_selection
+from dictlab.evaluation.sites import check_plain, site_of
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.formats.in_memory import NAMELESS, SaeLensSae, from_saelens, from_tensors
 from dictlab.formats.loading import load, mapped
@@ -61,6 +61,8 @@ def open_dictionaries(
     given: Sequence[DictionaryLike] | DictionaryLike,
     least: int = 1,
     *,
+    analysis: str = "this analysis",
+    transcoders: bool = False,
     in_place: bool = False,
     token_selection: str | None = None,
 ) -> list[Dictionary]:
@@ -69,15 +71,21 @@ def open_dictionaries(
     Args:
         given: The dictionaries, or their files.
         least: How many the analysis needs.
+        analysis: What it is called, for messages.
+        transcoders: It is right for transcoders, and for dictionaries with a linear skip, as well. Others would be
+            silently wrong on them, and so refuse them here.
         in_place: Leave tensors in their files, in the precision of the file and unchecked for NaN, until they are used.
         token_selection: Tokens that they are to be measured on; by default those that they were trained on.
 
     Raises:
-        DictlabError: There are fewer than the analysis needs, or two have the same name.
+        DictlabError: There are fewer than the analysis needs, two have the same name, or one is a transcoder or has a
+            skip and the analysis is not made for these.
     """
     opened = [open_dictionary(one, in_place=in_place) for one in one_or_several(given)]
     if len(opened) < least:
-        raise DictlabError(f"this analysis compares {least} or more dictionaries; {len(opened)} were given.")
+        raise DictlabError(f"{analysis} compares {least} or more dictionaries; {len(opened)} were given.")
+    if not transcoders:
+        check_plain(opened, analysis)
     return with_selection(with_distinct_names(_numbered(opened)), token_selection)
 
 

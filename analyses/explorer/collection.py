@@ -20,7 +20,8 @@ from analyses.composition.insertion.insertion_effects import EffectSums, Inserti
 from analyses.explorer.code_store import CodeWriter, StoredCodes
 from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import check_finite, site_of
+from dictlab.evaluation.evaluate import check_finite
+from dictlab.evaluation.sites import site_of
 from dictlab.runtime.progress import Phase
 
 

@@ -81,7 +81,7 @@ def explore(
     folder = Path("out/explore") if out is None else Path(out)
     if not serve:
         check_folder(folder, force=force)
-    given = open_dictionaries(dictionaries, token_selection=token_selection)
+    given = open_dictionaries(dictionaries, analysis="explore", token_selection=token_selection)
     labels = tuple(report_labels([Path(r) for r in reports], [d.name for d in given], [d.n_latents for d in given]))
     inputs = open_inputs(given, model=model, text=text, device=device, same_place=True)
     check_at_least(inputs.context, tokens=tokens)

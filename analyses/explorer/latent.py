@@ -21,7 +21,7 @@ from analyses.composition.insertion.latent_cards import passage_around
 from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.reports.cards import Passage
 from dictlab.reports.safe_text import safe
 from dictlab.runtime.progress import track
@@ -132,7 +132,7 @@ def latent(
     """
     check_at_least(0, seed=seed)
     check_at_least(1, examples=examples)
-    (given,) = open_dictionaries(dictionary, token_selection=token_selection)
+    (given,) = open_dictionaries(dictionary, analysis="latent", token_selection=token_selection)
     if not 0 <= latent < given.n_latents:
         raise DictlabError(f"latent is {latent}; {given.name} has the latents 0 to {given.n_latents - 1}.")
     inputs = open_inputs(given, model=model, text=text, device=device)

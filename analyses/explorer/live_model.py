@@ -24,7 +24,7 @@ from analyses.explorer.latents.latent_records import rounded
 from analyses.explorer.sample_texts import sequence_text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 
 SHOWN_LATENTS = 12  # of a token, of each dictionary
 PREDICTED = 8  # tokens that are predicted, of each position

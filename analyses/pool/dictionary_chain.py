@@ -64,8 +64,13 @@ class DictionaryChain:
         return part_of(self.pool, torch.from_numpy(chosen), b_out=b_out, name=name)
 
 
-def open_chain(small: DictionaryLike, larger: Sequence[DictionaryLike]) -> list[Dictionary]:
+def open_chain(small: DictionaryLike, larger: Sequence[DictionaryLike], *, analysis: str) -> list[Dictionary]:
     """The dictionaries of a chain, read from their files.
+
+    Args:
+        small: The first.
+        larger: The others.
+        analysis: What it is for, for messages.
 
     Raises:
         DictlabError: There is but one, one is given twice, or they are not of one place.
@@ -78,7 +83,7 @@ def open_chain(small: DictionaryLike, larger: Sequence[DictionaryLike]) -> list[
     if twice is not None:
         name = twice.name if isinstance(twice, Dictionary) else twice
         raise DictlabError(f"{name} was given twice: there is nothing that it could add to itself.")
-    opened = open_dictionaries(given)
+    opened = open_dictionaries(given, analysis=analysis)
     check_same_place(opened)
     return opened
 

@@ -31,6 +31,7 @@ from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import METRICS, Evaluation
 from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.evaluation.recorded_selection import with_selection
+from dictlab.evaluation.sites import check_plain
 from dictlab.formats.loading import mapped
 from dictlab.model.language_model import LanguageModel
 from dictlab.numerics import seeds
@@ -243,6 +244,7 @@ def verification(
         opened = mapped(dictionary, format=format, scale=scale, ignore=ignore)
     else:
         opened = open_dictionary(dictionary)
+    check_plain([opened], "verification")
     checks, sample, size, cautions = weight_checks(opened, seed=seed), {}, "", tuple[str, ...]()
     if checks[0].result == "pass":
         (whole,) = with_selection([opened.to("cpu", torch.float32)], token_selection)

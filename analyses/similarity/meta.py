@@ -126,7 +126,7 @@ def meta(
         dictlab report meta meta.safetensors large.safetensors small.safetensors smaller.safetensors
     """
     check_at_least(0, seed=seed)
-    opened = [d.to("cpu") for d in open_dictionaries([meta, large, *one_or_several(smaller)], least=2)]
+    opened = [d.to("cpu") for d in open_dictionaries([meta, large, *one_or_several(smaller)], analysis="meta", least=2)]
     over, base, ordinary = opened[0], opened[1], opened[2:]
     for other in opened[1:]:
         if other.d_in != over.d_in:

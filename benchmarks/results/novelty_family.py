@@ -22,7 +22,7 @@ from analyses.composition.insertion.single_insertions import SingleInsertions, i
 from benchmarks._common import CHECKPOINTS, shipped_model
 from dictlab import Dictionary, Text, load
 from dictlab.data import activations
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.numerics.statistics import interval
 
 WIDTHS, SEEDS, THRESHOLD, SEED = (256, 512, 1024, 2048, 4096), (0, 1), 0.7, 0

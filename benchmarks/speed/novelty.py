@@ -24,7 +24,7 @@ from benchmarks._common import CHECKPOINTS, shipped_model
 from benchmarks.speed.path_gain import path_gain, tell
 from dictlab import Dictionary, Text, TopK, load
 from dictlab.data import activations
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 
 WIDTHS, RANDOM = (256, 512, 1024, 2048, 4096), (8192,)
 LATENTS, TOKENS, ROUNDS = 16, 32_768, 3

@@ -18,7 +18,7 @@ from analyses.pool.dictionary_chain import DictionaryChain, encode_chain
 from benchmarks._common import CHECKPOINTS, shipped_model
 from dictlab import Dictionary, Text, load
 from dictlab.data import activations
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 
 WIDTHS = (1024, 2048)
 TOKENS, POINTS, ROUNDS = 16_384, 24, 3

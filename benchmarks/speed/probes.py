@@ -25,7 +25,7 @@ from analyses.features.probes.sparse_columns import Sparse
 from analyses.features.probes.token_labels import python_tokens
 from benchmarks._common import CHECKPOINTS, shipped_model
 from dictlab import Text, load
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 
 TASKS, LATENTS, CONTEXTS = ("string", "comma", "inside a loop"), 24, 128
 

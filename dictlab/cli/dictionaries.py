@@ -70,6 +70,7 @@ def convert(
     scale: float | None = None,
     ignore: tuple[str, ...] = (),
     site: str | None = None,
+    writes: str | None = None,
     model: str | None = None,
     force: bool = False,
 ) -> None:
@@ -92,7 +93,10 @@ def convert(
     ignore
         Fields of its configuration to pass over although they are unknown here.
     site
-        Where in the model it belongs, if the source does not say, or says it wrongly.
+        Where in the model it belongs (a transcoder: which site it reads), if the source does not say, or says it
+        wrongly.
+    writes
+        Which site a transcoder writes, likewise.
     model
         The model it belongs to, likewise.
     force
@@ -103,7 +107,9 @@ def convert(
 
     dictionary = load(source, format=format, map=_pairs(map), scale=scale, ignore=ignore)
     about = dictionary.metadata
-    about = replace(about, site=site or about.site, model=model or about.model)
+    if writes is not None and not dictionary.transcodes:
+        raise DictlabError(f"--writes {writes}: {source} is no transcoder, and writes the site that it reads.")
+    about = replace(about, site=site or about.site, writes=writes or about.writes, model=model or about.model)
     written = conversion.write(replace(dictionary, metadata=about), target, to, force=force)
     out = console()
     out.print(f"Dictionary: {written}", soft_wrap=True)

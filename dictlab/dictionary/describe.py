@@ -29,6 +29,9 @@ def describe(dictionary: Dictionary) -> list[tuple[str, str]]:
         dictionary.metadata,
         str(dictionary.W_dec.dtype).removeprefix("torch."),
         emitting=dictionary.n_emitting,
+        d_out=dictionary.d_out,
+        transcodes=dictionary.transcodes,
+        skip=dictionary.W_skip is not None,
     )
 
 
@@ -42,8 +45,11 @@ def description(
     dtype: str,
     *,
     emitting: int,
+    d_out: int | None = None,
+    transcodes: bool = False,
+    skip: bool = False,
 ) -> list[tuple[str, str]]:
-    """The same from its parts: shape, the records of a file's header, and precision."""
+    """The same from its parts: shape, the records of a file's header, and precision; `d_out` is `d_in` by default."""
     metrics = about.metrics
     unknown = "not recorded"
     competing = n_latents - emitting
@@ -51,7 +57,9 @@ def description(
         ("dictionary", name),
         (
             "shape",
-            f"{n_latents} latents x {d_in}" + (f" ({competing} only compete)" if competing else ""),
+            f"{n_latents} latents x {d_in}"
+            + (f" to {d_out}" if d_out not in (None, d_in) else "")
+            + (f" ({competing} only compete)" if competing else ""),
         ),
         (
             "activation function",
@@ -59,7 +67,9 @@ def description(
         ),
         ("input normalisation", _record(normalisation)),
         ("model", f"{about.model} (fingerprint {about.model_fingerprint})" if about.model else unknown),
-        ("site", about.site or unknown),
+        ("reads" if transcodes else "site", about.site or unknown),
+        ("writes", (about.writes or unknown) if transcodes else ""),
+        ("linear skip", "output = what latents write + input W_skip" if skip else ""),
         ("objective", about.objective or unknown),
         ("made from", ", ".join(about.sources)),
         ("trained as", _trained_as(about, str(activation["kind"]))),

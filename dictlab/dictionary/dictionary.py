@@ -4,7 +4,8 @@
     z = (h - b_pre) W_enc + b_enc
     f = activation(z)             sparse codes
     y = f W_dec + b_out
-    x_hat = N^-1(y)
+    x_hat = N^-1(y) + x W_skip    a sparse autoencoder; few have a skip
+    y_hat = y + x W_skip          a transcoder, which predicts the activation y at another site from x
 
 Every library's dictionary is brought into this form when it is read, so that nothing else asks where one came from.
 A `Dictionary` does not know language models.
@@ -25,19 +26,26 @@ from dictlab.dictionary.activation_functions import Activation, emitting, signed
 from dictlab.dictionary.activation_records import from_name, from_record
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
-from dictlab.dictionary.metadata import Metadata
+from dictlab.dictionary.metadata import Metadata, reads_and_writes
 from dictlab.dictionary.normalisation import Centred, LayerNorm, NoNormalisation, Normalisation, Scale, Undo, unscaled
 from dictlab.dictionary.tensor_checks import TensorLike, bias, check_finite, check_shapes, tensor_of
 from dictlab.errors import DictlabError
+
+NOTHING_TO_UNDO = Undo(1.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
     """An encoder, a decoder, an activation function, an input normalisation, and where they came from.
 
-    Row j of `W_dec` is the decoder direction of latent j.
+    Row j of `W_dec` is the decoder direction of latent j. A transcoder (Dunefsky et al. 2024) reads one site and writes
+    another; what `decode` and `reconstruct` give is then its prediction of the activation at the site that it writes,
+    in that site's own units: the input normalisation is not undone. All others have `d_out` = `d_in`.
 
     Attributes:
+        W_skip: What the output has of x besides the latents' part, x W_skip with x as it is given (before the input
+            normalisation); None for most.
+        transcodes: Whether it is a transcoder.
         firing_rate: Share of tokens at which each latent is active, measured at the end of training; None if unknown.
         name: What tables and plots call it.
         path: The file it was read from.
@@ -45,11 +53,13 @@ class Dictionary:
 
     W_enc: Float[Tensor, "d_in n_latents"]
     b_enc: Float[Tensor, " n_latents"]
-    W_dec: Float[Tensor, "n_latents d_in"]
+    W_dec: Float[Tensor, "n_latents d_out"]
     b_pre: Float[Tensor, " d_in"]
-    b_out: Float[Tensor, " d_in"]
+    b_out: Float[Tensor, " d_out"]
     activation: Activation
     normalisation: Normalisation = NoNormalisation()
+    W_skip: Float[Tensor, "d_in d_out"] | None = None
+    transcodes: bool = False
     firing_rate: Float[Tensor, " n_latents"] | None = None
     metadata: Metadata = Metadata()
     name: str = "dictionary"
@@ -63,7 +73,7 @@ class Dictionary:
                 "activation function such as TopK(32)."
             )
         rate = {} if self.firing_rate is None else {"firing_rate": self.firing_rate}
-        check_shapes({**dict(self._weights()), **rate})
+        check_shapes({**dict(self._weights()), **rate}, transcodes=self.transcodes)
 
     @classmethod
     def from_tensors(
@@ -139,17 +149,33 @@ class Dictionary:
 
     def __repr__(self) -> str:
         """One line: name, shape, activation function, and where in which model."""
-        parts = [f"{self.n_latents} latents x {self.d_in}", _in_words(self.activation.record())]
+        width = f"{self.d_in}" if self.d_out == self.d_in else f"{self.d_in} to {self.d_out}"
+        parts = [f"{self.n_latents} latents x {width}", _in_words(self.activation.record())]
         if self.normalisation.kind != "none":
             parts.append(self.normalisation.kind)
-        if self.metadata.site:
-            parts.append(f"{self.metadata.site} of {self.metadata.model or 'an unknown model'}")
+        if self.W_skip is not None:
+            parts.append("linear skip")
+        model = self.metadata.model or "an unknown model"
+        if self.transcodes:
+            parts.append(f"{reads_and_writes(self.metadata)} of {model}")
+        elif self.metadata.site:
+            parts.append(f"{self.metadata.site} of {model}")
         return f"<Dictionary {self.name!r}: {', '.join(parts)}, {str(self.W_dec.dtype).removeprefix('torch.')}>"
 
     @property
     def d_in(self) -> int:
         """Width of the activations it reads."""
+        return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """Width of what it writes: of a reconstruction or, where it is a transcoder, of a prediction."""
         return self.W_dec.shape[1]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it reconstructs what it reads, and that from its codes alone: no transcoder, and no skip."""
+        return not self.transcodes and self.W_skip is None
 
     @property
     def n_latents(self) -> int:
@@ -162,7 +188,7 @@ class Dictionary:
         return int(emitting(self.activation, self.n_latents).sum())
 
     @property
-    def directions(self) -> Float[Tensor, "n_latents d_in"]:
+    def directions(self) -> Float[Tensor, "n_latents d_out"]:
         """Decoder directions at unit length (a zero row stays zero)."""
         return torch.nn.functional.normalize(self.W_dec, dim=1)
 
@@ -197,43 +223,51 @@ class Dictionary:
         """
         return self._encode(self._checked(x))[0]
 
-    def decode(self, codes: Codes, x: Float[Tensor, "*tokens d_in"] | None = None) -> Float[Tensor, "tokens d_in"]:
-        """The reconstruction x_hat of codes.
+    def decode(self, codes: Codes, x: Float[Tensor, "*tokens d_in"] | None = None) -> Float[Tensor, "tokens d_out"]:
+        """The reconstruction x_hat of codes; of a transcoder, its prediction at the site that it writes.
 
         Args:
             codes: What `encode` returned.
-            x: The activations they are the codes of; needed where the normalisation keeps something of each token.
+            x: The activations they are the codes of; needed where the normalisation keeps something of each token, and
+                where there is a skip.
 
         Raises:
             DictlabError: x is needed and was not given.
         """
         if x is None:
-            if self.normalisation.per_token:
+            if self.W_skip is not None:
+                raise DictlabError(
+                    f"{self.name}: a linear map of its input skips the latents; call decode(codes, x) with the "
+                    "activations, or reconstruct(x)."
+                )
+            if self.normalisation.per_token and not self.transcodes:
                 raise DictlabError(
                     f"{self.name}: its input normalisation ({self.normalisation.kind}) keeps a scale for each token; "
                     "call decode(codes, x) with the activations, or reconstruct(x)."
                 )
-            x = self.b_out.new_zeros(1, self.d_in)
-        return decoded(codes, self.W_dec, self.b_out, self.normalisation(self._checked(x))[1])
+            x = self.b_pre.new_zeros(1, self.d_in)
+        x = self._checked(x)
+        return self._decoded(codes, self._undo(x), x)
 
-    def reconstruct(self, x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens d_in"]:
-        """decode(encode(x)), in the shape of x."""
+    def reconstruct(self, x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens d_out"]:
+        """decode(encode(x), x), a vector for each token of x."""
         return self(x)[1]
 
-    def __call__(self, x: Float[Tensor, "*tokens d_in"]) -> tuple[Codes, Float[Tensor, "*tokens d_in"]]:
+    def __call__(self, x: Float[Tensor, "*tokens d_in"]) -> tuple[Codes, Float[Tensor, "*tokens d_out"]]:
         """Codes and reconstruction together."""
-        codes, undo = self._encode(self._checked(x))
-        return codes, decoded(codes, self.W_dec, self.b_out, undo).reshape(x.shape)
+        rows = self._checked(x)
+        codes, undo = self._encode(rows)
+        return codes, self._decoded(codes, undo, rows).reshape(*x.shape[:-1], self.d_out)
 
     def codes_in_input_units(self, codes: Codes, x: Float[Tensor, "*tokens d_in"]) -> Codes:
         """Codes times the scale that the input normalisation gives back to each token: what each latent adds to the
-        reconstruction of x is that times its row of `W_dec`.
+        reconstruction of x is that times its row of `W_dec`. A transcoder's codes are these already.
 
         Args:
             codes: What `encode` returned.
             x: The activations they are the codes of.
         """
-        scale = torch.as_tensor(self.normalisation(self._checked(x))[1].scale).to(codes.values)
+        scale = torch.as_tensor(self._undo(self._checked(x)).scale).to(codes.values)
         return codes._replace(values=codes.values * (scale.reshape(-1)[codes.rows] if scale.numel() > 1 else scale))
 
     def pre_activations(
@@ -254,7 +288,8 @@ class Dictionary:
     def in_input_units(self) -> Dictionary:
         """The same function with a constant input scale folded away; activations come out in the units of x.
 
-        h = s x becomes h = x with every bias (and threshold) divided by s, and f' = f / s.
+        h = s x becomes h = x with every bias (and threshold) divided by s, and f' = f / s. A transcoder's output is not
+        in these units: there f W_dec = f' (s W_dec), and b_out stays.
         """
         centred = isinstance(self.normalisation, Centred)
         inner = self.normalisation.then if isinstance(self.normalisation, Centred) else self.normalisation
@@ -265,7 +300,8 @@ class Dictionary:
             self,
             b_enc=self.b_enc / s,
             b_pre=self.b_pre / s,
-            b_out=self.b_out / s,
+            W_dec=self.W_dec * s if self.transcodes else self.W_dec,
+            b_out=self.b_out if self.transcodes else self.b_out / s,
             activation=self.activation.scaled(1 / s),
             normalisation=Centred() if centred else NoNormalisation(),
         )
@@ -279,7 +315,8 @@ class Dictionary:
         return replace(plain, b_enc=plain.b_enc - plain.b_pre @ plain.W_enc, b_pre=torch.zeros_like(plain.b_pre))
 
     def uncentred(self) -> Dictionary:
-        """The same codes with the centring of its input folded into the encoder; a reconstruction then has no mean.
+        """The same codes with the centring of its input folded into the encoder; a reconstruction then has no mean (a
+        transcoder's prediction stays as it is).
 
         (x - mean(x)) W_enc = x (W_enc - the mean of each column). Only a latent's own direction moves with it to
         another dictionary, so the mean of each token, which centring gives back, is left to the rest of that one.
@@ -296,7 +333,16 @@ class Dictionary:
 
     def _encode(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Codes, Undo]:
         h, factor, undo = unscaled(self.normalisation, x)
-        return sparse.encode(h, self.W_enc, self.b_enc, self.activation, self.b_pre, factor), undo
+        codes = sparse.encode(h, self.W_enc, self.b_enc, self.activation, self.b_pre, factor)
+        return codes, NOTHING_TO_UNDO if self.transcodes else undo
+
+    def _undo(self, x: Float[Tensor, "tokens d_in"]) -> Undo:
+        """What brings a decoded vector into the units of the output."""
+        return NOTHING_TO_UNDO if self.transcodes else self.normalisation(x)[1]
+
+    def _decoded(self, codes: Codes, undo: Undo, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_out"]:
+        y = decoded(codes, self.W_dec, self.b_out, undo)
+        return y if self.W_skip is None else y + x @ self.W_skip
 
     def _checked(self, x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "tokens d_in"]:
         if x.shape[-1] != self.d_in:
@@ -315,11 +361,13 @@ class Dictionary:
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         for name in ("W_enc", "b_enc", "W_dec", "b_pre", "b_out"):
             yield name, getattr(self, name)
+        if self.W_skip is not None:
+            yield "W_skip", self.W_skip
 
 
 def decoded(
-    codes: Codes, W_dec: Float[Tensor, "n_latents d_in"], bias: Float[Tensor, " d_in"], undo: Undo
-) -> Float[Tensor, "tokens d_in"]:
+    codes: Codes, W_dec: Float[Tensor, "n_latents d_out"], bias: Float[Tensor, " d_out"], undo: Undo
+) -> Float[Tensor, "tokens d_out"]:
     """`undo(codes.dense() @ W_dec + bias)`, in one matrix where undoing is a factor."""
     if undo.factor is not None:
         return sparse.decode(codes, W_dec, bias, undo.factor)

@@ -13,7 +13,8 @@ class Metadata:
     Attributes:
         model: The language model's name or folder.
         model_fingerprint: `LanguageModel.fingerprint` of that model.
-        site: Where in the model, e.g. `blocks.6.hook_resid_pre`.
+        site: Where in the model it reads, e.g. `blocks.6.hook_resid_pre`.
+        writes: Where a transcoder writes; None for a dictionary that writes the site that it reads.
         objective: "local", "e2e", "e2e+ds", "stitched", ...
         seed: The seed of its initialisation.
         tokens: Tokens it was trained on.
@@ -30,6 +31,7 @@ class Metadata:
     model: str | None = None
     model_fingerprint: str | None = None
     site: str | None = None
+    writes: str | None = None
     objective: str | None = None
     seed: int | None = None
     tokens: int | None = None
@@ -40,3 +42,9 @@ class Metadata:
     convention: str | None = None
     foreign: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def reads_and_writes(metadata: Metadata) -> str:
+    """Both sites of a transcoder in words: "reads blocks.3.ln2.hook_out, writes blocks.3.hook_mlp_out"."""
+    unknown = "a site that its file does not name"
+    return f"reads {metadata.site or unknown}, writes {metadata.writes or unknown}"

@@ -56,12 +56,13 @@ def bias(given: TensorLike | None, name: str, length: int, like: Tensor) -> Tens
     return tensor
 
 
-def check_shapes(tensors: Mapping[str, Tensor], *, complete: bool = True) -> None:
+def check_shapes(tensors: Mapping[str, Tensor], *, complete: bool = True, transcodes: bool = False) -> None:
     """Refuse tensors, under the names of dictlab's own file, that do not fit together.
 
     Args:
         tensors: By name.
         complete: All weights must be there; otherwise W_dec alone.
+        transcodes: They are those of a transcoder, which may read another width than it writes.
 
     Raises:
         DictlabError: One is missing, or its shape does not follow from W_dec's, or it holds no numbers of a kind that
@@ -72,20 +73,26 @@ def check_shapes(tensors: Mapping[str, Tensor], *, complete: bool = True) -> Non
         raise DictlabError(f"the tensor {missing[0]!r} is missing; found {', '.join(sorted(tensors))[:200]}.")
     if tensors["W_dec"].ndim != 2 or 0 in tensors["W_dec"].shape:
         raise DictlabError(f"W_dec has shape {list(tensors['W_dec'].shape)}; expected [n_latents, d_in].")
-    n_latents, d_in = tensors["W_dec"].shape
+    n_latents, d_out = tensors["W_dec"].shape
+    d_in = d_out
+    if transcodes and (W_enc := tensors.get("W_enc")) is not None:
+        if W_enc.ndim != 2 or 0 in W_enc.shape:
+            raise DictlabError(f"W_enc has shape {list(W_enc.shape)}; expected [d_in, n_latents].")
+        d_in = W_enc.shape[0]
     expected = {
         "W_enc": [d_in, n_latents],
         "b_enc": [n_latents],
-        "W_dec": [n_latents, d_in],
+        "W_dec": [n_latents, d_out],
         "b_pre": [d_in],
-        "b_out": [d_in],
+        "b_out": [d_out],
+        "W_skip": [d_in, d_out],
         "firing_rate": [n_latents],
     }
     for name, tensor in tensors.items():
         if name in expected and list(tensor.shape) != expected[name]:
             turned = "; transposed it would fit" if list(tensor.shape) == expected[name][::-1] else ""
             raise DictlabError(
-                f"{name} has shape {list(tensor.shape)}; expected {expected[name]} beside W_dec {[n_latents, d_in]}"
+                f"{name} has shape {list(tensor.shape)}; expected {expected[name]} beside W_dec {[n_latents, d_out]}"
                 f"{turned}."
             )
         precisions = (torch.bool,) if name.endswith("emits") else PRECISIONS

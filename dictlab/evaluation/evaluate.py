@@ -19,6 +19,7 @@ from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.recorded_selection import recorded_selection
+from dictlab.evaluation.sites import SitePair, site_pair
 from dictlab.evaluation.stated_l0 import stated_l0
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.model.language_model import LanguageModel
@@ -46,15 +47,17 @@ def evaluate(
     forward of each batch serves them all.
 
     Args:
-        dictionaries: Each at the site in its metadata.
+        dictionaries: Each at the site in its metadata. A transcoder's prediction is compared with the activation at the
+            site that it writes, and put in the place of it.
         model: The model they belong to.
         text: What to run it on; the held-out split, if it is to mean anything.
         contexts: Sequences to measure; fewer where the text ends before.
         context: Tokens a sequence; the model's own by default, 1,024 at most.
         seed: Of the sample and the bootstrap.
         partial: On Ctrl-C, return what is complete, if that is two sequences or more.
-        selection: Which tokens count, by default those that the dictionaries were trained on. All metrics are over
-            these; reconstructions, zeros and means are spliced in for them alone, and leave the others as they are.
+        selection: Which tokens count, by default those that the dictionaries were trained on (at a transcoder's two
+            sites alike). All metrics are over these; reconstructions, zeros and means are spliced in for them alone,
+            and leave the others as they are.
 
     Raises:
         DictlabError: The dictionaries were trained on different tokens and none are said; a dictionary names no site,
@@ -62,12 +65,12 @@ def evaluate(
     """
     selection = recorded_selection(dictionaries) if selection is None else selection
     dictionaries = [adapted(dictionary, model) for dictionary in dictionaries]
-    sites = [site_of(dictionary) for dictionary in dictionaries]
+    pairs = [site_pair(dictionary) for dictionary in dictionaries]
     check_at_least(1, contexts=contexts)
     length = model.context_length(context)
     sampled = text.sample(model.tokenizer, length, contexts, seed=seed)
     batches = sampled.split(max(1, BATCH_TOKENS // length))
-    means = _means(model, list(dict.fromkeys(sites)), batches, selection)
+    means = _means(model, list(dict.fromkeys(pairs)), batches, selection)
     rows: list[list[dict[str, Tensor]]] = [[] for _ in dictionaries]
     active: list[list[Tensor]] = [[] for _ in dictionaries]
     with (
@@ -75,7 +78,7 @@ def evaluate(
         Phase("evaluate", sampled.numel(), unit="tokens") as phase,
     ):
         for tokens in batches:
-            for index, (row, fired) in enumerate(list(_measure(dictionaries, sites, means, model, tokens, selection))):
+            for index, (row, fired) in enumerate(list(_measure(dictionaries, pairs, means, model, tokens, selection))):
                 rows[index].append(row)
                 active[index].append(fired)
             completion.add(len(tokens))
@@ -98,28 +101,42 @@ def evaluate(
 
 def _means(
     model: LanguageModel,
-    sites: Sequence[str],
+    pairs: Sequence[SitePair],
     batches: Sequence[Int[Tensor, "batch context"]],
     selection: TokenSelection,
-) -> dict[str, Float[Tensor, " d_in"]]:
-    """The mean activation at each site, of the tokens that count there; the model is run once for all sites.
+) -> dict[SitePair, Float[Tensor, " d_out"]]:
+    """The mean activation at each written site, of the tokens that count there and where is read; the model is run once
+    for all sites.
 
     Raises:
         DictlabError: At some site none of them does.
     """
-    counts = dict.fromkeys(sites, 0)
-    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(pairs, 0)
+    sums: dict[SitePair, Tensor] = {}
     with Phase("evaluate: mean activations", sum(map(torch.numel, batches)), unit="tokens") as phase:
         for tokens in batches:
-            for site, x in model.capture(tokens, sites).items():
-                rows = x[selection.mask([x], tokens, model.tokenizer)].double()
-                counts[site] += len(rows)
-                sums[site] = sums.get(site, rows.new_zeros(rows.shape[1])) + rows.sum(dim=0)
+            clean = model.capture(tokens, list(dict.fromkeys(site for pair in pairs for site in pair)))
+            for pair in pairs:
+                rows = clean[pair.writes][_counted(clean, pair, selection, tokens, model)].double()
+                counts[pair] += len(rows)
+                sums[pair] = sums.get(pair, rows.new_zeros(rows.shape[1])) + rows.sum(dim=0)
             phase.advance(tokens.numel())
-    for site in sites:
-        if not counts[site]:
-            raise DictlabError(f"token selection {selection}: no token of the sample counts at {site}.")
-    return {site: (sums[site] / counts[site]).float() for site in sites}
+    for pair in pairs:
+        if not counts[pair]:
+            at = " and ".join(dict.fromkeys(pair))
+            raise DictlabError(f"token selection {selection}: no token of the sample counts at {at}.")
+    return {pair: (sums[pair] / counts[pair]).float() for pair in pairs}
+
+
+def _counted(
+    clean: Mapping[str, Tensor],
+    pair: SitePair,
+    selection: TokenSelection,
+    tokens: Int[Tensor, "batch context"],
+    model: LanguageModel,
+) -> Bool[Tensor, "batch context"]:
+    """Which tokens count at both sites of a pair."""
+    return selection.mask([clean[site] for site in dict.fromkeys(pair)], tokens, model.tokenizer)
 
 
 @torch.no_grad()
@@ -150,28 +167,32 @@ def check_finite(dictionary: Dictionary, x_hat: Float[Tensor, "*tokens d_in"]) -
         )
 
 
-def site_of(dictionary: Dictionary) -> str:
-    """The site in a dictionary's metadata.
-
-    Raises:
-        DictlabError: It names none.
-    """
-    if dictionary.metadata.site is None:
-        raise DictlabError(f"{dictionary.name}: its file does not say at which site of the model it belongs.")
-    return dictionary.metadata.site
-
-
 def reconstruct_selected(
-    dictionary: Dictionary, x: Float[Tensor, "batch context d_in"], counted: Bool[Tensor, "batch context"]
-) -> tuple[Codes, Float[Tensor, "batch context d_in"]]:
+    dictionary: Dictionary,
+    x: Float[Tensor, "batch context d_in"],
+    counted: Bool[Tensor, "batch context"],
+    target: Float[Tensor, "batch context d_out"] | None = None,
+) -> tuple[Codes, Float[Tensor, "batch context d_out"]]:
     """Codes of the tokens that count, and the activations with these tokens reconstructed and the others as they are.
 
+    Args:
+        dictionary: The dictionary.
+        x: What it reads.
+        counted: The tokens that count.
+        target: What a transcoder predicts, the activations at the site that it writes; `x` of all others.
+
     Raises:
-        DictlabError: A reconstruction is not finite.
+        DictlabError: A reconstruction is not finite, or of another width than the target.
     """
+    target = x if target is None else target
+    if target.shape[-1] != dictionary.d_out:
+        raise DictlabError(
+            f"{dictionary.name} writes activations of width {dictionary.d_out}, and those there have "
+            f"{target.shape[-1]}: is it a dictionary of another model or site?"
+        )
     codes, rows = dictionary(x[counted].float())
     check_finite(dictionary, rows)
-    x_hat = x.float().clone()
+    x_hat = target.float().clone()
     x_hat[counted] = rows.to(x_hat.dtype)
     return codes, x_hat
 
@@ -210,41 +231,46 @@ def active_by_sequence(codes: Codes, counted: Bool[Tensor, "batch context"]) -> 
 
 def _measure(
     dictionaries: Sequence[Dictionary],
-    sites: Sequence[str],
-    means: Mapping[str, Tensor],
+    pairs: Sequence[SitePair],
+    means: Mapping[SitePair, Tensor],
     model: LanguageModel,
     tokens: Int[Tensor, "batch context"],
     selection: TokenSelection,
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """For each dictionary, sums over the tokens of each sequence, and which latents were active in it."""
-    starts = {site: model.block_input(site) for site in sites}
+    starts = {pair.writes: model.block_input(pair.writes) for pair in pairs}
+    sites = [site for pair in pairs for site in pair]
     clean = model.capture(tokens, list(dict.fromkeys([*sites, *starts.values(), model.last_site])))
     tokens = tokens.to(model.device)
-    counted = {site: selection.mask([clean[site]], tokens, model.tokenizer) for site in means}
+    counted = {pair: _counted(clean, pair, selection, tokens, model) for pair in means}
 
-    def spliced(site: str, x: Tensor) -> Tensor:
-        version = torch.where(counted[site][..., None], x.to(clean[site].dtype), clean[site])
+    def spliced(pair: SitePair, x: Tensor) -> Tensor:
+        site = pair.writes
+        version = torch.where(counted[pair][..., None], x.to(clean[site].dtype), clean[site])
         return model.final_residual(version, site, residual=clean[starts[site]], tokens=tokens).flatten(0, 1)
 
-    known = [reconstruct_selected(d, clean[site], counted[site]) for d, site in zip(dictionaries, sites, strict=True)]
-    altered = [spliced(site, x_hat) for site, (_, x_hat) in zip(sites, known, strict=True)]
-    for site, mean in means.items():
-        altered += [spliced(site, x.expand_as(clean[site])) for x in (torch.zeros_like(mean), mean)]
+    known = [
+        reconstruct_selected(d, clean[pair.reads], counted[pair], clean[pair.writes])
+        for d, pair in zip(dictionaries, pairs, strict=True)
+    ]
+    altered = [spliced(pair, x_hat) for pair, (_, x_hat) in zip(pairs, known, strict=True)]
+    for pair, mean in means.items():
+        altered += [spliced(pair, x.expand_as(clean[pair.writes])) for x in (torch.zeros_like(mean), mean)]
     out = kl_and_ce(model, clean[model.last_site].flatten(0, 1), torch.stack(altered), next_tokens(tokens).flatten())
     kl, ce, ce_clean = (values.unflatten(-1, tokens.shape).double() for values in (out.kl, out.ce, out.ce_clean))
-    ablated = {site: ce[len(sites) + 2 * i :][:2] for i, site in enumerate(means)}
-    for index, (site, (codes, x_hat)) in enumerate(zip(sites, known, strict=True)):
-        predicting = counted[site][:, :-1]  # the last token has none after it
+    ablated = {pair: ce[len(pairs) + 2 * i :][:2] for i, pair in enumerate(means)}
+    for index, (pair, (codes, x_hat)) in enumerate(zip(pairs, known, strict=True)):
+        predicting = counted[pair][:, :-1]  # the last token has none after it
 
         def sum_of(values: Tensor, predicting: Tensor = predicting) -> Tensor:
             return (values[:, :-1] * predicting).sum(dim=1)
 
-        row = sums_by_sequence(clean[site].float(), x_hat, codes, counted[site], means[site]) | {
+        row = sums_by_sequence(clean[pair.writes].float(), x_hat, codes, counted[pair], means[pair]) | {
             "predicted": predicting.sum(dim=1).double(),
             "ce_clean": sum_of(ce_clean),
             "ce": sum_of(ce[index]),
-            "kl": (kl[index] * counted[site]).sum(dim=1),
-            "ce_zero": sum_of(ablated[site][0]),
-            "ce_mean": sum_of(ablated[site][1]),
+            "kl": (kl[index] * counted[pair]).sum(dim=1),
+            "ce_zero": sum_of(ablated[pair][0]),
+            "ce_mean": sum_of(ablated[pair][1]),
         }
-        yield row, active_by_sequence(codes, counted[site])
+        yield row, active_by_sequence(codes, counted[pair])

@@ -18,6 +18,7 @@ from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import active_by_sequence, evaluate, reconstruct_selected, sums_by_sequence
 from dictlab.evaluation.metrics import Evaluation
+from dictlab.evaluation.sites import check_one_site
 from dictlab.evaluation.stated_l0 import stated_l0
 
 
@@ -70,8 +71,10 @@ def evaluate_reconstruction(
         seed: Of the sample and the bootstrap.
 
     Raises:
-        DictlabError: A dictionary has another width, a reconstruction is not finite, or the activations do not vary.
+        DictlabError: A dictionary is a transcoder or has another width, a reconstruction is not finite, or the
+            activations do not vary.
     """
+    check_one_site(dictionaries, "measuring on an array of activations")
     sample_moments = moments(activations.sample(tokens, seed=seed))
     if not sample_moments.variance > 0:
         raise DictlabError(

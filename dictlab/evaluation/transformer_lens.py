@@ -53,6 +53,12 @@ def adapted(dictionary: Dictionary, model: LanguageModel) -> Dictionary:
             f"{dictionary.name} reads the activations of {convention[:40]!r}; "
             "known are huggingface and transformer_lens."
         )
+    if not dictionary.plain:
+        raise DictlabError(
+            f"{dictionary.name} is a {'transcoder' if dictionary.transcodes else 'dictionary with a linear skip'} of a "
+            "model that TransformerLens has processed; how its output differs from that on the Hugging Face model is "
+            "not known here. Give a HookedTransformer that is processed likewise."
+        )
     stated = dictionary.metadata.site or ""
     try:
         site = model.canonical_site(stated) if stated else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,6 +41,10 @@ def write(dictionary: Dictionary, path: str | Path, format: str, *, force: bool 
     path, module = Path(path), format_of(format)
     if not hasattr(module, "write"):
         raise DictlabError(f"{path}: format {format!r} is only read; written are {', '.join(_written())}.")
+    if not dictionary.plain and not getattr(module, "WRITES_TWO_PLACES", False):
+        able = ", ".join(name for name in _written() if getattr(format_of(name), "WRITES_TWO_PLACES", False))
+        what = "a transcoder" if dictionary.transcodes else "a dictionary with a linear skip"
+        raise DictlabError(f"{path}: {what} is not written in the format {format!r}; these can hold one: {able}.")
     if path.name in ("", ".."):
         raise DictlabError(f"{path}: expected the name of a file or folder to make.")
     if path.exists() and not force:
@@ -91,9 +96,14 @@ def _check_same(dictionary: Dictionary, back: Dictionary, format: str) -> None:
     """Both on random activations, in the units of the input: a constant scale may have been folded."""
     _check_place(dictionary.metadata, back.metadata, format)
     one, other = dictionary.to("cpu", torch.float32).in_input_units(), back.in_input_units()
-    if one.W_dec.shape != other.W_dec.shape:
-        shapes = f"{list(other.W_dec.shape)}, not {list(one.W_dec.shape)}"
-        raise DictlabError(f"read back from the {format} file, it has the shape {shapes}.")
+    for ours, theirs in ((one.W_enc, other.W_enc), (one.W_dec, other.W_dec)):
+        if ours.shape != theirs.shape:
+            shapes = f"{list(theirs.shape)}, not {list(ours.shape)}"
+            raise DictlabError(f"read back from the {format} file, it has the shape {shapes}.")
+    if one.transcodes != other.transcodes:
+        raise DictlabError(f"read back from the {format} file, it is {'' if other.transcodes else 'no '}transcoder.")
+    _check_skip(one.W_skip, other.W_skip, format)
+    one, other = replace(one, W_skip=None), replace(other, W_skip=None)  # beside a large skip, latents would not show
     x = _probes(one)
     (codes, x_hat), (codes_back, x_hat_back) = one(x), other(x)
     flipped = _flipped(codes, codes_back)
@@ -108,10 +118,21 @@ def _check_same(dictionary: Dictionary, back: Dictionary, format: str) -> None:
         )
 
 
+def _check_skip(one: Tensor | None, back: Tensor | None, format: str) -> None:
+    """Whether the skip is the same matrix, or absent from both."""
+    if one is None or back is None:
+        if one is not back:
+            raise DictlabError(f"read back from the {format} file, it has {'no' if back is None else 'a'} linear skip.")
+    elif not torch.allclose(one, back, rtol=TOLERANCE, atol=TOLERANCE * float(one.abs().max())):
+        raise DictlabError(f"read back from the {format} file, its linear skip is another matrix.")
+
+
 def _check_place(one: Metadata, back: Metadata, format: str) -> None:
     """Codes are the same only where the activations are."""
     if one.site and back.site and not may_be_one_site(one.site, back.site):
         raise DictlabError(f"read back from the {format} file, its site is {back.site}, not {one.site}.")
+    if one.writes and back.writes and not may_be_one_site(one.writes, back.writes):
+        raise DictlabError(f"read back from the {format} file, it writes {back.writes}, not {one.writes}.")
     ours, theirs = one.convention, back.convention
     if ours != theirs and "transformer_lens" in (ours, theirs) and ours is not None:
         raise DictlabError(
@@ -121,10 +142,17 @@ def _check_place(one: Metadata, back: Metadata, format: str) -> None:
 
 
 def _probes(dictionary: Dictionary) -> Float[Tensor, "tokens d_in"]:
-    """Random activations of several sizes about the output bias, so that latents with a high threshold fire too."""
+    """Random activations of several sizes about the output bias, so that latents with a high threshold fire too.
+
+    A transcoder's decoder and output bias tell nothing of the size of its input: there a length is that of an input of
+    which the encoder makes 1, and the centre is the input bias.
+    """
     noise = torch.randn(len(SIZES), PROBES, dictionary.d_in, generator=seeds.generator(0, "conversion"))
-    sizes = dictionary.W_dec.norm(dim=1).mean() * torch.tensor(SIZES)
-    x: Tensor = (noise * sizes[:, None, None]).flatten(0, 1) + dictionary.b_out
+    length, centre = dictionary.W_dec.norm(dim=1).mean(), dictionary.b_out
+    if dictionary.transcodes:
+        length, centre = 1 / dictionary.W_enc.norm(dim=0).mean().clamp(min=1e-12), dictionary.b_pre
+    sizes = length * torch.tensor(SIZES)
+    x: Tensor = (noise * sizes[:, None, None]).flatten(0, 1) + centre
     return x
 
 

@@ -5,6 +5,7 @@ A format is a module with three functions, found through the entry points of the
     recognise(source) -> bool           whether a file of weights and what lies beside it are of this format
     read(source) -> Dictionary          the same function as the library's own, without reading more than it must
     write(dictionary, path) -> Path     absent where the format is only read
+    WRITES_TWO_PLACES                   true where it can write transcoders, or a linear skip, as well
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ from dataclasses import replace
 from dictlab.data.activations import sample_site
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import evaluate, firing_rates, site_of
+from dictlab.evaluation.evaluate import evaluate, firing_rates
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.recorded_selection import recorded_selection
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 
 

@@ -134,8 +134,8 @@ def frankenstein(
     check_at_least(0, seed=seed, gradient_steps=gradient_steps, max_latents=max_latents, max_l0=max_l0)
     check_choice(Compact, compact=compact)
     written = _named(written_refit)
-    given = open_dictionaries(dictionaries, least=2, token_selection=token_selection)
-    apart = open_dictionaries(baselines or [], least=0, token_selection=token_selection)
+    given = open_dictionaries(dictionaries, analysis="frankenstein", least=2, token_selection=token_selection)
+    apart = open_dictionaries(baselines or [], analysis="frankenstein", least=0, token_selection=token_selection)
     _check(given, apart)
     reading = open_activations([*given, *apart], model=model, text=text, data=data, device=device)
     donors, others = reading.dictionaries[: len(given)], reading.dictionaries[len(given) :]

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from analyses.common.patching import FORWARD_TOKENS, PARTS, CleanRun, check_some_count, clean_runs
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import reconstruct_selected, site_of
+from dictlab.evaluation.evaluate import reconstruct_selected
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.numerics.statistics import Array, BySequence, Formula
 from dictlab.runtime.progress import track

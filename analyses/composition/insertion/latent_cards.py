@@ -25,7 +25,7 @@ from analyses.composition.insertion.insertion_tables import classes
 from analyses.composition.insertion.single_insertions import SingleInsertions, nearest_alive
 from dictlab.data.activations import forward_size
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.cards import Card, Cards, Passage, Piece
 from dictlab.runtime.progress import track

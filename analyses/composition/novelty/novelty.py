@@ -114,7 +114,7 @@ def novelty(
     check_at_least(1, contexts=contexts)
     check_choice(LatentChoice, latent_choice=latent_choice)
     several = [small, large] if control is None else [small, large, control]
-    given = open_dictionaries(several, token_selection=token_selection)
+    given = open_dictionaries(several, analysis="novelty", token_selection=token_selection)
     check_same_place(given, model)
     if data is not None and (ce_latents or which_latents):
         raise DictlabError("ce_latents and which_latents: what latents do to the output needs a model; data has none.")

@@ -94,7 +94,7 @@ def path(
     check_at_least(0, seed=seed, random_orders=random_orders, waypoints=waypoints)
     check_choice(Order, order=order)
     check_choice(Bias, bias=bias)
-    sizes = with_selection(open_chain(small, larger), token_selection)
+    sizes = with_selection(open_chain(small, larger, analysis="path"), token_selection)
     reading = open_activations(sizes, model=model, text=text, data=data, device=device)
     train, heldout = reading.parts()
     chain = encode_chain(reading.dictionaries, train.sample(tokens, seed=seed))

@@ -174,7 +174,10 @@ def stitching(
         )
     if until is not None:
         parse_until(until)  # refused before the work
-    parents = [_as_parent(parent) for parent in with_selection(open_chain(small, larger), token_selection)]
+    parents = [
+        _as_parent(parent)
+        for parent in with_selection(open_chain(small, larger, analysis="stitching"), token_selection)
+    ]
     reading = open_activations(parents, model=model, text=text, data=data, device=device)
     train, heldout = reading.parts()
     check_can_train(train, finetune)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analyses.composition.insertion.direct_logits import STREAMS, leaving, writes_to_stream
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.runtime.progress import Phase
 

@@ -43,7 +43,8 @@ from dictlab.data.activations import capture_sequences
 from dictlab.data.packing import leading_tokens
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import firing_rates, site_of
+from dictlab.evaluation.evaluate import firing_rates
+from dictlab.evaluation.sites import site_of
 from dictlab.numerics import seeds
 from dictlab.reports.report import Report
 from dictlab.runtime.progress import track
@@ -137,7 +138,13 @@ def explanations(
     check_at_least(0, seed=seed, latents=latents)
     check_at_least(1, examples=examples, max_pattern_length=max_pattern_length)
     inputs = open_inputs(
-        dictionaries, model=model, text=text, device=device, resumable=True, token_selection=token_selection
+        dictionaries,
+        analysis="explanations",
+        model=model,
+        text=text,
+        device=device,
+        resumable=True,
+        token_selection=token_selection,
     )
     check_at_least(2 * inputs.context, tokens=tokens)
     contexts = tokens // inputs.context

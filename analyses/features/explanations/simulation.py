@@ -32,7 +32,8 @@ from analyses.features.explanations.n2g import Example, Padding
 from analyses.features.explanations.n2g_trie import Pattern, Trie
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes, offsets_of
-from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite, site_of
+from dictlab.evaluation.evaluate import BATCH_TOKENS, check_finite
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import LOGITS, next_tokens
 from dictlab.numerics import seeds

@@ -23,7 +23,7 @@ from analyses.features.probes.single_latent_probes import Probed, captured, of_c
 from analyses.features.probes.token_labels import LabelledTokens, ProbeSample, python_tokens
 from analyses.features.probes.user_labels import Pooling, table_tokens
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.reports.report import Report
 from dictlab.runtime.interruption import Completion
 
@@ -88,7 +88,9 @@ def probes(
     check_at_least(2, contexts=contexts)
     if not inverse_ridge > 0:
         raise DictlabError(f"inverse_ridge is {inverse_ridge}; expected a number above 0.")
-    inputs = open_inputs(dictionaries, model=model, text=text, device=device, token_selection=token_selection)
+    inputs = open_inputs(
+        dictionaries, analysis="probes", model=model, text=text, device=device, token_selection=token_selection
+    )
     if table is None:
         train, held, notes = _python(inputs, contexts, seed)
     else:

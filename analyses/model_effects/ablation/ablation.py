@@ -37,7 +37,7 @@ from analyses.model_effects.ablation.logit_sparsity import (
 from analyses.model_effects.ablation.report import ablation_report
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.numerics import seeds
 from dictlab.reports.report import Report
 from dictlab.runtime.interruption import Completion
@@ -109,7 +109,13 @@ def ablation(
     check_at_least(1, latents_per_token=latents_per_token, positions=positions)
     check_at_least(2, contexts=contexts)
     inputs = open_inputs(
-        dictionaries, model=model, text=text, device=device, resumable=True, token_selection=token_selection
+        dictionaries,
+        analysis="ablation",
+        model=model,
+        text=text,
+        device=device,
+        resumable=True,
+        token_selection=token_selection,
     )
     if positions >= inputs.context:
         raise DictlabError(

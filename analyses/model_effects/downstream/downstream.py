@@ -70,7 +70,13 @@ def downstream(
     check_at_least(0, seed=seed)
     check_at_least(1, contexts=contexts)
     inputs = open_inputs(
-        dictionaries, model=model, text=text, device=device, same_place=True, token_selection=token_selection
+        dictionaries,
+        analysis="downstream",
+        model=model,
+        text=text,
+        device=device,
+        same_place=True,
+        token_selection=token_selection,
     )
     sample = inputs.sample(contexts, seed=seed)
     measurement = measure(

@@ -27,7 +27,8 @@ from analyses.model_effects.downstream.principal_directions import (
 from analyses.model_effects.downstream.stream_comparison import Sums, as_published, compare, normed
 from dictlab.data.activations import moments
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import BATCH_TOKENS, reconstruct_selected, site_of
+from dictlab.evaluation.evaluate import BATCH_TOKENS, reconstruct_selected
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import OutputDivergence, kl_and_ce, next_tokens
 from dictlab.numerics import seeds

@@ -30,7 +30,7 @@ from analyses.model_effects.pathology.report import TokensMeasured, pathology_re
 from dictlab.data.packing import leading_tokens
 from dictlab.data.text import Split
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.reports.report import Report
 
@@ -120,6 +120,7 @@ def pathology(
         )
     inputs = open_inputs(
         dictionaries,
+        analysis="pathology",
         model=model,
         text=text,
         device=device,

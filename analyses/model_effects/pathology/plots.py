@@ -21,7 +21,7 @@ from analyses.model_effects.pathology.estimates import (
 )
 from analyses.model_effects.pathology.replacements import BASELINES, COVARIANCE, ISOTROPIC, NAMES, RECONSTRUCTION, STEPS
 from analyses.model_effects.pathology.step_curves import CLASSES, REFERENCES
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.numerics.statistics import Estimate
 from dictlab.reports.report import Plot
 

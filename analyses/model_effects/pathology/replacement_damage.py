@@ -33,7 +33,8 @@ from dictlab.data.activations import moments
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import reconstruct_selected, site_of
+from dictlab.evaluation.evaluate import reconstruct_selected
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.numerics import seeds
 from dictlab.runtime.interruption import Completion

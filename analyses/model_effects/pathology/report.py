@@ -14,7 +14,7 @@ from analyses.model_effects.pathology.estimates import DamageRatios, PathologyEs
 from analyses.model_effects.pathology.replacement_damage import DamageSettings
 from analyses.model_effects.pathology.replacements import COVARIANCE, ISOTROPIC
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.numerics.statistics import Array
 from dictlab.reports.report import Plot, Report, Table
 

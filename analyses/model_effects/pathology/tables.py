@@ -20,7 +20,7 @@ from analyses.model_effects.pathology.estimates import (
 )
 from analyses.model_effects.pathology.replacement_damage import CLOUDS
 from analyses.model_effects.pathology.replacements import COVARIANCE, ISOTROPIC, RECONSTRUCTION
-from dictlab.evaluation.evaluate import site_of
+from dictlab.evaluation.sites import site_of
 from dictlab.numerics.statistics import Array, Estimate, estimate_columns, interval, ratio, ratio_draws, spearman
 
 

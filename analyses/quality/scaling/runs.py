@@ -99,7 +99,7 @@ def opened_runs(given: Sequence[DictionaryLike]) -> tuple[list[Dictionary], list
             raise DictlabError(f"{folder}: this run holds no dictionaries; was it interrupted before its end?")
         folders.append(folder)
         files += members
-    return open_dictionaries(files), folders
+    return open_dictionaries(files, analysis="scaling"), folders
 
 
 def scaling_runs(

@@ -25,7 +25,8 @@ from analyses.quality.shrinkage.report import shrinkage_report
 from dictlab.data.activations import moments, unit_of
 from dictlab.dictionary import Dictionary
 from dictlab.errors import check_at_least
-from dictlab.evaluation.evaluate import BATCH_TOKENS, site_of
+from dictlab.evaluation.evaluate import BATCH_TOKENS
+from dictlab.evaluation.sites import site_of
 from dictlab.reports.report import Report
 from dictlab.runtime.interruption import Completion
 from dictlab.token_selection import TokenSelection
@@ -109,11 +110,17 @@ def shrinkage(
     check_at_least(2, contexts=contexts)
     if data is None:
         inputs = open_inputs(
-            dictionaries, model=model, text=text, device=device, resumable=True, token_selection=token_selection
+            dictionaries,
+            analysis="shrinkage",
+            model=model,
+            text=text,
+            device=device,
+            resumable=True,
+            token_selection=token_selection,
         )
         measured_on = _from_model(inputs, contexts, seed)
     else:
-        given = open_dictionaries(dictionaries, token_selection=token_selection)
+        given = open_dictionaries(dictionaries, analysis="shrinkage", token_selection=token_selection)
         measured_on = _from_array(given, model, data, contexts, seed, device)
     wanted = sorted(set(l0_levels))
     rules = [

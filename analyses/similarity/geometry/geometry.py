@@ -100,7 +100,7 @@ def geometry(
     check_at_least(0, seed=seed, tokens=tokens, umap_points=umap_points)
     check_at_least(1, permutations=permutations)
     check_at_least(3, umap_points=umap_points or None)
-    given = open_dictionaries(dictionaries, token_selection=token_selection)
+    given = open_dictionaries(dictionaries, analysis="geometry", token_selection=token_selection)
     check_same_place(given, model)
     contexts, warnings = find_contexts(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in with_activity(given, contexts)]

@@ -25,8 +25,8 @@ from dictlab.data.activations import forward_size
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.evaluation.evaluate import site_of
 from dictlab.evaluation.recorded_selection import recorded_selection
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.runtime.progress import track
 from dictlab.token_selection import TokenSelection, rectangles

@@ -137,7 +137,9 @@ def matching(
     _check_levels(threshold=threshold, correlation_threshold=correlation_threshold)
     if not 0 < ridge < math.inf:
         raise DictlabError(f"ridge is {ridge:g}; expected more than 0.")
-    given = open_dictionaries(dictionaries, least=2, in_place=True, token_selection=token_selection)
+    given = open_dictionaries(
+        dictionaries, analysis="matching", least=2, in_place=True, token_selection=token_selection
+    )
     check_same_place(given, model)
     sample, warnings = sampled(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in with_firing_rates(given, sample)]

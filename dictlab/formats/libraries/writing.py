@@ -4,7 +4,8 @@
     one bias for both ends         b_enc' = b_enc + (b_out - b_pre) W_enc,  b_pre' = b_out
     no bias on the input           b_enc' = b_enc - b_pre W_enc,  b_pre' = 0
 
-All three leave codes and reconstructions as they are, up to rounding.
+All three leave codes and reconstructions as they are, up to rounding. A transcoder's output is not in the units of its
+input: of the first, its W_dec and b_out stay as they are.
 """
 
 from __future__ import annotations
@@ -48,12 +49,13 @@ def unscaled(dictionary: Dictionary, target: str) -> Dictionary:
             "can be folded into the weights."
         )
     s, d = dictionary.normalisation.factor, precise(dictionary)
+    by = 1.0 if d.transcodes else s
     return replace(
         d,
         W_enc=d.W_enc * s,
         b_pre=d.b_pre / s,
-        W_dec=d.W_dec / s,
-        b_out=d.b_out / s,
+        W_dec=d.W_dec / by,
+        b_out=d.b_out / by,
         normalisation=NoNormalisation(),
     )
 

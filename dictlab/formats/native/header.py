@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 from dictlab.dictionary.metadata import Metadata
 from dictlab.errors import DictlabError
 
-SCHEMA = 1
+SCHEMA = 1  # of dictionaries that reconstruct what they read from codes alone
+TWO_PLACES = 2  # of transcoders, and of those with a skip
 HEADER_BYTES = 1 << 20
 METADATA: dict[str, type] = {
     "model": str,
     "model_fingerprint": str,
     "site": str,
+    "writes": str,
     "objective": str,
     "seed": int,
     "tokens": int,
@@ -72,8 +74,10 @@ def described(path: Path) -> Described | None:
         activation, normalisation = about["activation"], about["normalisation"]
         if normalisation != {"kind": "none"} or not _usual(activation, tensors, n_latents):
             return None
-        dtype = DTYPES[tensors["W_dec"]["dtype"]][0]
-        return Described(n_latents, d_in, activation, normalisation, metadata_of(about["metadata"]), dtype)
+        dtype, metadata = DTYPES[tensors["W_dec"]["dtype"]][0], metadata_of(about["metadata"])
+        if "W_skip" in tensors or metadata.writes is not None:
+            return None
+        return Described(n_latents, d_in, activation, normalisation, metadata, dtype)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, DictlabError):
         return None
 

@@ -1,7 +1,9 @@
 """dictlab's own file: one `.safetensors`, which can be mailed, hashed, mapped and sliced.
 
 Tensors: `W_enc [d_in, n_latents]`, `b_enc [n_latents]`, `W_dec [n_latents, d_in]`, `b_pre [d_in]`, `b_out [d_in]`,
-`firing_rate [n_latents]` where it is known, and what the activation function keeps, under `activation.`.
+`firing_rate [n_latents]` where it is known, and what the activation function keeps, under `activation.`. A transcoder
+has `W_dec [n_latents, d_out]` and `b_out [d_out]`, and it or an autoencoder may have `W_skip [d_in, d_out]`; the header
+of these has the schema 2 and says `transcodes`, so that a version that knows schema 1 alone refuses them.
 Everything else is JSON under the header's key `dictlab`. Weights may be stored in half precision; they are computed
 with in float32.
 """
@@ -19,12 +21,13 @@ from torch import Tensor
 from dictlab.dictionary import Dictionary, activation_records, normalisation
 from dictlab.dictionary.tensor_checks import check_shapes
 from dictlab.errors import DictlabError
-from dictlab.formats.native.header import SCHEMA, metadata_of, short
+from dictlab.formats.native.header import SCHEMA, TWO_PLACES, metadata_of, short
 from dictlab.formats.reading.checks import check
 from dictlab.formats.reading.configs import line, plain
 from dictlab.formats.reading.source import Source
 from dictlab.runtime import atomic_files
 
+WRITES_TWO_PLACES = True
 OWN = "activation."  # tensors of the activation function
 
 
@@ -71,9 +74,10 @@ def header(dictionary: Dictionary) -> str:
     Raises:
         TypeError: The metadata is no JSON.
     """
+    schema = {"schema": SCHEMA} if dictionary.plain else {"schema": TWO_PLACES, "transcodes": dictionary.transcodes}
     return json.dumps(
         {
-            "schema": SCHEMA,
+            **schema,
             "activation": dictionary.activation.record(),
             "normalisation": normalisation.to_record(dictionary.normalisation),
             "metadata": asdict(dictionary.metadata),
@@ -138,13 +142,23 @@ def _header(text: str) -> dict[str, Any]:
     if not isinstance(header, dict) or "schema" not in header:
         raise DictlabError("the header's entry 'dictlab' is damaged (it names no schema).")
     schema = header["schema"]
-    if type(schema) is not int or schema != SCHEMA:
-        raise DictlabError(f"file schema {short(schema)}; this version of dictlab reads {SCHEMA}. Upgrade dictlab.")
+    if type(schema) is not int or schema not in (SCHEMA, TWO_PLACES):
+        raise DictlabError(
+            f"file schema {short(schema)}; this version of dictlab reads {SCHEMA} and {TWO_PLACES}. Upgrade dictlab."
+        )
+    if schema == TWO_PLACES and type(header.get("transcodes")) is not bool:
+        raise DictlabError(f"the header's 'transcodes' is {short(header.get('transcodes'))}; expected true or false.")
     return header
 
 
 def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Dictionary:
-    check_shapes(tensors)
+    transcodes = header["transcodes"] if header["schema"] == TWO_PLACES else False
+    if header["schema"] == SCHEMA and "W_skip" in tensors:
+        raise DictlabError(f"it has a tensor W_skip, which files of schema {SCHEMA} have not.")
+    check_shapes(tensors, transcodes=transcodes)
+    about = metadata_of(_entry(header, "metadata"))
+    if about.writes is not None and not transcodes:
+        raise DictlabError(f"metadata: writes is {short(about.writes)}, and its header says of no transcoder.")
     rate = tensors.get("firing_rate")
     own = {name.removeprefix(OWN): t for name, t in tensors.items() if name.startswith(OWN)}
     return Dictionary(
@@ -155,8 +169,10 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Dictionary:
         b_out=tensors["b_out"],
         activation=activation_records.from_record(_entry(header, "activation"), own, len(tensors["W_dec"])),
         normalisation=normalisation.from_record(_entry(header, "normalisation")),
+        W_skip=tensors.get("W_skip"),
+        transcodes=transcodes,
         firing_rate=None if rate is None else rate.float(),
-        metadata=metadata_of(_entry(header, "metadata")),
+        metadata=about,
     )
 
 

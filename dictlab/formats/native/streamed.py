@@ -25,7 +25,7 @@ from dictlab.runtime import atomic_files
 
 FLOAT32 = 4  # bytes
 ALIGNED = 8  # bytes that the first tensor's place is a multiple of
-LATENTS = {"W_enc": 1, "b_pre": None, "b_out": None}  # which dimension; the first of all others
+LATENTS = {"W_enc": 1, "b_pre": None, "b_out": None, "W_skip": None}  # which dimension; the first of all others
 
 Room = Mapping[str, np.memmap]
 

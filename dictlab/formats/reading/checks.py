@@ -13,5 +13,5 @@ def check(dictionary: Dictionary) -> None:
         DictlabError: The first tensor at fault is named.
     """
     tensors = dictionary.named_tensors()
-    check_shapes(tensors)
+    check_shapes(tensors, transcodes=dictionary.transcodes)
     check_finite(tensors)

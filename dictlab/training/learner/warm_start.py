@@ -22,6 +22,7 @@ from torch import Tensor
 from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.normalisation import Centred, NoNormalisation, Scale
 from dictlab.errors import DictlabError
+from dictlab.evaluation.sites import check_plain
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.formats.loading import load
 from dictlab.formats.names import with_distinct_names
@@ -50,6 +51,7 @@ def load_for_model(paths: Sequence[str], model: LanguageModel, site: str) -> lis
     dictionaries = []
     for path in paths:
         dictionary = load(path)
+        check_plain([dictionary], "training with --start")
         about = dictionary.metadata
         if not model.allow_other_weights and about.model_fingerprint not in (None, model.fingerprint):
             raise DictlabError(
@@ -77,6 +79,7 @@ def load_for_array(paths: Sequence[str], data: str, d_in: int) -> list[Dictionar
     dictionaries = []
     for path in paths:
         dictionary = load(path)
+        check_plain([dictionary], "training with --start")
         if dictionary.d_in != d_in:
             raise DictlabError(f"{path}: reads activations of width {dictionary.d_in}; those of {data} have {d_in}.")
         dictionaries.append(dictionary.in_input_units())

@@ -19,7 +19,8 @@ from dictlab.data.shuffle_buffer import BUFFER_TOKENS, ContextStream, ShuffledSt
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
-from dictlab.evaluation.evaluate import evaluate, site_of
+from dictlab.evaluation.evaluate import evaluate
+from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.model_options import ModelOptions
 from dictlab.runtime import progress

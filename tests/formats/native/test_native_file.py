@@ -457,7 +457,7 @@ def test_a_normalisation_that_makes_no_sense_is_refused(path, record):
         load(write(path, valid_header(normalisation=record)))
 
 
-@pytest.mark.parametrize("schema", [0, 2, "1", None, 1.0, True, [1]])
+@pytest.mark.parametrize("schema", [0, 3, "1", None, 1.0, True, [1]])
 def test_another_schema_is_named_with_the_one_that_is_read(path, schema):
     with refused(path, "schema", "reads 1"):
         load(write(path, valid_header(schema=schema)))
