@@ -73,12 +73,15 @@ def with_interpretation(report: Report, interpretation: Interpretation, interpre
             "First less second, means over latents; 95 % BCa bootstrap intervals. p: share of resamples of the pooled "
             "latents whose difference is as large, two-sided; not corrected for the number of pairs.",
         ),
-        "interpretation_latents": Table(
-            latents_table(interpretation), f"One row a latent; {on}. Explanations are a language model's words."
+        "interpretation_latents": Table.of_latents(
+            latents_table(interpretation),
+            f"One row a latent; {on}. Explanations are a language model's words.",
+            {"latent": "dictionary"},
         ),
-        "interpretation_judgements": Table(
+        "interpretation_judgements": Table.of_latents(
             judgements_table(interpretation),
             "Every context that was judged: marked tokens between « and »; truth and answer are 1 for right.",
+            {"latent": "dictionary"},
         ),
         "interpretation_cost": Table(
             cost_table(interpretation, interpreter), f"{COST} {interpretation.n_cached} answers were there already."
@@ -217,7 +220,14 @@ def latent_cards(interpretation: Interpretation) -> Cards:
                 for i, trial in enumerate(wrong[:MISTAKES], 1):
                     fields[f"{kind}, {'missed' if trial.truth else 'taken for right'} ({i})"] = _text(trial)
             shown = tuple(_passage(window) for window in latent.shown)
-            cards.append(Card(f"Latent {latent.latent} of {one.name}", fields, {"Explained from": shown}))
+            cards.append(
+                Card(
+                    f"Latent {latent.latent} of {one.name}",
+                    fields,
+                    {"Explained from": shown},
+                    (one.name, latent.latent),
+                )
+            )
     return Cards(
         tuple(cards),
         "Explanations are a language model's words. Contexts that a latent is explained from are shaded by activation. "

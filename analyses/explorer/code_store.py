@@ -12,8 +12,9 @@ are counted through all sequences: token t of sequence s is s * context + t. Tok
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -43,15 +44,21 @@ class CodeWriter:
     Args:
         folder: Where its files are; made if need be.
         n_latents: Of the dictionary.
+        entries: Entries of an earlier writer's files to go on from; what it wrote after these is dropped.
+        tokens: Tokens that these entries are of, those that do not count included.
     """
 
-    def __init__(self, folder: Path, n_latents: int) -> None:
+    def __init__(self, folder: Path, n_latents: int, entries: int = 0, tokens: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.entries, self.tokens = entries, tokens
+        self._latents = _opened_at(folder / "latents.i32", 4 * entries)
+        self._activations = _opened_at(folder / "activations.f32", 4 * entries)
+        self._counts = _opened_at(folder / "counts.i64", 8 * tokens)  # entries of each token
         self.active = np.zeros(n_latents, dtype=np.int64)  # tokens at which each latent is active
-        self._counts: list[NDArray[np.int64]] = []  # entries of each token
-        self._latents = (folder / "latents.i32").open("wb")
-        self._activations = (folder / "activations.f32").open("wb")
+        earlier = _mapped(folder / "latents.i32", np.int32)
+        for start in range(0, entries, READ_AT_ONCE):
+            self.active += np.bincount(earlier[start : start + READ_AT_ONCE], minlength=n_latents)
 
     def append(
         self, token: Int[Tensor, " nnz"], latent: Int[Tensor, " nnz"], activation: Float[Tensor, " nnz"], n_tokens: int
@@ -69,18 +76,27 @@ class CodeWriter:
         latents = latent[order].cpu().numpy().astype(np.int32)
         self._latents.write(latents.tobytes())
         self._activations.write(activation[order].float().cpu().numpy().tobytes())
-        self._counts.append(np.bincount(token[order].cpu().numpy(), minlength=n_tokens))
+        self._counts.write(np.bincount(token[order].cpu().numpy(), minlength=n_tokens).astype(np.int64).tobytes())
+        self.entries += len(latents)
+        self.tokens += n_tokens
         self.active += np.bincount(latents, minlength=len(self.active))
 
     def skip(self, n_tokens: int) -> None:
         """Add tokens of which none counts."""
-        self._counts.append(np.zeros(n_tokens, dtype=np.int64))
+        self._counts.write(np.zeros(n_tokens, dtype=np.int64).tobytes())
+        self.tokens += n_tokens
+
+    def flush(self) -> None:
+        """Have what was appended on the disk."""
+        for file in (self._latents, self._activations, self._counts):
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> StoredCodes:
         """Sort what was appended by latent, and open it."""
-        self._latents.close()
-        self._activations.close()
-        offsets = np.concatenate([[0], np.cumsum(np.concatenate(self._counts))])
+        for file in (self._latents, self._activations, self._counts):
+            file.close()
+        offsets = np.concatenate([[0], np.cumsum(_mapped(self.folder / "counts.i64", np.int64))])
         by_token = _ByToken(
             offsets,
             _mapped(self.folder / "latents.i32", np.int32),
@@ -89,6 +105,15 @@ class CodeWriter:
         starts = np.concatenate([[0], np.cumsum(self.active)])
         _sort_by_latent(self.folder, by_token, starts)
         return StoredCodes(self.folder, by_token, starts)
+
+
+def _opened_at(path: Path, size: int) -> BinaryIO:
+    """A file to append to, of which the first bytes are kept."""
+    path.touch()
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
 class _ByToken(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple
 
 import torch
@@ -18,11 +19,14 @@ from torch import Tensor
 from analyses.common.inputs import ModelInputs
 from analyses.composition.insertion.insertion_effects import EffectSums, InsertionEffects
 from analyses.explorer.code_store import CodeWriter, StoredCodes
+from analyses.explorer.collection_state import RunningVariance, resumed, save_state
 from dictlab.data.activations import FORWARD_TOKENS
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.evaluate import check_finite
 from dictlab.evaluation.sites import site_of
 from dictlab.runtime.progress import Phase
+
+SAVED_EVERY = 20.0  # seconds between two states
 
 
 class Fidelity(NamedTuple):
@@ -80,21 +84,29 @@ def collect(inputs: ModelInputs, sequences: Int[Tensor, "sequences context"], fo
     Args:
         inputs: Dictionaries, the model, and which tokens count.
         sequences: Token ids.
-        folder: For the codes, which stay there as long as they are needed.
+        folder: For the codes, which stay there as long as they are needed. Where an earlier call on the same inputs and
+            sequences was stopped, this one goes on from its last state, with the same result bit by bit.
 
     Raises:
         DictlabError: The codes of a dictionary are not all finite.
     """
     dictionaries = [d.to(dtype=torch.float32) for d in inputs.adapted]
-    writers = [CodeWriter(folder / f"codes-{i}", d.n_latents) for i, d in enumerate(dictionaries)]
     sums = {pair: EffectSums(dictionaries[pair[1]].W_dec) for pair in comparable_pairs(dictionaries)}
-    variance = _Variance()
+    variance = RunningVariance()
+    writers = resumed(folder, [d.n_latents for d in dictionaries], sums, variance)
     size = max(1, FORWARD_TOKENS // sequences.shape[1])
     with Phase("Running the sample", sequences.numel(), unit="tokens") as phase:
-        for tokens in sequences.split(size):
+        phase.advance(writers[0].tokens)
+        saved = monotonic()
+        left = sequences[writers[0].tokens // sequences.shape[1] :]
+        for tokens in left.split(size) if len(left) else ():
             groups = list(_groups(inputs, tokens))
             _add(dictionaries, groups, tokens.numel(), writers, sums, variance)
             phase.advance(tokens.numel())
+            if monotonic() - saved >= SAVED_EVERY:
+                save_state(folder, writers, sums, variance)
+                saved = monotonic()
+    save_state(folder, writers, sums, variance)
     codes = []
     with Phase("Sorting activations by latent", len(writers), unit="dictionaries") as phase:
         for writer in writers:
@@ -129,7 +141,7 @@ def _add(
     n_tokens: int,
     writers: Sequence[CodeWriter],
     sums: dict[tuple[int, int], EffectSums],
-    variance: _Variance,
+    variance: RunningVariance,
 ) -> None:
     """Add the sequences of a batch to codes and sums."""
     parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in dictionaries]
@@ -154,29 +166,3 @@ def _add(
             writer.append(token, latent, activation, n_tokens)
         else:
             writer.skip(n_tokens)
-
-
-class _Variance:
-    """Sums that the fraction of variance unexplained follows from, in float64."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._sum: Tensor | float = 0.0
-        self._square = 0.0
-        self._errors: dict[int, float] = {}
-        self._width = 1
-
-    def add(self, x: Float[Tensor, "rows d_in"], errors: Sequence[Float[Tensor, "rows d_in"]]) -> None:
-        """Add some activations, and what each dictionary leaves of them."""
-        self.tokens += len(x)
-        self._width = x.shape[1]
-        self._sum = self._sum + x.double().sum(dim=0)
-        self._square += float(x.double().square().sum())
-        for i, error in enumerate(errors):
-            self._errors[i] = self._errors.get(i, 0.0) + float(error.double().square().sum())
-
-    def errors(self, dictionary: int) -> tuple[float, float]:
-        """Mean squared error, and the share of variance that it is."""
-        total = self._square - float(torch.as_tensor(self._sum).square().sum()) / max(1, self.tokens)
-        error = self._errors.get(dictionary, 0.0)
-        return error / max(1, self.tokens * self._width), error / total if total > 0 else float("nan")

@@ -6,13 +6,25 @@ no server and no library from elsewhere; its data lie beside it in files that it
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from analyses.common.inputs import ModelInputs, TokenSample, open_inputs
 from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
 from analyses.explorer.collection import collect
-from analyses.explorer.explorer_folder import Explorer, ExplorerSettings, is_explorer_of, write_explorer
+from analyses.explorer.explorer_folder import (
+    Explorer,
+    ExplorerSettings,
+    explorer_key,
+    is_explorer_of,
+    write_explorer,
+)
 from analyses.explorer.latents.examples import ExampleCounts
 from analyses.explorer.live_model import LiveModel
 from analyses.explorer.report_labels import report_labels
@@ -20,7 +32,10 @@ from analyses.explorer.server import serve_explorer
 from dictlab.errors import check_at_least
 from dictlab.reports.report import check_folder
 from dictlab.reports.whole_folder import write_whole
-from dictlab.runtime.atomic_files import locked_folder
+from dictlab.runtime.atomic_files import remove, replace_text
+from dictlab.runtime.folder_lock import LOCK, folder_lock
+
+KEY = "key.json"  # in the folder of unfinished work: what decides its content
 
 
 def explore(
@@ -96,7 +111,40 @@ def explore(
 
 
 def _make(folder: Path, inputs: ModelInputs, sample: TokenSample, settings: ExplorerSettings, force: bool) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked_folder(folder.with_name(f".{folder.name}.codes")) as work:  # what a killed process left there goes
-        collected = collect(inputs, sample.tokens, work)
-        write_whole(folder, lambda part: write_explorer(part, inputs, sample, collected, settings), force=force)
+    """What is collected lies beside the folder until it is there; a stopped run of the same work goes on from it."""
+    folder = folder.resolve()
+    work = folder.with_name(f".{folder.name}.unfinished")
+    with folder_lock(work, "explore"):
+        _keep_if_same(work, explorer_key(inputs, settings) | {"sample": _sha256(sample.tokens)})
+        try:
+            collected = collect(inputs, sample.tokens, work)
+            write_whole(
+                folder, lambda part: write_explorer(part, inputs, sample, collected, settings, work), force=force
+            )
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt("; the same command goes on from here") from stopped
+        _empty(work)
+    with suppress(OSError):  # another process has begun there by now
+        work.rmdir()
+
+
+def _keep_if_same(work: Path, key: dict[str, Any]) -> None:
+    """Empty the folder of unfinished work, unless it is that of the same run."""
+    text = json.dumps(key, sort_keys=True)
+    try:
+        same = (work / KEY).read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        _empty(work)
+        replace_text(work / KEY, text)
+
+
+def _empty(work: Path) -> None:
+    for path in work.iterdir():
+        if path.name != LOCK:
+            remove(path)
+
+
+def _sha256(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest()

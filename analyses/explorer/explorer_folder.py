@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,15 +16,18 @@ import pandas as pd
 import torch
 
 from analyses.common.inputs import ModelInputs, TokenSample
+from analyses.common.max_activating import excerpt
 from analyses.common.neighbours import nearest
 from analyses.common.token_texts import token_text
 from analyses.explorer.collection import Collected
 from analyses.explorer.data_files import packed, write_data
+from analyses.explorer.folder_frames import latent_contexts, measured_pairs
+from analyses.explorer.folder_reader import ExplorerReader
 from analyses.explorer.latents.direction_map import direction_map
 from analyses.explorer.latents.examples import ExampleCounts
 from analyses.explorer.latents.latent_index import index_columns, latent_frame, latent_index
 from analyses.explorer.latents.latent_records import RecordInputs, latent_record
-from analyses.explorer.latents.promoted_tokens import LogitTokens, logit_tokens
+from analyses.explorer.latents.promoted_tokens import LogitTokens, stored_logit_tokens
 from analyses.explorer.latents.token_firings import write_token_firings
 from analyses.explorer.latents.twins import DictionaryPair, compare_pair
 from analyses.explorer.page import PAGE, write_page
@@ -37,6 +41,7 @@ from dictlab.reports.whole_folder import RECORD
 from dictlab.runtime.progress import Phase
 
 OWN = 5  # nearest latents in the dictionary itself
+CONTEXTS = 3  # in the table of all latents
 DATA = "data"  # the folder of the data files
 
 
@@ -78,13 +83,42 @@ class Explorer:
         """All latents of all dictionaries, a row each."""
         return pd.read_parquet(self.folder / "latents.parquet")
 
+    def pairs(self, dictionary: str, other: str) -> pd.DataFrame:
+        """The pairs of latents of two dictionaries that were measured, a row each.
+
+        Args:
+            dictionary: The name of one.
+            other: The name of another.
+
+        Raises:
+            DictlabError: There is no dictionary of this name, or one is compared with itself.
+        """
+        return measured_pairs(ExplorerReader(self.folder), dictionary, other)
+
+    def contexts(self, dictionary: str, latent: int) -> pd.DataFrame:
+        """The contexts that are shown of a latent, a row each.
+
+        Args:
+            dictionary: Its name.
+            latent: A number.
+
+        Raises:
+            DictlabError: There is no such latent.
+        """
+        return latent_contexts(ExplorerReader(self.folder), dictionary, latent)
+
     def __str__(self) -> str:
         """What the command prints."""
         return f"Explorer: {self.page}"
 
 
 def write_explorer(
-    folder: Path, inputs: ModelInputs, sample: TokenSample, collected: Collected, settings: ExplorerSettings
+    folder: Path,
+    inputs: ModelInputs,
+    sample: TokenSample,
+    collected: Collected,
+    settings: ExplorerSettings,
+    work: Path,
 ) -> None:
     """Write everything into an empty folder.
 
@@ -94,6 +128,7 @@ def write_explorer(
         sample: The tokens.
         collected: What the pass over them gave.
         settings: What was asked for.
+        work: A folder that a stopped run leaves behind, for what takes long.
     """
     data = folder / DATA
     data.mkdir()
@@ -101,9 +136,15 @@ def write_explorer(
     ids = collected.sequences.flatten().numpy()
     strengths = [_mean_activations(codes.activations, codes.latents, codes.active) for codes in collected.codes]
     logits = [
-        logit_tokens(d, inputs.model, strength, collected.sequences, settings.seed)
-        for d, strength in zip(dictionaries, strengths, strict=True)
+        stored_logit_tokens(
+            work / f"logits-{i}.safetensors", d, inputs.model, strength, collected.sequences, settings.seed
+        )
+        for i, (d, strength) in enumerate(zip(dictionaries, strengths, strict=True))
     ]
+
+    def excerpt_of(sequence: int, position: int) -> str:
+        return excerpt(inputs.model.tokenizer, collected.sequences[sequence], position)
+
     pairs = _compared(inputs, collected)
     indices = [
         latent_index(
@@ -119,6 +160,7 @@ def write_explorer(
         for i, dictionary in enumerate(dictionaries)
     ]
     used = set(np.unique(ids).tolist())
+    contexts: list[list[str]] = []
     for number, dictionary in enumerate(dictionaries):
         own = nearest(dictionary.W_dec, dictionary.W_dec, top=OWN, itself=False, signed_a=dictionary.signed)
         of_number = {e: pair.twins for (d, e), pair in pairs.items() if d == number}
@@ -134,7 +176,7 @@ def write_explorer(
             counts=settings.counts,
             seed=settings.seed,
         )
-        _write_records(data, record_inputs, dictionary.n_latents, dictionary.name)
+        contexts.append(_write_records(data, record_inputs, dictionary.n_latents, dictionary.name, excerpt_of))
         used |= _tokens_of(logits[number])
         write_data(data, f"index-{number}", index_columns(indices[number]))
     sequences_a_file = write_texts(data, inputs.model.tokenizer, collected.sequences)
@@ -147,7 +189,7 @@ def write_explorer(
             write_data(data, f"pairs-{d}-{e}", {k: packed(v) for k, v in pair.measured._asdict().items()})
     placed = direction_map(dictionaries, [~index.dead for index in indices], settings.umap, settings.seed)
     write_data(data, "map", {"positions": [packed(p) for p in placed.positions]})
-    frame = latent_frame(names, indices, {t: token_text(inputs.model.tokenizer, t) for t in used})
+    frame = latent_frame(names, indices, {t: token_text(inputs.model.tokenizer, t) for t in used}, contexts)
     frame.to_parquet(folder / "latents.parquet")
     for_csv(frame).to_csv(folder / "latents.csv", index=False)
     parts = PageParts(indices, logits, placed, sequences_a_file, len(settings.labels), settings.seed)
@@ -180,13 +222,21 @@ def _compared(inputs: ModelInputs, collected: Collected) -> dict[tuple[int, int]
     return found
 
 
-def _write_records(data: Path, inputs: RecordInputs, n: int, name: str) -> None:
+def _write_records(
+    data: Path, inputs: RecordInputs, n: int, name: str, excerpt_of: Callable[[int, int], str]
+) -> list[str]:
+    """Write the files of all latents; returns the contexts of each, a line each, the strongest first."""
+    contexts = []
     with Phase(f"Writing latents of {name}", n, unit="latents") as phase:
         for first in range(0, n, LATENTS_A_FILE):
             some = range(first, min(first + LATENTS_A_FILE, n))
             records = [latent_record(inputs, latent) for latent in some]
             write_data(data, f"latents-{inputs.number}-{first // LATENTS_A_FILE}", records)
+            for record in records:
+                top = [(sequence, position) for group, sequence, position in record["examples"] if group == 0]
+                contexts.append("\n".join(excerpt_of(*place) for place in top[:CONTEXTS]))
             phase.advance(len(some))
+    return contexts
 
 
 def _tokens_of(logits: LogitTokens | None) -> set[int]:
@@ -199,10 +249,12 @@ def is_explorer_of(folder: Path, inputs: ModelInputs, settings: ExplorerSettings
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(record, dict) and record.get("key") == _key(inputs, settings) and (folder / PAGE).is_file()
+    return (
+        isinstance(record, dict) and record.get("key") == explorer_key(inputs, settings) and (folder / PAGE).is_file()
+    )
 
 
-def _key(inputs: ModelInputs, settings: ExplorerSettings) -> dict[str, Any]:
+def explorer_key(inputs: ModelInputs, settings: ExplorerSettings) -> dict[str, Any]:
     """What decides the content of an explorer."""
     return {
         "schema": SCHEMA,
@@ -226,7 +278,7 @@ def _write_record(folder: Path, inputs: ModelInputs, settings: ExplorerSettings)
     """How the folder was made, and which files are its own."""
     files = sorted(path.name for path in folder.iterdir())
     record = {
-        "key": _key(inputs, settings),
+        "key": explorer_key(inputs, settings),
         "title": "Explorer of " + ", ".join(d.name for d in inputs.dictionaries),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "dictlab": VERSION,

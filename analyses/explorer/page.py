@@ -21,6 +21,7 @@ SCRIPTS = (
     "latent.js",
     "pair.js",
     "splits.js",
+    "absorbed.js",
     "lanes.js",
     "map.js",
     "try.js",

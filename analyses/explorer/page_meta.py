@@ -19,7 +19,7 @@ from analyses.explorer.latents.token_firings import KEPT
 from dictlab.__about__ import VERSION
 from dictlab.dictionary.hashing import sha256_of_weights
 
-SCHEMA = 1  # of the data files
+SCHEMA = 2  # of the data files
 LATENTS_A_FILE = 32
 
 

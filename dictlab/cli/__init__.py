@@ -24,6 +24,7 @@ from dictlab.runtime.progress import Phase
 HELP = {
     "explore": "Make a page on which latents are found, seen and compared with those of other dictionaries.",
     "latent": "What one latent is: firing rate, strongest contexts, promoted tokens, nearest latents.",
+    "export": "Write an explorer's latents as feature files that another page shows: Neuronpedia, circuit-tracer.",
     "stitch": "Add to a small dictionary what larger ones know and it lacks, and measure the result.",
     "verify": "Check a dictionary's file as a careful person would: pass or fail, with figures.",
 }

@@ -44,6 +44,7 @@ MODEL_OPTIONS = {  # of each analysis that runs a model: the field of ModelOptio
 
 def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Callable[..., bool]:
     """A command out of an analysis: its parameters, and where to write the report. It says whether a check failed."""
+    from dictlab.reports.latent_links import explorer_dictionaries
     from dictlab.reports.report import Report, check_folder
 
     signature = inspect.signature(analysis, eval_str=True)
@@ -62,13 +63,24 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
         default=False,
         annotation=Annotated[bool, Parameter(help="Replace a report that is already in the folder.")],
     )
-    extra = [out, force, *(_model_options() if "model" in signature.parameters else [])]
+    explorer = inspect.Parameter(
+        "explorer",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[
+            Path | None, Parameter(help="Folder of `dictlab explore`: on the page, latents' numbers lead into it.")
+        ],
+    )
+    extra = [out, force, explorer, *(_model_options() if "model" in signature.parameters else [])]
 
     def command(*args: Any, **kwargs: Any) -> bool:
         bound = inspect.Signature([*own, *extra]).bind(*args, **kwargs)
         bound.apply_defaults()
         _take_model_options(bound.arguments)
         folder, overwrite = bound.arguments.pop("out"), bound.arguments.pop("force")
+        explorer_folder = bound.arguments.pop("explorer")
+        if explorer_folder is not None:
+            explorer_dictionaries(explorer_folder)  # refused before the work
         folder = folder or default_folder(analysis.__name__, _names_given(signature, bound.arguments))
         check_folder(folder, force=overwrite)
         positional = inspect.BoundArguments(signature, bound.arguments)
@@ -84,7 +96,7 @@ def command_of(analysis: Callable[..., Report], arguments: Sequence[str]) -> Cal
         typed = shlex.join(["dictlab", *arguments])
         report = replace(report, summary=as_options(report.summary), warnings=tuple(map(as_options, report.warnings)))
         with Phase("write the report"):
-            report.save(folder, force=overwrite, command=typed)
+            report.save(folder, force=overwrite, command=typed, explorer=explorer_folder)
         print_report(report, folder)
         return report.passed is False
 

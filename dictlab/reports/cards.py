@@ -6,7 +6,7 @@ weight, and the peak of a passage is printed in bold and underlined.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -49,11 +49,13 @@ class Card:
         title: Its name.
         fields: What is known of it, by name.
         passages: Passages of text, by heading.
+        latent: Name of the dictionary and number of the latent that it is about; None where it is about another thing.
     """
 
     title: str
     fields: Mapping[str, str] = field(default_factory=dict)
     passages: Mapping[str, tuple[Passage, ...]] = field(default_factory=dict)
+    latent: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,13 @@ class Cards:
     cards: tuple[Card, ...]
     caption: str
 
-    def html(self) -> Markup:
-        """The cards as boxes, all of their text escaped."""
-        return Markup(template("cards.html").render(deck=self))
+    def html(self, prefix: str | None = None) -> Markup:
+        """The cards as boxes, all of their text escaped.
+
+        Args:
+            prefix: Of the identifiers of cards that are of a latent, PREFIX-CARD-LATENT; None for no identifiers.
+        """
+        return Markup(template("cards.html").render(deck=self, prefix=prefix))
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Cards:
@@ -89,18 +95,21 @@ class Cards:
                     ]
                     for heading, passages in card.passages.items()
                 },
+                **({} if card.latent is None else {"latent": list(card.latent)}),
             }
             for card in self.cards
         ]
         return {"caption": self.caption, "cards": cards}
 
 
-def _card(title: str, fields: Mapping[str, str], passages: Mapping[str, Any]) -> Card:
+def _card(
+    title: str, fields: Mapping[str, str], passages: Mapping[str, Any], latent: Sequence[Any] | None = None
+) -> Card:
     read = {
         heading: tuple(Passage(tuple(Piece(*piece) for piece in one["pieces"]), one["peak"]) for one in some)
         for heading, some in passages.items()
     }
-    return Card(title, fields, read)
+    return Card(title, fields, read, None if latent is None else (str(latent[0]), int(latent[1])))
 
 
 def _safe(value: Any) -> Any:

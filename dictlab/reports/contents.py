@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,29 @@ from dictlab.reports.safe_text import safe
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A frame and what it is about."""
+    """A frame and what it is about.
+
+    Attributes:
+        frame: Its content.
+        caption: What it is about.
+        latents: For each column of latents' numbers, the name of the dictionary that each row's latent is of, or None.
+            On the page these numbers lead to what the latent is.
+    """
 
     frame: pd.DataFrame
     caption: str
+    latents: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+
+    @classmethod
+    def of_latents(cls, frame: pd.DataFrame, caption: str, dictionaries: Mapping[str, str]) -> Table:
+        """A table whose rows name the dictionaries of their latents.
+
+        Args:
+            frame: Its content.
+            caption: What it is about.
+            dictionaries: For each column of latents' numbers, the column that holds the name of their dictionary.
+        """
+        return cls(frame, caption, {latent: frame[name].tolist() for latent, name in dictionaries.items()})
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text as MatplotlibText
 
 from dictlab.reports.cards import template
+from dictlab.reports.latent_links import LatentLinks
 from dictlab.reports.safe_text import safe
 
 SHOWN_ROWS = 20  # rows of a table before it is opened
@@ -38,11 +39,28 @@ def rendered(**parts: Any) -> str:
     return template("report.html").render(**parts)
 
 
-def table_data(name: str, caption: str, frame: pd.DataFrame) -> dict[str, Any]:
-    """What the template needs of a table: its first rows, and all rows as data where they fit into the page."""
+def table_data(
+    name: str, caption: str, frame: pd.DataFrame, latents: Mapping[str, Sequence[str | None]], links: LatentLinks
+) -> dict[str, Any]:
+    """What the template needs of a table: its first rows, and all rows as data where they fit into the page.
+
+    Args:
+        name: Of its files.
+        caption: What it is about.
+        frame: Its content.
+        latents: For each column of latents' numbers, the name of the dictionary that each row's latent is of.
+        links: Where latents' numbers lead.
+    """
     columns = [str(column) for column in frame.columns]
     fits = frame.size <= EMBEDDED_CELLS
-    rows = _cells(frame if fits else frame.head(SHOWN_ROWS))
+    embedded_frame = frame if fits else frame.head(SHOWN_ROWS)
+    rows = _cells(embedded_frame)
+    n = len(embedded_frame)
+    linked = {
+        columns.index(column): links.column(embedded_frame[column].tolist(), list(names)[:n])
+        for column, names in latents.items()
+    }
+    linked = {column: found for column, found in linked.items() if found.prefixes}
     return {
         "id": anchor("table", name),
         "title": title_of(name),
@@ -50,6 +68,11 @@ def table_data(name: str, caption: str, frame: pd.DataFrame) -> dict[str, Any]:
         "columns": columns,
         "numeric": [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes],
         "rows": rows[:SHOWN_ROWS],
+        "addresses": [
+            [linked[c].address(r, text) if c in linked else None for c, text in enumerate(row)]
+            for r, row in enumerate(rows[:SHOWN_ROWS])
+        ],
+        "links": embedded({c: found._asdict() for c, found in linked.items()}) if linked else None,
         "n_rows": len(frame),
         "data": embedded(rows) if fits and len(frame) > 1 else None,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from dictlab.errors import DictlabError
 from dictlab.formats.native import native_file as native
 from dictlab.reports.cards import Cards
 from dictlab.reports.contents import Plot, Scatter, Table
+from dictlab.reports.latent_links import LatentLinks, card_links, explorer_links
 from dictlab.reports.page import (
     anchor,
     as_json,
@@ -108,21 +109,31 @@ class Report:
         saved: SavedReport = read_folder(Path(folder))
         return cls(**saved._asdict())
 
-    def save(self, folder: str | Path, *, force: bool = False, command: str | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        force: bool = False,
+        command: str | None = None,
+        explorer: str | Path | None = None,
+    ) -> Path:
         """Write everything to a folder. It is prepared aside and moved in when complete: nothing is half-written.
 
         Args:
             folder: Made if it does not exist. Other files in it are left alone.
             force: Replace a report that is already there.
             command: What the user typed, for the provenance.
+            explorer: Folder that `dictlab explore` wrote: on the page, latents' numbers lead into it.
 
         Raises:
             DictlabError: `force` is False and the folder already holds a report or other files of the same names, or
-                it is a file.
+                it is a file; `explorer` holds no explorer.
         """
         folder = Path(folder)
         check_folder(folder, force=force)
-        write_whole(folder, lambda partial: self._write(partial, command), force=force)
+        hashes = {one["name"]: one["sha256_of_weights"] for one in self.provenance()["inputs"]}
+        links = LatentLinks() if explorer is None else explorer_links(Path(explorer), folder, hashes)
+        write_whole(folder, lambda partial: self._write(partial, command, links), force=force)
         return folder
 
     def provenance(self, command: str | None = None) -> dict[str, Any]:
@@ -141,27 +152,32 @@ class Report:
             "inputs": [_described(dictionary) for dictionary in self.inputs],
         }
 
-    def html(self, command: str | None = None) -> str:
-        """One self-contained page."""
-        return self._rendered(page=True, provenance=list(flattened(self.provenance(command))))
+    def html(self, command: str | None = None, links: LatentLinks | None = None) -> str:
+        """One self-contained page; latents' numbers lead to their cards, or where `links` says."""
+        return self._rendered(page=True, provenance=list(flattened(self.provenance(command))), links=links)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return self._rendered(page=False, provenance=[])
 
-    def _rendered(self, *, page: bool, provenance: list[tuple[str, str]]) -> str:
+    def _rendered(self, *, page: bool, provenance: list[tuple[str, str]], links: LatentLinks | None = None) -> str:
+        prefixes = {name: anchor("cards", name) for name in self.cards}
+        links = replace(links or LatentLinks(), cards=card_links(self.cards, prefixes), titles={})
         plots = [
             plot_data(name, plot.caption, plot.figure, page=page)
             | {"name": name, "scatter": embedded(plot.data()) if page and isinstance(plot, Scatter) else None}
             for name, plot in self.plots.items()
         ]
-        tables = [{"name": name} | table_data(name, t.caption, t.frame) for name, t in self.tables.items()]
+        tables = [
+            {"name": name} | table_data(name, t.caption, t.frame, t.latents, links) for name, t in self.tables.items()
+        ]
         cards = [
-            {"id": anchor("cards", name), "title": title_of(name), "html": deck.html()}
+            {"id": prefixes[name], "title": title_of(name), "html": deck.html(prefixes[name] if page else None)}
             for name, deck in self.cards.items()
         ]
-        heading = {"title": self.title, "summary": self.summary, "warnings": self.cautions}
-        return rendered(**heading, tables=tables, plots=plots, cards=cards, provenance=provenance, page=page)
+        heading = {"title": self.title, "summary": self.summary, "warnings": (*self.cautions, *links.cautions)}
+        titles = {"titles": links.titles, "titles_data": embedded(links.titles) if links.titles else None}
+        return rendered(**heading, **titles, tables=tables, plots=plots, cards=cards, provenance=provenance, page=page)
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         """The frame of a table: `report["latents"]`.
@@ -185,7 +201,7 @@ class Report:
         """Title, summary and warnings."""
         return safe("\n".join([self.title, "", self.summary, *(f"\nWarning: {warning}" for warning in self.cautions)]))
 
-    def _write(self, folder: Path, command: str | None) -> None:
+    def _write(self, folder: Path, command: str | None, links: LatentLinks) -> None:
         frames = {name: table.frame for name, table in self.tables.items()}
         frames |= {name: plot.frame for name, plot in self.plots.items() if isinstance(plot, Scatter)}
         for name, frame in frames.items():
@@ -202,7 +218,7 @@ class Report:
             (folder / f"{name}.json").write_text(as_json(cards.data()) + "\n", encoding="utf-8")
         for name, dictionary in self.dictionaries.items():
             native.save(dictionary, folder / f"{name}.safetensors")
-        (folder / "report.html").write_text(encodable(self.html(command)), encoding="utf-8")
+        (folder / "report.html").write_text(encodable(self.html(command, links)), encoding="utf-8")
         files = sorted(path.name for path in folder.iterdir())
         content = {
             "title": self.title,

@@ -44,6 +44,7 @@ def contents_record(
     """What `report.json` says of a report's parts: names, captions, and what a scatter's columns mean."""
     return {
         "tables": {name: table.caption for name, table in tables.items()},
+        "latents": {name: _latents_record(table) for name, table in tables.items() if table.latents},
         "plots": {name: {"caption": plot.caption, "scatter": _scatter_record(plot)} for name, plot in plots.items()},
         "cards": list(cards),
         "dictionaries": list(dictionaries),
@@ -74,7 +75,10 @@ def _read(folder: Path, record: dict[str, Any]) -> SavedReport:
     return SavedReport(
         title=record["title"],
         summary=record["summary"],
-        tables={name: Table(_frame(folder, name), caption) for name, caption in record["tables"].items()},
+        tables={
+            name: _table(_frame(folder, name), caption, record.get("latents", {}).get(name, {}))
+            for name, caption in record["tables"].items()
+        },
         plots={name: _plot(folder, name, **about) for name, about in record["plots"].items()},
         cards={
             name: Cards.of(json.loads(_file(folder, name, "json").read_text(encoding="utf-8")))
@@ -86,6 +90,26 @@ def _read(folder: Path, record: dict[str, Any]) -> SavedReport:
         passed=record["passed"],
         recorded=record["provenance"],
     )
+
+
+def _latents_record(table: Table) -> dict[str, Any]:
+    """For each column of latents' numbers the dictionaries, and which of them each row's latent is of."""
+    record = {}
+    for column, names in table.latents.items():
+        known = list(dict.fromkeys(names))
+        of = [known.index(name) for name in names] if len(known) > 1 else None
+        record[column] = {"dictionaries": known, "of": of}
+    return record
+
+
+def _table(frame: pd.DataFrame, caption: str, latents: Mapping[str, Any]) -> Table:
+    of = {
+        column: [about["dictionaries"][i] for i in about["of"]]
+        if about["of"] is not None
+        else about["dictionaries"] * len(frame)
+        for column, about in latents.items()
+    }
+    return Table(frame, caption, of)
 
 
 def _scatter_record(plot: Plot) -> dict[str, Any] | None:

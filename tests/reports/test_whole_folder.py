@@ -22,10 +22,10 @@ from dictlab.reports import report as module
 from dictlab.reports.report import Report, Table
 pause = float(sys.argv[2])
 class Slow(Report):
-    def html(self, command=None):
+    def html(self, command=None, links=None):
         print("writing", flush=True)
         time.sleep(pause)
-        return super().html(command)
+        return super().html(command, links)
 from dictlab.runtime.interruption import interrupts
 with interrupts():
     Slow("title", "new", {"new": Table(pd.DataFrame({"a": [1]}), "")}).save(sys.argv[1], force=True)

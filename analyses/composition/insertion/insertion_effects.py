@@ -15,7 +15,7 @@ beta_i > 1/2. A latent that was never active, or that has no decoder direction, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -136,6 +136,12 @@ def effects_in_pool(chain: DictionaryChain, into: Bool[np.ndarray, " n_pool"], n
     return sums.effects(chain.dictionaries[number].name, torch.from_numpy(sample.firing_rate[into]))
 
 
+_SUMS = {  # of EffectSums, and what they are kept in
+    **dict.fromkeys(("energy", "overlap", "squares", "emitted", "lengths", "squared_error"), torch.double),
+    **dict.fromkeys(("firings", "tokens", "sequences"), torch.long),
+}
+
+
 class EffectSums:
     """Running sums over tokens, and sequences, that the effects follow from."""
 
@@ -184,6 +190,16 @@ class EffectSums:
         self.squared_error += float(residual.double().square().sum())
         self.tokens += len(residual)
         self.sequences += sequences
+
+    def state(self) -> dict[str, Tensor]:
+        """All sums so far, exactly; `restore` takes them up again."""
+        return {name: torch.as_tensor(getattr(self, name), dtype=dtype).clone() for name, dtype in _SUMS.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the sums that `state` gave."""
+        for name in _SUMS:
+            value = state[name].clone()
+            setattr(self, name, value if isinstance(getattr(self, name), Tensor) else value.item())
 
     def effects(self, large: str, small_firing_rate: Float[Tensor, " n_small"]) -> InsertionEffects:
         """The effects of all latents of LARGE, which is named in errors."""

@@ -29,6 +29,12 @@ def latent_table(pair: SingleInsertions) -> pd.DataFrame:
     return pd.DataFrame({name: values[order] for name, values in columns.items()})
 
 
+def latents_of(pair: SingleInsertions) -> dict[str, list[str | None]]:
+    """For each column of latents' numbers of `latent_table`, the dictionary that each row's latent is of."""
+    n = len(pair.most_useful_first)
+    return {"latent": [pair.large.name] * n, "parent": [pair.small.name] * n}
+
+
 def classes(pair: SingleInsertions, *, by_cosine: bool = False) -> np.ndarray:
     """What tables call each latent of LARGE: novel, reconstruction or dead, by its measured effect or by cosine."""
     novel = pair.novel_by_cosine if by_cosine else pair.novel

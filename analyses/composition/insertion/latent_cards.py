@@ -213,7 +213,8 @@ def portrait_cards(
             "Most active at": one.contexts,
             f"Latent {parent} of {small.name} is most active at": one.parent_contexts,
         }
-        cards.append(Card(f"Latent {one.latent} of {large.name}", fields, {k: v for k, v in headings.items() if v}))
+        known = {heading: found for heading, found in headings.items() if found}
+        cards.append(Card(f"Latent {one.latent} of {large.name}", fields, known, (large.name, one.latent)))
     return Cards(tuple(cards), _caption(pair, all(one.promoted is not None for one in found)))
 
 

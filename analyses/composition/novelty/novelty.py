@@ -217,7 +217,9 @@ def build_latent_cards(
         }
     drawn = portraits(pair, latents, context)
     cards = portrait_cards(pair, drawn, behaviour)
-    return {"portraits": Table(portrait_table(pair, drawn), cards.caption)}, {"portraits": cards}
+    return {
+        "portraits": Table(portrait_table(pair, drawn), cards.caption, {"latent": [pair.large.name] * len(drawn)})
+    }, {"portraits": cards}
 
 
 def _plots(result: NoveltyResult, seed: int) -> dict[str, Plot]:

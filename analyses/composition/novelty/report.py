@@ -20,7 +20,13 @@ from analyses.composition.insertion.cosine_predictor import (
     ThresholdRule,
 )
 from analyses.composition.insertion.insertion_in_model import CHANGES, changes, of_small
-from analyses.composition.insertion.insertion_tables import agreement_table, classes, effects_caption, latent_table
+from analyses.composition.insertion.insertion_tables import (
+    agreement_table,
+    classes,
+    effects_caption,
+    latent_table,
+    latents_of,
+)
 from analyses.composition.insertion.seed_control import NoveltyShares, control_warnings, excess, is_control
 from analyses.composition.insertion.single_insertions import TWIN, SingleInsertions
 from dictlab.numerics.statistics import BySequence, Estimate, estimate_columns
@@ -71,13 +77,15 @@ def novelty_tables(result: NoveltyResult) -> dict[str, Table]:
     """All tables but that of the cards."""
     pair = result.pair
     tables = {
-        "latents": Table(latent_table(pair), effects_caption(pair)),
+        "latents": Table(latent_table(pair), effects_caption(pair), latents_of(pair)),
         "shares": Table(_share_table(result), _SHARES),
     }
     if result.behaviour is not None:
         small = pair.small.name
         tables["behaviour"] = Table(
-            behaviour_table(pair, result.behaviour_of, result.behaviour), _behaviour_caption(result.behaviour, small)
+            behaviour_table(pair, result.behaviour_of, result.behaviour),
+            _behaviour_caption(result.behaviour, small),
+            {"latent": [pair.large.name] * len(result.behaviour_of)},
         )
     return tables
 

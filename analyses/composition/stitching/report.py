@@ -11,7 +11,8 @@ import pandas as pd
 
 from analyses.common import plotting
 from analyses.common.chance import chance_levels
-from analyses.composition.insertion.insertion_tables import agreement_table, effects_caption, latent_table
+from analyses.composition.insertion.insertion_tables import agreement_table, effects_caption, latent_table, latents_of
+from analyses.composition.insertion.single_insertions import SingleInsertions
 from analyses.composition.novelty.plots import effect_plot
 from analyses.composition.stitching.equal_l0 import EqualL0, SparsityCurve, at_equal_l0
 from analyses.composition.stitching.equal_l0_report import (
@@ -134,6 +135,7 @@ def stitching_tables(result: StitchingResult) -> dict[str, Table]:
         "latents": Table(
             _stacked([latent_table(one) for one in insertions], larger),
             f"Each latent of {names_in_words(larger)}, inserted alone{into}. {effects_caption(insertions[0])}",
+            _latents_of(insertions),
         ),
         "agreement": Table(
             _stacked([agreement_table(one) for one in insertions], larger),
@@ -292,6 +294,13 @@ def _stacked(frames: Sequence[pd.DataFrame], larger: Sequence[Dictionary]) -> pd
     if len(larger) > 1:
         frames = [frame.assign(dictionary=large.name) for frame, large in zip(frames, larger, strict=True)]
     return pd.concat(frames, ignore_index=True)
+
+
+def _latents_of(insertions: Sequence[SingleInsertions]) -> dict[str, list[str | None]]:
+    """The dictionaries of the latents of the stacked tables: parents are SMALL's in the first of them alone."""
+    each = [latents_of(one) for one in insertions]
+    unknown: list[str | None] = [None] * sum(len(one["parent"]) for one in each[1:])
+    return {"latent": [name for one in each for name in one["latent"]], "parent": [*each[0]["parent"], *unknown]}
 
 
 @plotting.applied

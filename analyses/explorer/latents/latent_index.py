@@ -150,15 +150,22 @@ def classes(effects: InsertionEffects) -> NDArray[np.int64]:
     return np.where(effects.dead.numpy(), 0, np.where(effects.novel.numpy(), 2, 1))
 
 
-def latent_frame(names: Sequence[str], indices: Sequence[LatentIndex], texts: Mapping[int, str]) -> pd.DataFrame:
+def latent_frame(
+    names: Sequence[str], indices: Sequence[LatentIndex], texts: Mapping[int, str], contexts: Sequence[Sequence[str]]
+) -> pd.DataFrame:
     """All latents of all dictionaries, a row each, with what the index holds of them.
 
     Args:
         names: Of the dictionaries.
         indices: Of the dictionaries.
         texts: Of tokens, by id, as they are shown.
+        contexts: Of the latents of each dictionary: where each is most active, a line for each context.
     """
-    return pd.concat([_frame(i, names, index, texts) for i, index in enumerate(indices)], ignore_index=True)
+    frames = [
+        _frame(i, names, index, texts).assign(contexts=list(own))
+        for i, (index, own) in enumerate(zip(indices, contexts, strict=True))
+    ]
+    return pd.concat(frames, ignore_index=True)
 
 
 def _frame(number: int, names: Sequence[str], index: LatentIndex, texts: Mapping[int, str]) -> pd.DataFrame:

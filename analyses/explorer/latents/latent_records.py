@@ -124,10 +124,13 @@ def _activations(column: Column, tokens: NDArray[np.int64], context: int) -> dic
 
 
 def _band_edges(column: Column) -> NDArray[np.float64]:
-    """Smallest and largest activation, and those between the quantile bands."""
+    """The smallest activation of each quantile band, from weakest to strongest, and the largest of all, by size."""
     if not len(column.activations):
         return np.zeros(0)
-    return np.quantile(np.abs(column.activations).astype(np.float64), np.linspace(0, 1, BANDS + 1))
+    strength: NDArray[np.float64] = np.sort(np.abs(column.activations)).astype(np.float64)
+    sizes = [len(band) for band in np.array_split(strength, BANDS)]  # as `select_examples` cuts them
+    starts = np.minimum(np.cumsum([0, *sizes]), len(strength) - 1)
+    return np.asarray(strength[starts], dtype=np.float64)
 
 
 def _fires_on(column: Column, ids: NDArray[np.int64]) -> list[list[int]]:

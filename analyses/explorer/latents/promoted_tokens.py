@@ -6,21 +6,24 @@ streams that leave the last block. The more latents and the larger the vocabular
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from analyses.composition.insertion.direct_logits import STREAMS, leaving, writes_to_stream
 from dictlab.dictionary import Dictionary
 from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel
+from dictlab.runtime.atomic_files import new_file, save_tensors
 from dictlab.runtime.progress import Phase
 
-PRODUCTS = 2e13  # multiplications that the unembedding of one dictionary may take, about: a few minutes
+PRODUCTS = 4e12  # multiplications that the unembedding of one dictionary may take, about: minutes of a few cores
 LOGITS = 1 << 24  # logits that are held at once
 TOKENS = 8  # promoted, and suppressed
 
@@ -41,6 +44,27 @@ class LogitTokens(NamedTuple):
     suppressed: Int[NDArray[np.int64], "n_latents tokens"]
     suppressed_by: Float[NDArray[np.float32], "n_latents tokens"]
     streams: int
+
+
+def stored_logit_tokens(
+    path: Path,
+    dictionary: Dictionary,
+    model: LanguageModel,
+    strength: Float[Tensor, " n_latents"],
+    sequences: Int[Tensor, "sequences context"],
+    seed: int,
+) -> LogitTokens | None:
+    """`logit_tokens`, or what an earlier call with the same arguments has left in a file."""
+    if path.exists():
+        stored = load_file(path)
+        streams = int(stored.pop("streams"))
+        return LogitTokens(**stored, streams=streams)
+    found = logit_tokens(dictionary, model, strength, sequences, seed)
+    if found is not None:
+        tensors = {name: torch.as_tensor(value) for name, value in found._asdict().items()}
+        with new_file(path, alone=True) as partial:
+            save_tensors(tensors, partial)
+    return found
 
 
 @torch.no_grad()

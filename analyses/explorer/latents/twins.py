@@ -5,6 +5,10 @@ For latents i of A and j of B over the tokens of the sample, with F the tokens a
     cosine       d_i . d_j / (|d_i| |d_j|)              of the decoder directions
     correlation  cov(f_i, f_j) / (sd f_i sd f_j)
     Jaccard      |F_i & F_j| / |F_i | F_j|
+    absorbed     |F_i & F_j - F_g|, with g the nearest latent of B to i
+
+Absorbed tokens are those at which i is active and g silent, while j is active in g's place (feature absorption; Chanin
+et al. 2024, arXiv:2409.14507, there with a probe in the place of i).
 
 Joint sums of all pairs that are active together somewhere are sparse products of codes, in blocks of latents. The
 twins that are kept of a latent are the nearest by cosine and the one with the largest correlation; and of the latents
@@ -45,6 +49,8 @@ class Twins(NamedTuple):
         cosine: Of the decoder directions; its size, where one of the two latents is signed.
         correlation: Of the activations over all counted tokens; NaN where one of the two never changes.
         both: Tokens at which both are active.
+        absorbed: Of these, tokens at which the nearest latent of B to the latent of A is silent; 0 where that is b.
+        absorbed_back: The same from the other side: tokens at which the nearest latent of A to b is silent.
     """
 
     a: Int[NDArray[np.int64], " pairs"]
@@ -52,15 +58,17 @@ class Twins(NamedTuple):
     cosine: Float[Array, " pairs"]
     correlation: Float[Array, " pairs"]
     both: Int[NDArray[np.int64], " pairs"]
+    absorbed: Int[NDArray[np.int64], " pairs"]
+    absorbed_back: Int[NDArray[np.int64], " pairs"]
 
     def swapped(self) -> Twins:
         """The same pairs, ordered by the latent of B."""
-        order = np.lexsort((self.a, self.b))
-        return Twins(self.b[order], self.a[order], self.cosine[order], self.correlation[order], self.both[order])
+        turned = self._replace(a=self.b, b=self.a, absorbed=self.absorbed_back, absorbed_back=self.absorbed)
+        return turned.at(np.lexsort((self.a, self.b)))
 
     def at(self, which: Int[NDArray[np.int64], " some"] | slice) -> Twins:
         """Some of the pairs."""
-        return Twins(self.a[which], self.b[which], self.cosine[which], self.correlation[which], self.both[which])
+        return self._replace(**{name: column[which] for name, column in self._asdict().items()})
 
     def of(self, latent: int) -> Twins:
         """The pairs of one latent of A."""
@@ -111,7 +119,9 @@ def compare_pair(
     pairs = np.unique(np.concatenate([listed_a, listed_b]), axis=0)
     cosine = _cosines(a, b, pairs)
     correlation, both = _joint_statistics(pairs, codes_a, codes_b, moments_a, moments_b, n_counted)
-    every = Twins(pairs[:, 0], pairs[:, 1], cosine, correlation, both)
+    absorbed = absorbed_tokens(pairs, codes_a, codes_b, _first(cosine_a).latent)
+    back = absorbed_tokens(pairs[:, ::-1], codes_b, codes_a, _first(cosine_b).latent)
+    every = Twins(pairs[:, 0], pairs[:, 1], cosine, correlation, both, absorbed, back)
     shown_a, shown_b = (_shown(pairs, listed, cosine, side) for side, listed in enumerate((listed_a, listed_b)))
     return (
         DictionaryPair(every.at(shown_a), every, _first(cosine_a), correlated_a),
@@ -245,3 +255,29 @@ def _joint_statistics(
         both[k] = len(found)
         mean[k] = float(column.activations[found].astype(np.float64) @ other.activations[at[found]]) / n
     return _correlation(mean, of_a, of_b, pairs[:, 0], pairs[:, 1]), both
+
+
+def absorbed_tokens(
+    pairs: Int[NDArray[np.int64], "pairs 2"],
+    codes_a: StoredCodes,
+    codes_b: StoredCodes,
+    nearest: Int[NDArray[np.int64], " n_a"],
+) -> Int[NDArray[np.int64], " pairs"]:
+    """Tokens at which both latents of a pair are active and the nearest latent of B to that of A is silent.
+
+    Args:
+        pairs: A latent of A and one of B each.
+        codes_a: The codes of A.
+        codes_b: Those of B.
+        nearest: Of each latent of A its nearest one of B, or -1.
+    """
+    absorbed, held = np.zeros(len(pairs), dtype=np.int64), -1
+    left: NDArray[np.int32] = np.zeros(0, dtype=np.int32)  # tokens of the latent of A at which its nearest is silent
+    for k in np.argsort(pairs[:, 0], kind="stable").tolist():
+        i, j = pairs[k].tolist()
+        if i != held:
+            held, left = i, codes_a.column(i).tokens
+            if nearest[i] >= 0:
+                left = np.setdiff1d(left, codes_b.column(int(nearest[i])).tokens, assume_unique=True)
+        absorbed[k] = len(np.intersect1d(left, codes_b.column(j).tokens, assume_unique=True))
+    return absorbed

@@ -29,7 +29,7 @@ function allColumns() {
   if (known) return known;
   const simple = (key, title, help, show = number) => ({ key, title, help, value: (d, i) => columns[d][key][i], show });
   known = [
-    simple("rate", "active on", "share of the sample's tokens at which it is active", percent),
+    simple("rate", "firing rate", "share of the sample's tokens at which it is active", percent),
     simple("max", "largest", "its largest activation in the sample"),
     simple("mean", "mean", "its mean activation where it is active"),
     simple("norm", "norm", "length of its decoder direction"),

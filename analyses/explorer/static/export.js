@@ -1,15 +1,33 @@
 // Lists to take away: as CSV, and as the lines of Python that give the same frame.
 
-function exportLinks(rows) {
+// What each view has: its table as CSV, the lines of Python that give the same, and its address.
+function exportsPart(file, table, python) {
   return el("span", { class: "exports" },
-    el("button", { onclick: () => download("latents.csv", csvOf(latentTable(rows))) }, "CSV"),
-    el("button", { onclick: event => copy(event.target, pythonOf(rows)) }, "copy as Python"),
+    el("button", { onclick: async () => download(file, csvOf(await table())) }, "CSV"),
+    el("button", { onclick: event => copy(event.target, `${python().join("\n")}\n`) }, "copy as Python"),
     el("button", { onclick: event => copy(event.target, location.href) }, "copy address"));
 }
 
-function exportPairs(pairs) {
-  const table = () => [["dictionary", "latent", "other dictionary", "other latent", "cosine of the nearest"], ...pairs.map(([d, i, e, j]) => [meta.dictionaries[d].name, i, meta.dictionaries[e].name, j, columns[e][`cos${d}`][j]])];
-  return el("span", { class: "exports" }, el("button", { onclick: () => download("pairs.csv", csvOf(table())) }, "CSV"), el("button", { onclick: event => copy(event.target, location.href) }, "copy address"));
+// `listed`: the latents are no result of the address's conditions, so that Python names each of them.
+function exportLinks(rows, listed = false) {
+  return exportsPart("latents.csv", () => latentTable(rows), () => pythonOf(rows, listed));
+}
+
+const explorerLines = what => ["from pathlib import Path", "from analyses.explorer.explorer_folder import Explorer", "", `frame = Explorer(Path(${quoted(folderName())})).${what}`];
+
+const fullNameOf = d => quoted(meta.dictionaries[d].name);
+
+// Contexts of some latents, [dictionary, latent, record] each.
+function exportContexts(latents) {
+  const table = async () => [["dictionary", "latent", "group", "sequence", "position", "activation", "text"],
+    ...(await Promise.all(latents.flatMap(([d, i, record]) => record.examples.map(async ([group, sequence, position], k) => {
+      const tokens = tokensOf(await loadSequence(sequence)), text = (from, to) => tokens.slice(from, to).map(t => t.text).join("");
+      const around = `${text(Math.max(0, position - meta.reach), position)}«${text(position, position + 1)}»${text(position + 1, position + meta.reach + 1)}`;
+      return [meta.dictionaries[d].name, i, group, sequence, position, byPosition(record.acts[k], record.unit).get(position), visible(around)];
+    }))))];
+  const python = () => (latents.length === 1 ? explorerLines(`contexts(${fullNameOf(latents[0][0])}, ${latents[0][1]})`)
+    : [...explorerLines(`contexts(${fullNameOf(latents[0][0])}, ${latents[0][1]})`), `other = Explorer(Path(${quoted(folderName())})).contexts(${fullNameOf(latents[1][0])}, ${latents[1][1]})`]);
+  return exportsPart("contexts.csv", table, python);
 }
 
 function latentTable(rows) {
@@ -58,17 +76,17 @@ function byHand(text) {
 const quoted = text => JSON.stringify(text).replace(/[\ud800-\udfff]/g, c => `\\u${c.charCodeAt(0).toString(16)}`);
 
 // Conditions on columns become conditions on the frame; a query has no column, so its latents are listed by number.
-function pythonOf(rows) {
-  const lines = ["from pathlib import Path", "from analyses.explorer.explorer_folder import Explorer", "", `frame = Explorer(Path(${quoted(folderName())})).latents`];
-  if (state.of !== "") lines.push(`frame = frame[frame["dictionary"] == ${quoted(meta.dictionaries[Number(state.of)].name)}]`);
-  for (const part of state.where.split(",").filter(Boolean)) lines.push(...pythonCondition(part));
-  if (state.q.trim() || state.where.split(",").includes("noted") || state.view === "map") {
+function pythonOf(rows, listed) {
+  const lines = explorerLines("latents");
+  if (state.of !== "" && !listed) lines.push(`frame = frame[frame["dictionary"] == ${quoted(meta.dictionaries[Number(state.of)].name)}]`);
+  if (!listed) for (const part of state.where.split(",").filter(Boolean)) lines.push(...pythonCondition(part));
+  if (listed || state.q.trim() || state.where.split(",").includes("noted")) {
     const numbers = rows.map(([d, i]) => `(${quoted(meta.dictionaries[d].name)}, ${i})`).join(", ");
     lines.push(`frame = frame[[key in {${numbers}} for key in zip(frame["dictionary"], frame["latent"])]]`);
   }
   const sort = state.sort.replace(/^-/, "");
   if (frameColumn(sort)) lines.push(`frame = frame.sort_values(${quoted(frameColumn(sort))}, ascending=${state.sort.startsWith("-") ? "False" : "True"}, kind="stable")`);
-  return `${lines.join("\n")}\n`;
+  return lines;
 }
 
 const folderName = () => decodeURIComponent(location.pathname.replace(/[^/]*$/, ""));

@@ -19,7 +19,7 @@ function lanesView() {
   const canvas = svg("svg", { class: "links", "aria-hidden": "true" });
   const board = el("div", { class: "lanes" }, canvas, columnsOfLanes);
   const part = el("article", {}, el("h1", {}, "From size to size: ", latentLink(one.d, one.i)),
-    el("div", { class: "controls" }, thresholdSlider("cosine of at least", 0.5), choice("Dictionary", every().map(d => [String(d), fullName(d)]), String(one.d), value => go({ d: value, i: "0" })), laneNumber(one)),
+    el("div", { class: "controls" }, thresholdSlider("cosine of at least", 0.5), choice("Dictionary", every().map(d => [String(d), fullName(d)]), String(one.d), value => go({ d: value, i: "0" })), laneNumber(one), exportLinks(order.flatMap((d, at) => lanes[at].map(node => [d, node.i])), true)),
     el("p", { class: "note" }, "A line joins a latent with its nearest one in the next smaller dictionary. To the right what it becomes, to the left what it came from; the number is the cosine."), board);
   part.redraw = () => drawLinks(board, canvas, order, links);
   return part;

@@ -23,7 +23,7 @@ function latentHead(d, i, record) {
   const step = (row, sign, label) => (row ? el("a", { href: addressOf({ d: row[0], i: row[1], e: "", j: "" }), "aria-label": label, "data-step": sign }, sign === 1 ? "next →" : "← previous") : null);
   const total = record.on.length ? Math.round(columns[d].rate[i] * meta.counted) : 0;
   return el("div", { class: "title" },
-    el("h1", {}, badge(d), ` latent ${i}`),
+    el("h1", {}, badge(d), ` latent ${i}`), exportContexts([[d, i, record]]),
     el("nav", { "aria-label": "In the list" }, el("a", { href: addressOf({ view: "list", d: "", i: "", e: "", j: "" }) }, "list"), ` ${number(at + 1)} of ${number(n)} `, step(before, -1, "previous latent"), " ", step(after, 1, "next latent")),
     total ? el("p", { class: "words" }, "active on ", record.on.map(([t, count]) => [el("code", {}, tokenText(t)), el("span", { class: "note" }, `${percent(count / total)}  `)])) : el("p", {}, "Dead: it is active nowhere in this sample."),
     labelsOf(d, i).map(([, , source, text]) => el("p", { class: "label" }, el("span", { class: "note" }, `${visible(source)}: `), visible(text))));
@@ -31,7 +31,7 @@ function latentHead(d, i, record) {
 
 function figuresPart(d, i, record) {
   const rows = [
-    ["active on", `${percent(columns[d].rate[i])} of tokens`],
+    ["firing rate", `${percent(columns[d].rate[i])} of tokens`],
     ["largest activation", number(columns[d].max[i])],
     ["mean where active", number(columns[d].mean[i])],
     ["length of direction", number(columns[d].norm[i])],
@@ -42,7 +42,7 @@ function figuresPart(d, i, record) {
 
 function effectText(d, i, e, error) {
   const mse = meta.dictionaries[e].mse, change = columns[d][`effect${e}`][i] / mse;
-  return [el("strong", {}, classOf(d, i, e)), `: its error changes by ${signedPercent(change)} ± ${error === null ? "?" : number(100 * error / mse, 2)}`];
+  return [el("strong", {}, classOf(d, i, e)), `: ${change < 0 ? "lowers" : "raises"} its error by ${percent(Math.abs(change))} ± ${error === null ? "?" : number(100 * error / mse, 2)}`];
 }
 
 function histogramPart(record) {
@@ -112,7 +112,7 @@ async function examplesPart(d, record) {
 const layerOf = (d, activations, k) => ({ d, values: byPosition(activations.acts[k], activations.unit), most: meta.steps * activations.unit });
 
 // One context. `layers` are the latents whose activations are shown on it, each on a line of its own.
-async function exampleLine({ sequence, position }, layers) {
+async function exampleLine({ sequence, position }, layers, lengthens = true) {
   const tokens = tokensOf(await loadSequence(sequence)), box = el("div", { class: "context" });
   let [before, after] = AROUND;
   const draw = () => {
@@ -124,7 +124,8 @@ async function exampleLine({ sequence, position }, layers) {
       draw();
       box.querySelector(".more").focus();
     } }, whole ? "less" : "more");
-    box.replaceChildren(...lines, more, el("span", { class: "where" }, `sequence ${sequence}, token ${position}`, far ? `; activations are known up to ${meta.reach} tokens away` : ""));
+    const where = el("span", { class: "where" }, `sequence ${sequence}, token ${position}`, far ? `; activations are known up to ${meta.reach} tokens away` : "");
+    box.replaceChildren(...lines, ...(lengthens ? [more, where] : []));
   };
   draw();
   return box;
@@ -137,7 +138,7 @@ function pieceSpan(piece, peak, layer, sequence) {
   const level = value === 0 ? 0 : Math.max(1, Math.round(share * 9));
   const classes = ["t", level ? `s${level}` : "", piece.positions.includes(peak) ? "peak" : "", piece.special ? "special" : "", value < 0 ? "negative" : ""];
   const said = value === 0 ? `token ${piece.positions.at(-1)}` : `${number(value, 4)} at token ${piece.positions.at(-1)}`;
-  const span = el("span", { class: classes.filter(Boolean).join(" "), "data-value": said, "data-place": sequence === undefined ? null : `${sequence} ${piece.positions.at(-1)}` }, visible(piece.text));
+  const span = el("span", { class: classes.filter(Boolean).join(" "), "data-value": said, tabindex: piece.positions.includes(peak) ? 0 : null, "data-place": sequence === undefined ? null : `${sequence} ${piece.positions.at(-1)}` }, visible(piece.text));
   return span;
 }
 
@@ -145,11 +146,15 @@ function pieceSpan(piece, peak, layer, sequence) {
 async function tokenView(sequence, position) {
   const file = Math.floor(sequence / meta.sequences_a_file), rest = sequence % meta.sequences_a_file;
   const line = await exampleLine({ sequence, position }, [{ d: 0, values: new Map(), most: 0 }]);
-  const lists = await Promise.all(every().map(async d => {
+  const active = await Promise.all(every().map(async d => {
     const latents = await firingsOf(d, file), at = (rest * meta.context + position) * meta.firings_a_token;
-    const here = [...latents.slice(at, at + meta.firings_a_token)].filter(i => i >= 0);
-    return el("section", {}, el("h2", {}, badge(d)), here.length ? el("ul", { class: "own" }, here.map(i => el("li", {}, latentLink(d, i), " ", codesOf(tokensAt(d, i, "on"))))) : el("p", { class: "note" }, "none is active here"));
+    return [...latents.slice(at, at + meta.firings_a_token)].filter(i => i >= 0);
   }));
-  return el("article", { class: "one" }, el("h1", {}, "Which latents are active here?"), line,
+  const lists = every().map(d => {
+    const here = active[d];
+    return el("section", {}, el("h2", {}, badge(d)), here.length ? el("ul", { class: "own" }, here.map(i => el("li", {}, latentLink(d, i), " ", codesOf(tokensAt(d, i, "on"))))) : el("p", { class: "note" }, "none is active here"));
+  });
+  const rows = every().flatMap(d => active[d].map(i => [d, i]));
+  return el("article", { class: "one" }, el("h1", {}, "Which latents are active here?"), exportLinks(rows, true), line,
     el("p", { class: "note" }, `The ${meta.firings_a_token} of each dictionary whose activation is largest beside their own largest one.`), el("div", { class: "side" }, lists));
 }

@@ -8,8 +8,9 @@ async function mapView() {
   const canvas = el("canvas", { class: "map", tabindex: 0, role: "img", "aria-label": `Map of ${number(every().reduce((n, d) => n + countAlive(d), 0))} decoder directions; the list has the same latents` });
   const said = el("div", { class: "point", role: "status" }, "Point at a dot. Drag to move, wheel or + and − to zoom, shift and drag to list a region.");
   const part = el("article", { class: "mapping" }, el("h1", {}, "Map of decoder directions"), listControls(),
+    el("div", { class: "controls" }, exportLinks(found()), el("button", { class: "visible-points" }, "list what is in view")),
     el("p", { class: "note" }, mapNote(), " ", every().map(d => [badge(d), " "])), el("div", { class: "plane" }, canvas), said);
-  part.redraw = () => startMap(canvas, positions, said);
+  part.redraw = () => startMap(canvas, positions, said, part.querySelector(".visible-points"));
   return part;
 }
 
@@ -19,7 +20,7 @@ function mapNote() {
   return `UMAP with cosine distance${meta.map.landmarks < all ? ` of ${number(meta.map.landmarks)} latents; the others stand between the nearest of these` : ""}. Near is near; far apart says little.`;
 }
 
-function startMap(canvas, positions, said) {
+function startMap(canvas, positions, said, inView) {
   const points = mapPoints(positions), box = { x: 0, y: 0, scale: 1 };
   let wide = 0, high = 0, drag = null, at = null, region = null;
   const context = canvas.getContext("2d");
@@ -86,6 +87,7 @@ function startMap(canvas, positions, said) {
     const k = nearest(...spot(event));
     if (done && !done.moved && k !== null) go({ view: "latent", d: points.d[k], i: points.i[k], e: "", j: "" });
   };
+  inView.onclick = () => { listRegion(points, place, [0, 0, wide, high], said); said.scrollIntoView({ block: "nearest" }); };
   canvas.onwheel = event => { event.preventDefault(); zoom(Math.exp(-event.deltaY / 400), ...spot(event)); };
   canvas.onkeydown = event => {
     const move = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] }[event.key];
@@ -132,6 +134,6 @@ function listRegion(points, place, [x1, y1, x2, y2], said) {
     const [x, y] = place(points.x[k], points.y[k]);
     if (points.listed[k] && x >= Math.min(x1, x2) && x <= Math.max(x1, x2) && y >= Math.min(y1, y2) && y <= Math.max(y1, y2)) rows.push([points.d[k], points.i[k]]);
   }
-  said.replaceChildren(el("p", {}, `${number(rows.length)} latents in this region. `, exportLinks(rows)),
+  said.replaceChildren(el("p", {}, `${number(rows.length)} latents in this region. `, exportLinks(rows, true)),
     el("div", { class: "region" }, growing(rows, ([d, i]) => el("div", {}, latentLink(d, i), " ", codesOf(tokensAt(d, i, "on")), ` ${percent(columns[d].rate[i])}`))));
 }

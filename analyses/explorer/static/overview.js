@@ -1,24 +1,48 @@
 // Where one begins: what the dictionaries are, and the questions that lists answer.
 
+const MOST_EXAMPLED = 6; // questions up to which each shows its first latents
+
 function overviewView() {
-  return el("article", { class: "overview" },
+  const part = el("article", { class: "overview" },
     el("h1", {}, meta.dictionaries.length > 1 ? "Which latents does one dictionary have that another lacks?" : `What are the latents of ${fullName(0)}?`),
     meta.dictionaries.length > 1 ? el("div", { class: "questions" }, questions()) : null,
-    el("h2", {}, "The dictionaries"), dictionariesTable(), sampleNote());
+    el("h2", {}, "The dictionaries"), dictionariesTable(), overviewExports(), sampleNote());
+  part.redraw = () => ready.then(() => part.querySelectorAll(".first-latents").forEach(fillFirst)).catch(() => {}); // said elsewhere
+  return part;
+}
+
+function overviewExports() {
+  const heads = ["dictionary", "latents", "dead", "L0", "L0 in its file", "variance unexplained", "mean squared error"];
+  const table = () => [heads, ...meta.dictionaries.map(a => [a.name, a.latents, a.dead, a.l0, a.declared_l0 ?? "", a.unexplained ?? "", a.mse])];
+  return exportsPart("dictionaries.csv", table, () => [...explorerLines("latents"), 'frame = frame.groupby("dictionary", sort=False)["firing rate"].agg(latents="size", dead=lambda rate: (rate == 0).sum(), L0="sum")']);
+}
+
+// The first novel latents of a question, each at the token where it is most active.
+async function fillFirst(box) {
+  const [d, e] = [Number(box.dataset.d), Number(box.dataset.e)];
+  const latents = search(String(d), "", `class${e}=novel`, `effect${e}`).slice(0, 3);
+  const parts = await Promise.all(latents.map(async ([, i]) => {
+    const record = await loadLatent(d, i), [, sequence, position] = record.examples[0];
+    const line = await exampleLine({ sequence, position, k: 0 }, [layerOf(d, record, 0)], false);
+    return [el("div", {}, latentLink(d, i), " ", codesOf(tokensAt(d, i, "on").slice(0, 3))), line];
+  }));
+  box.replaceChildren(...parts.flat());
 }
 
 function questions() {
-  const list = [];
+  const list = [], count = every().reduce((sum, d) => sum + Object.keys(meta.dictionaries[d].classes).length, 0);
   for (const d of every()) {
     for (const e of others(d).filter(e => meta.dictionaries[d].classes[e])) {
       const n = countClass(d, e, "novel"), alive = countAlive(d);
       list.push(el("section", { class: "question" },
         el("h2", {}, badge(d), " and ", badge(e)),
         el("p", {}, viewLink({ view: "list", of: d, where: `class${e}=novel`, sort: `effect${e}` }, `Novel latents of ${name(d)}, which ${name(e)} lacks`),
-          `: ${number(n)} of ${number(alive)} latents lower the error of ${name(e)} when they are added to it. Most useful first.`),
+          `: ${number(n)} of ${number(alive)} latents lower the error of ${name(e)} when they are added to it. Most useful first; choose one to see what it is.`),
+        count <= MOST_EXAMPLED && n ? el("div", { class: "first-latents", "data-d": d, "data-e": e }) : null,
         el("p", {}, viewLink({ view: "list", of: d, where: `class${e}=reconstruction`, sort: `-cos${e}` }, `Reconstruction latents of ${name(d)}`),
           `: ${number(countClass(d, e, "reconstruction"))} latents that ${name(e)} has already.`),
         el("p", {}, viewLink({ view: "splits", d: e, e: d }, `Latents of ${name(e)} that split in ${name(d)}`), ": one of these, several of those."),
+        el("p", {}, viewLink({ view: "absorbed", d: e, e: d }, `Latents of ${name(e)} absorbed in ${name(d)}`), ": others are active in their place."),
         el("p", {}, viewLink({ view: "triggers", d: e, e: d }, "Twins with different triggers"), ": nearly the same direction, active on other tokens."),
       ));
     }

@@ -6,7 +6,7 @@ async function pairView(one, other) {
   const ba = (b.twins[one.d] || []).find(t => t.latent === one.i) || null;
   const known = ab || ba;
   return el("article", { class: "one" },
-    el("div", { class: "title" }, el("h1", {}, latentLink(one.d, one.i), " and ", latentLink(other.d, other.i))),
+    el("div", { class: "title" }, el("h1", {}, latentLink(one.d, one.i), " and ", latentLink(other.d, other.i)), exportContexts([[one.d, one.i, a], [other.d, other.i, b]])),
     known ? pairFigures(known, one, other, a, b) : el("p", { class: "note" }, "These two are not among each other's twins, so that nothing was measured of them together."),
     await bothPart(a, ab, one, other), await bothPart(b, ba, other, one));
 }

@@ -8,7 +8,7 @@ async function measuredPairs(d, e) {
   if (!pairsKept.has(key)) {
     const stored = await load(`pairs-${Math.min(d, e)}-${Math.max(d, e)}`);
     const arrays = Object.fromEntries(Object.entries(stored).map(([k, v]) => [k, unpacked(v)]));
-    pairsKept.set(key, d < e ? arrays : { ...arrays, a: arrays.b, b: arrays.a });
+    pairsKept.set(key, d < e ? arrays : { ...arrays, a: arrays.b, b: arrays.a, absorbed: arrays.absorbed_back, absorbed_back: arrays.absorbed });
   }
   return pairsKept.get(key);
 }
@@ -55,12 +55,18 @@ async function splitsView() {
   const components = componentsOf(pairs, d, e, t);
   const alone = components.filter(c => c.b.length === 0).length, fresh = components.filter(c => c.a.length === 0).length;
   return el("article", {}, el("h1", {}, "Latents of ", badge(d), " that split in ", badge(e)),
-    el("div", { class: "controls" }, pairChoice(d, e, "splits"), thresholdSlider("cosine of at least", 0.6), exportPairs(split.flatMap(([i, list]) => list.map(j => [d, i, e, j])))),
+    el("div", { class: "controls" }, pairChoice(d, e, "splits"), thresholdSlider("cosine of at least", 0.6), exportsPart("splits.csv", () => [["dictionary", "latent", "other dictionary", "other latent", "cosine"], ...split.flatMap(([i, list]) => list.map(j => [meta.dictionaries[d].name, i, meta.dictionaries[e].name, j, columns[e][`cos${d}`][j]]))], () => splitsPython(d, e, t))),
     el("p", {}, `${number(split.length)} latents of ${name(d)} are the nearest of two or more latents of ${name(e)}, by a cosine of at least ${number(t)}.`),
     el("p", { class: "note" }, `Linked at this cosine among measured pairs (each latent's three nearest, either way): ${number(components.filter(c => c.a.length && c.b.length).length)} groups of latents of both, ${number(alone)} alive latents of ${name(d)} alone, ${number(fresh)} of ${name(e)} alone; the largest group has ${number(Math.max(0, ...components.map(c => c.a.length + c.b.length)))} latents.`),
     growing(split, ([i, list]) => el("section", { class: "split" },
       el("div", {}, latentLink(d, i), " ", codesOf(tokensAt(d, i, "on"))),
       el("ul", {}, list.map(j => el("li", {}, latentLink(e, j), ` cosine ${number(columns[e][`cos${d}`][j])} `, codesOf(tokensAt(e, j, "on")), " ", pairLink(d, i, e, j, "side by side")))))));
+}
+
+function splitsPython(d, e, t) {
+  const nearest = quoted(`nearest in ${meta.dictionaries[d].name}`), cosine = quoted(`cosine with ${meta.dictionaries[d].name}`);
+  return [...explorerLines("latents"), `frame = frame[(frame["dictionary"] == ${fullNameOf(e)}) & (frame["firing rate"] > 0) & (frame[${cosine}] >= ${t})]`,
+    `frame = frame[frame.duplicated(${nearest}, keep=False)].sort_values([${nearest}, ${cosine}], ascending=[True, False])`];
 }
 
 // Connected components of alive latents under cosines of at least t (union-find), each {a: [...], b: [...]}.
@@ -93,7 +99,7 @@ async function triggersView() {
   rows.sort((x, y) => x[3] - y[3]);
   const head = ["", "", "cosine", "Jaccard", "correlation", "first active where second is", "second active where first is", ""];
   return el("article", {}, el("h1", {}, "Twins of ", badge(d), " and ", badge(e), " with different triggers"),
-    el("div", { class: "controls" }, pairChoice(d, e, "triggers"), thresholdSlider("cosine of at least", 0.7), exportPairs(rows.map(([i, j]) => [d, i, e, j]))),
+    el("div", { class: "controls" }, pairChoice(d, e, "triggers"), thresholdSlider("cosine of at least", 0.7), exportsPart("twins.csv", () => pairTable(d, e, rows), () => [...explorerLines(`pairs(${fullNameOf(d)}, ${fullNameOf(e)})`), `frame = frame[(frame["cosine"] >= ${t}) & frame["Jaccard"].notna()].sort_values("Jaccard", kind="stable")`])),
     el("p", {}, `${number(rows.length)} pairs have a cosine of at least ${number(t)}; those that share the fewest tokens come first.`),
     el("div", { class: "wide-table" }, el("table", {}, el("thead", {}, el("tr", {}, head.map(h => el("th", { scope: "col" }, h)))),
       growing(rows, ([i, j, cosine, jac, correlation, both]) => el("tr", {},
@@ -101,6 +107,8 @@ async function triggersView() {
         [number(cosine), number(jac), number(correlation), percent(both / active(e, j)), percent(both / active(d, i))].map(v => el("td", { class: "figure" }, v)),
         el("td", {}, pairLink(d, i, e, j, "side by side"))), "tbody"))));
 }
+
+const pairTable = (d, e, rows) => [["dictionary", "latent", "other dictionary", "other latent", "cosine", "Jaccard", "correlation", "both"], ...rows.map(([i, j, ...values]) => [meta.dictionaries[d].name, i, meta.dictionaries[e].name, j, ...values])];
 
 // A long list, of which more is drawn when its end comes near.
 function growing(items, draw, tag = "div") {

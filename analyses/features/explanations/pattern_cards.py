@@ -48,7 +48,8 @@ def _card(
             fields[f"{word} ({i + 1})"] = excerpt(tokenizer, held[row], position)
     strongest = sorted(distinct_patterns(latent.patterns), key=lambda pattern: -abs(pattern.activation))[:SHOWN]
     shown = tuple(_passage(pattern, tokenizer) for pattern in strongest)
-    return Card(f"Latent {latent.latent} of {one.dictionary.name}", fields, {"Patterns": shown} if shown else {})
+    name, patterns = one.dictionary.name, {"Patterns": shown} if shown else {}
+    return Card(f"Latent {latent.latent} of {name}", fields, patterns, (name, latent.latent))
 
 
 def in_words(estimate: Estimate) -> str:

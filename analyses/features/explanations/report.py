@@ -89,13 +89,16 @@ def _tables(
             "share: share of the active latents of all tokens that are explained ones; the bigram "
             f"model (of {settings['bigram_tokens']} training tokens) compares with a share of 1 only.",
         ),
-        "latents": Table(
-            latents_table(explained, tokenizer), f"One row a latent, on {text}; {INTERVAL} over sequences."
+        "latents": Table.of_latents(
+            latents_table(explained, tokenizer),
+            f"One row a latent, on {text}; {INTERVAL} over sequences.",
+            {"latent": "dictionary"},
         ),
-        "patterns": Table(
+        "patterns": Table.of_latents(
             patterns_table(explained, tokenizer),
             "Every pattern: ∗ stands for any token, ^ for the beginning of a context; importance: share of the "
             "activation lost when a token is replaced, from left to right.",
+            {"latent": "dictionary"},
         ),
     }
     if len(explained) > 1:

@@ -254,6 +254,9 @@ def _strata(
     return [[one._replace(mcc=next(floored)) for one in deciles] for deciles in by_pair], source
 
 
+_OF = {"latent": "from", "partner": "to"}  # the columns that name the dictionaries of a pair of latents
+
+
 def _details(
     pairs: Sequence[Pair], firing: Sequence[Fired], told: Sequence[pd.DataFrame | None], correlation: float
 ) -> dict[str, Table]:
@@ -264,7 +267,7 @@ def _details(
         listed = [
             pd.concat([one, firing_columns(own.matched)], axis=1) for one, own in zip(listed, fired_too, strict=True)
         ]
-    tables = {"pairs": Table(pd.concat(listed, ignore_index=True), _PAIRS)}
+    tables = {"pairs": Table.of_latents(pd.concat(listed, ignore_index=True), _PAIRS, _OF)}
     if fired_too:
         caption = (
             f"Latents whose direction and trigger part ways, those furthest from a correlation of {correlation:g} "
@@ -272,12 +275,16 @@ def _details(
             "over sequences lies on the same side."
         )
         off = pd.concat([own.listed for own in fired_too], ignore_index=True)
-        tables["off_diagonal"] = Table(off, caption)
+        tables["off_diagonal"] = Table.of_latents(off, caption, _OF)
     known = [one for one in told[:DETAILED] if one is not None]
     if known:
-        tables["reconstruction"] = Table(pd.concat(known, ignore_index=True), _TOLD)
+        tables["reconstruction"] = Table.of_latents(pd.concat(known, ignore_index=True), _TOLD, {"latent": "from"})
     near = pd.concat([neighbour_table(pair) for pair in shown], ignore_index=True)
-    tables["latents"] = Table(near, "The nearest latents of the other dictionary, for each alive one.")
+    tables["latents"] = Table.of_latents(
+        near,
+        "The nearest latents of the other dictionary, for each alive one.",
+        {"latent": "from", "neighbour": "to"},
+    )
     return tables
 
 

@@ -19,7 +19,18 @@
     return Number.isNaN(number) ? null : number;
   }
 
+  const contexts = document.getElementById("contexts"), titles = contexts ? JSON.parse(contexts.textContent) : {};
+
+  // A latent's number as a link; `link` says by row which of a few prefixes its address begins with.
+  function fill(cell, text, link, row) {
+    if (!link || link.of[row] < 0 || !/^\d+$/.test(text)) { cell.textContent = text; return; }
+    const a = make(cell, "a", text);
+    a.href = link.prefixes[link.of[row]] + text;
+    if (Object.hasOwn(titles, a.getAttribute("href"))) a.title = titles[a.getAttribute("href")];
+  }
+
   function enhance(block) {
+    const linked = block.querySelector("script.links"), links = linked ? JSON.parse(linked.textContent) : {};
     const rows = JSON.parse(block.querySelector("script").textContent);
     const body = block.querySelector("tbody"), heads = [...block.querySelectorAll("th")];
     const first = body.rows.length, note = block.querySelector(".note");
@@ -59,7 +70,11 @@
       body.textContent = "";
       for (const i of shown) {
         const line = make(body, "tr");
-        rows[i].forEach((text, c) => { make(line, "td", text).className = heads[c].dataset.numeric === "true" ? "number" : ""; });
+        rows[i].forEach((text, c) => {
+          const cell = make(line, "td");
+          cell.className = heads[c].dataset.numeric === "true" ? "number" : "";
+          fill(cell, text, links[c], i);
+        });
       }
       more.hidden = all.hidden = shown.length >= kept.length;
       more.textContent = "show " + Math.min(STEP, kept.length - shown.length) + " more";

@@ -11,38 +11,9 @@ from analyses.composition.insertion.direct_logits import leaving, logit_effects
 from analyses.composition.insertion.insertion_effects import insertion_effects
 from analyses.explorer.data_files import read_data, unpacked
 from analyses.explorer.explore import explore
-from dictlab import DictlabError, Metadata, ReLU, TopK
-from tests.planted import SITE, random_dictionary, tiny_model
-
-SIZES, CONTEXT = (24, 40), 16
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def dictionaries():
-    about = Metadata(site=SITE, training={"context": CONTEXT})
-    return [
-        random_dictionary(n, 16, activation=activation, seed=n, name=f"d{n}", metadata=about)
-        for n, activation in zip(SIZES, (TopK(4), ReLU()), strict=True)
-    ]
-
-
-@pytest.fixture(scope="module")
-def explorer(model, dictionaries, text, tmp_path_factory):
-    out = tmp_path_factory.mktemp("explorer") / "page"
-    return explore(dictionaries, model=model, text=text, tokens=64 * CONTEXT, out=out)
-
-
-@pytest.fixture(scope="module")
-def dense(model, dictionaries, text):
-    """Activations of every latent at every token of the same sample, as matrices."""
-    sequences = text.as_split("train").sample(model.tokenizer, CONTEXT, 64, seed=0)
-    x = model.capture(sequences, SITE)[SITE]
-    return sequences, x, [d.encode(x).dense().numpy() for d in dictionaries]
+from dictlab import DictlabError, Metadata
+from tests.analyses.explorer.conftest import CONTEXT, SIZES
+from tests.planted import SITE
 
 
 def records(explorer, d):
@@ -87,6 +58,46 @@ def test_twins_are_measured_on_the_same_tokens(explorer, dense, dictionaries, d)
                 shown = np.zeros(CONTEXT)
                 shown[row[0::2]] = np.array(row[1::2]) * twin["unit"]
                 assert shown == pytest.approx(g.reshape(sequences.shape)[sequence], abs=6e-4 * float(np.abs(g).max()))
+
+
+@pytest.mark.parametrize("d", [0, 1])
+def test_pairs_and_what_is_absorbed(explorer, dense, dictionaries, d):
+    """Absorbed: tokens at which both are active and the nearest alive latent of the other dictionary is silent."""
+    _, _, codes = dense
+    e = 1 - d
+    active, other = codes[d] != 0, codes[e] != 0
+    cosine = (dictionaries[d].directions @ dictionaries[e].directions.T).numpy()
+    cosine[:, ~other.any(axis=0)] = -2
+    nearest = cosine.argmax(axis=1)
+    frame = explorer.pairs(f"d{SIZES[d]}", f"d{SIZES[e]}")
+    assert frame["absorbed"].sum() > 0 and not frame.duplicated(["latent", "other latent"]).any()
+    for row in frame.itertuples():
+        i, j = row.latent, row._2
+        both = active[:, i] & other[:, j]
+        assert (row.active, row._7, row.both) == (active[:, i].sum(), other[:, j].sum(), both.sum())
+        assert row.absorbed == (both & ~other[:, nearest[i]]).sum()
+        assert row.cosine == pytest.approx(cosine[i, j], abs=1e-5) or not row._7
+        either = (active[:, i] | other[:, j]).sum()
+        assert row.Jaccard == pytest.approx(both.sum() / either) if either else np.isnan(row.Jaccard)
+    with pytest.raises(DictlabError, match="there is no dictionary 'x'"):
+        explorer.pairs("x", "d24")
+    with pytest.raises(DictlabError, match="not compared with itself"):
+        explorer.pairs("d24", "d24")
+
+
+def test_contexts_of_a_latent(explorer, dense):
+    sequences, _, codes = dense
+    latent = int((codes[1] != 0).sum(axis=0).argmax())
+    frame = explorer.contexts("d40", latent)
+    values = codes[1][:, latent].reshape(sequences.shape)
+    assert frame["activation"].to_numpy() == pytest.approx(
+        values[frame["sequence"], frame["position"]], abs=6e-4 * float(np.abs(values).max())
+    )
+    assert set(frame["group"]) == {"top", "random", *(f"band {k} of 5" for k in range(1, 6))}
+    strongest = explorer.latents.query("dictionary == 'd40' and latent == @latent")["contexts"].item().split("\n")
+    assert len(strongest) == 3 and all("«" in context and "»" in context for context in strongest)
+    with pytest.raises(DictlabError, match="latents 0 to 39"):
+        explorer.contexts("d40", 40)
 
 
 @pytest.mark.parametrize("d", [0, 1])

@@ -5,14 +5,17 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from analyses.common.inputs import open_inputs
-from analyses.explorer.data_files import read_data, write_data
+from analyses.explorer.data_files import packed, packed_ids, packed_unit, read_data, unpacked, write_data
 from analyses.explorer.explore import explore
 from analyses.explorer.live_model import LiveModel
 from analyses.explorer.server import ExplorerServer
-from dictlab import Metadata, TopK
+from dictlab import Metadata, Report, TopK
+from dictlab.reports.report import Table
 from tests.planted import SITE, random_dictionary, tiny_model
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: make browser")
@@ -100,6 +103,9 @@ def test_an_address_shows_the_same_view_again(page, folder):
         "#view=latent&d=1&i=3",
         "#view=splits&d=0&e=1&t=0.2",
         "#view=triggers&d=0&e=1&t=0.1",
+        "#view=absorbed&d=0&e=1&t=0.1",
+        "#view=token&i=2&j=3",
+        "#view=pair&d=0&i=1&e=1&j=2",
         "#view=lanes",
         "#view=map",
     ):
@@ -134,8 +140,6 @@ def test_search_by_number_token_and_string(page, folder):
 
 
 def explorer_tokens(folder):
-    from analyses.explorer.data_files import unpacked
-
     vocabulary = read_data(folder / "data", "vocabulary")
     texts = dict(zip(vocabulary["ids"], vocabulary["texts"], strict=True))
     rows = []
@@ -178,7 +182,15 @@ def test_a_list_is_taken_away_and_a_context_lengthened(page, folder):
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_narrow_and_dark_pages_fit(browser, folder, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    for state in ("", "#view=latent&d=1&i=3", "#view=splits"):
+    for state in (
+        "",
+        "#view=list",
+        "#view=latent&d=1&i=3",
+        "#view=splits",
+        "#view=absorbed&t=0",
+        "#view=lanes",
+        "#view=map",
+    ):
         opened(page, folder, state)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1")
     page.close()
@@ -210,6 +222,9 @@ def test_nothing_from_data_is_run(page, folder, tmp_path):
         "#view=latent&d=1&i=3",
         "#view=splits&t=0.1",
         "#view=triggers&t=0.1",
+        "#view=absorbed&t=0.1",
+        "#view=token&i=0&j=2",
+        "#view=pair&d=0&i=1&e=1&j=3",
         "#view=lanes",
         "#view=map",
     )
@@ -218,6 +233,139 @@ def test_nothing_from_data_is_run(page, folder, tmp_path):
         opened(page, hostile, state)
         assert page.title() != "run" and page.locator("main img, main script").count() == 0
     assert "<img src=x" in opened(page, hostile).inner_text("main")
+
+
+# What is compared of each view's CSV with the frame that its lines of Python give: columns of either.
+KEYS = {"latent": "latent", "other latent": "other latent"}
+TAKEN = {
+    "#view=list&of=1&where=class0%3Dnovel&sort=effect0": "latent",
+    "#view=list&q=3": "latent",
+    "#view=splits&d=0&e=1&t=0.2": {"other latent": "latent", "latent": "nearest in d-24"},
+    "#view=triggers&d=0&e=1&t=0.1": KEYS,
+    "#view=triggers&d=1&e=0&t=0.1": KEYS,
+    "#view=absorbed&d=0&e=1&t=0.3": {"latent": "latent", "absorbing latent": "other latent"},
+    "#view=absorbed&d=1&e=0&t=0.3": {"latent": "latent", "absorbing latent": "other latent"},
+    "#view=lanes&d=0&i=2&t=0.1": "latent",
+    "#view=token&i=2&j=3": "latent",
+    "#view=map": "latent",
+    "#view=latent&d=1&i=3": {name: name for name in ("group", "sequence", "position")},
+    "": {"latents": "latents"},
+}
+GROUPS = {"0": "top", "6": "random"} | {str(k): f"band {k} of 5" for k in range(1, 6)}
+
+
+@pytest.mark.parametrize("state", TAKEN)
+def test_python_gives_what_the_csv_holds(page, folder, state):
+    """The lines that each view copies, run here, give the rows of its CSV, in its order but where ranks are equal."""
+    page.add_init_script(
+        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async t => { window.taken = t; }}})"
+    )
+    opened(page, folder, state)
+    with page.expect_download() as download:
+        page.click("text=CSV >> nth=0")
+    page.click("text=copy as Python >> nth=0")
+    playwright.expect(page.locator("button:text-is('copied') >> nth=0")).to_be_visible()
+    names = {}
+    exec(page.evaluate("window.taken"), names)
+    frame, table = names["frame"], pd.read_csv(download.value.path(), dtype=str)
+    columns = {TAKEN[state]: TAKEN[state]} if isinstance(TAKEN[state], str) else TAKEN[state]
+    assert len(table) == len(frame) and (len(table) or "absorbed" in state)
+    for own, of_frame in columns.items():
+        shown = table[own].map(GROUPS) if own == "group" else table[own]
+        assert sorted(shown) == sorted(frame[of_frame].astype(str))
+
+
+def test_tokens_are_reached_by_keys_and_say_their_value(page, folder):
+    opened(page, folder, "#view=latent&d=1&i=3")
+    page.focus(".context .t[tabindex='0'] >> nth=0")
+    assert page.is_visible("#tip") and "at token" in page.inner_text("#tip")
+    before = page.evaluate("document.activeElement.dataset.place")
+    page.keyboard.press("ArrowLeft")
+    if page.evaluate("document.activeElement.dataset.place") == before:  # the first token of its text
+        page.keyboard.press("ArrowRight")
+    after = page.evaluate("document.activeElement.dataset.place")
+    assert after != before
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Which latents are active here?")
+    assert page.url.endswith("view=token&i={}&j={}".format(*after.split()))
+    page.keyboard.press("?")
+    page.wait_for_selector(".about .panel dl")
+
+
+def test_every_view_is_reached_by_its_key(page, folder):
+    opened(page, folder)
+    for key, heading in (
+        ("s", "that split in"),
+        ("t", "with different triggers"),
+        ("a", "absorbed in"),
+        ("z", "From size to size"),
+        ("m", "Map of decoder directions"),
+        ("o", "Which latents does one dictionary have"),
+    ):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"main h1:has-text('{heading}')")
+
+
+def test_a_region_of_the_map_is_listed(page, folder):
+    opened(page, folder, "#view=map")
+    page.click("text=list what is in view")
+    page.wait_for_selector(".region a")
+    whole = int(page.inner_text(".point p").split()[0])
+    alive = sum(about["latents"] - about["dead"] for about in read_data(folder / "data", "meta")["dictionaries"])
+    assert whole == alive
+    box = page.locator("canvas").bounding_box()
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + 2, box["y"] + 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 2, steps=3)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    playwright.expect(page.locator(".point p")).not_to_contain_text(f"{whole} latents")
+    assert 0 < int(page.inner_text(".point p").split()[0]) < whole
+
+
+def test_a_report_leads_into_the_explorer(page, folder, live, tmp_path):
+    name = live.inputs.dictionaries[1].name
+    table = Table(pd.DataFrame({"latent": range(30)}), "latents", {"latent": [name] * 30})
+    report = Report("title", "summary", {"all": table}, inputs=tuple(live.inputs.dictionaries))
+    made = report.save(tmp_path / "report", explorer=folder)
+    page.goto(f"file://{made}/report.html")
+    page.click("text=show all")  # rows that the page's script adds
+    assert page.get_attribute("td a >> text='29'", "title")
+    page.click("td a >> text='29'")
+    page.wait_for_selector(".contexts .context, main p")
+    assert page.inner_text("h1").endswith("latent 29")
+
+
+def test_a_hundred_thousand_latents(page, folder, tmp_path):
+    """The index of one dictionary drawn out; its last latent is found, sorted and opened."""
+    n, large = 100_000, tmp_path / "page"
+    shutil.copytree(folder, large)
+    data = large / "data"
+    meta, index = read_data(data, "meta"), read_data(data, "index-1")
+    few = meta["dictionaries"][1]["latents"]
+    meta["dictionaries"][1]["latents"] = n
+    write_data(data, "meta", meta)
+    rates = np.linspace(0, 0.5, n, dtype=np.float32)
+    columns = {}
+    for name, content in index.items():
+        values = unpacked(content).reshape(few, -1)[np.arange(n) % few].ravel()
+        pack = packed_unit if "unit16" in content else packed_ids if name in ("on", "up") else packed
+        columns[name] = packed(rates) if name == "rate" else pack(values)
+    write_data(data, "index-1", columns)
+    size = meta["latents_a_file"]
+    record = read_data(data, "latents-1-0")
+    write_data(data, f"latents-1-{(n - 1) // size}", record)
+    opened(page, large, "#view=list&of=1&sort=-rate")
+    page.wait_for_selector(".rows .row a")
+    assert "100,000 latents" in page.inner_text(".count") and page.locator(".rows .row").count() < 80
+    assert page.inner_text(".rows .row a >> nth=0").endswith(str(n - 1))
+    page.evaluate("document.querySelector('.scroller').scrollTop = 1e9")
+    page.wait_for_selector(".rows .row >> text=/· 0$/")
+    page.evaluate("document.querySelector('.scroller').scrollTop = 0")
+    page.click(".rows .row a >> nth=0")
+    page.wait_for_selector(".contexts .context, main p")
+    assert page.inner_text("h1").endswith(f"latent {n - 1}")
 
 
 def test_a_text_of_ones_own_and_a_latent_switched_off(page, folder, live):
