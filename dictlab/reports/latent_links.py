@@ -117,8 +117,8 @@ def explorer_dictionaries(explorer: Path) -> list[str]:
             raise KeyError(PAGE)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DictlabError(
-            f"explorer={str(explorer)!r}: this is no explorer's folder (its {RECORD}, {PAGE} or {LATENTS} is missing or "
-            "another one). Make one with `dictlab explore`."
+            f"explorer={str(explorer)!r}: this is no explorer's folder (its {RECORD}, {PAGE} or {LATENTS} is missing "
+            "or another one). Make one with `dictlab explore`."
         ) from error
     return hashes
 
