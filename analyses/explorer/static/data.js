@@ -2,7 +2,14 @@
 
 const waiting = new Map(); // name -> function that takes the content
 const loaded = new Map(); // name -> promise of the content
-const KEPT = 48; // data files that are kept in memory besides the index
+const KEPT = 48; // data files of latents and texts that are kept in memory
+
+// A data file that is unpacked into arrays: what is packed takes memory as long as it is held.
+async function loadOnce(name) {
+  const content = await load(name);
+  loaded.delete(name);
+  return content;
+}
 
 globalThis.dictlabReceive = (name, text) => {
   const take = waiting.get(name);
@@ -30,7 +37,7 @@ function load(name) {
 }
 
 function forget() {
-  const large = [...loaded.keys()].filter(name => /^(latents|text)-/.test(name));
+  const large = [...loaded.keys()].filter(name => /^(latents|text|firings)-/.test(name));
   for (const name of large.slice(0, Math.max(0, large.length - KEPT))) loaded.delete(name);
 }
 
@@ -38,10 +45,23 @@ const TYPES = { float32: Float32Array, int32: Int32Array, uint8: Uint8Array, int
 
 function unpacked(content) {
   const [kind, text] = Object.entries(content)[0];
-  if (kind === "unit16") return Float32Array.from(unpacked({ int16: text }), v => (v === -32768 ? NaN : v / 32767));
-  if (kind === "id16") return Int32Array.from(unpacked({ uint16: text }), v => (v === 65535 ? -1 : v));
-  const bytes = Uint8Array.fromBase64 ? Uint8Array.fromBase64(text) : Uint8Array.from(atob(text), c => c.charCodeAt(0));
-  return new TYPES[kind](bytes.buffer);
+  if (kind === "unit16") return converted(unpacked({ int16: text }), Float32Array, -32768, NaN, 1 / 32767);
+  if (kind === "id16") return converted(unpacked({ uint16: text }), Int32Array, 65535, -1, 1);
+  return new TYPES[kind](bytesOf(text).buffer);
+}
+
+// A loop: with a function for each of millions of numbers this took seconds.
+function converted(values, type, none, missing, unit) {
+  const found = new type(values.length);
+  for (let k = 0; k < values.length; k++) found[k] = values[k] === none ? missing : values[k] * unit;
+  return found;
+}
+
+function bytesOf(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const raw = atob(text), bytes = new Uint8Array(raw.length);
+  for (let k = 0; k < raw.length; k++) bytes[k] = raw.charCodeAt(k);
+  return bytes;
 }
 
 let meta = null;
@@ -51,14 +71,12 @@ const columns = []; // by dictionary: name -> typed array
 let ready = null; // that the index is there
 
 async function loadIndex() {
-  const words = await load("vocabulary");
+  const words = await loadOnce("vocabulary");
   words.ids.forEach((id, i) => vocabulary.set(id, words.texts[i]));
-  for (let d = 0; d < meta.dictionaries.length; d++) { // one after the other: what is packed takes memory as long as it is held
-    const index = await load(`index-${d}`);
+  for (let d = 0; d < meta.dictionaries.length; d++) { // one after the other, for the same reason
+    const index = await loadOnce(`index-${d}`);
     columns[d] = Object.fromEntries(Object.entries(index).map(([name, content]) => [name, unpacked(content)]));
-    loaded.delete(`index-${d}`);
   }
-  loaded.delete("vocabulary");
 }
 
 async function loadLatent(d, latent) {

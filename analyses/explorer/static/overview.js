@@ -17,11 +17,22 @@ function overviewExports() {
   return exportsPart("dictionaries.csv", table, () => [...explorerLines("latents"), 'frame = frame.groupby("dictionary", sort=False)["firing rate"].agg(latents="size", dead=lambda rate: (rate == 0).sum(), L0="sum")']);
 }
 
+// Novel latents with the largest effect, in one pass: there may be a hundred thousand.
+function mostUseful(d, e, count) {
+  const effect = columns[d][`effect${e}`], classes = columns[d][`class${e}`], novel = meta.classes.indexOf("novel"), best = [];
+  for (let i = 0; i < effect.length; i++) {
+    if (classes[i] !== novel || (best.length === count && !(effect[i] < effect[best[count - 1]]))) continue;
+    best.push(i);
+    best.sort((a, b) => effect[a] - effect[b] || a - b);
+    best.length = Math.min(best.length, count);
+  }
+  return best;
+}
+
 // The first novel latents of a question, each at the token where it is most active.
 async function fillFirst(box) {
   const [d, e] = [Number(box.dataset.d), Number(box.dataset.e)];
-  const latents = search(String(d), "", `class${e}=novel`, `effect${e}`).slice(0, 3);
-  const parts = await Promise.all(latents.map(async ([, i]) => {
+  const parts = await Promise.all(mostUseful(d, e, 3).map(async i => {
     const record = await loadLatent(d, i), [, sequence, position] = record.examples[0];
     const line = await exampleLine({ sequence, position, k: 0 }, [layerOf(d, record, 0)], false);
     return [el("div", {}, latentLink(d, i), " ", codesOf(tokensAt(d, i, "on").slice(0, 3))), line];

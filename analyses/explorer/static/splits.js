@@ -6,7 +6,7 @@ const pairsKept = new Map();
 async function measuredPairs(d, e) {
   const key = `${d} ${e}`;
   if (!pairsKept.has(key)) {
-    const stored = await load(`pairs-${Math.min(d, e)}-${Math.max(d, e)}`);
+    const stored = await loadOnce(`pairs-${Math.min(d, e)}-${Math.max(d, e)}`);
     const arrays = Object.fromEntries(Object.entries(stored).map(([k, v]) => [k, unpacked(v)]));
     pairsKept.set(key, d < e ? arrays : { ...arrays, a: arrays.b, b: arrays.a, absorbed: arrays.absorbed_back, absorbed_back: arrays.absorbed });
   }

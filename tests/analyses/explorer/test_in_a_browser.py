@@ -313,6 +313,7 @@ def test_a_region_of_the_map_is_listed(page, folder):
     whole = int(page.inner_text(".point p").split()[0])
     alive = sum(about["latents"] - about["dead"] for about in read_data(folder / "data", "meta")["dictionaries"])
     assert whole == alive
+    page.evaluate("scrollTo(0, 0)")
     box = page.locator("canvas").bounding_box()
     page.keyboard.down("Shift")
     page.mouse.move(box["x"] + 2, box["y"] + 2)
