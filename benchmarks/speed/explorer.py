@@ -56,15 +56,20 @@ def made(tokens: int, out: Path) -> dict[str, Any]:
     command = [sys.executable, "-c", MAKE, str(tokens), str(out), *files]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds, peak = run.stdout.split()[-2:]
-    latents, n = 1024 * len(FAMILY), tokens
+    return sizes(out) | {"seconds": float(seconds), "peak memory (MB)": float(peak) / 1024}
+
+
+def sizes(folder: Path) -> dict[str, Any]:
+    """How large an explorer's folder is, for each latent and for each token of the sample."""
+    meta = read_data(folder / "data", "meta")
+    latents, tokens = sum(about["latents"] for about in meta["dictionaries"]), meta["tokens"]
+    of_latents = sum(size_of(folder, f"{name}-*") for name in ("latents", "index", "pairs"))
     return {
-        "latents": latents,
-        "tokens": n,
-        "seconds": float(seconds),
-        "peak memory (MB)": float(peak) / 1024,
-        "folder (MB)": size_of(out) / 1e6,
-        "kB a latent": (size_of(out, "latents-*") + size_of(out, "index-*")) / latents / 1e3,
-        "bytes a token": (size_of(out, "text-*") + size_of(out, "firings-*")) / n,
+        "latents of all": latents,
+        "tokens": tokens,
+        "folder (MB)": size_of(folder) / 1e6,
+        "kB a latent": of_latents / latents / 1e3,
+        "bytes a token": (size_of(folder, "text-*") + size_of(folder, "firings-*")) / tokens,
     }
 
 
@@ -168,7 +173,7 @@ def opened(folder: Path, latents: int) -> dict[str, Any]:
         page = browser.new_page()
         page.goto("about:blank")
         renderer = Renderer(browser)
-        empty = renderer.memory()
+        row["empty page (MB)"] = renderer.memory()
 
         def timed(name: str, address: str, selector: str) -> None:
             start, spent = time.perf_counter(), renderer.seconds()
@@ -190,11 +195,19 @@ def opened(folder: Path, latents: int) -> dict[str, Any]:
         page = browser.new_page()
         renderer = Renderer(browser)
         timed("list", f"file://{folder}/index.html#view=list", ".rows .row a")
-        row["list (MB more than an empty page)"] = Renderer(browser).memory() - empty
+        row["list (MB)"] = in_use(page, browser)
         for name, (address, selector) in VIEWS.items():
             timed(name, address.format(latent=latents - 1, other=latents // 2), selector)
-        row["all views (MB more than an empty page)"] = Renderer(browser).memory() - empty
+        row["all views (MB)"] = in_use(page, browser)
     return row
+
+
+def in_use(page: Any, browser: Any) -> float:
+    """Memory in MB after what is not used any more has been collected."""
+    session = page.context.new_cdp_session(page)
+    session.send("HeapProfiler.collectGarbage")
+    session.detach()
+    return Renderer(browser).memory()
 
 
 def main() -> None:
@@ -214,6 +227,8 @@ def main() -> None:
                 source = Path(scratch) / f"made-{tokens}"
                 rows.append(made(tokens, source))
             print_frame(pd.DataFrame(rows))
+        else:
+            print_frame(pd.DataFrame([sizes(source)]))
         rows = []
         for latents in given.latents:
             LOOKED_AT.update({(latents - 1) // LATENTS_A_FILE, latents // 2 // LATENTS_A_FILE})

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import dictlab
+from dictlab.analysis_entries import GROUP
 from dictlab.cli.analyses import MODEL_OPTIONS
 from dictlab.cli.renamed import option_renamed
 from dictlab.errors import DictlabError
@@ -37,6 +38,7 @@ def check_analysis_options(entry: EntryPoint, arguments: Sequence[str]) -> None:
     parameters = [*function.args.args, *function.args.kwonlyargs]
     known = {parameter.arg for parameter in parameters}
     known |= MODEL_OPTIONS.keys() if "model" in known else set()
+    known |= {"explorer"} if entry.group == GROUP else set()  # every report's, beside those that are everywhere
     if _unknown(known, arguments):  # fields of a dataclass are options too: looked for only where that matters
         known |= {name for one in parameters for name in _dataclass_fields(one.annotation, tree)}
     _check(entry.name, known, arguments)

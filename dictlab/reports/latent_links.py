@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
+from pyarrow.parquet import read_schema
 
 from dictlab.errors import DictlabError
 from dictlab.reports.cards import Cards
@@ -113,12 +114,12 @@ def explorer_dictionaries(explorer: Path) -> list[str]:
     try:
         record = json.loads((explorer / RECORD).read_text(encoding="utf-8"))
         hashes = [str(one) for one in record["key"]["sha256_of_weights"]]
-        if not (explorer / PAGE).is_file() or not (explorer / LATENTS).is_file():
+        if not (explorer / PAGE).is_file() or "contexts" not in read_schema(explorer / LATENTS).names:
             raise KeyError(PAGE)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DictlabError(
             f"explorer={str(explorer)!r}: this is no explorer's folder (its {RECORD}, {PAGE} or {LATENTS} is missing "
-            "or another one). Make one with `dictlab explore`."
+            "or of an earlier version). Make one with `dictlab explore`."
         ) from error
     return hashes
 

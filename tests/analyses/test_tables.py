@@ -21,6 +21,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pandas as pd
 import pytest
 import torch
 
@@ -45,7 +46,7 @@ from analyses import (
 )
 from analyses.autointerp.settings import Interpreter
 from dictlab import Dictionary, Metadata, ReLU, Text, TopK
-from dictlab.reports.report import Report
+from dictlab.reports.report import Report, Table
 from dictlab.training import TrainConfig, train
 from tests.loopback import oracle, serving
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
@@ -241,10 +242,25 @@ def test_tables_and_columns_are_those_of_the_docstring(name: str, text: Text):
     assert set(surely(list(tables))) <= set(bare.tables) <= set(full.tables)
     for table, columns in zip(plain(list(tables)), tables.values(), strict=True):
         assert plain(columns) == list(full.tables[table].frame.columns), table
+        if name in LINKED:
+            check_links(full.tables[table], {one.name for one in full.inputs})
         if table in bare.tables:
             found = list(bare.tables[table].frame.columns)
             assert set(surely(columns)) <= set(found), table
             assert found == [column for column in plain(columns) if column in found], table
+
+
+LINKED = {"novelty", "stitching", "matching", "geometry", "probes", "explanations"}  # latents' numbers lead somewhere
+LATENT_COLUMNS = {"latent", "parent", "partner", "neighbour"}
+
+
+def check_links(table: Table, inputs: set[str]) -> None:
+    """Every column of latents' numbers says of each row which dictionary the latent is of, or that it is of none."""
+    of_latents = LATENT_COLUMNS & set(table.frame.columns) if "latent" in table.frame else set()
+    assert set(table.latents) == of_latents
+    for column, names in table.latents.items():
+        of = [name for name, latent in zip(names, table.frame[column], strict=True) if not pd.isna(latent)]
+        assert {name for name in of if name is not None} <= inputs
 
 
 def test_every_analysis_lists_its_tables():

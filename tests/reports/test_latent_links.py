@@ -79,6 +79,11 @@ def test_a_folder_without_an_explorer_is_refused_and_other_dictionaries_are_said
     with pytest.raises(DictlabError, match="no explorer's folder"):
         report_of(dictionaries).save(tmp_path / "report", explorer=tmp_path)
     assert not (tmp_path / "report").exists()
+    pd.DataFrame({"latent": [0]}).to_parquet(tmp_path / "latents.parquet")  # as an earlier version wrote it
+    for name in ("index.html", "report.json"):
+        (tmp_path / name).write_text((explorer / name).read_text())
+    with pytest.raises(DictlabError, match="of an earlier version"):
+        report_of(dictionaries).save(tmp_path / "report", explorer=tmp_path)
     folder = report_of(dictionaries[2:]).save(tmp_path / "report", explorer=explorer)
     assert "holds none of these dictionaries" in (folder / "report.html").read_text()
 
