@@ -21,6 +21,7 @@ MODULE_SITES = (
         rf"{BLOCK_LIST}\.(\d+)\.{ATTENTION}(?:\.attention)?\.(?:{'|'.join(OUT_PROJECTION)}):in",
         "blocks.{}.attn.hook_z",
     ),
+    (r"blocks\.(\d+)\.mlp\.hook_in", "blocks.{}.ln2.hook_out"),  # TransformerLens: what the MLP reads, gain included
     (rf"{BLOCK_LIST}\.(\d+)\.(?:{MLP}\.)?(?:{'|'.join(MLP_PROJECTION)}):in", "blocks.{}.mlp.hook_post"),
 )
 # What a module gives and what its half of the block adds are one in some models, and two where a norm, a factor or the

@@ -39,7 +39,7 @@ def written_site_of(dictionary: Dictionary) -> str:
     if dictionary.metadata.writes is None:
         raise DictlabError(
             f"{dictionary.name}: it is a transcoder, and its file does not say which site of the model it writes; "
-            "write that down with dictlab convert FILE NEW.safetensors --writes SITE."
+            "dictlab convert writes a file that does, given `writes=...`."
         )
     return dictionary.metadata.writes
 
@@ -58,7 +58,7 @@ def check_plain(dictionaries: Iterable[Dictionary], purpose: str) -> None:
 
     Args:
         dictionaries: Any.
-        purpose: What they are given to, as the beginning of a sentence: "novelty", "training with --start".
+        purpose: What they are given to, as the beginning of a sentence: "novelty", "a warm start".
 
     Raises:
         DictlabError: One is of these.

@@ -50,7 +50,7 @@ def test_training_does_not_start_from_it(tmp_path):
     rows = torch.randn(4096, 16)
     for odd in (random_transcoder(d_in=16, d_out=16), with_skip()):
         file = save(odd, tmp_path / "odd.safetensors")
-        with pytest.raises(DictlabError, match="training with --start takes dictionaries"):
+        with pytest.raises(DictlabError, match=r"^training from `start=...` takes dictionaries"):
             train(TrainConfig(data="rows", start=(str(file),), tokens=4096), data=rows)
 
 

@@ -18,6 +18,8 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig, StandardT
 from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.transcoder import (
+    JumpReLUSkipTranscoder,
+    JumpReLUSkipTranscoderConfig,
     JumpReLUTranscoder,
     JumpReLUTranscoderConfig,
     SkipTranscoder,
@@ -250,14 +252,6 @@ def test_heads_side_by_side_are_what_the_library_makes_of_heads(tmp_path):
 @pytest.mark.parametrize(
     ("cls", "config", "settings", "name"),
     [
-        (Transcoder, TranscoderConfig, {"d_out": D, "apply_b_dec_to_input": False}, "transcoder"),
-        (SkipTranscoder, SkipTranscoderConfig, {"d_out": D, "apply_b_dec_to_input": False}, "skip_transcoder"),
-        (
-            JumpReLUTranscoder,
-            JumpReLUTranscoderConfig,
-            {"d_out": D, "apply_b_dec_to_input": False},
-            "jumprelu_transcoder",
-        ),
         (MatchingPursuitSAE, MatchingPursuitSAEConfig, {}, "matching_pursuit"),
         (TemporalSAE, TemporalSAEConfig, {"n_heads": 2, "bottleneck_factor": 2, "kval_topk": 4}, "temporal"),
     ],
@@ -266,6 +260,37 @@ def test_what_is_no_dictionary_is_refused_by_its_name(tmp_path, cls, config, set
     cls(config(d_in=D, d_sae=N, **settings)).save_model(tmp_path)
     with pytest.raises(DictlabError, match=f"'{name}'"):
         load(tmp_path)
+
+
+TRANSCODERS = {
+    "transcoder": (Transcoder, TranscoderConfig),
+    "skip_transcoder": (SkipTranscoder, SkipTranscoderConfig),
+    "jumprelu_transcoder": (JumpReLUTranscoder, JumpReLUTranscoderConfig),
+    "jumprelu_skip_transcoder": (JumpReLUSkipTranscoder, JumpReLUSkipTranscoderConfig),
+}
+
+
+@pytest.mark.parametrize("normalisation", ["none", "layer_norm"])
+@pytest.mark.parametrize("name", TRANSCODERS)
+def test_transcoders_are_the_same_function_both_ways(tmp_path, name, normalisation):
+    cls, config = TRANSCODERS[name]
+    torch.manual_seed(0)
+    theirs = cls(config(d_in=D, d_sae=N, d_out=D + 3, apply_b_dec_to_input=False, normalize_activations=normalisation))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(0.4 * torch.randn_like(parameter))
+        if "jumprelu" in name:
+            theirs.threshold.abs_()
+    theirs.save_model(tmp_path / "theirs")
+    x = torch.randn(50, D) + 0.5
+    f, y = theirs.encode(x).detach(), theirs(x).detach()
+    ours = load(tmp_path / "theirs")
+    torch.testing.assert_close(ours.encode(x).dense(), f, **CLOSE)
+    torch.testing.assert_close(ours.reconstruct(x), y, **CLOSE)
+    back = SAE.load_from_disk(saelens.write(ours, tmp_path / "again"))
+    assert back.cfg.architecture() == name
+    torch.testing.assert_close(back.encode(x).detach(), f, **CLOSE)
+    torch.testing.assert_close(back(x).detach(), y, **CLOSE)
 
 
 # Write

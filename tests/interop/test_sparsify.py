@@ -155,11 +155,25 @@ def test_half_precision_is_close(tmp_path):
     torch.testing.assert_close(ours.reconstruct(x.float()), x_hat.float(), **BF16)
 
 
-@pytest.mark.parametrize("fields", [{"transcode": True}, {"skip_connection": True}], ids=str)
-def test_what_reads_and_writes_different_things_is_refused(fields, tmp_path):
-    own(num_latents=M, **fields).save_to_disk(tmp_path)
-    with pytest.raises(DictlabError, match=f"{next(iter(fields))} is true"):
-        load(tmp_path)
+BOTH = {"transcode": True, "skip_connection": True}
+
+
+@pytest.mark.parametrize("fields", [{"transcode": True}, {"skip_connection": True}, BOTH], ids=str)
+def test_transcoders_and_skips_are_the_same_function_both_ways(fields, tmp_path):
+    theirs = own(num_latents=M, **fields)
+    if theirs.W_skip is not None:
+        with torch.no_grad():
+            theirs.W_skip.copy_(torch.randn(D, D))
+    theirs.save_to_disk(tmp_path / "layers.1.mlp")
+    ours, x = load(tmp_path / "layers.1.mlp"), data()
+    f, _ = dense(theirs, x)
+    codes, predicted = ours(x)
+    torch.testing.assert_close(codes.dense(), f, **CLOSE)
+    torch.testing.assert_close(predicted, theirs(x, y=x).sae_out.detach(), atol=1e-5, rtol=1e-5)
+    write(ours, tmp_path / "again" / "layers.1.mlp")
+    back = SparseCoder.load_from_disk(tmp_path / "again" / "layers.1.mlp")
+    assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
+    assert (back.cfg.transcode, back.cfg.skip_connection) == (theirs.cfg.transcode, theirs.cfg.skip_connection)
 
 
 @pytest.mark.parametrize("fields", KINDS, ids=str)

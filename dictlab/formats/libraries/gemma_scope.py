@@ -3,11 +3,16 @@
     z     = x W_enc + b_enc                  no pre-bias
     f     = relu(z) [z > threshold]
     x_hat = f W_dec + b_dec
+    y_hat = f W_dec + b_dec + x affine_skip_connection    a transcoder of Gemma Scope 2; the skip where it has one
 
 Gemma Scope 1 is `params.npz`, and everything else is in the path: `gemma-scope-2b-pt-res/layer_20/width_16k/
-average_l0_71/`. Gemma Scope 2 is `params.safetensors` with names in small letters, beside `config.json`. Transcoders
-and crosscoders, which read one place and write others, are refused, and so are dictionaries of embeddings: whether
+average_l0_71/`. Gemma Scope 2 is `params.safetensors` with names in small letters, beside `config.json`. Crosscoders
+and cross-layer transcoders, which write several places, are refused, and so are dictionaries of embeddings: whether
 those read rows of the embedding table, or rows times sqrt(d_in) as the model does, no file says.
+
+Transcoders write what the MLP adds to the residual stream, behind the norm that follows it. Those of Gemma Scope 1 read
+the output of the norm before the MLP without its gain (README of the release, commit 50eec2f; arXiv 2408.05147v2),
+those of Gemma Scope 2 with it.
 
 Source: the releases' tutorial, whose formula SAELens and SAEBench use alike; not checked against released files.
 """
@@ -53,6 +58,8 @@ SITES = {
     **{"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"},
     **{"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_out": "attn.hook_z"},
 }
+TRANSCODERS = {"transcoders": "ln2.hook_normalized", "transcoder": "ln2.hook_out"}  # of release 1 and 2: what is read
+NORM_BEFORE = re.compile(r"(?:.*\.)?layers\.(\d+)\.pre_feedforward_layernorm\.output")
 MLP_NORM = re.compile(r"(?:.*\.)?layers\.(\d+)\.post_feedforward_layernorm\.output")
 WIDTHS = {"k": 1 << 10, "m": 1 << 20}
 
@@ -76,7 +83,13 @@ class ReleasePath:
 
     @property
     def site(self) -> str | None:
-        return f"blocks.{self.layer}.{SITES[self.kind]}" if self.kind in SITES and self.layer is not None else None
+        sites = SITES | TRANSCODERS
+        return f"blocks.{self.layer}.{sites[self.kind]}" if self.kind in sites and self.layer is not None else None
+
+    @property
+    def writes(self) -> str | None:
+        transcodes = self.kind in TRANSCODERS and self.layer is not None
+        return f"blocks.{self.layer}.hook_mlp_out" if transcodes else None
 
 
 def recognise(source: Source) -> bool:
@@ -92,26 +105,31 @@ def read(source: Source) -> Dictionary:
     """The dictionary in a file of a release.
 
     Raises:
-        DictlabError: Something is missing, of the wrong shape or unknown, or it is a transcoder, a crosscoder or a
-            dictionary of embeddings.
+        DictlabError: Something is missing, of the wrong shape or unknown, what its tensors, its configuration and its
+            path say contradict each other, or it is a crosscoder or a dictionary of embeddings.
     """
     refuse_extras(source)
     tensors, config = _named(source), _config(source)
     place = place_of(source.path.absolute().parts[:-1])
     _refuse_others(tensors, config or {}, place)
-    refuse_unknown(tensors, (*TENSORS, "scaling_factor"), "the tensor", source.ignore)
+    transcodes = _transcodes(config or {}, place)
+    affine = _affine(tensors, config or {}, source, transcodes)
+    refuse_unknown(tensors, (*TENSORS, "scaling_factor", *([SKIP] if affine else [])), "the tensor", source.ignore)
     encoder = shaped(tensors, "W_enc", None, None)
     d_in, n_latents = encoder.shape
     _check_scaling(tensors, n_latents)
-    bias = shaped(tensors, "b_dec", d_in)
+    bias = shaped(tensors, "b_dec", None if transcodes else d_in)
+    (d_out,) = bias.shape
     return Dictionary(
         W_enc=encoder,
         b_enc=shaped(tensors, "b_enc", n_latents),
-        W_dec=shaped(tensors, "W_dec", n_latents, d_in),
-        b_pre=torch.zeros_like(bias),
+        W_dec=shaped(tensors, "W_dec", n_latents, d_out),
+        b_pre=torch.zeros(d_in, dtype=bias.dtype),
         b_out=bias,
         activation=JumpReLU(shaped(tensors, "threshold", n_latents)),
-        metadata=_metadata(config, place, n_latents, source.ignore),
+        W_skip=shaped(tensors, SKIP, d_in, d_out) if affine else None,
+        transcodes=transcodes,
+        metadata=_metadata(config, place, n_latents, source.ignore, transcodes),
     )
 
 
@@ -172,26 +190,63 @@ def _config(source: Source) -> dict[str, Any] | None:
 
 
 def _refuse_others(tensors: Mapping[str, Tensor], config: Mapping[str, Any], place: ReleasePath) -> None:
-    """Refuse what reads one place of the model and writes another, and what reads embeddings."""
+    """Refuse what writes several places of the model, and what reads embeddings."""
     what = None
-    point_in, point_out = text(config, "hf_hook_point_in"), text(config, "hf_hook_point_out")
-    if SKIP in tensors or flag(config, "affine_connection", False):
-        what = "a transcoder with an affine skip connection"
-    elif "W_dec" in tensors and tensors["W_dec"].ndim == 3:
-        what = "a cross-layer transcoder (its w_dec writes to several layers)"
-    elif (kind := config.get("type", "sae")) != "sae":
+    if "W_dec" in tensors and tensors["W_dec"].ndim == 3:
+        what = "a cross-layer transcoder or crosscoder (its w_dec writes to several layers)"
+    elif (kind := config.get("type", "sae")) not in ("sae", "transcoder"):
         what = f"of the type {short(kind)!r}"
-    elif point_out is not None and point_out != point_in:
-        what = f"a transcoder (it reads {short(point_in)} and writes {short(point_out)})"
-    elif place.kind in ("transcoders", "transcoder", "clt", "crosscoder"):
-        what = f"one of the {place.kind.removesuffix('s')}s, as its path tells"
+    elif place.kind in ("clt", "crosscoder"):
+        what = f"one of the {place.kind}s, as its path tells"
     elif place.kind == "embedding":
         raise DictlabError(
             "it is a dictionary of token embeddings, and no file says whether it reads rows of the table or rows times "
             "sqrt(d_in). If you know, read it with a mapping and the normalisation none or scale:FACTOR."
         )
     if what is not None:
-        raise DictlabError(f"it is {what}; expected a dictionary that reconstructs what it reads.")
+        raise DictlabError(f"it is {what}; expected a dictionary that writes one site.")
+
+
+def _transcodes(config: Mapping[str, Any], place: ReleasePath) -> bool:
+    """Whether it is a transcoder: by its configuration or, without one, by its path.
+
+    Raises:
+        DictlabError: Its type and its two hook points contradict each other, or it and its path do.
+    """
+    kind, point_in, point_out = (text(config, name) for name in ("type", "hf_hook_point_in", "hf_hook_point_out"))
+    apart = point_out is not None and point_out != point_in
+    by_path = place.kind in TRANSCODERS
+    if not config:
+        return by_path
+    transcodes = kind == "transcoder" or (kind is None and apart)
+    if transcodes != apart:
+        raise DictlabError(
+            f"configuration: type is {short(kind)!r}, and it reads {short(point_in)} and writes {short(point_out)}; "
+            "expected two hook points of a transcoder, and one of an SAE."
+        )
+    if by_path and not transcodes:
+        raise DictlabError(
+            "it is one of the transcoders, as its path tells, and its configuration says that it is none."
+        )
+    return transcodes
+
+
+def _affine(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: Source, transcodes: bool) -> bool:
+    """Whether there is a skip connection, which its tensors, its configuration and its folder's name must agree on.
+
+    Raises:
+        DictlabError: They do not, or it is no transcoder.
+    """
+    affine = SKIP in tensors
+    said = flag(config, "affine_connection", affine)
+    if affine != said or (not affine and source.path.absolute().parent.name.endswith("_affine")):
+        raise DictlabError(
+            f"whether it is a transcoder with an affine skip connection: the tensor {SKIP} is "
+            f"{'there' if affine else 'missing'}, and its configuration or the path says otherwise."
+        )
+    if affine and not transcodes:
+        raise DictlabError("it has an affine skip connection and is no transcoder by its configuration and path.")
+    return affine
 
 
 def _check_scaling(tensors: Mapping[str, Tensor], n_latents: int) -> None:
@@ -201,9 +256,9 @@ def _check_scaling(tensors: Mapping[str, Tensor], n_latents: int) -> None:
 
 
 def _metadata(
-    config: Mapping[str, Any] | None, place: ReleasePath, n_latents: int, ignore: tuple[str, ...]
+    config: Mapping[str, Any] | None, place: ReleasePath, n_latents: int, ignore: tuple[str, ...], transcodes: bool
 ) -> Metadata:
-    site, model = place.site, place.model
+    site, writes, model = place.site, place.writes, place.model
     l0 = float(place.l0) if place.l0 and place.l0.isdecimal() else None  # or a word: small, medium, big
     if config is not None:
         refuse_unknown(config, FIELDS, "configuration: the field", ignore)
@@ -215,10 +270,12 @@ def _metadata(
             raise DictlabError(f"configuration: width is {width}; w_enc has {n_latents} latents.")
         name = text(config, "model_name")
         site, model = _site(text(config, "hf_hook_point_in")) or site, _gemma_3(name) if name else model
+        writes = _site(text(config, "hf_hook_point_out")) or writes
         l0 = number(config, "l0")
     return Metadata(
         model=model,
         site=site,
+        writes=writes if transcodes else None,
         objective="local",
         metrics=without_none(l0=l0),
         library=place.repository or "Gemma Scope",
@@ -232,6 +289,8 @@ def _site(point: str | None) -> str | None:
     """A hook point of the configurations, as a site."""
     if point is None:
         return None
+    if match := NORM_BEFORE.fullmatch(point):
+        return f"blocks.{match[1]}.ln2.hook_out"
     if match := MLP_NORM.fullmatch(point):
         return f"blocks.{match[1]}.hook_mlp_out"
     return site_in_blocks(re.sub(r"\.(?:(in)put|(out)put)$", lambda end: f":{end[1] or end[2]}", point))

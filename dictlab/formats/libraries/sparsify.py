@@ -4,20 +4,23 @@
     f = the k largest r                          activation "topk", which is what older files without the field mean
     f = the largest r of each of k groups        activation "groupmax"
     f = the k largest |(x - b_dec) W_enc + b_enc|, with their signs      older files with "signed"
-    x_hat = f W_dec + b_dec
+    x_hat = f W_dec + b_dec                      with skip_connection, + x W_skip^T
+    transcode                                    x in place of x - b_dec; x is a module's input, y = f W_dec + b_dec
+                                                 (+ x W_skip^T) what it puts out
 
 Source: the library's `SparseCoder`, version 1.3.3, and earlier ones for `signed`. The encoder is kept transposed, the
 decoder is not. `num_latents` 0 stands for d_in times `expansion_factor`. `normalize_decoder` and `multi_topk` are
 matters of training; under the latter the library's `forward` gives the reconstruction from 4 k latents that the loss
 needs, its `encode` and `decode` those from k, and these are followed.
 
-The hook point is the path of a module within the base model of a Hugging Face model, and means what it puts out. It is
+The hook point is the path of a module within the base model of a Hugging Face model, and means what it puts out; of a
+transcoder, what it reads as well. It is
 nowhere but in the folder's name: `<run>/layers.6/sae.safetensors`, with several seeds `<run>/layers.6/seed1/...`. The
 model is named by the run's `config.json`, where it was kept.
 
 Between November 2024 and February 2025, whether a run trained transcoders stood in its `config.json` only, so that
-file is read as well. Transcoders and skip connections are refused: they give another place than the one they read, or
-more than codes tell.
+file is read as well. Where neither says, a skip alone is read as the library reads it, as that of an autoencoder, with
+a note; but released transcoders lack the field, so under a folder whose name says transcoder it has to be filled in.
 Written with an additional field `dictlab` in `cfg.json`, which the library passes over. `signed` is not written: the
 library knows it no more, and would silently compute something else.
 """
@@ -29,6 +32,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from dictlab import site_names
 from dictlab.dictionary import Dictionary, Metadata
@@ -43,6 +48,7 @@ from dictlab.formats.reading.configs import read_config
 from dictlab.formats.reading.source import Source
 from dictlab.runtime import atomic_files
 
+WRITES_TWO_PLACES = True
 TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 FIELDS = {
     *("activation", "k", "signed", "num_latents", "expansion_factor", "d_in", "transcode", "skip_connection"),
@@ -56,6 +62,10 @@ SEED = re.compile(r"seed(\d{1,9})")
 NO_RUN = (
     "its cfg.json is of a version that says only in the run's config.json whether it is a transcoder, and that file is "
     "not in a folder above: it is read as a dictionary of one place."
+)
+SKIP_ALONE = (
+    "its cfg.json has skip_connection and does not say transcode: it is read as the library reads it, as an "
+    'autoencoder of one site with a skip. If it is a transcoder, write "transcode": true into cfg.json.'
 )
 ABOVE = 4  # folders between a file and its run's configuration, at most
 
@@ -76,15 +86,17 @@ def read(source: Source) -> Dictionary:
     """The dictionary in a file of sparsify's.
 
     Raises:
-        DictlabError: A tensor is missing, unknown or of another shape, a field of the configuration is, or it is a
-            transcoder or has a skip connection.
+        DictlabError: A tensor is missing, unknown or of another shape, a field of the configuration is, or whether it
+            is a transcoder is not said where its folder's name says so.
     """
     refuse_part(source)
     refuse_scale(source)
     run, t = _run(source), source.tensors
     config = _config(source)
-    _check_fields(config, run.config, source.ignore)
-    refuse_unknown(t, TENSORS, "the tensor", source.ignore)
+    refuse_unknown(config, FIELDS, "cfg.json: the field", source.ignore)
+    transcodes, skip = (_said_anywhere(name, config, run.config) for name in ("transcode", "skip_connection"))
+    notes = _unsaid(source, config, run) if skip and not transcodes else ()
+    refuse_unknown(t, (*TENSORS, "W_skip") if skip else TENSORS, "the tensor", source.ignore)
     n_latents, d_in = shaped(t, "encoder.weight", None, None).shape
     shaped(t, "encoder.bias", n_latents)
     shaped(t, "W_dec", n_latents, d_in)
@@ -94,10 +106,12 @@ def read(source: Source) -> Dictionary:
         W_enc=t["encoder.weight"].T,
         b_enc=t["encoder.bias"],
         W_dec=t["W_dec"],
-        b_pre=t["b_dec"],
+        b_pre=torch.zeros_like(t["b_dec"]) if transcodes else t["b_dec"],
         b_out=t["b_dec"],
         activation=_activation(config, n_latents),
-        metadata=_metadata(config, run),
+        W_skip=shaped(t, "W_skip", d_in, d_in).T if skip else None,
+        transcodes=transcodes,
+        metadata=_metadata(config, run, transcodes, notes),
     )
 
 
@@ -121,8 +135,15 @@ def write(dictionary: Dictionary, path: Path) -> Path:
                 else "it has topk and groupmax"
             )
             raise DictlabError(f"sparsify cannot express its activation function ({activation.kind}): {why}.")
-        d = writing.one_bias(writing.unscaled(dictionary, "sparsify"))
+        if dictionary.d_in != dictionary.d_out:
+            raise DictlabError(
+                f"it reads a width of {dictionary.d_in} and writes {dictionary.d_out}; sparsify has one width for both."
+            )
+        d = writing.unscaled(dictionary, "sparsify")
+        d = writing.no_pre_bias(d) if d.transcodes else writing.one_bias(d)
         tensors = {"encoder.weight": d.W_enc.T, "encoder.bias": d.b_enc, "W_dec": d.W_dec, "b_dec": d.b_out}
+        if d.W_skip is not None:
+            tensors["W_skip"] = d.W_skip.T
         # One precision: the library takes the first tensor's for all.
         alone = {name: writing.alone(tensor, d.W_enc.dtype) for name, tensor in tensors.items()}
         atomic_files.save_tensors(alone, folder / "sae.safetensors")
@@ -138,22 +159,30 @@ def _config(source: Source) -> dict[str, Any]:
     return found
 
 
-def _check_fields(config: Mapping[str, Any], run: Mapping[str, Any], ignore: tuple[str, ...]) -> None:
-    """Refuse fields that are unknown, and what writes another place than it reads, wherever that stands."""
-    refuse_unknown(config, FIELDS, "cfg.json: the field", ignore)
+def _said_anywhere(name: str, config: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    """Whether a field is true in cfg.json, in the run's configuration, or in that of its dictionaries."""
     settings = run.get("sae")
-    said = {"cfg.json": config, "the run's config.json": run, "sae of the run's config.json": settings or {}}
-    for place, fields in said.items():
-        if flag(fields, "transcode", default(SPARSIFY, "transcode")):
-            raise DictlabError(
-                f"{place}: transcode is true: a transcoder, which reads the input of a module and writes its output. "
-                "Expected false: a dictionary reads and writes one place."
-            )
-        if flag(fields, "skip_connection", default(SPARSIFY, "skip_connection")):
-            raise DictlabError(
-                f"{place}: skip_connection is true: part of its output is a linear map of its input, which no code "
-                "tells of. Expected false."
-            )
+    return any(flag(fields, name, default(SPARSIFY, name)) for fields in (config, run, settings or {}))
+
+
+def _unsaid(source: Source, config: Mapping[str, Any], run: _Run) -> tuple[str, ...]:
+    """The doubt about a skip without a word on `transcode`.
+
+    Raises:
+        DictlabError: The name of a folder says that it is a transcoder.
+    """
+    if "transcode" in config or "transcode" in run.config or "transcode" in (run.config.get("sae") or {}):
+        return ()
+    folder = next(
+        (part for part in source.path.absolute().parts[-1 - ABOVE : -1] if "transcoder" in part.lower()), None
+    )
+    if folder is not None:
+        raise DictlabError(
+            f"cfg.json has skip_connection and does not say transcode, and the folder {short(folder)} is named as one "
+            'of transcoders: whether b_dec is subtracted from the input depends on it. Write "transcode": true or '
+            "false into cfg.json."
+        )
+    return (SKIP_ALONE,)
 
 
 def _check_sizes(config: Mapping[str, Any], d_in: int, n_latents: int) -> None:
@@ -184,7 +213,7 @@ def _activation(config: Mapping[str, Any], n_latents: int) -> Activation:
     return AbsTopK(k) if signed else TopK(k)
 
 
-def _metadata(config: Mapping[str, Any], run: _Run) -> Metadata:
+def _metadata(config: Mapping[str, Any], run: _Run, transcodes: bool, notes: tuple[str, ...]) -> Metadata:
     own = writing.from_record(config)
     if own is not None:
         return own
@@ -196,14 +225,15 @@ def _metadata(config: Mapping[str, Any], run: _Run) -> Metadata:
     model, loss = about.get("model"), about.get("loss_fn")
     return Metadata(
         model=site_names.hub_model(model) if isinstance(model, str) and model else None,
-        site=_site(run),
+        site=_site(run, ":in" if transcodes else ""),
+        writes=_site(run, ":out") if transcodes else None,
         objective=OBJECTIVES.get(loss) if isinstance(loss, str) else None,
         seed=_seed(run),
         training={**kept, **settings},
         library="sparsify",
         convention="huggingface",
         foreign=dict(config),
-        notes=() if "transcode" in config or about else (NO_RUN,),
+        notes=notes or (() if "transcode" in config or about else (NO_RUN,)),
     )
 
 
@@ -226,12 +256,12 @@ def _run_config(folder: Path) -> dict[str, Any] | None:
     return config if isinstance(config.get("hookpoints"), list) and isinstance(config.get("sae"), dict) else None
 
 
-def _site(run: _Run) -> str | None:
-    """The hook point: the last folder that is named like one."""
+def _site(run: _Run, side: str) -> str | None:
+    """The hook point, or a side of its module: the last folder that is named like one."""
     points = run.config.get("hookpoints", [])
     inner = [part for part in run.inner if not SEED.fullmatch(part)][-1:]
     found = [part for part in inner if part in points or HOOK_POINT.fullmatch(part)]
-    return site_names.site_in_blocks(found[0]) if found else None
+    return site_names.site_in_blocks(found[0] + side) if found else None
 
 
 def _seed(run: _Run) -> int | None:
@@ -256,8 +286,8 @@ def _written(d: Dictionary, activation: TopK | GroupMax) -> dict[str, Any]:
         **trained,
         "num_latents": d.n_latents,
         "k": activation.k,
-        "skip_connection": False,
-        "transcode": False,
+        "skip_connection": d.W_skip is not None,
+        "transcode": d.transcodes,
         "d_in": d.d_in,
         writing.OWN: writing.to_record(d.metadata),
     }

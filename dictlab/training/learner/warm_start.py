@@ -51,7 +51,7 @@ def load_for_model(paths: Sequence[str], model: LanguageModel, site: str) -> lis
     dictionaries = []
     for path in paths:
         dictionary = load(path)
-        check_plain([dictionary], "training with --start")
+        check_plain([dictionary], "training from `start=...`")
         about = dictionary.metadata
         if not model.allow_other_weights and about.model_fingerprint not in (None, model.fingerprint):
             raise DictlabError(
@@ -79,7 +79,7 @@ def load_for_array(paths: Sequence[str], data: str, d_in: int) -> list[Dictionar
     dictionaries = []
     for path in paths:
         dictionary = load(path)
-        check_plain([dictionary], "training with --start")
+        check_plain([dictionary], "training from `start=...`")
         if dictionary.d_in != d_in:
             raise DictlabError(f"{path}: reads activations of width {dictionary.d_in}; those of {data} have {d_in}.")
         dictionaries.append(dictionary.in_input_units())

@@ -202,7 +202,6 @@ def resident() -> int:
 
 
 FIRST_REFUSED = {
-    "transcoder": ("google/gemma-scope-2b-pt-transcoders/layer_3/width_16k/average_l0_76", {}, ["transcoder", "path"]),
     "embeddings": (
         "google/gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6",
         {},

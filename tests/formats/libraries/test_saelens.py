@@ -416,10 +416,6 @@ def test_firing_rates_of_a_run_without_steps_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        *[
-            ({"architecture": name}, f"architecture is '{name}'")
-            for name in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-        ],
         ({"architecture": "temporal"}, "architecture is 'temporal'"),
         ({"architecture": "matching_pursuit"}, "architecture is 'matching_pursuit'"),
         ({"architecture": "prolu"}, "architecture is prolu.*standard"),

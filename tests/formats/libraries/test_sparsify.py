@@ -162,8 +162,7 @@ def test_a_folder_of_several_names_those_that_are_in_it(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"transcode": True}, "transcode is true: a transcoder"),
-        ({"skip_connection": True}, "skip_connection is true"),
+        ({"skip_connection": True}, "the tensor 'W_skip' is missing"),
         ({"skip_connection": 1}, "skip_connection is 1; expected true or false"),
         ({"signed": "yes"}, "signed is yes; expected true or false"),
         ({"activation": "relu"}, "activation is relu; expected 'topk' or 'groupmax'"),
@@ -190,21 +189,22 @@ def test_what_the_configuration_says_is_honoured_or_refused_by_name(change, said
 
 @pytest.mark.parametrize("place", ["layers.3.mlp", "layers.3.mlp/seed1", "best/layers.3.mlp"])
 @pytest.mark.parametrize(
-    ("run", "said"),
+    "run",
     [
-        ({"transcode": True}, "the run's config.json: transcode is true: a transcoder"),
-        ({"sae": OLD | {"transcode": True}}, "sae of the run's config.json: transcode is true"),
-        ({"sae": OLD | {"skip_connection": True}}, "skip_connection is true"),
+        {"transcode": True},
+        {"sae": OLD | {"transcode": True}},
+        {"sae": OLD | {"transcode": True, "skip_connection": True}},
     ],
 )
-def test_a_transcoder_of_a_version_that_says_so_in_the_runs_configuration_only_is_refused(run, said, place, tmp_path):
+def test_a_transcoder_of_a_version_that_says_so_in_the_runs_configuration_only_is_one(run, place, tmp_path):
     path = folder(tmp_path / "run" / place, state(), OLD)
     assert "whether it is a transcoder" in load(path).metadata.notes[0]
     (tmp_path / "run" / "config.json").write_text(json.dumps(RUN | {"transcode": False}))
     assert load(path).metadata.notes == ()
     (tmp_path / "run" / "config.json").write_text(json.dumps(RUN | run))
-    with pytest.raises(DictlabError, match=said):
-        load(path)
+    skip = {"W_skip": torch.eye(D)} if run.get("sae", {}).get("skip_connection") else {}
+    made = load(folder(tmp_path / "run" / place, state() | skip, OLD))
+    assert made.transcodes and not made.b_pre.any() and (made.W_skip is not None) == bool(skip)
 
 
 def test_an_unknown_field_can_be_passed_over(tmp_path):

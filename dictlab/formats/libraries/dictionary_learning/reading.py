@@ -68,6 +68,8 @@ def recognise(source: Source) -> bool:
     if state.around or configuration.found(source, state.around) is not None:
         return bool(fitting)
     names = state.tensors.keys()
+    if source.config("model_kind", "feature_input_hook") is not None:  # circuit-tracer, whose `k` is called so as well
+        return False
     return bool(TELLING & names) and any(names <= _known(name) for name in fitting)
 
 

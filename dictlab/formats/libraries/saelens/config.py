@@ -24,12 +24,9 @@ RENAMED = {
 BY_TENSORS = ("standard", "gated", "jumprelu")
 BY_K = ("topk", "abstopk")
 BATCHTOPK = ("batchtopk", "matryoshka_batchtopk")
-ARCHITECTURES = (*BY_TENSORS, *BY_K, *BATCHTOPK)
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+ARCHITECTURES = (*BY_TENSORS, *BY_K, *BATCHTOPK, *TRANSCODERS)
 REFUSED = {
-    **dict.fromkeys(
-        ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"),
-        "a transcoder predicts the activations of another site, and a dictionary reconstructs those that it reads",
-    ),
     "temporal": "what it makes of a token depends on the tokens before it",
     "matching_pursuit": "it chooses latents one after another, and has no encoder",
 }
@@ -78,6 +75,7 @@ class Meaning(NamedTuple):
         pre_bias: The decoder's bias is subtracted before the encoder.
         normalisation: One of `NORMALISATIONS`.
         finetuned: Codes are multiplied by a factor for each latent before they are decoded.
+        d_out: Width of the activations that a transcoder writes; `d_in` of all others.
     """
 
     architecture: str
@@ -88,6 +86,21 @@ class Meaning(NamedTuple):
     pre_bias: bool
     normalisation: str
     finetuned: bool
+    d_out: int
+
+    @property
+    def transcodes(self) -> bool:
+        return self.architecture in TRANSCODERS
+
+    @property
+    def skip(self) -> bool:
+        """Whether a linear map of the input is added to the output."""
+        return "skip" in self.architecture
+
+    @property
+    def jumps(self) -> bool:
+        """Whether each latent has a threshold."""
+        return self.architecture.startswith("jumprelu")
 
 
 def meaning(raw: dict[str, Any], ignore: tuple[str, ...] = ()) -> Meaning:
@@ -98,8 +111,12 @@ def meaning(raw: dict[str, Any], ignore: tuple[str, ...] = ()) -> Meaning:
     """
     config = renamed(raw)
     architecture = _architecture(config, nested="metadata" in config)
-    refuse_unknown(config, KNOWN, "the configuration's field", ignore)
-    head = origin_in(config).get("hook_head_index")
+    transcodes = architecture in TRANSCODERS
+    refuse_unknown(config, (*KNOWN, "d_out") if transcodes else KNOWN, "the configuration's field", ignore)
+    if transcodes:
+        _check_transcoder(config)
+    heads = (origin_in(config).get(name) for name in ("hook_head_index", "hook_head_index_out"))
+    head = next((head for head in heads if head is not None), None)
     if head is not None:
         raise DictlabError(
             f"hook_head_index is {short(head)}: it reads a single head, and a site here has all heads side by side; "
@@ -119,7 +136,30 @@ def meaning(raw: dict[str, Any], ignore: tuple[str, ...] = ()) -> Meaning:
         pre_bias=field_of(config, "apply_b_dec_to_input", bool, default(SAELENS, "apply_b_dec_to_input")),
         normalisation=_normalisation(config),
         finetuned=_finetuned(config),
+        d_out=whole(config.get("d_out"), "d_out") if transcodes else whole(config.get("d_in"), "d_in"),
     )
+
+
+def _check_transcoder(config: dict[str, Any]) -> None:
+    """Refuse what SAELens' transcoders do not have, and what two sites would need two numbers for.
+
+    Raises:
+        DictlabError: It is named.
+    """
+    if field_of(config, "apply_b_dec_to_input", bool, default(SAELENS, "apply_b_dec_to_input")):
+        raise DictlabError(
+            "apply_b_dec_to_input is true (the default) with a transcoder, whose b_dec is a vector of the site that it "
+            "writes; SAELens refuses it as well. Expected false."
+        )
+    if _one_of(config, "reshape_activations", ("none", "hook_z")) != "none":
+        raise DictlabError(
+            "reshape_activations is 'hook_z' with a transcoder, which does not reshape; expected 'none'."
+        )
+    if _normalisation(config) == "expected_average_only_in":
+        raise DictlabError(
+            "normalize_activations is 'expected_average_only_in' with a transcoder: one number cannot be the scale of "
+            "both of its sites. Expected 'none', with the scales folded into the weights."
+        )
 
 
 def renamed(raw: dict[str, Any]) -> dict[str, Any]:

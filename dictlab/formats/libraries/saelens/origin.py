@@ -7,6 +7,7 @@ since then without (SAELens, pull request 279); `model_from_pretrained_kwargs` h
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from dictlab import site_names
 from dictlab.dictionary import Metadata
 from dictlab.formats.libraries import token_settings, writing
 from dictlab.formats.libraries.defaults import numbers
-from dictlab.formats.libraries.saelens.config import field_of, origin_in, renamed
+from dictlab.formats.libraries.saelens.config import TRANSCODERS, field_of, origin_in, renamed
 from dictlab.formats.reading.source import Source
 from dictlab.token_selection import RECORD
 
@@ -36,7 +37,7 @@ def read_metadata(raw: dict[str, Any], source: Source, notes: tuple[str, ...] = 
         DictlabError: A field is not of the type that its name promises.
     """
     config = renamed(raw)
-    origin = origin_in(config)
+    origin, transcodes = origin_in(config), config.get("architecture") in TRANSCODERS
     own = writing.from_record(origin)
     if own is not None:
         foreign = {**raw, "metadata": own.foreign} if "metadata" in raw else own.foreign
@@ -48,7 +49,8 @@ def read_metadata(raw: dict[str, Any], source: Source, notes: tuple[str, ...] = 
     run = {} if "activation_scaler.json" in source.configs else source.configs.get("runner_cfg.json", {})
     return Metadata(
         model=site_names.hub_model(model) if model else None,
-        site=_site(origin),
+        site=_site(origin, transcodes),
+        writes=_written_site(origin) if transcodes else None,
         objective="local" if version else None,
         seed=_first_int(config.get("seed"), run.get("seed")),
         tokens=_first_int(
@@ -59,7 +61,7 @@ def read_metadata(raw: dict[str, Any], source: Source, notes: tuple[str, ...] = 
         library=f"sae_lens {version}" if version else "sae_lens",
         convention=_convention(config),
         foreign=raw,
-        notes=(*notes, *unfollowed),
+        notes=(*notes, *unfollowed, *(_doubts(origin) if transcodes else ())),
     )
 
 
@@ -70,8 +72,13 @@ def write_metadata(metadata: Metadata) -> dict[str, Any]:
     origin = {name: value for name, value in old.items() if "metadata" in before or name in KEPT}
     if site_names.hub_model(str(old.get("model_name"))) != metadata.model:
         origin["model_name"] = metadata.model
-    if _site(origin) != metadata.site:
+    transcodes = before.get("architecture") in TRANSCODERS
+    if _site(origin, transcodes) != metadata.site:
         origin["hook_name"] = metadata.site and metadata.site.removesuffix(":out")
+        origin.pop("hf_hook_name", None)
+    if metadata.writes is not None and _written_site(origin) != metadata.writes:
+        origin["hook_name_out"] = metadata.writes.removesuffix(":out")
+        origin.pop("hf_hook_name_out", None)
     if old.get("model_from_pretrained_kwargs") is None or _convention(before) != metadata.convention:
         origin |= _opened(metadata)
     if token_settings.read({**before, **old}, token_settings.SAELENS)[0] != _selection(metadata):
@@ -113,8 +120,18 @@ def _metrics(l0: Any) -> dict[str, Any]:
     return {"l0": float(l0)} if type(l0) in (int, float) and math.isfinite(l0) else {}
 
 
-def _site(origin: dict[str, Any]) -> str | None:
-    hook = field_of(origin, "hook_name", str, None)
+def _site(origin: dict[str, Any], transcodes: bool = False) -> str | None:
+    """Where it reads. Of transcoders, the name of a Hugging Face module goes before that of TransformerLens.
+
+    SAELens names the input of Gemma 3's transcoders `hook_mlp_in`, which in TransformerLens is the residual stream
+    before the norm; the weights want the norm's output, which `hf_hook_name` has (SAELens, pull request 624).
+    """
+    module = field_of(origin, "hf_hook_name", str, None) if transcodes else None
+    if module is not None:
+        return _module_site(module)
+    hook: str | None = field_of(origin, "hook_name", str, None)
+    if transcodes and hook is not None and hook.endswith("hook_mlp_in"):
+        return hook.replace("hook_mlp_in", "hook_resid_mid")  # what it is in TransformerLens
     if hook is None:
         return None
     hook = hook.replace("{layer}", str(origin.get("hook_layer", "{layer}")))  # versions 0 and 1
@@ -122,6 +139,30 @@ def _site(origin: dict[str, Any]) -> str | None:
     if site == hook and ":" not in hook and origin.get("model_class_name") == "AutoModelForCausalLM":
         return f"{hook}:out"  # a module: what it returns
     return site
+
+
+def _written_site(origin: dict[str, Any]) -> str | None:
+    """Where a transcoder writes."""
+    module, hook = (field_of(origin, name, str, None) for name in ("hf_hook_name_out", "hook_name_out"))
+    if module is not None:
+        return _module_site(module)
+    return _site({**origin, "hook_name": hook}) if hook is not None else None
+
+
+def _module_site(module: str) -> str:
+    """`model.layers.3.mlp.output` as a site."""
+    return site_names.site_in_blocks(re.sub(r"\.(in|out)put$", r":\1", module))
+
+
+def _doubts(origin: dict[str, Any]) -> tuple[str, ...]:
+    """What may be wrong with the sites that a transcoder's configuration names."""
+    hook = field_of(origin, "hook_name", str, None) or ""
+    if hook.endswith("hook_mlp_in") and origin.get("hf_hook_name") is None:
+        return (
+            f"its configuration names {hook}, which in TransformerLens is the residual stream before the norm; SAELens "
+            "has named the norm's output so by mistake. dictlab verify measures which of the two it reads.",
+        )
+    return ()
 
 
 def _convention(config: dict[str, Any]) -> str | None:

@@ -8,6 +8,9 @@
     topk, abstopk            the k largest z, then max(., 0); or the k largest |z|
     batchtopk, matryoshka    checkpoints only: as jumprelu with the one threshold `topk_threshold`
 
+    transcoder               u = N(x), y = max(u W_enc + b_enc, 0) W_dec + b_dec: N is not undone, y is another site's
+    jumprelu_transcoder      the same with f as jumprelu; with `skip_` before it, y + x W_skip^T
+
 With `rescale_acts_by_decoder_norm`, z is multiplied by the length of its decoder row, and y made of rows of length 1.
 `sparsity` is log10 of the share of tokens at which a latent fires, plus 1e-10. Source: sae_lens 6.54.12, `saes/*.py`.
 """
@@ -67,10 +70,12 @@ def read(source: Source) -> Dictionary:
         W_enc=W_enc,
         b_enc=b_enc,
         W_dec=W_dec,
-        b_pre=b_dec if means.pre_bias else torch.zeros_like(b_dec),
+        b_pre=b_dec if means.pre_bias else torch.zeros(means.d_in, dtype=b_dec.dtype),
         b_out=b_dec,
         activation=activation,
         normalisation=normalisation,
+        W_skip=tensors["W_skip"].T if means.skip else None,
+        transcodes=means.transcodes,
         firing_rate=rate,
         metadata=read_metadata(raw, source, notes + more),
     )
@@ -87,11 +92,13 @@ def _fitting(tensors: dict[str, Tensor], means: Meaning) -> dict[str, Tensor]:
     own: dict[str, list[int]] = {"b_enc": [n]}
     if means.architecture == "gated":
         own = {"b_gate": [n], "r_mag": [n], "b_mag": [n]}
-    elif means.architecture == "jumprelu":
+    elif means.jumps:
         own["log_threshold" if "log_threshold" in tensors else "threshold"] = [n]
     elif means.architecture in BATCHTOPK:
         own["topk_threshold"] = []
-    shapes = {"W_enc": [d, n], "W_dec": [n, d], "b_dec": [d], **own}
+    shapes = {"W_enc": [d, n], "W_dec": [n, means.d_out], "b_dec": [means.d_out], **own}
+    if means.skip:
+        shapes["W_skip"] = [means.d_out, d]
     strange = sorted(tensors.keys() - shapes.keys() - set(FINETUNED))
     if strange:
         raise DictlabError(
@@ -115,7 +122,7 @@ def _activation(means: Meaning, tensors: dict[str, Tensor]) -> tuple[Activation,
         return JumpReLU(threshold.expand(means.n_latents)), () if float(threshold) > 0 else (never,)
     if "log_threshold" in tensors:
         return JumpReLU(tensors["log_threshold"].to(_precise(tensors["log_threshold"])).exp()), ()
-    return (JumpReLU(tensors["threshold"]) if means.architecture == "jumprelu" else ReLU()), ()
+    return (JumpReLU(tensors["threshold"]) if means.jumps else ReLU()), ()
 
 
 def _normalisation(means: Meaning, source: Source) -> Normalisation:

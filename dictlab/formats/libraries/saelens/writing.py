@@ -28,6 +28,7 @@ from dictlab.formats.reading.checks import check
 from dictlab.runtime import atomic_files
 
 WEIGHTS, CONFIG, SPARSITY = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
+WRITES_TWO_PLACES = True
 NEVER = 1e-10  # added to firing rates before their logarithm is taken
 EPS = 1e-5  # of its layer norm
 NORMALISATIONS = {"layer_norm": "layer_norm", "constant_norm": "constant_norm_rescale"}
@@ -67,18 +68,21 @@ def _expressed(dictionary: Dictionary) -> tuple[dict[str, Tensor], dict[str, Any
     d = replace(dictionary, normalisation=_stated(dictionary))
     if isinstance(d.normalisation, Scale):
         d = writing.unscaled(d, "SAELens")
-    shared = bool(d.b_pre.any()) and torch.equal(d.b_pre.double(), d.b_out.double())
+    if d.W_skip is not None and not d.transcodes:
+        raise DictlabError("it is an autoencoder with a linear skip; SAELens has a skip in its transcoders alone.")
+    shared = not d.transcodes and bool(d.b_pre.any()) and torch.equal(d.b_pre.double(), d.b_out.double())
     fields, tensors = _architecture(d if shared else writing.no_pre_bias(d))
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     return tensors, {
         **fields,
         "d_in": d.d_in,
+        **({"d_out": d.d_out} if d.transcodes else {}),
         "d_sae": d.n_latents,
         "dtype": str(dtype).removeprefix("torch."),
         "device": "cpu",
         "apply_b_dec_to_input": shared,
         "normalize_activations": NORMALISATIONS.get(d.normalisation.kind, "none"),
-        "reshape_activations": "hook_z" if (d.metadata.site or "").endswith("hook_z") else "none",
+        "reshape_activations": "hook_z" if not d.transcodes and (d.metadata.site or "").endswith("hook_z") else "none",
         "metadata": write_metadata(d.metadata),
     }
 
@@ -100,6 +104,8 @@ def _stated(dictionary: Dictionary) -> Normalisation:
 
 def _architecture(d: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
     weights, activation = {"W_enc": d.W_enc, "W_dec": d.W_dec, "b_dec": d.b_out}, d.activation
+    if d.transcodes:
+        return _transcoder(d, weights)
     if isinstance(activation, ReLU):
         return {"architecture": "standard"}, {**weights, "b_enc": d.b_enc}
     if isinstance(activation, TopK | AbsTopK):
@@ -114,3 +120,13 @@ def _architecture(d: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"architecture": "gated"}, {**weights, **paths}
     reason = REASONS.get(activation.kind, "SAELens has no such architecture")
     raise DictlabError(f"its activation function is {activation.kind}: {reason}.")
+
+
+def _transcoder(d: Dictionary, weights: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    skip = "" if d.W_skip is None else "skip_"
+    tensors = {**weights, "b_enc": d.b_enc} | ({} if d.W_skip is None else {"W_skip": d.W_skip.T})
+    if isinstance(d.activation, ReLU):
+        return {"architecture": f"{skip}transcoder"}, tensors
+    if isinstance(d.activation, JumpReLU):
+        return {"architecture": f"jumprelu_{skip}transcoder"}, {**tensors, "threshold": d.activation.threshold}
+    raise DictlabError(f"its activation function is {d.activation.kind}; SAELens has transcoders of ReLU and JumpReLU.")
