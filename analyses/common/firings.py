@@ -27,7 +27,8 @@ class LatentFirings(NamedTuple):
 
     Attributes:
         token: Indices of the tokens at which it is active, counted through all sequences, ascending.
-        activation: Its activation at each of them, in the units of the codes.
+        activation: Its activation at each of them, as the length of what it adds to the reconstruction, with its sign
+            (`Dictionary.contributions`).
     """
 
     token: Int[ndarray, " active"]
@@ -78,13 +79,14 @@ def collect_firings(
     pairs = zip(sequences.split(size), counted.split(size), strict=True)
     for number, (tokens, mask) in enumerate(track(list(pairs), "activations", unit="batches")):
         x = model.capture(tokens, site)[site]
-        codes = dictionary.encode(x[mask.to(x.device)].float())
+        counting = x[mask.to(x.device)].float()
+        codes = dictionary.encode(counting)
         check_finite(dictionary, codes.values[:, None])
         rows = mask.flatten().nonzero().squeeze(1)[codes.rows.cpu()]  # tokens of the batch
         active = (codes.values.cpu() != 0) & (rows % context >= n_leading)
         n_active += int(active.sum())
         active &= selected[codes.indices].cpu()
-        values = codes.values.cpu()[active].double()
+        values = dictionary.contributions(codes, counting).values.cpu()[active].double()
         parts.append((rows[active] + number * size * context, codes.indices.cpu()[active], values))
     token, latent, activation = (torch.cat(part) for part in zip(*parts, strict=True))
     order = torch.argsort(latent, stable=True)

@@ -35,6 +35,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.evaluation.sites import site_of
+from dictlab.evaluation.stated_l0 import l0_notes_in_model, l0_notes_on_rows
 from dictlab.model.language_model import LanguageModel
 from dictlab.token_selection import ALL, TokenSelection
 
@@ -152,8 +153,9 @@ def open_inputs(
     length = context_of(dictionaries, opened, source) if context is None else opened.context_length(context)
     selection = recorded_selection(dictionaries)
     sinks = find_sinks(opened, source, sites, context=length, selection=selection)
-    warnings = (*weights_notes(opened, dictionaries), *sinks_warning(sinks, selection))
     adapted = in_model(dictionaries, opened)
+    l0_notes = l0_notes_in_model(adapted, opened, source, context=length, selection=selection)
+    warnings = (*weights_notes(opened, dictionaries), *sinks_warning(sinks, selection), *l0_notes)
     return ModelInputs(dictionaries, adapted, opened, source, sites, length, selection, warnings)
 
 
@@ -211,7 +213,8 @@ def open_activations(
         context = context_of(dictionaries, opened, source)
         sinks = find_sinks(opened, source, [site], context=context, selection=selection)
         activations = ModelActivations(opened, source, site, context, selection)
-        cautions = (*weights_notes(opened, dictionaries), *sinks_warning(sinks, selection))
+        l0_notes = l0_notes_in_model(placed, opened, source, context=context, selection=selection)
+        cautions = (*weights_notes(opened, dictionaries), *sinks_warning(sinks, selection), *l0_notes)
         return ActivationInputs(activations, placed, cautions)
     if model is not None:
         raise DictlabError("a model and data are given; activations come from one of the two. Leave one of them out.")
@@ -231,6 +234,7 @@ def open_activations(
         raise DictlabError(f"data {array.name}: no row counts (token selection {array.selection}).")
     sinks = sinks_of(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
     cautions = ((unit,) if array.in_blocks else ()) + sinks_warning(sinks, array.selection)
+    cautions += l0_notes_on_rows(placed, x)
     return ActivationInputs(array, placed, cautions, unknown=not trained)
 
 

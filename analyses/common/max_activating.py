@@ -31,6 +31,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.evaluation.sites import site_of
+from dictlab.evaluation.stated_l0 import l0_notes_in_model
 from dictlab.model.language_model import LanguageModel
 from dictlab.runtime.progress import track
 from dictlab.token_selection import ALL, TokenSelection
@@ -107,7 +108,7 @@ def find_contexts(
         check_used(data, tokens)
         return None, ()
     if data is not None:
-        return _of_array(given, model, data, tokens, seed, device), ()
+        return _of_array(given, model, data, tokens, seed, device)
     reached = within_reach(model, given, device)
     if isinstance(reached, DictlabError):
         return None, (
@@ -122,12 +123,13 @@ def find_contexts(
     found = dict(zip([d.name for d in given], peaks(placed, opened, sequences, selection=selection), strict=True))
     record = {"model": opened.name, "text": source.name, "context": length, "tokens": sequences.numel()}
     record["token_selection"] = str(selection)
-    return LatentContexts(found, partial(excerpts, opened.tokenizer, sequences), record), ()
+    notes = l0_notes_in_model(placed, opened, source, context=length, selection=selection)
+    return LatentContexts(found, partial(excerpts, opened.tokenizer, sequences), record), notes
 
 
 def _of_array(
     given: Sequence[Dictionary], model: ModelLike | None, data: DataLike, tokens: int, seed: int, device: str
-) -> LatentContexts:
+) -> tuple[LatentContexts, tuple[str, ...]]:
     reading = open_activations(given, model=model, data=data, device=device)
     source = reading.part("train")
     assert isinstance(source, ArrayActivations)
@@ -136,7 +138,7 @@ def _of_array(
     batches = (([x] * len(given), [source.selection.mask([x])] * len(given)) for x in whole)
     found = dict(zip([d.name for d in given], _strongest_of(reading.dictionaries, batches, TOP), strict=True))
     record = source.record() | {"tokens": len(numbers) * source.context}
-    return LatentContexts(found, partial(row_numbers, source, numbers), record, "strongest row")
+    return LatentContexts(found, partial(row_numbers, source, numbers), record, "strongest row"), reading.cautions
 
 
 def with_activity(dictionaries: Sequence[Dictionary], contexts: LatentContexts | None) -> list[Dictionary]:

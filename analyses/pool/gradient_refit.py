@@ -20,6 +20,7 @@ from torch import Tensor
 
 from analyses.pool.ridge_refit import VALIDATION
 from dictlab.dictionary import Dictionary
+from dictlab.dictionary.unit_directions import with_unit_directions
 from dictlab.errors import check_at_least
 from dictlab.numerics import seeds
 
@@ -73,7 +74,7 @@ def finetuned(
     x = torch.cat([batch.reshape(-1, dictionary.d_in) for batch in batches])
     first = len(x) - len(x) // VALIDATION
     fit, rest = x[:first], x[first:]
-    own = dictionary.folded()
+    own = with_unit_directions(dictionary.folded())  # Adam's steps depend on how encoders and decoders share a scale
     weights = {name: getattr(own, name).detach().clone().requires_grad_() for name in TRAINED[parameters]}
     optimizer = torch.optim.Adam(_groups(own, weights, fit, rate))
     fall = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / max(1, steps))
@@ -104,8 +105,13 @@ def _error(dictionary: Dictionary, x: Tensor) -> float:
 
 @torch.no_grad()
 def _groups(dictionary: Dictionary, weights: dict[str, Tensor], x: Tensor, rate: float) -> list[dict[str, object]]:
-    """Each parameter with its rate: a share of its typical entry, for biases of what they are added to."""
-    codes = dictionary.encode(x[:4096]).values
-    sizes = {"b_enc": codes, "b_out": x - x.mean(dim=0)}
-    typical = {name: sizes.get(name, weight).square().mean().sqrt().nan_to_num() for name, weight in weights.items()}
+    """Each parameter with its rate: a share of its typical entry, for biases of what they are added to.
+
+    Latents that are not active here, such as dead ones and rivals that emit nothing, say nothing of what is typical.
+    """
+    codes = dictionary.encode(x[:4096])
+    active = codes.indices[codes.values != 0].unique()
+    entries = {"b_enc": codes.values, "b_out": x - x.mean(dim=0)}
+    entries |= {"W_enc": dictionary.W_enc[:, active], "W_dec": dictionary.W_dec[active]}
+    typical = {name: entries[name].square().mean().sqrt().nan_to_num() for name in weights}
     return [{"params": [weight], "lr": rate * float(typical[name])} for name, weight in weights.items()]

@@ -27,7 +27,7 @@ def files(*widths: int) -> list[Path]:
 
 def phases(frame: pd.DataFrame) -> pd.DataFrame:
     """What the page quotes of the table of phases."""
-    shown = frame[frame["phase"] != "silent"].copy()
+    shown = frame.copy()
     shown["stage"] = [f"{WIDTHS[stage]} → {WIDTHS[stage + 1]}" for stage in shown["stage"]]
     shown["change in MSE"] = [
         f"{row['change']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" for row in shown.to_dict("records")

@@ -270,6 +270,20 @@ class Dictionary:
         scale = torch.as_tensor(self._undo(self._checked(x)).scale).to(codes.values)
         return codes._replace(values=codes.values * (scale.reshape(-1)[codes.rows] if scale.numel() > 1 else scale))
 
+    def contributions(self, codes: Codes, x: Float[Tensor, "*tokens d_in"]) -> Codes:
+        """What each latent adds to the reconstruction of x, as its length |d_j| times the activation in the units of x;
+        negative where the activation is. It does not depend on how a latent's scale is shared between its encoder and
+        its decoder. Of a latent without a direction, which adds nothing, the activation.
+
+        Args:
+            codes: What `encode` returned.
+            x: The activations they are the codes of.
+        """
+        lengths = self.W_dec.norm(dim=1)
+        lengths = torch.where(lengths > 0, lengths, 1.0)
+        in_units = self.codes_in_input_units(codes, x)
+        return in_units._replace(values=in_units.values * lengths[codes.indices])
+
     def pre_activations(
         self, x: Float[Tensor, "tokens d_in"], latents: Tensor | slice = slice(None)
     ) -> Float[Tensor, "tokens latents"]:

@@ -20,7 +20,6 @@ from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.recorded_selection import recorded_selection
 from dictlab.evaluation.sites import SitePair, site_pair
-from dictlab.evaluation.stated_l0 import stated_l0
 from dictlab.evaluation.transformer_lens import adapted
 from dictlab.model.language_model import LanguageModel
 from dictlab.model.output_divergence import kl_and_ce, next_tokens
@@ -93,7 +92,6 @@ def evaluate(
             hashlib.sha256(measured_on).hexdigest()[:16],
             len(sampled),
             selection=selection,
-            stated_l0=stated_l0(dictionary),
         )
         for dictionary, measured, fired in zip(dictionaries, rows, active, strict=True)
     ]

@@ -25,7 +25,6 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dictlab.evaluation.stated_l0 import stated_l0_warnings
 from dictlab.numerics.statistics import bootstrap_weights, interval
 from dictlab.runtime.interruption import partial_warnings
 from dictlab.token_selection import ALL, TokenSelection
@@ -80,7 +79,6 @@ class Evaluation:
         unit: What sequences are called.
         counted: What tokens are called.
         selection: Which of them count.
-        stated_l0: L0 as the dictionary's file states it.
     """
 
     name: str
@@ -92,7 +90,6 @@ class Evaluation:
     unit: str = "held-out sequences"
     counted: str = "tokens"
     selection: TokenSelection = ALL
-    stated_l0: float | None = None
 
     @property
     def size(self) -> str:
@@ -108,14 +105,13 @@ class Evaluation:
 
     @property
     def cautions(self) -> tuple[str, ...]:
-        """What a report must say of how much was measured, and of an L0 that is not the stated one."""
+        """What a report must say of how much was measured."""
         said = list(partial_warnings(self.n_sequences, self.asked))
         if self.n_sequences < 2:
             said.append("One sequence: no intervals. Measure on more with `contexts=...`, where there are more.")
         if "variance" in self.sums and self.sums["variance"].sum() == 0:
             said.append("Activations do not vary on this sample: there is no variance to explain.")
-        off = stated_l0_warnings(self.name, self.stated_l0, self.value("l0")) if "l0" in self.sums else ()
-        return (*said, *self._unclear_ablations(), *off)
+        return (*said, *self._unclear_ablations())
 
     def _unclear_ablations(self) -> list[str]:
         """Ablations that raise the cross-entropy by nothing that is clear of 0, of which CE recovered is a share."""

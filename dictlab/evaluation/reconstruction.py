@@ -19,7 +19,6 @@ from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import active_by_sequence, evaluate, reconstruct_selected, sums_by_sequence
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.sites import check_one_site
-from dictlab.evaluation.stated_l0 import stated_l0
 
 
 def evaluate_activations(
@@ -105,7 +104,6 @@ def evaluate_reconstruction(
             unit_of(activations),
             activations.counted,
             activations.selection,
-            stated_l0(dictionary),
         )
         for dictionary, measured, fired in zip(dictionaries, rows, active, strict=True)
     ]

@@ -1,8 +1,8 @@
 """Does a dictionary have the L0 that its file states?
 
 A threshold in other units than the weights, a norm that was folded twice or not at all, or a default that another
-version of a library meant show in L0 first, and in no error. Wherever L0 is measured, a file's own figure is set beside
-it. Releases known to have such a fault:
+version of a library meant show in L0 first, and in no error. Whatever analysis is given activations, a file's own
+figure is set beside L0 on a few of them. Releases known to have such a fault:
 
     Llama Scope (fnlp/Llama3_1-8B-Base-LX*)    `jump_relu_threshold` is in the units of raw activations, the weights are
                                                for activations of a mean norm of sqrt(d_in); SAELens read it unscaled
@@ -15,11 +15,22 @@ No other was found with evidence, so the measurement is what there is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import JumpReLU
+from dictlab.evaluation.sites import site_of
+from dictlab.model.language_model import LanguageModel
+from dictlab.token_selection import ALL, TokenSelection
 
+PROBE_CONTEXTS = 16  # of a text, on which L0 is measured to be held against a file's
 FACTOR = 1.5  # between L0 as stated and as measured, in either direction; other text changes L0 by less
 
 
@@ -50,3 +61,43 @@ def stated_l0_warnings(name: str, stated: float | None, measured: float) -> tupl
         "Are these the tokens, the site and the model it was trained on? If so, its thresholds or its input scale are "
         "in other units than its weights, and it computes something else than what was trained.",
     )
+
+
+@torch.no_grad()
+def l0_notes_on_rows(dictionaries: Sequence[Dictionary], x: Float[Tensor, "*tokens d_in"]) -> tuple[str, ...]:
+    """`stated_l0_warnings` of dictionaries of one place, on a sample of its activations."""
+    notes = list[str]()
+    for dictionary in dictionaries:
+        if (stated := stated_l0(dictionary)) is not None:
+            measured = float(dictionary.encode(x.float()).l0().double().mean())
+            notes += stated_l0_warnings(dictionary.name, stated, measured)
+    return tuple(notes)
+
+
+@torch.no_grad()
+def l0_notes_in_model(
+    dictionaries: Sequence[Dictionary],
+    model: LanguageModel,
+    text: Text,
+    *,
+    context: int,
+    selection: TokenSelection = ALL,
+) -> tuple[str, ...]:
+    """`stated_l0_warnings` of dictionaries on a few contexts of a text.
+
+    Args:
+        dictionaries: On the model's device, and reading its activations.
+        model: The language model; not run where no file states its L0.
+        text: Where tokens come from.
+        context: Tokens of a sequence.
+        selection: The tokens that count.
+    """
+    stating = [dictionary for dictionary in dictionaries if stated_l0(dictionary) is not None]
+    if not stating:
+        return ()
+    tokens = torch.stack(list(islice(text.contexts(model.tokenizer, context), PROBE_CONTEXTS)))
+    captured = model.capture(tokens, list(dict.fromkeys(site_of(dictionary) for dictionary in stating)))
+    counted = selection.mask(captured.values(), tokens, model.tokenizer)
+    if not counted.any():
+        return ()
+    return tuple(note for d in stating for note in l0_notes_on_rows([d], captured[site_of(d)][counted]))

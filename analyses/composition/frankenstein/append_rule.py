@@ -2,10 +2,10 @@
 
     keep j    if    max over all kept i of cos(d_i, d_j) <= threshold
 
-from the smallest dictionary, of which everything is kept, to the largest (Bussmann, Leask et al. 2024). What they did
-in detail is not published; this order is the likeliest, and both cosines are parameters here. Near-duplicates inside
-one dictionary would count twice, so of latents of one donor that point the same way only the one that fires most is
-kept.
+from the dictionary with the fewest alive latents, of which all are kept, to that with the most (Bussmann, Leask et al.
+2024). What they did in detail is not published; this order is the likeliest, and both cosines are parameters here.
+Near-duplicates inside one dictionary would count twice, so of latents of one donor that point the same way only the one
+that fires most is kept.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def appended(
         duplicates: The largest cosine with a kept latent of the same dictionary; the smallest one is kept as it is.
     """
     widths = [len(rows) for rows in directions]
-    sequence = tuple(sorted(range(len(widths)), key=widths.__getitem__))
     alive = [(rate > 0).cpu() & (rows != 0).any(dim=1).cpu() for rate, rows in zip(rates, directions, strict=True)]
+    sequence = tuple(sorted(range(len(widths)), key=lambda donor: int(alive[donor].sum())))
     kept, near, twice = [torch.zeros(n, dtype=torch.bool) for n in widths], [], []
     so_far = directions[0].new_zeros(0, directions[0].shape[1])
     signed_of_donor = (

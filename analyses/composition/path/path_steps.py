@@ -5,13 +5,13 @@ From SMALL to LARGE (Leask et al. 2025, interpolation between sizes; the order i
     insert    novel latents of LARGE, one at a time
     swap      components with latents of both, one at a time: SMALL's out, LARGE's in
     drop      what is left of SMALL (orphans), one at a time
-    silent    dead latents of both change places, in one step at the end
 
-after which the latents are LARGE's and no others, and the next, larger dictionary is gone to from there. Within a phase
-the order is a choice: by cosine (novel ones and orphans by their max cosine with the other dictionary, components by
-the smallest cosine of their edges, least similar first), by effect (what a step does to the MSE when it is taken alone
-from SMALL, most useful first), or random. Without phases, mixed: of all steps that are left always the one after which
-the error is smallest (greedy).
+after which the latents are LARGE's and no others, and the next, larger dictionary is gone to from there. Dead latents
+change places with the last step, and are not counted: the path between two functions does not depend on dead latents in
+their files. Within a phase the order is a choice: by cosine (novel ones and orphans by their max cosine with the other
+dictionary, components by the smallest cosine of their edges, least similar first), by effect (what a step does to the
+MSE when it is taken alone from SMALL, most useful first), or random. Without phases, mixed: of all steps that are left
+always the one after which the error is smallest (greedy).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dictlab.numerics import seeds
 from dictlab.runtime.progress import track
 
 Order = Literal["cosine", "effect", "random", "greedy"]
-PHASES = ("insert", "swap", "drop", "silent", "mixed")
+PHASES = ("insert", "swap", "drop", "mixed")
 _PHASE_OF = {"novel": 0, "same": 1, "split": 1, "merge": 1, "tangled": 1, "orphan": 2}
 
 
@@ -55,6 +55,11 @@ class LatentMatching(NamedTuple):
     large: str = "LARGE"
 
     @property
+    def n_units(self) -> int:
+        """What comes and goes in one step each: the components."""
+        return len(self.components.kind)
+
+    @property
     def pair(self) -> str:
         """What tables call the two."""
         return f"{self.small} → {self.large}"
@@ -69,12 +74,14 @@ class StepSchedule:
         leaves: The first point at which it is there no more; one past the last point if it stays.
         phase: One of PHASES for each step.
         stage: For each step, the number of the dictionary that it starts from, among those of the pool.
+        alive: Latents of the pool that are counted.
     """
 
     enters: NDArray[np.int64]
     leaves: NDArray[np.int64]
     phase: NDArray[np.str_]
     stage: NDArray[np.int64]
+    alive: NDArray[np.bool_]
 
     @property
     def steps(self) -> int:
@@ -85,8 +92,8 @@ class StepSchedule:
         return (self.enters <= point) & (point < self.leaves)
 
     def n_latents(self) -> NDArray[np.int64]:
-        """How many latents there are at each point."""
-        return np.rint(self.totals(np.ones(len(self.enters)))).astype(np.int64)
+        """How many alive latents there are at each point."""
+        return np.rint(self.totals(self.alive.astype(np.float64))).astype(np.int64)
 
     def totals(self, values: Float[np.ndarray, " n_pool"]) -> NDArray[np.float64]:
         """The sum of something over the latents that are there, at each point."""
@@ -123,28 +130,32 @@ def schedule_steps(
             `effect_scores`, `random_scores` or `greedy_scores`.
         mixed: Pay no heed to phases.
     """
-    enters, leaves = np.full(n_pool, -1), np.full(n_pool, -1)
+    enters, leaves, alive = np.full(n_pool, -1), np.full(n_pool, -1), np.ones(n_pool, dtype=bool)
     enters[: len(matchings[0].components.of_small) if matchings else n_pool] = 0
     phases, stages, point = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)], 0
     for stage, (matching, score) in enumerate(zip(matchings, scores, strict=True)):
         out, into, phase = _units(matching)
         phase = np.full_like(phase, PHASES.index("mixed")) if mixed else phase
         order = np.lexsort((score, phase))
-        step = np.empty(len(order), dtype=np.int64)
+        step = np.full(len(order) + 1, point + len(order))  # the last one is that of dead latents
         step[order] = point + 1 + np.arange(len(order))
-        leaves[matching.first_small : matching.first_small + len(out)] = step[out]
-        enters[matching.first_large : matching.first_large + len(into)] = step[into]
+        for first, unit, moves, living in (
+            (matching.first_small, out, leaves, matching.graph.alive_small),
+            (matching.first_large, into, enters, matching.graph.alive_large),
+        ):
+            moves[first : first + len(unit)], alive[first : first + len(unit)] = step[unit], living
         point += len(order)
         phases.append(phase[order])
         stages.append(np.full(len(order), stage))
     enters[enters < 0] = leaves[leaves < 0] = point + 1  # never, and for good
-    return StepSchedule(enters, leaves, np.array(PHASES)[np.concatenate(phases)], np.concatenate(stages))
+    names = np.array(PHASES)[np.concatenate(phases)]
+    return StepSchedule(enters, leaves, names, np.concatenate(stages), alive)
 
 
 def cosine_scores(matching: LatentMatching) -> NDArray[np.float64]:
     """What each unit is ordered by: max cosines, and for a component the smallest cosine of its edges."""
     found, edges = matching.components, matching.graph
-    score = np.full(_count(matching), np.inf)
+    score = np.full(matching.n_units, np.inf)
     for of, cosine in (
         (found.of_large, np.where(np.isinf(edges.weakest), edges.nearest_large, edges.weakest)),
         (found.of_small, np.where(_orphaned(found), edges.nearest_small, np.inf)),
@@ -159,8 +170,8 @@ def effect_scores(matching: LatentMatching, quadratic: QuadraticError) -> NDArra
     chosen = np.where(weight < 0, 1.0, 0.0)
     slope = 2 * weight * (quadratic.product(chosen) - quadratic.linear)
     alone = slope + np.square(weight) * quadratic.diagonal
-    change = np.bincount(unit[unit >= 0], weights=alone[unit >= 0], minlength=_count(matching)).astype(np.float64)
-    several = np.bincount(unit[unit >= 0], minlength=_count(matching)) > 1
+    change = np.bincount(unit[unit >= 0], weights=alone[unit >= 0], minlength=matching.n_units).astype(np.float64)
+    several = np.bincount(unit[unit >= 0], minlength=matching.n_units) > 1
     for latent in np.flatnonzero((unit >= 0) & several[unit]):
         others = np.flatnonzero(unit == unit[latent])
         others = others[others != latent]
@@ -171,7 +182,7 @@ def effect_scores(matching: LatentMatching, quadratic: QuadraticError) -> NDArra
 def greedy_scores(matching: LatentMatching, quadratic: QuadraticError) -> NDArray[np.float64]:
     """When each unit is taken, always the one after which the error is smallest; exact, see `quadratic_error`."""
     unit, weight = _signed(matching, quadratic.n_latents)
-    count, inside = _count(matching), np.flatnonzero(unit >= 0)
+    count, inside = matching.n_units, np.flatnonzero(unit >= 0)
     chosen = np.where(weight < 0, 1.0, 0.0)
     product, alone = quadratic.product(chosen), effect_scores(matching, quadratic)
     start = 2 * weight * product
@@ -190,15 +201,13 @@ def greedy_scores(matching: LatentMatching, quadratic: QuadraticError) -> NDArra
 def random_scores(matching: LatentMatching, seed: int) -> NDArray[np.float64]:
     """A random order."""
     generator = seeds.generator(seed, f"order of a path from latent {matching.first_small}")
-    return torch.rand(_count(matching), generator=generator, dtype=torch.double).numpy()
+    return torch.rand(matching.n_units, generator=generator, dtype=torch.double).numpy()
 
 
 def _units(matching: LatentMatching) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The unit in which each latent of SMALL goes and each of LARGE comes, and the phase of each unit."""
-    found, silent = matching.components, len(matching.components.kind)
-    out, into = (np.where(of >= 0, of, silent) for of in (found.of_small, found.of_large))
-    phase = [_PHASE_OF[str(kind)] for kind in found.kind] + [3] * (_count(matching) - silent)
-    return out, into, np.array(phase, dtype=np.int64)
+    """The unit in which each latent of SMALL goes and each of LARGE comes, -1 for dead ones, and each unit's phase."""
+    found = matching.components
+    return found.of_small, found.of_large, np.array([_PHASE_OF[str(kind)] for kind in found.kind], dtype=np.int64)
 
 
 def _signed(matching: LatentMatching, n_pool: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -210,11 +219,6 @@ def _signed(matching: LatentMatching, n_pool: int) -> tuple[NDArray[np.int64], N
     return unit, weight
 
 
-def _count(matching: LatentMatching) -> int:
-    found = matching.components
-    return len(found.kind) + bool((found.of_small < 0).any() or (found.of_large < 0).any())
-
-
 def _orphaned(found: Components) -> NDArray[np.bool_]:
-    kind = np.append(found.kind, "silent")  # of the dead, whose number is -1
+    kind = np.append(found.kind, "dead")  # whose number is -1
     return kind[found.of_small] == "orphan"  # type: ignore[no-any-return]

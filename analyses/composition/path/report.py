@@ -30,7 +30,7 @@ from dictlab.evaluation.metrics import METRICS, Evaluation
 from dictlab.reports.report import Plot, Table
 
 HELD_OUT = ("mse", "explained_variance", "ce_increase", "kl")  # metrics of the table of waypoints
-SHADES = {"insert": "#56B4E9", "swap": "#E69F00", "drop": "#999999", "silent": "#FFFFFF", "mixed": "#CC79A7"}
+SHADES = {"insert": "#56B4E9", "swap": "#E69F00", "drop": "#999999", "mixed": "#CC79A7"}
 PANELS = {  # axis and title of each metric
     "mse": ("MSE (activation²)", "Does the error fall all the way?"),
     "l0": ("active latents a token (L0)", "How many latents are active?"),
@@ -46,7 +46,6 @@ VERBS = {
     "insert": "inserting",
     "swap": "swapping",
     "drop": "dropping what is left",
-    "silent": "the dead",
     "mixed": "all steps",
 }
 

@@ -124,7 +124,7 @@ def stitching(
             cosine rule calls a latent novel below it.
         refit: What is refitted in closed form, encoders frozen: decoder and bias, bias alone, or nothing. By default
             the decoder; at a point of the path the bias.
-        until: Instead, take the path between sizes until latents=N, mse=VALUE or l0=VALUE is reached.
+        until: Instead, take the path between sizes until latents=N (alive ones), mse=VALUE or l0=VALUE is reached.
         max_latents: Latents that a search for the smallest error may choose, at most; by default any number.
         max_l0: Active latents a token that a search for the smallest error may choose, at most. By default as many as
             the largest dictionary has.

@@ -93,7 +93,8 @@ def last_activations(
     selection: TokenSelection = ALL,
     longest_norm: float = math.inf,
 ) -> Activate:
-    """The activation of one latent each at the last token of some strings, which the model sees behind `lead` only.
+    """The activation of one latent each at the last token of some strings, which the model sees behind `lead` only, as
+    the length of what it adds to the reconstruction (`Dictionary.contributions`).
 
     It is 0 where that token does not count: the dictionary was not trained on such.
 
@@ -118,7 +119,8 @@ def last_activations(
             x = model.capture(tokens, site)[site]
             last = x[:, -1].float()
             counted = selection.mask([x], tokens, model.tokenizer)[:, -1] & (last.norm(dim=1) <= longest_norm)
-            parts.append(_at(dictionary.encode(last), number, latents[own]) * counted.cpu()[number])
+            codes = dictionary.contributions(dictionary.encode(last), last)
+            parts.append(_at(codes, number, latents[own]) * counted.cpu()[number])
         return torch.cat(parts)[torch.argsort(order)]
 
     return activate

@@ -1,6 +1,7 @@
 """Do explanations say where latents are active, and does the model still work on what they say?
 
-For a latent j with activations a and simulated activations s, over all tokens of a held-out sample:
+For a latent j with activations a and simulated activations s, both as lengths of what it adds to the reconstruction,
+over all tokens of a held-out sample:
 
     precision   share of the tokens with s != 0 at which a != 0
     recall      share of the tokens with a != 0 at which s != 0
@@ -268,9 +269,21 @@ def _versions(
     """The reconstruction as it is, and with each replacement of the chosen latents, at the tokens that count."""
     rows = x[counted].float()
     codes = dictionary.encode(rows)
-    for version in (codes, *(with_simulation(codes, chosen, *put) for put in replaced)):
+    versions = (with_simulation(codes, chosen, *_as_codes(dictionary, rows, *put)) for put in replaced)
+    for version in (codes, *versions):
         x_hat = dictionary.decode(version, rows)
         check_finite(dictionary, x_hat)
         new = x.float().clone()
         new[counted] = x_hat
         yield new
+
+
+def _as_codes(
+    dictionary: Dictionary, rows: Float[Tensor, "tokens d_in"], places: Tensor, indices: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Entries of codes that add so much to the reconstruction: the inverse of `Dictionary.contributions`."""
+    counts = torch.bincount(places, minlength=len(rows))
+    order = torch.argsort(places, stable=True)
+    ones = torch.ones(len(places), dtype=rows.dtype, device=rows.device)
+    each = dictionary.contributions(Codes(ones, indices[order], offsets_of(counts), dictionary.n_latents), rows)
+    return places[order], indices[order], lengths[order].to(each.values) / each.values

@@ -58,8 +58,8 @@ class Rows(NamedTuple):
         return total / counts[:, None].to(total)
 
     def codes(self, dictionary: Dictionary) -> Codes:
-        """What single probes read: the codes, or their mean over each text."""
-        codes = dictionary.encode(self.x)
+        """What single probes read: what latents add (`Dictionary.contributions`), or its mean over each text."""
+        codes = dictionary.contributions(dictionary.encode(self.x), self.x)
         return _averaged(codes, self.labelled) if self.labelled.pooled else codes
 
 

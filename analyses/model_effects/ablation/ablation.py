@@ -51,7 +51,7 @@ class Ablations(NamedTuple):
         dictionary: Its name; "" for channels.
         kind: LATENT, RANDOM or CHANNEL.
         which: The latent, or the channel; for a random direction the latent whose length it has.
-        activation: Of the latent, or the channel.
+        activation: Of the latent, as the length of what it adds, with its sign; or of the channel.
         steps: What is subtracted.
         rate: Share of tokens at which each latent is active; NaN of channels, and where the file does not say.
         active: Latents that are active at this token, ablated or not; of channels all.
@@ -249,11 +249,10 @@ def _latents(
     entries = slice(int(codes.offsets[row]), int(codes.offsets[row + 1]))
     active = (codes.values[entries] != 0).nonzero().squeeze(1)
     drawn = active[torch.rand(len(active), generator=generator).argsort()[:most].to(active.device)]
-    which, values = codes.indices[entries][drawn], codes.values[entries][drawn]
-    scale = torch.as_tensor(dictionary.normalisation(x)[1].scale, device=x.device)
-    scale = scale.expand(len(x), 1)[row] if scale.ndim else scale
+    which, values = codes.indices[entries][drawn], dictionary.contributions(codes, x).values[entries][drawn]
+    steps = values[:, None] * dictionary.directions[which]
     rate = torch.full_like(values, torch.nan) if dictionary.firing_rate is None else dictionary.firing_rate[which]
-    return Ablations(name, LATENT, which, values, values[:, None] * dictionary.W_dec[which] * scale, rate, len(active))
+    return Ablations(name, LATENT, which, values, steps, rate, len(active))
 
 
 def _random(like: Ablations, generator: torch.Generator) -> Ablations:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -128,10 +128,12 @@ def measure_damage(
         DictlabError: A reconstruction is not finite, or no token counts.
         KeyboardInterrupt: Fewer than two sequences were complete.
     """
-    errors = {}
+    errors, alive = {}, {}
     for dictionary in dictionaries:
         pool = sites[site_of(dictionary)]
-        errors[dictionary.name] = reconstruct_selected(dictionary, pool.pool, pool.counted)[1] - pool.pool
+        codes, x_hat = reconstruct_selected(dictionary, pool.pool, pool.counted)
+        errors[dictionary.name] = x_hat - pool.pool
+        alive[dictionary.name] = _alive(dictionary, codes)
     rows: list[list[dict[str, Tensor]]] = []
     batches = tokens.split(max(2, BATCH_TOKENS // tokens.shape[1]))
     with (
@@ -142,7 +144,8 @@ def measure_damage(
             swept = min(len(batch), max(0, settings.sweep_contexts - completion.done))
             points = min(len(batch), max(0, POINTS - completion.done))
             runs = clean_runs(model, batch, list(sites), selection)
-            rows.append(_batch(dictionaries, runs, sites, errors, settings, (number, swept, points), progress))
+            extent = (number, swept, points)
+            rows.append(_batch(dictionaries, runs, sites, errors, alive, settings, extent, progress))
             completion.add(len(batch))
     arrays = [
         {key: torch.cat([row[i][key].double().cpu() for row in rows if key in row[i]]).numpy() for key in rows[0][i]}
@@ -159,6 +162,7 @@ def _batch(
     runs: Mapping[str, CleanRun],
     sites: Mapping[str, SiteStatistics],
     errors: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
     settings: DamageSettings,
     extent: tuple[int, int, int],
     progress: Phase,
@@ -187,10 +191,16 @@ def _batch(
                 beside[site] = references(part, few)
             swept_codes = _leading(codes, int(part.counted.sum()))
             row |= {"references": beside[site], "reach": reach(part, few)}
-            row |= {"sensitivity": sensitivity(part, few, dictionary, swept_codes)}
+            row |= {"sensitivity": sensitivity(part, few, dictionary, swept_codes, alive[dictionary.name])}
         rows.append(row)
         progress.advance()
     return rows
+
+
+def _alive(dictionary: Dictionary, codes: Codes) -> Bool[Tensor, " n_latents"]:
+    """Latents that are active on a sample, or were by the file in training."""
+    fired = torch.bincount(codes.indices[codes.values != 0], minlength=dictionary.n_latents) > 0
+    return fired if dictionary.firing_rate is None else fired | (dictionary.firing_rate.to(fired.device) > 0)
 
 
 def _described(run: CleanRun, sample: ErrorSample, codes: Codes) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -44,7 +44,7 @@ def references(clean_run: CleanRun, sample: ErrorSample) -> Float[Tensor, "batch
 
 
 def sensitivity(
-    clean_run: CleanRun, sample: ErrorSample, dictionary: Dictionary, codes: Codes
+    clean_run: CleanRun, sample: ErrorSample, dictionary: Dictionary, codes: Codes, alive: Bool[Tensor, " n_latents"]
 ) -> Float[Tensor, "batch classes scales"]:
     """Mean KL of each sequence along the directions of CLASSES; NaN where a class has none.
 
@@ -53,9 +53,10 @@ def sensitivity(
         sample: Their activations and reconstructions.
         dictionary: Along whose decoder directions.
         codes: Of the tokens that count.
+        alive: Latents known to be active on some token.
     """
     chosen = []
-    for directions in decoder_directions(dictionary, codes, sample.generator):
+    for directions in decoder_directions(dictionary, codes, alive, sample.generator):
         everywhere = torch.full_like(sample.x, torch.nan)
         everywhere[clean_run.counted] = directions.to(sample.x)
         chosen.append(everywhere)
@@ -81,9 +82,16 @@ def along(clean_run: CleanRun, directions: list[Tensor], scale: float) -> Float[
 
 
 def decoder_directions(
-    dictionary: Dictionary, codes: Codes, generator: torch.Generator
+    dictionary: Dictionary, codes: Codes, alive: Bool[Tensor, " n_latents"], generator: torch.Generator
 ) -> tuple[Float[Tensor, "tokens d_in"], ...]:
-    """For each token the decoder direction of a random latent that is active, alive but not active, dead; else NaN."""
+    """For each token the decoder direction of a random latent that is active, alive but not active, dead; else NaN.
+
+    Args:
+        dictionary: Whose.
+        codes: Of the tokens.
+        alive: Latents known to be active on some token; those of these tokens are so as well.
+        generator: Of what is drawn.
+    """
     device, n = dictionary.W_dec.device, dictionary.n_latents
     on = codes.values != 0
     rows, indices, counts = codes.rows[on], codes.indices[on], codes.l0()
@@ -92,15 +100,16 @@ def decoder_directions(
     active = torch.full_like(counts, -1)
     active[counts > 0] = indices[at[counts > 0]]
     emits = emitting(dictionary.activation, n).to(device) & (dictionary.W_dec != 0).any(dim=1)
-    alive = (emits & dictionary.alive).nonzero().squeeze(1)
+    alive = alive.to(device).clone()
+    alive[indices] = True
+    living, unused = ((emits & mask).nonzero().squeeze(1) for mask in (alive, ~alive))
     taken = rows * n + indices
     silent = torch.full_like(counts, -1)
-    for _ in range(TRIES if len(alive) else 0):
+    for _ in range(TRIES if len(living) else 0):
         free = silent < 0
-        drawn = alive[torch.randint(len(alive), (int(free.sum()),), generator=generator).to(device)]
+        drawn = living[torch.randint(len(living), (int(free.sum()),), generator=generator).to(device)]
         used = torch.isin(free.nonzero().squeeze(1) * n + drawn, taken)
         silent[free] = torch.where(used, -1, drawn)
-    unused = (emits & ~dictionary.alive).nonzero().squeeze(1)
     dead = torch.full_like(counts, -1)
     if len(unused):
         dead = unused[torch.randint(len(unused), (codes.n_tokens,), generator=generator).to(device)]

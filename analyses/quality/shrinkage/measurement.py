@@ -22,6 +22,7 @@ from analyses.common.patching import CleanRun, check_some_count
 from analyses.quality.shrinkage.refinement import PLAIN, refined, thresholds, with_k, with_threshold
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.codes import Codes
+from dictlab.dictionary.unit_directions import with_unit_directions
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import check_finite
 from dictlab.numerics.statistics import NAN, Array, BySequence, Estimate, Formula
@@ -112,6 +113,9 @@ class ShrinkageMeasurement:
 def rules_of(dictionary: Dictionary, x: Float[Tensor, "tokens d_in"], levels: Sequence[int]) -> list[Rule]:
     """As trained; and, where latents emit their pre-activations, other numbers of active latents.
 
+    Activations are in units of what the latents write (|d_j| = 1): the largest ones, and one threshold for all, would
+    otherwise depend on how each latent's scale is shared between its encoder and its decoder.
+
     Args:
         dictionary: Which.
         x: What thresholds are chosen on.
@@ -120,6 +124,7 @@ def rules_of(dictionary: Dictionary, x: Float[Tensor, "tokens d_in"], levels: Se
     Raises:
         DictlabError: The dictionary has fewer latents than every level.
     """
+    dictionary = with_unit_directions(dictionary)
     rules = [Rule(Version(AS_TRAINED), dictionary)]
     if not isinstance(dictionary.activation, PLAIN):
         return rules
@@ -228,6 +233,6 @@ def _strength(dictionary: Dictionary, codes: Codes, x: Float[Tensor, "tokens d_i
 
     Activations alone depend on how a latent's scale is shared between its encoder and its decoder.
     """
-    lengths = dictionary.W_dec.norm(dim=1)[codes.indices] * dictionary.codes_in_input_units(codes, x).values.abs()
+    lengths = dictionary.contributions(codes, x).values.abs()
     total = torch.zeros(codes.n_tokens, dtype=torch.double, device=codes.values.device)
     return total.index_add_(0, codes.rows, lengths.double())

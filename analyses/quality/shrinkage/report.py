@@ -23,7 +23,6 @@ from analyses.quality.shrinkage.measurement import (
     ShrinkageMeasurement,
 )
 from dictlab.dictionary import Dictionary
-from dictlab.evaluation.stated_l0 import stated_l0, stated_l0_warnings
 from dictlab.numerics.statistics import Estimate, estimate_columns, interval_words
 from dictlab.reports.report import Plot, Report, Table
 
@@ -97,7 +96,6 @@ def _cautions(measured: Sequence[ShrinkageMeasurement]) -> list[str]:
                 f"{one.name}: its activation function ({one.dictionary.activation.kind}) does more than cut "
                 "pre-activations off, so no other rules were tried."
             )
-        cautions += stated_l0_warnings(one.name, stated_l0(one.dictionary), one.values(L0)[0].value)
         if not len(one.ratios):
             cautions.append(f"{one.name}: no latent is active on this sample, so there is nothing to refine.")
     if measured[0].sums["variance"].sum() == 0:

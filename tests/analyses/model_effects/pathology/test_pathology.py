@@ -147,13 +147,13 @@ def test_the_past_changes_nothing_about_a_token_replaced_alone():
 
 def test_steps_along_latents_are_taken_from_the_right_classes():
     dictionary = random_dictionary(6, 3)
-    dictionary = replace(dictionary, firing_rate=torch.tensor([0.1, 0.1, 0.1, 0.1, 0.0, 0.0]))
+    alive = torch.tensor([False, True, True, True, False, False])  # of latent 0 it is these tokens that show it
     codes = Codes(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0, 1, 2]), torch.tensor([0, 2, 3, 3]), 6)
-    active, silent, dead = decoder_directions(dictionary, codes, torch.Generator().manual_seed(0))
+    active, silent, dead = decoder_directions(dictionary, codes, alive, torch.Generator().manual_seed(0))
     rows = dictionary.directions
     torch.testing.assert_close(active, torch.stack([rows[0], rows[2], rows[0] * torch.nan]), equal_nan=True)
     for _ in range(20):
-        _, silent, dead = decoder_directions(dictionary, codes, torch.Generator())
+        _, silent, dead = decoder_directions(dictionary, codes, alive, torch.Generator())
         for token, allowed in enumerate(([1, 2, 3], [0, 1, 3], [0, 1, 2, 3])):
             assert any(torch.equal(silent[token], rows[i]) for i in allowed)
         assert all(any(torch.equal(row, rows[i]) for i in (4, 5)) for row in dead)
