@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INTEROP ?= .venv-interop
 CHECKPOINTS := checkpoints
+DOCS ?= .venv-docs
 
-.PHONY: setup demo test interop browser benchmarks checkpoints clean
+.PHONY: setup demo test docs interop browser benchmarks checkpoints clean
 
 setup: $(VENV)/.installed
 
@@ -26,6 +27,16 @@ demo: setup
 # A process a core, and whole files to each: tests use one thread, and what a file sets up is made once.
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# The documents as a site in site/. The API reference is read from the sources: nothing of dictlab is installed.
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --requirement $(DOCS)/requirements.txt
+	touch $@
+
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
 
 # The formats of other libraries against these libraries themselves, in an environment of their own. Two of them bring
 # nothing that their dictionaries need, and one of these two would replace torch by another build: no dependencies.
@@ -76,4 +87,4 @@ checkpoints: setup
 	$(BIN)/python checkpoints/build.py
 
 clean:
-	rm -rf out $(VENV) $(INTEROP)
+	rm -rf out site $(VENV) $(INTEROP) $(DOCS)
