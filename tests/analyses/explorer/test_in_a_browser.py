@@ -394,6 +394,7 @@ def test_pictures_of_the_shipped_dictionaries(browser, tmp_path):
         ("list", "#view=list&of=2&where=class1%3Dnovel&sort=effect1", "light"),
         ("latent", "#view=latent&of=2&where=class1%3Dnovel&sort=effect1&d=2&i=10", "light"),
         ("pair", "#view=pair&d=1&i=345&e=0&j=5", "dark"),
+        ("absorbed", "#view=absorbed&d=1&e=2", "light"),
         ("sizes", "#view=lanes", "light"),
     ):
         page = browser.new_page(viewport={"width": 1200, "height": 760}, color_scheme=scheme)
