@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -22,11 +23,13 @@ from analyses.common import distributed_search
 from analyses.common.matmul_backends import Product, workers_for
 from analyses.common.running_top_k import GROUP, RunningTopK
 from dictlab.errors import DictlabError, check_at_least
+from dictlab.runtime.progress import Phase
 
 TILE = (4096, 2048)  # rows of a and of b whose cosines are held at once
 TILES_BYTES = 1 << 27  # of the tiles of all workers, where there are many
 CUDA_TILE = (8192, 8192)
 RESIDENT_BYTES = 1 << 27  # of the rows of a at unit length that are held while all of b streams by
+WORTH_SHOWING = 1e11  # multiplications from which a search has a line of progress
 PIECE = 4096  # rows that are brought to unit length at once
 
 
@@ -148,11 +151,18 @@ def _searched(
     backward = RunningTopK(m, min(top, n), dtype, where) if both else None
     resident = min(n, max(high, RESIDENT_BYTES // (a.shape[1] * dtype.itemsize) // high * high))
     held = torch.empty(resident, a.shape[1], dtype=dtype, device=where)
-    with workers_for(where, float(n) * m * a.shape[1]) as workers:
+    label = f"nearest of {n:,} and {m:,} directions" if both else f"nearest of {m:,} to {n:,} directions"
+    tiles, large = -(-n // resident) * -(-m // wide), float(n) * m * a.shape[1] >= WORTH_SHOWING
+    with (
+        Phase(label, tiles, unit="tiles", shown=large) as phase,
+        workers_for(where, float(n) * m * a.shape[1]) as workers,
+    ):
         for first in range(0, n, resident):
             rows = one.unit(first, held)
             columns = iter(range(0, m, wide))  # each worker takes the next ones when it is ready
-            work = partial(_one_worker, rows, first, one, other, columns, (high, wide), forward, backward, itself)
+            work = partial(
+                _one_worker, rows, first, one, other, columns, (high, wide), forward, backward, itself, _counter(phase)
+            )
             parts = workers.each(work)
             forward.join(first, parts)
     return [Neighbours(*best.found()) for best in (forward, backward) if best is not None]
@@ -175,9 +185,13 @@ def _one_worker(
     forward: RunningTopK,
     backward: RunningTopK | None,
     itself: bool,
+    count: Callable[[], None],
     product: Product,
 ) -> RunningTopK:
-    """The best of the rows held among some columns. Nobody else has these columns, so theirs are put in place."""
+    """The best of the rows held among some columns. Nobody else has these columns, so theirs are put in place.
+
+    `count` is called after each tile of columns.
+    """
     (high, wide), own = shape, forward.empty_like(len(rows))
     held = rows.new_empty(high, wide)
     held_columns = rows.new_empty(min(wide, len(other)), rows.shape[1])
@@ -193,7 +207,19 @@ def _one_worker(
             own.see_rows(cosine, maxima, start, column, len(part))
             if backward is not None:
                 backward.see_columns(cosine, maxima, column, first + start, len(some))
+        count()
     return own
+
+
+def _counter(phase: Phase) -> Callable[[], None]:
+    """What several threads call when one more is done."""
+    lock = Lock()
+
+    def count() -> None:
+        with lock:
+            phase.advance()
+
+    return count
 
 
 def _up(n: int, multiple: int) -> int:

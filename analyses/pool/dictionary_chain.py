@@ -17,6 +17,7 @@ from analyses.pool.dictionary_pool import part_of, pool_of_folded, with_common_n
 from analyses.pool.pool_sample import PoolSample, encode_sample
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
+from dictlab.runtime.progress import track
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,12 @@ class DictionaryChain:
         mask = np.zeros(self.pool.n_latents, dtype=bool)
         mask[self.latents_of(number)] = True
         return mask
+
+    @property
+    def n_active(self) -> list[int]:
+        """Latents of each dictionary that are active on the sample."""
+        active = self.sample.firing_rate > 0
+        return [int(active[self.latents_of(number)].sum()) for number in range(len(self.dictionaries))]
 
     def alive(self, number: int) -> Bool[Tensor, " n_latents"]:
         """Latents of one dictionary that fired on the sample, or by its file in training."""
@@ -102,7 +109,7 @@ def encode_chain(
     """
     folded = with_common_normalisation(dictionaries)
     pool, held = pool_of_folded(folded), list(batches)
-    sample = encode_sample(pool, held)
+    sample = encode_sample(pool, track(held, f"codes of {pool.n_latents:,} latents", unit="batches"))
     if not sample.varies:
         raise DictlabError(
             f"the {sample.n_tokens} tokens of the sample have one and the same activation: nothing to explain. "

@@ -17,7 +17,7 @@ costs the square of its active latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -40,8 +40,48 @@ RIDGES = (
 )  # of the mean energy that a latent adds; what is best grows with the width
 VALIDATION = 5  # one token in five, the last ones, decides between them
 LARGEST_REFIT = 8192  # latents; the normal equations take a few matrices of their square in float64: 3 GB
+PROBED_TOKENS = 2048  # that are encoded to see whether a decoder can be refitted at all
 
 Refit = Literal["decoder", "bias", "none"]
+
+
+@torch.no_grad()
+def check_refittable(dictionaries: Sequence[Dictionary], x: Float[Tensor, "*tokens d_in"]) -> None:
+    """Refuse decoders that are too large to be refitted, by a few tokens: more of a sample, more latents are active.
+
+    Args:
+        dictionaries: Each is going to be refitted.
+        x: Activations, some of the sample or all.
+
+    Raises:
+        DictlabError: More latents of one are active on these tokens than can be refitted; the most is named.
+    """
+    tokens = x.reshape(-1, x.shape[-1])[:PROBED_TOKENS]
+    for dictionary in dictionaries:
+        if dictionary.n_latents > LARGEST_REFIT:
+            codes = dictionary.encode(tokens.to(dictionary.W_dec.device))
+            active = len(codes.indices[codes.values != 0].unique())
+            if active > LARGEST_REFIT:
+                raise _too_large(dictionary.name, f"{active:,} of its {dictionary.n_latents:,}", len(tokens))
+
+
+def check_active_refittable(names: Sequence[str], active: Sequence[int], tokens: int) -> None:
+    """The same of a whole sample, given how many latents of each dictionary are active on it.
+
+    Raises:
+        DictlabError: One has more than can be refitted.
+    """
+    for name, count in zip(names, active, strict=True):
+        if count > LARGEST_REFIT:
+            raise _too_large(name, f"{count:,}", tokens)
+
+
+def _too_large(name: str, active: str, tokens: int) -> DictlabError:
+    return DictlabError(
+        f"{name}: {active} latents are active on {tokens:,} tokens, and a decoder of at most {LARGEST_REFIT:,} active "
+        "latents can be refitted: its normal equations take several matrices of their square. Use `refit='bias'` or "
+        "`refit='none'`, which have no such limit, or smaller dictionaries."
+    )
 
 
 @dataclass(frozen=True, eq=False)

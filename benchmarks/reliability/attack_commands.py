@@ -23,6 +23,7 @@ import argparse
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,9 +136,7 @@ def attack_by_kills(attacked: Attacked, count: int, draw: random.Random) -> Coun
             wrong = None if code in (-signal.SIGKILL, ENDED) and state else f"FAILED: kill {number}, exit {code}"
             outcomes[f"{happened}: {state}" if wrong is None else f"{wrong}, {last_line(attacked.log)}"] += 1
             if (place / "cache").exists() and draw.random() < 0.5:
-                (place / "run").rename(attacked.room / "gone")
-                emptied(attacked.room / "gone")
-                (attacked.room / "gone").rmdir()
+                shutil.rmtree(place / "run", ignore_errors=True)
         outcomes[after(attacked, place, f"kill {number}")] += 1
     return outcomes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dictlab.data.mapped_file import MappedFile
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.numerics import seeds
 from dictlab.token_selection import ALL, TokenSelection, rectangles
@@ -48,6 +50,7 @@ class ArrayActivations:
         device: Where its activations are wanted.
         selection: Which rows count in samples: by their positions in sequences, or by their norms. A stream of rows
             (`RowStream`) takes all.
+        file: That `values` are mapped from, if they are.
     """
 
     name: str
@@ -58,6 +61,7 @@ class ArrayActivations:
     whole: bool = False
     device: str = "cpu"
     selection: TokenSelection = ALL
+    file: MappedFile | None = None
     counted: ClassVar[str] = "rows"
 
     def __post_init__(self) -> None:
@@ -155,11 +159,8 @@ class ArrayActivations:
 
     def _fetch(self, rows: NDArray[np.int64]) -> Float[Tensor, "rows d_in"]:
         """Rows of the whole array."""
-        values, at = self.values, (rows,) if self.values.ndim == 2 else divmod(rows, self.values.shape[1])
-        if isinstance(values, Tensor):
-            x = values[tuple(torch.from_numpy(index).to(values.device) for index in at)].float()
-        else:
-            x = torch.from_numpy(np.ascontiguousarray(values[at], dtype=np.float32))
+        with self.file.unchanged() if self.file is not None else nullcontext():
+            x = _rows(self.values, rows)
         finite = torch.isfinite(x).all(dim=1)
         if not finite.all():
             row = int(rows[int((~finite).nonzero()[0, 0])])
@@ -230,14 +231,14 @@ def open_array(
     if isinstance(given, ArrayActivations):
         return given
     if isinstance(given, str | Path):
-        values, label = _from_file(str(given)), name or str(given)
+        (values, file), label = _from_file(str(given)), name or str(given)
     else:
-        values, label = given, name or "array"
+        values, file, label = given, None, name or "array"
     _check(values, label)
     n = _rows_of(values)
     block = 1 if whole else max(1, min(BLOCK, n // LEAST_BLOCKS))
     context = int(values.shape[1]) if values.ndim == 3 else block
-    return ArrayActivations(label, values, context, np.arange(n // context), whole=whole)
+    return ArrayActivations(label, values, context, np.arange(n // context), whole=whole, file=file)
 
 
 def _check(values: Values, label: str) -> None:
@@ -253,11 +254,12 @@ def _check(values: Values, label: str) -> None:
         )
 
 
-def _from_file(spec: str) -> Values:
+def _from_file(spec: str) -> tuple[Values, MappedFile]:
     name, _, part = spec.partition("#")
     path = Path(name)
     if not path.is_file():
         raise DictlabError(f"data {name}: no such file.")
+    file = _watched(path)
     if path.suffix == ".npy":
         if part:
             raise DictlabError(f"data {spec}: a .npy file holds one array; leave out #{part}.")
@@ -265,10 +267,17 @@ def _from_file(spec: str) -> Values:
             values: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise DictlabError(f"data {name}: no .npy array, or damaged ({error}).") from error
-        return values
+        return values, file
     if path.suffix == ".safetensors":
-        return _from_safetensors(path, part)
+        return _from_safetensors(path, part), file
     raise DictlabError(f"data {name}: expected a .npy or .safetensors file. Save the array with numpy.save.")
+
+
+def _watched(path: Path) -> MappedFile:
+    try:
+        return MappedFile(path, "data")
+    except OSError as error:
+        raise DictlabError(f"data {path}: cannot be read ({error}).") from error
 
 
 def _from_safetensors(path: Path, part: str) -> Tensor:
@@ -283,6 +292,14 @@ def _from_safetensors(path: Path, part: str) -> Tensor:
             return tensor
     except (SafetensorError, OSError) as error:
         raise DictlabError(f"data {path}: no safetensors file, or damaged ({error}).") from error
+
+
+def _rows(values: Values, rows: NDArray[np.int64]) -> Float[Tensor, "rows d_in"]:
+    """Copies of some rows, in float32."""
+    at = (rows,) if values.ndim == 2 else divmod(rows, values.shape[1])
+    if isinstance(values, Tensor):
+        return values[tuple(torch.from_numpy(index).to(values.device) for index in at)].float()
+    return torch.from_numpy(np.ascontiguousarray(values[at], dtype=np.float32))
 
 
 def _rows_of(values: Values) -> int:

@@ -34,6 +34,7 @@ from dictlab.data.hf_datasets import TABLES as TABLES
 from dictlab.data.hf_datasets import Split as Split
 from dictlab.data.hf_datasets import data_files, is_saved, open_dataset, reading
 from dictlab.data.hf_datasets import rows as rows
+from dictlab.data.mapped_file import MappedFile
 from dictlab.data.packing import Contexts, Position, packing_notes
 from dictlab.errors import DictlabError
 from dictlab.numerics import seeds
@@ -191,6 +192,7 @@ class Text:
         """
         try:
             ids = np.load(path, mmap_mode="r", allow_pickle=False)
+            file = MappedFile(Path(path), "text")
         except (ValueError, OSError, EOFError) as error:
             raise DictlabError(f"text {path}: no .npy array, or damaged ({error}).") from error
         if ids.ndim not in (1, 2) or not np.issubdtype(ids.dtype, np.integer):
@@ -202,7 +204,9 @@ class Text:
         def source(seed: int | None) -> Iterator[tuple[str, Document]]:
             order: Sequence[int] = range(-(-len(ids) // size))
             for number in order if seed is None else random.Random(seed).sample(order, len(order)):
-                yield str(number), ids[number * size : (number + 1) * size].reshape(-1).tolist()
+                with file.unchanged():
+                    piece = ids[number * size : (number + 1) * size].reshape(-1).tolist()
+                yield str(number), piece
 
         return cls(str(path), split, source, partial(cls.token_file, path))
 

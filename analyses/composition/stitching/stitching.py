@@ -20,12 +20,12 @@ the result is held against the best of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses.common.chance import sign_notes
@@ -53,10 +53,10 @@ from analyses.composition.stitching.report import (
     stitching_warnings,
 )
 from analyses.composition.stitching.selection_rules import Choice, by_insertion, by_path, by_search
-from analyses.pool.dictionary_chain import check_active, encode_chain, open_chain
+from analyses.pool.dictionary_chain import DictionaryChain, check_active, encode_chain, open_chain
 from analyses.pool.dictionary_pool import part_of, pool_of
 from analyses.pool.refitted_subsets import RefittedSubsets
-from analyses.pool.ridge_refit import Refit
+from analyses.pool.ridge_refit import Refit, check_active_refittable, check_refittable
 from analyses.quality.measured_points import Point
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least, check_choice
@@ -181,11 +181,10 @@ def stitching(
     reading = open_activations(parents, model=model, text=text, data=data, device=device)
     train, heldout = reading.parts()
     check_can_train(train, finetune)
-    batches = list(train.sample(tokens, seed=seed))
-    chain = encode_chain(reading.dictionaries, batches)
-    check_active(chain)
-    choices: dict[str, Choice] = {choice.rule: choice for choice in by_insertion(chain, threshold)}
     refit = refit or ("decoder" if until is None else "bias")
+    batches = sampled_for_refit(train.sample(tokens, seed=seed), reading.dictionaries if refit == "decoder" else ())
+    chain = _encoded(reading.dictionaries, batches, refit)
+    choices: dict[str, Choice] = {choice.rule: choice for choice in by_insertion(chain, threshold)}
     cautions: tuple[str, ...] = ()
     subsets = RefittedSubsets(chain.pool, chain.sample)
     best = select == "best" and until is None
@@ -261,6 +260,37 @@ def stitching(
         inputs=chain.dictionaries,
         warnings=(*stitching_warnings(result), *cautions, *sign_notes(chain.dictionaries), *reading.cautions),
     )
+
+
+def sampled_for_refit(
+    batches: Iterable[Float[Tensor, "batch context d_in"]], refitted: Sequence[Dictionary]
+) -> list[Float[Tensor, "batch context d_in"]]:
+    """The batches of a sample; what cannot be refitted is refused after the first of them.
+
+    Raises:
+        DictlabError: One of the dictionaries to be refitted is too large.
+    """
+    held: list[Tensor] = []
+    for batch in batches:
+        if not held:
+            check_refittable(refitted, batch)
+        held.append(batch)
+    return held
+
+
+def _encoded(
+    dictionaries: Sequence[Dictionary], batches: Sequence[Float[Tensor, "batch context d_in"]], refit: Refit
+) -> DictionaryChain:
+    """The chain on the sample.
+
+    Raises:
+        DictlabError: A dictionary does nothing on it, or too much to be refitted.
+    """
+    chain = encode_chain(dictionaries, batches)
+    check_active(chain)
+    if refit == "decoder":
+        check_active_refittable([d.name for d in chain.dictionaries], chain.n_active, chain.sample.n_tokens)
+    return chain
 
 
 def _as_parent(dictionary: Dictionary) -> Dictionary:

@@ -14,11 +14,13 @@ from torch import Tensor
 from analyses.common.chance import alive_directions, oriented
 from analyses.common.max_activating import LatentContexts, with_contexts
 from analyses.common.neighbours import Neighbours, nearest
+from analyses.common.search_cost import search_cost
 from analyses.common.seed_floor import relation
 from analyses.similarity.geometry.density_regions import ALPHA, FULL, NEIGHBOURS, Pool, density_ratio, pooled, regions
 from analyses.similarity.geometry.direction_umap import Latent
 from dictlab.dictionary import Dictionary
 from dictlab.reports.report import Table
+from dictlab.runtime.cost_estimate import CostEstimate
 from dictlab.runtime.progress import track
 
 SHUFFLES_A_PAIR = 40  # for p-values that can reach ALPHA after correction for the pairs
@@ -121,6 +123,7 @@ def compare(opened: Sequence[Dictionary], permutations: int, seed: int) -> Pairw
     """
     pairs = list(combinations(opened, 2))
     shuffles = max(permutations, SHUFFLES_A_PAIR * len(pairs))
+    _cost(opened).announce()
     own = {d.name: near(d, d, NEIGHBOURS) for d in opened}
     values = {(name, name): found.cosine[:, 0] for name, found in own.items()}
     found: list[FilledRegion] = []
@@ -134,6 +137,16 @@ def compare(opened: Sequence[Dictionary], permutations: int, seed: int) -> Pairw
         found += these
     found.sort(key=lambda region: -len(region.latents))
     return PairwiseGeometry(values, found, contrasts, shuffles)
+
+
+def _cost(opened: Sequence[Dictionary]) -> CostEstimate:
+    """What the searches are going to cost: each dictionary with itself, and every two both ways."""
+    return search_cost(
+        "geometry",
+        [(a.W_dec, b.W_dec) for a in opened for b in opened],
+        lambda a, b: nearest(a, b, top=NEIGHBOURS),
+        note="the search for nearest directions alone",
+    )
 
 
 def _found(a: Dictionary, b: Dictionary, pool: Pool, shuffles: int, pairs: int, seed: int) -> list[FilledRegion]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from analyses.common.neighbours import Neighbours, absolute_where_signed, neighbours
+from dictlab.runtime.progress import Phase
 
 EXACT = 1 << 24  # entries of the cosine matrix up to which the assignment is exact: 4,096 latents each
 CANDIDATES = 8  # neighbours of each row that are edges, above that
@@ -130,7 +131,8 @@ def _by_neighbours(
             break
         which: dict[str, Any] = {"of_a": of_a[left_a], "of_b": of_b[left_b]}
         found = neighbours(a, b, top=CANDIDATES, signed_a=signed[0], signed_b=signed[1], **which)
-        rows, partners, most = _along_edges(*found)
+        with Phase(f"one-to-one pairs of {len(left_a):,} and {len(left_b):,} latents"):
+            rows, partners, most = along_edges(*found)
         bound = most if turn == 0 else bound
         pairs.append((left_a[rows], left_b[partners]))
         left_a, left_b = _without(left_a, rows), _without(left_b, partners)
@@ -144,7 +146,7 @@ def _by_neighbours(
     return rows[order], partners[order], bound
 
 
-def _along_edges(forward: Neighbours, backward: Neighbours) -> tuple[Tensor, Tensor, float]:
+def along_edges(forward: Neighbours, backward: Neighbours) -> tuple[Tensor, Tensor, float]:
     """The best assignment along edges to neighbours, where a row may stay alone, and the mean that bounds any other."""
     n, m = len(forward.rows), len(backward.rows)
     rows = torch.cat([torch.arange(n).repeat_interleave(forward.rows.shape[1]), backward.rows.flatten()])

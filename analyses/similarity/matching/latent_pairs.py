@@ -6,7 +6,8 @@ with the second moments of the larger one's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,12 @@ from torch import Tensor
 
 from analyses.common.chance import KINDS, alive_latents, random_directions
 from analyses.common.neighbours import Neighbours, neighbours
-from analyses.similarity.matching.assignment import Assignment, assignment, pair_cosines
+from analyses.common.search_cost import search_cost
+from analyses.similarity.matching.assignment import CANDIDATES, Assignment, along_edges, assignment, pair_cosines
 from dictlab.dictionary import Dictionary
+from dictlab.runtime.cost_estimate import CostEstimate
+
+SEARCHES = 9  # of a pair: nearest, decoder and encoder, and the same for random directions of two kinds
 
 
 class Matched(NamedTuple):
@@ -105,6 +110,17 @@ class Pair(NamedTuple):
     def b_latents(self) -> Int[Tensor, " pairs"]:
         """The latent of b in each one-to-one pair."""
         return self.others[self.matched.decoder.partners]
+
+
+def matching_cost(dictionaries: Sequence[Dictionary]) -> CostEstimate:
+    """What `paired` is going to cost for every two of some dictionaries; nothing is measured where they are small."""
+    return search_cost(
+        "matching",
+        [(a.W_dec, b.W_dec) for a, b in combinations(dictionaries, 2)],
+        lambda a, b: along_edges(*neighbours(a, b, top=CANDIDATES)),
+        times=SEARCHES,
+        note="directions alone; while latents are assigned one to one, nothing is printed",
+    )
 
 
 def paired(a: Dictionary, b: Dictionary, *, top: int, seed: int) -> Pair:

@@ -40,7 +40,7 @@ from analyses.common.seed_floor import (
 )
 from analyses.similarity.matching.coactivation_report import Fired, fired, firing_columns
 from analyses.similarity.matching.code_sample import Sample, sampled, with_firing_rates
-from analyses.similarity.matching.latent_pairs import Pair, paired
+from analyses.similarity.matching.latent_pairs import Pair, matching_cost, paired
 from analyses.similarity.matching.plots import histogram, matrix, quadrant_plots, strata_plot, threshold_curves
 from analyses.similarity.matching.report import (
     OrderedPair,
@@ -144,6 +144,7 @@ def matching(
     sample, warnings = sampled(given, model, text, tokens, seed, device, data)
     opened = [dictionary.to("cpu") for dictionary in with_firing_rates(given, sample)]
     with ranks():
+        matching_cost(opened).announce()
         pairs = [
             paired(a, b, top=neighbours, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")
         ]

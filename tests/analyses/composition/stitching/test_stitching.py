@@ -12,7 +12,7 @@ import torch
 from analyses.composition.novelty.novelty import novelty
 from analyses.composition.stitching.budget_rules import APART, CONTEXTS, within_budget
 from analyses.composition.stitching.selection_rules import by_insertion, by_search
-from analyses.composition.stitching.stitching import join, stitching
+from analyses.composition.stitching.stitching import join, sampled_for_refit, stitching
 from analyses.pool import ridge_refit as refit
 from analyses.pool.dictionary_chain import encode_chain
 from analyses.pool.dictionary_pool import part_of, pool_of
@@ -202,6 +202,30 @@ def test_too_many_latents_for_the_normal_equations_are_refused(monkeypatch):
 
 
 # The analysis
+
+
+def test_a_decoder_too_large_to_be_refitted_is_refused_after_the_first_batch(monkeypatch):
+    monkeypatch.setattr(refit, "LARGEST_REFIT", 30)
+    small, large = parents()
+    drawn = []
+
+    def batches():
+        for number in range(3):
+            drawn.append(number)
+            yield torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(number))
+
+    with pytest.raises(DictlabError, match=r"large: \d+ of its 40 latents are active on 64 tokens.*at most 30.*'bias'"):
+        sampled_for_refit(batches(), [small, large])
+    assert drawn == [0]
+    assert len(sampled_for_refit(batches(), [small])) == 3
+
+
+def test_what_only_the_whole_sample_shows_to_be_too_large_is_refused_before_the_search(monkeypatch, text):
+    monkeypatch.setattr(refit, "LARGEST_REFIT", 30)
+    monkeypatch.setattr(refit, "PROBED_TOKENS", 1)
+    monkeypatch.setattr("analyses.composition.stitching.stitching.by_insertion", lambda *_: pytest.fail("too late"))
+    with pytest.raises(DictlabError, match=r"large: \d+ latents are active on [\d,]+ tokens.*refit='none'"):
+        run(text)
 
 
 def parents():
