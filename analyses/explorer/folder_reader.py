@@ -15,7 +15,7 @@ from analyses.explorer.data_files import read_data, unpacked
 from analyses.explorer.page_meta import SCHEMA
 from dictlab.errors import DictlabError
 
-TEXT_FILES = 16  # files of texts that are kept in memory
+TEXT_FILES, SEQUENCES = 16, 2048  # files of texts, and tokens of sequences, that are kept in memory
 NO_TEXT = re.compile("[\x00\ud800-\udfff]")  # NUL, and halves of surrogate pairs: bytes that are no letter
 
 
@@ -60,6 +60,7 @@ class ExplorerReader:
             )
         self._words = dict(zip(vocabulary["ids"], vocabulary["texts"], strict=True))
         self._file_of_texts = lru_cache(maxsize=TEXT_FILES)(lambda number: read_data(self.data, f"text-{number}"))
+        self._tokens = lru_cache(maxsize=SEQUENCES)(self._read_tokens)
 
     def index(self, dictionary: int) -> dict[str, NDArray[Any]]:
         """The columns of the index, by their names there."""
@@ -96,7 +97,7 @@ class ExplorerReader:
         """The text of a token that records name by its id."""
         return _text(self._words[token])
 
-    def _tokens(self, sequence: int) -> list[str]:
+    def _read_tokens(self, sequence: int) -> list[str]:
         size = self.meta["sequences_a_file"]
         one = self._file_of_texts(sequence // size)[sequence % size]
         raw = one["text"].encode("utf-16-le", "surrogatepass")  # lengths are in UTF-16 code units
