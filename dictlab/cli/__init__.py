@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError, UnknownOptionError, UnusedCliTokensError
@@ -59,7 +60,14 @@ def _message(error: Exception) -> str:
         return unknown_option(
             (error.command_chain or ("this",))[-1], error.token.value or error.token.keyword or "", known
         )
-    return str(error) + (" (--help lists all)" if isinstance(error, UnknownCommandError) else "")
+    if isinstance(error, UnknownCommandError):
+        typed = (error.unused_tokens or [""])[0]
+        analyses = [entry.name for entry in entry_points(group=GROUP)]
+        near = get_close_matches(typed, analyses, 1, cutoff=0.8)
+        if near and len(error.command_chain or ()) == 0:
+            return f"Unknown command {typed!r}. Did you mean dictlab report {near[0]}?"
+        return f"{error} (--help lists all)"
+    return str(error)
 
 
 def build(arguments: Sequence[str]) -> App:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".npz")  # endings of files that hold dictionaries
 STATED_L0 = re.compile(r"(?:.*[_-])?(?:average_)?l0[_-](\d{1,6}(?:\.\d+)?)", re.IGNORECASE)  # average_l0_71, l0-10
+RELEASE = re.compile(
+    r"(gpt2|pythia|gemma|llama|mistral|qwen|deepseek)[\w.-]*-(res|mlp|att|attn|resid|scope)", re.IGNORECASE
+)
 EVERYWHERE = ("sae_weights", "sae", "ae", "params")  # the name of every file of a format
 
 
@@ -37,6 +41,24 @@ def name_of(path: str | Path) -> str:
     name = last.absolute().parent.name if stem in EVERYWHERE else stem
     name = f"{name}#{part}" if part else name
     return name.encode("utf-8", "backslashreplace").decode()  # bytes that are no UTF-8 as codes: tables hold text
+
+
+def near_name(path: Path) -> str:
+    """What to say of a file that is not there: one of nearly its name, or where a name of that form is on the Hub."""
+    try:
+        beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError:
+        beside = []
+    close = get_close_matches(path.name, beside, 1, cutoff=0.8)
+    if close:
+        return f" Did you mean {path.with_name(close[0])}?"
+    parts = path.parts
+    if not path.suffix or path.suffix not in WEIGHTS:
+        if RELEASE.match(parts[0]):
+            return f" A release of SAELens is written saelens://{parts[0]}/{'/'.join(parts[1:]) or 'ID'}."
+        if parts[0] == "google" or (len(parts) == 2 and not path.parent.is_dir()):
+            return f" A repository on the Hub is written hf://{path.as_posix()}."
+    return ""
 
 
 def l0_in(path: Path) -> float | None:

@@ -498,6 +498,8 @@ def test_a_misspelt_option_or_command_is_answered_with_the_right_one(refuse, pai
     refuse("stitch", *pair, "--refti", "none", says=("--refti", "Did you mean --refit"))
     refuse("stich", *pair, says=("stich", 'Did you mean "stitch"'))
     refuse("trian", says=("trian", 'Did you mean "train"'))
+    refuse("novelty", *pair, says=("novelty", "Did you mean dictlab report novelty?"))
+    refuse("matchin", *pair, says=("matchin", "Did you mean dictlab report matching?"))
     refuse("stitch", *pair, "--refit", "all", says=("--refit", "all", "decoder"))
     refuse("stitch", pair[0], says=("--large",))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dictlab import DictlabError
+from dictlab import DictlabError, load
 from dictlab.formats.names import name_of, with_distinct_names
 from tests.planted import random_dictionary
 
@@ -76,3 +76,30 @@ def test_a_new_name_may_not_be_one_that_is_there():
 def test_a_name_that_is_no_utf_8_is_shown_in_codes():
     """Such a file's name is text with halves of surrogate pairs, which no table can hold."""
     assert name_of("/tmp/caf\udce9.safetensors") == "caf\\udce9"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("large.safetensor", "Did you mean {folder}/large.safetensors?"),
+        ("quite-other.safetensors", "no such file.$"),
+    ],
+)
+def test_a_misspelt_file_is_answered_with_the_one_beside_it(tmp_path, typed, said):
+    (tmp_path / "large.safetensors").write_bytes(b"")
+    with pytest.raises(DictlabError, match=said.format(folder=tmp_path)):
+        load(tmp_path / typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("gpt2-small-res-jb", "written saelens://gpt2-small-res-jb/ID"),
+        ("gpt2-small-res-jb/blocks.8.hook_resid_pre", "saelens://gpt2-small-res-jb/blocks.8.hook_resid_pre"),
+        ("google/gemma-scope-2b-pt-res", "hf://google/gemma-scope-2b-pt-res"),
+    ],
+)
+def test_a_name_on_the_hub_without_its_scheme(tmp_path, monkeypatch, typed, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DictlabError, match=said):
+        load(typed)

@@ -117,7 +117,8 @@ def _summary(
     head = points[0].measures[0]
     best = min(points, key=lambda p: p.value(head.key))
     style = ".3f" if head.key == "ce_increase" else ".4g"  # an error has the size of its activations
-    sentences = _compared(ratios, costs, lines)
+    compared = _compared(ratios, costs, lines)
+    sentences = list(compared)
     smallest = Estimate(best.value(head.key), *best.interval(head.key)).words(style)
     sentences.append(
         f"Smallest {head.label}: {smallest} {METRICS[head.key].unit.replace('/', ' a ')} ({best.name}, L0 "
@@ -127,6 +128,8 @@ def _summary(
     if len(points) > 1:
         shown = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
         sentences.append(f"{len(names)} of {len(points)} are on the front of {head.label} against L0: {shown}.")
+    if not compared and len(lines) > 1:
+        sentences.append("No two curves overlap, so none are compared.")
     return " ".join(sentences)
 
 
@@ -136,11 +139,10 @@ def _compared(ratios: Sequence[CurveRatio], costs: Sequence[TrainingCost], lines
     wanted = (f"{label} at matched L0", f"L0 at matched {label}")
     known = [one for one in ratios if np.isfinite(one.ratio.value) and one.what in wanted]
     known = [one for one in known if one.over.local] or known
-    if not known and len(lines) > 1:
-        return ["No two curves overlap, so none are compared."]
     cost_of = {cost.curve.name: cost for cost in costs}
     sentences = []
-    for (of, over), group in list(groupby(known, lambda one: (one.of.name, one.over.name)))[:COMPARED]:
+    pairs = [(names, list(group)) for names, group in groupby(known, lambda one: (one.of.name, one.over.name))]
+    for (of, over), group in pairs[:COMPARED]:
         parts = [f"{Estimate(*one.ratio[:3]).words('.2f')} times the {one.what}" for one in group]
         cost = cost_of[of]
         beside = cost.relative_to is not None and cost.relative_to.name == over and cost.times_seconds > 0

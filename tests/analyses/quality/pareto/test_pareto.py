@@ -2,6 +2,8 @@
 
 import json
 from itertools import product
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from matplotlib.lines import Line2D
 from analyses.quality.curve_comparison import estimate, front, interpolated, mean_ratio, nearest
 from analyses.quality.measured_points import MEASURES, Curve, Point, curves
 from analyses.quality.pareto import plots as pareto_plots
+from analyses.quality.pareto import report as pareto_report
 from analyses.quality.pareto import tables
 from analyses.quality.pareto.comparisons import (
     SIMILAR,
@@ -430,3 +433,25 @@ def test_curves_of_several_settings_come_first_and_local_before_others():
     made = [point("k", 9, 1, activation=TopK(9)), *law("e2e", (10, 20), 3), *law("local", (10, 20), 3)]
     assert [curve.name for curve in curves(made)] == ["local relu 24", "e2e relu 24", "local topk 24"]
     assert all(isinstance(curve, Curve) for curve in curves(made))
+
+
+def test_the_summary_states_both_ratios_of_each_pair_of_curves():
+    def curve(name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, local=name == "local", measures=[SimpleNamespace(label="MSE")])
+
+    class Ratio(NamedTuple):
+        value: float
+        low: float
+        high: float
+
+    local, others = curve("local"), [curve("a"), curve("b")]
+    ratios = [
+        SimpleNamespace(what=what, of=of, over=local, ratio=Ratio(value, value - 0.1, value + 0.1))
+        for of in others
+        for what, value in (("MSE at matched L0", 1.25), ("L0 at matched MSE", 0.75))
+    ]
+    costs = [SimpleNamespace(curve=one, relative_to=None, times_seconds=1.0) for one in others]
+    sentences = pareto_report._compared(ratios, costs, [local, *others])
+    assert [one.split(" has ")[0] for one in sentences] == ["Against local, a", "Against local, b"]
+    for sentence in sentences:
+        assert "1.25" in sentence and "times the MSE at matched L0 and 0.75" in sentence
