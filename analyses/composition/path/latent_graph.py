@@ -239,7 +239,8 @@ def _of(signed: Tensor | None, latents: NDArray[np.int64]) -> Tensor | None:
 
 def _forest(edges: NDArray[np.float64], n: int, m: int) -> NDArray[np.float64]:
     """The edges (small, large, cosine) of a maximum spanning forest."""
-    place = (edges[0].astype(np.int64), n + edges[1].astype(np.int64))
+    # 32 bits: scipy 1.15's spanning tree takes no others, and an array of sparse entries keeps what it is given.
+    place = (edges[0].astype(np.int32), n + edges[1].astype(np.int32))
     weights = sparse.coo_array((2 - edges[2], place), shape=(n + m, n + m))  # from 1 to 3: none is missing as a zero
     tree = csgraph.minimum_spanning_tree(weights.tocsr()).tocoo()
     low, high = np.minimum(tree.row, tree.col), np.maximum(tree.row, tree.col)
