@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 
@@ -33,7 +34,8 @@ def sites_of(dictionaries: Sequence[Dictionary], model: LanguageModel) -> list[s
 
 
 def check_same_place(dictionaries: Sequence[Dictionary], model: ModelLike | None = None) -> None:
-    """Refuse dictionaries that do not read the same activations. What a file does not say is taken on trust.
+    """Refuse dictionaries that do not read, or do not write, the same activations. What a file does not say is taken on
+    trust.
 
     Args:
         dictionaries: The dictionaries.
@@ -47,17 +49,22 @@ def check_same_place(dictionaries: Sequence[Dictionary], model: ModelLike | None
     first = dictionaries[0]
     for other in dictionaries[1:]:
         for what, a, b in (
+            ("kind", *("a transcoder" if d.transcodes else "an autoencoder" for d in (first, other))),
             ("width d_in", first.d_in, other.d_in),
-            ("site", *_sites(first, other, model)),
+            ("width d_out", first.d_out, other.d_out),
+            ("site", *_sites(first, other, model, "site")),
+            ("written site", *_sites(first, other, model, "writes")),
             ("model", *_models(first, other)),
         ):
             if a is not None and b is not None and a != b:
                 raise DictlabError(f"{first.name} and {other.name} cannot be compared: {what} is {a} and {b}.")
 
 
-def _sites(a: Dictionary, b: Dictionary, model: ModelLike | None) -> tuple[str | None, str | None]:
+def _sites(
+    a: Dictionary, b: Dictionary, model: ModelLike | None, which: Literal["site", "writes"]
+) -> tuple[str | None, str | None]:
     """What to compare of two sites: nothing where they are two spellings of one tensor."""
-    one, other = a.metadata.site, b.metadata.site
+    one, other = (getattr(d.metadata, which) for d in (a, b))
     different = _if_different(one, other, canonical_site)
     if one is None or other is None or different == (None, None) or not may_be_one_site(one, other):
         return different

@@ -34,7 +34,7 @@ from dictlab.data.text import Split, Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.recorded_selection import recorded_selection
-from dictlab.evaluation.sites import site_of
+from dictlab.evaluation.sites import site_of, site_pair
 from dictlab.evaluation.stated_l0 import l0_notes_in_model, l0_notes_on_rows
 from dictlab.model.language_model import LanguageModel
 from dictlab.token_selection import ALL, TokenSelection
@@ -211,7 +211,8 @@ def open_activations(
         placed = in_model(dictionaries, opened)
         selection, site, source = recorded_selection(dictionaries), site_of(placed[0]), open_text(text)
         context = context_of(dictionaries, opened, source)
-        sinks = find_sinks(opened, source, [site], context=context, selection=selection)
+        read_and_written = list(dict.fromkeys(site for dictionary in placed for site in site_pair(dictionary)))
+        sinks = find_sinks(opened, source, read_and_written, context=context, selection=selection)
         activations = ModelActivations(opened, source, site, context, selection)
         l0_notes = l0_notes_in_model(placed, opened, source, context=context, selection=selection)
         cautions = (*weights_notes(opened, dictionaries), *sinks_warning(sinks, selection), *l0_notes)

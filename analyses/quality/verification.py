@@ -8,7 +8,8 @@ An encoder that was folded wrongly, a normalisation that was forgotten or a wron
 
     scale of the reconstruction = sum (x - b) . (x_hat - b) / sum |x_hat - b|^2,    b the mean activation
 
-1 is the least-squares optimum; L1 training shrinks activations, so a little above 1 is usual.
+1 is the least-squares optimum; L1 training shrinks activations, so a little above 1 is usual. A transcoder is measured
+against the site that it writes, and at neighbours of the one that it reads (`read_sites`).
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from torch import Tensor
 from analyses.common.inputs import DataLike, open_activations
 from analyses.common.neighbours import nearest
 from analyses.common.opening import DictionaryLike, ModelLike, TextLike, in_model, open_dictionary, open_model
-from dictlab.data.activations import Activations
+from analyses.quality.read_sites import CLEAR, SiteFit, candidates, site_fits
+from dictlab.data.activations import Activations, ModelActivations
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import Gated, JumpReLU, emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import METRICS, Evaluation
 from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.evaluation.recorded_selection import with_selection
-from dictlab.evaluation.sites import check_plain
 from dictlab.formats.loading import mapped
 from dictlab.model.language_model import LanguageModel
 from dictlab.numerics import seeds
@@ -102,8 +103,10 @@ def _biases(dictionary: Dictionary) -> Check:
         "median |b_enc| / |encoder|": float(dictionary.b_enc.abs().median()) / max(reach, 1e-12),
     }
     biases = [size for name, size in sizes.items() if name.startswith("|") and size > 0]
-    ratio = max(biases) / min(biases) if len(biases) == 2 else 1.0
     found = ", ".join(f"{name} {size:.3g}" for name, size in sizes.items())
+    if dictionary.transcodes:  # they are of two sites
+        return Check("bias sizes", "not done", found, "one site, whose biases can be compared")
+    ratio = max(biases) / min(biases) if len(biases) == 2 else 1.0
     return Check("bias sizes", _outcome(ratio <= 10), found, "b_pre and b_out within a factor of 10, or one zero")
 
 
@@ -156,8 +159,35 @@ def behaviour_checks(
     """
     (found,) = evaluate_activations([placed], source, contexts=contexts, seed=seed)
     stated = [_stated(found, placed, metric) for metric in found.among(("l0", "explained_variance", "ce_increase"))]
+    if placed.transcodes:
+        return [_explains(found), *stated], found
     x = torch.cat([x.flatten(0, 1).float() for x in source.sample(contexts * source.context, seed=seed)])
     return [*_reconstructs(placed, found, x), *stated], found
+
+
+def read_site_check(
+    placed: Dictionary, source: ModelActivations, *, contexts: int = 64, seed: int = 0
+) -> tuple[Check, list[SiteFit]]:
+    """Whether a transcoder explains most of what it writes where it reads the site that its file names.
+
+    Args:
+        placed: The transcoder, as it reads this model's activations.
+        source: Activations of the model, whose tokens it is measured on.
+        contexts: Sequences to measure on.
+        seed: Of the sample.
+    """
+    model = source.model
+    tokens = source.text.sample(model.tokenizer, source.context, contexts, seed=seed)
+    fits = site_fits(placed, model, candidates(model, placed), tokens, source.selection)
+    stated, best = fits[0], max(fits, key=lambda fit: fit.explained_variance)
+    found = ", ".join(
+        f"{fit.reads}: {fit.explained_variance:.3g} (L0 {fit.l0:.4g})" for fit in dict.fromkeys((stated, best))
+    )
+    if len(fits) < 2:
+        return Check("site that is read", "not done", found, "another site of its block to compare with"), fits
+    passed = stated.explained_variance >= best.explained_variance - CLEAR
+    expected = f"most variance explained at {stated.reads}, of {len(fits)} sites tried"
+    return Check("site that is read", _outcome(passed), found, expected), fits
 
 
 def _reconstructs(dictionary: Dictionary, found: Evaluation, x: Tensor) -> list[Check]:
@@ -232,6 +262,7 @@ def verification(
         A report with these tables; in brackets what is there only where there is such a thing.
 
         checks: check; result; found; expected
+        [read_sites]: reads; writes; L0; explained variance; stated
 
     Example:
         dictlab verify mine.safetensors
@@ -244,8 +275,8 @@ def verification(
         opened = mapped(dictionary, format=format, scale=scale, ignore=ignore)
     else:
         opened = open_dictionary(dictionary)
-    check_plain([opened], "verification")
     checks, sample, size, cautions = weight_checks(opened, seed=seed), {}, "", tuple[str, ...]()
+    fits: list[SiteFit] = []
     if checks[0].result == "pass":
         (whole,) = with_selection([opened.to("cpu", torch.float32)], token_selection)
         found_model, reason = (model, "") if data is not None else _model(model, whole, device)
@@ -256,11 +287,14 @@ def verification(
             held, cautions = reading.part("heldout"), reading.cautions
             more, found = behaviour_checks(reading.dictionaries[0], held, contexts=contexts, seed=seed)
             checks, sample, size = [*checks, *more], found.sample | held.record(), found.size
+            if whole.transcodes and isinstance(held, ModelActivations):
+                check, fits = read_site_check(reading.dictionaries[0], held, contexts=contexts, seed=seed)
+                checks.append(check)
     failed = [check for check in checks if check.result == "fail"]
     return Report(
         title=f"Is {opened.name} the dictionary that it claims to be?",
         summary=_summary(checks, failed),
-        tables={"checks": Table(pd.DataFrame(checks), _caption(size))},
+        tables={"checks": Table(pd.DataFrame(checks), _caption(size)), **_read_site_table(opened, fits)},
         settings={
             "contexts": contexts,
             "seed": seed,
@@ -279,6 +313,8 @@ def _model(given: ModelLike | None, dictionary: Dictionary, device: str) -> tupl
     """The model to run it in; where none was asked for and none can be opened, why not."""
     if given is None and dictionary.metadata.site is None:
         return None, "the file names no site"
+    if given is None and dictionary.transcodes and dictionary.metadata.writes is None:
+        return None, "it is a transcoder, and the file does not name the site that it writes"
     try:
         model = open_model(given, [dictionary], device)
     except DictlabError as error:
@@ -301,3 +337,23 @@ def _summary(checks: list[Check], failed: list[Check]) -> str:
 
 def _caption(size: str) -> str:
     return f"Figures with 95 % bootstrap intervals over sequences, on {size}." if size else "From the weights alone."
+
+
+def _read_site_table(dictionary: Dictionary, fits: Sequence[SiteFit]) -> dict[str, Table]:
+    if not fits:
+        return {}
+    rows = [
+        {
+            "reads": fit.reads,
+            "writes": dictionary.metadata.writes,
+            "L0": fit.l0,
+            "explained variance": fit.explained_variance,
+            "stated": number == 0,
+        }
+        for number, fit in enumerate(fits)
+    ]
+    caption = (
+        "The transcoder reading each of these sites, on the same tokens: active latents a token, and the share of the "
+        "variance at the site that it writes which it explains. The file states the first."
+    )
+    return {"read_sites": Table(pd.DataFrame(rows), caption)}

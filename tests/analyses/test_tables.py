@@ -49,7 +49,7 @@ from dictlab import Dictionary, Metadata, ReLU, Text, TopK
 from dictlab.reports.report import Report, Table
 from dictlab.training import TrainConfig, train
 from tests.loopback import oracle, serving
-from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
+from tests.planted import SITE, random_dictionary, random_transcoder, sparse_data, tiny_model
 
 X = torch.randn(40, 16, 16, generator=torch.Generator().manual_seed(0))
 BARE = {"data": X, "tokens": 512}
@@ -148,7 +148,8 @@ def _pareto(given: dict) -> Iterator[Report]:
 
 def _verification(given: dict) -> Iterator[Report]:
     (dictionary,) = of_one_site((12, TopK(4)))
-    yield verification(dictionary, contexts=3, **_without_tokens(given))
+    of_most_tables = dictionary if "data" in given else random_transcoder(12, 16, 16)
+    yield verification(of_most_tables, contexts=3, **_without_tokens(given))
     yield verification(replace(dictionary, metadata=Metadata()))
 
 

@@ -12,9 +12,8 @@ from dictlab.evaluation.reconstruction import evaluate_reconstruction
 from dictlab.evaluation.transformer_lens import adapted
 from tests.planted import random_dictionary, random_transcoder, tiny_model
 
-TREATED: set[str] = set()  # analyses that are right for transcoders
-WITHOUT = {"training"}  # takes folders of runs
-ONE = {"verification"}
+TREATED = {"pareto", "verification"}  # analyses that are right for transcoders
+WITHOUT = {"training", "export"}  # take folders of runs, or of an explorer
 SEVERAL_ARGUMENTS = {"novelty", "stitching", "path", "meta"}
 ANALYSES = {
     entry.name: entry
@@ -34,7 +33,7 @@ def test_the_analysis_refuses_it_by_name(name, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     odd = random_transcoder(d_in=16, d_out=16) if kind == "transcoder" else with_skip()
     analysis, plain = ANALYSES[name].load(), random_dictionary(d=16)
-    given = [odd] if name in ONE else [plain, odd] if name in SEVERAL_ARGUMENTS else [[plain, odd]]
+    given = [plain, odd] if name in SEVERAL_ARGUMENTS else [[plain, odd]]
     if name in ("stitching", "path"):
         given = [plain, [odd]]
     if name == "latent":

@@ -72,7 +72,7 @@ def pareto(
         dictlab report pareto runs/*/*.safetensors --data activations.npy
     """  # noqa: RUF002
     check_at_least(0, seed=seed)
-    opened = open_dictionaries(dictionaries, analysis="pareto", token_selection=token_selection)
+    opened = open_dictionaries(dictionaries, analysis="pareto", transcoders=True, token_selection=token_selection)
     check_same_place(opened, model)
     reading = open_activations(opened, model=model, text=text, data=data, device=device)
     source = reading.part("heldout")
