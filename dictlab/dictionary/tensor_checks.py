@@ -71,7 +71,7 @@ def check_shapes(tensors: Mapping[str, Tensor], *, complete: bool = True, transc
     missing = [name for name in (WEIGHTS if complete else ("W_dec",)) if name not in tensors]
     if missing:
         raise DictlabError(f"the tensor {missing[0]!r} is missing; found {', '.join(sorted(tensors))[:200]}.")
-    if tensors["W_dec"].ndim != 2 or 0 in tensors["W_dec"].shape:
+    if tensors["W_dec"].ndim != 2 or tensors["W_dec"].shape[1] == 0:  # none of a pool's latents is a subset as well
         raise DictlabError(f"W_dec has shape {list(tensors['W_dec'].shape)}; expected [n_latents, d_in].")
     n_latents, d_out = tensors["W_dec"].shape
     d_in = d_out

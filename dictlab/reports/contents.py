@@ -46,7 +46,9 @@ class Table:
             caption: What it is about.
             dictionaries: For each column of latents' numbers, the column that holds the name of their dictionary.
         """
-        return cls(frame, caption, {latent: frame[name].tolist() for latent, name in dictionaries.items()})
+        return cls(
+            frame, caption, {latent: frame[name].tolist() for latent, name in dictionaries.items() if name in frame}
+        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
