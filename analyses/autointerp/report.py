@@ -73,15 +73,15 @@ def with_interpretation(report: Report, interpretation: Interpretation, interpre
             "First less second, means over latents; 95 % BCa bootstrap intervals. p: share of resamples of the pooled "
             "latents whose difference is as large, two-sided; not corrected for the number of pairs.",
         ),
-        "interpretation_latents": Table.of_latents(
+        "interpretation_latents": Table(
             latents_table(interpretation),
             f"One row a latent; {on}. Explanations are a language model's words.",
-            {"latent": "dictionary"},
+            named_in={"latent": "dictionary"},
         ),
-        "interpretation_judgements": Table.of_latents(
+        "interpretation_judgements": Table(
             judgements_table(interpretation),
             "Every context that was judged: marked tokens between « and »; truth and answer are 1 for right.",
-            {"latent": "dictionary"},
+            named_in={"latent": "dictionary"},
         ),
         "interpretation_cost": Table(
             cost_table(interpretation, interpreter), f"{COST} {interpretation.n_cached} answers were there already."

@@ -165,14 +165,21 @@ class ActivationInputs(NamedTuple):
     Attributes:
         activations: All of them.
         dictionaries: As they read these activations, on their device.
-        cautions: What a report must say of them.
         unknown: They are an array that none of the dictionaries was trained on.
+        warnings: What a report must say of them, but for `l0_notes`.
+        l0_notes: Where a dictionary's file states another L0 than is measured.
     """
 
     activations: Activations
     dictionaries: list[Dictionary]
-    cautions: tuple[str, ...] = ()
     unknown: bool = False
+    warnings: tuple[str, ...] = ()
+    l0_notes: tuple[str, ...] = ()
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """All that a report must say of them."""
+        return (*self.warnings, *self.l0_notes)
 
     def part(self, split: Split) -> Activations:
         """For an analysis that needs one split: that one, or the whole of an array that no dictionary has seen."""
@@ -215,8 +222,8 @@ def open_activations(
         sinks = find_sinks(opened, source, read_and_written, context=context, selection=selection)
         activations = ModelActivations(opened, source, site, context, selection)
         l0_notes = l0_notes_in_model(placed, opened, source, context=context, selection=selection)
-        cautions = (*weights_notes(opened, dictionaries), *sinks_warning(sinks, selection), *l0_notes)
-        return ActivationInputs(activations, placed, cautions)
+        warnings = (*weights_notes(opened, dictionaries), *sinks_warning(sinks, selection))
+        return ActivationInputs(activations, placed, warnings=warnings, l0_notes=l0_notes)
     if model is not None:
         raise DictlabError("a model and data are given; activations come from one of the two. Leave one of them out.")
     array = replace(open_array(data), device=device)
@@ -234,9 +241,8 @@ def open_activations(
     if x is None:
         raise DictlabError(f"data {array.name}: no row counts (token selection {array.selection}).")
     sinks = sinks_of(x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
-    cautions = ((unit,) if array.in_blocks else ()) + sinks_warning(sinks, array.selection)
-    cautions += l0_notes_on_rows(placed, x)
-    return ActivationInputs(array, placed, cautions, unknown=not trained)
+    warnings = ((unit,) if array.in_blocks else ()) + sinks_warning(sinks, array.selection)
+    return ActivationInputs(array, placed, unknown=not trained, warnings=warnings, l0_notes=l0_notes_on_rows(placed, x))
 
 
 def check_used(data: DataLike | None, tokens: int) -> None:

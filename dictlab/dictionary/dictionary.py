@@ -73,7 +73,7 @@ class Dictionary:
                 "activation function such as TopK(32)."
             )
         rate = {} if self.firing_rate is None else {"firing_rate": self.firing_rate}
-        check_shapes({**dict(self._weights()), **rate}, transcodes=self.transcodes)
+        check_shapes({**dict(self._weights()), **rate}, transcodes=self.transcodes, may_be_empty=True)
 
     @classmethod
     def from_tensors(

@@ -56,13 +56,16 @@ def bias(given: TensorLike | None, name: str, length: int, like: Tensor) -> Tens
     return tensor
 
 
-def check_shapes(tensors: Mapping[str, Tensor], *, complete: bool = True, transcodes: bool = False) -> None:
+def check_shapes(
+    tensors: Mapping[str, Tensor], *, complete: bool = True, transcodes: bool = False, may_be_empty: bool = False
+) -> None:
     """Refuse tensors, under the names of dictlab's own file, that do not fit together.
 
     Args:
         tensors: By name.
         complete: All weights must be there; otherwise W_dec alone.
         transcodes: They are those of a transcoder, which may read another width than it writes.
+        may_be_empty: There may be no latents: none of a pool is a subset of it as well. No file holds such a thing.
 
     Raises:
         DictlabError: One is missing, or its shape does not follow from W_dec's, or it holds no numbers of a kind that
@@ -71,7 +74,8 @@ def check_shapes(tensors: Mapping[str, Tensor], *, complete: bool = True, transc
     missing = [name for name in (WEIGHTS if complete else ("W_dec",)) if name not in tensors]
     if missing:
         raise DictlabError(f"the tensor {missing[0]!r} is missing; found {', '.join(sorted(tensors))[:200]}.")
-    if tensors["W_dec"].ndim != 2 or tensors["W_dec"].shape[1] == 0:  # none of a pool's latents is a subset as well
+    shape = tensors["W_dec"].shape
+    if len(shape) != 2 or shape[1] == 0 or (shape[0] == 0 and not may_be_empty):
         raise DictlabError(f"W_dec has shape {list(tensors['W_dec'].shape)}; expected [n_latents, d_in].")
     n_latents, d_out = tensors["W_dec"].shape
     d_in = d_out

@@ -31,24 +31,18 @@ class Table:
         caption: What it is about.
         latents: For each column of latents' numbers, the name of the dictionary that each row's latent is of, or None.
             On the page these numbers lead to what the latent is.
+        named_in: For each other column of latents' numbers, the column that holds the name of their dictionary.
     """
 
     frame: pd.DataFrame
     caption: str
     latents: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    named_in: Mapping[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def of_latents(cls, frame: pd.DataFrame, caption: str, dictionaries: Mapping[str, str]) -> Table:
-        """A table whose rows name the dictionaries of their latents.
-
-        Args:
-            frame: Its content.
-            caption: What it is about.
-            dictionaries: For each column of latents' numbers, the column that holds the name of their dictionary.
-        """
-        return cls(
-            frame, caption, {latent: frame[name].tolist() for latent, name in dictionaries.items() if name in frame}
-        )
+    @property
+    def dictionaries_of_latents(self) -> dict[str, Sequence[str | None]]:
+        """For each column of latents' numbers, the name of the dictionary that each row's latent is of."""
+        return {**self.latents, **{latent: self.frame[name].tolist() for latent, name in self.named_in.items()}}
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

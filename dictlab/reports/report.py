@@ -169,7 +169,8 @@ class Report:
             for name, plot in self.plots.items()
         ]
         tables = [
-            {"name": name} | table_data(name, t.caption, t.frame, t.latents, links) for name, t in self.tables.items()
+            {"name": name} | table_data(name, t.caption, t.frame, t.dictionaries_of_latents, links)
+            for name, t in self.tables.items()
         ]
         cards = [
             {"id": prefixes[name], "title": title_of(name), "html": deck.html(prefixes[name] if page else None)}

@@ -44,7 +44,7 @@ def contents_record(
     """What `report.json` says of a report's parts: names, captions, and what a scatter's columns mean."""
     return {
         "tables": {name: table.caption for name, table in tables.items()},
-        "latents": {name: _latents_record(table) for name, table in tables.items() if table.latents},
+        "latents": {name: record for name, table in tables.items() if (record := _latents_record(table))},
         "plots": {name: {"caption": plot.caption, "scatter": _scatter_record(plot)} for name, plot in plots.items()},
         "cards": list(cards),
         "dictionaries": list(dictionaries),
@@ -95,7 +95,7 @@ def _read(folder: Path, record: dict[str, Any]) -> SavedReport:
 def _latents_record(table: Table) -> dict[str, Any]:
     """For each column of latents' numbers the dictionaries, and which of them each row's latent is of."""
     record = {}
-    for column, names in table.latents.items():
+    for column, names in table.dictionaries_of_latents.items():
         known = list(dict.fromkeys(names))
         of = [known.index(name) for name in names] if len(known) > 1 else None
         record[column] = {"dictionaries": known, "of": of}

@@ -258,8 +258,8 @@ LATENT_COLUMNS = {"latent", "parent", "partner", "neighbour"}
 def check_links(table: Table, inputs: set[str]) -> None:
     """Every column of latents' numbers says of each row which dictionary the latent is of, or that it is of none."""
     of_latents = LATENT_COLUMNS & set(table.frame.columns) if "latent" in table.frame else set()
-    assert set(table.latents) == of_latents
-    for column, names in table.latents.items():
+    assert set(table.dictionaries_of_latents) == of_latents
+    for column, names in table.dictionaries_of_latents.items():
         of = [name for name, latent in zip(names, table.frame[column], strict=True) if not pd.isna(latent)]
         assert {name for name in of if name is not None} <= inputs
 

@@ -101,11 +101,20 @@ def notes(report) -> list[str]:
     return [caution for caution in report.cautions if "its file states L0" in caution]
 
 
-@pytest.mark.parametrize("name", ON_ARRAYS)
+@pytest.mark.parametrize("name", sorted(ON_ARRAYS.keys() - {"verification"}))
 def test_analyses_of_an_array_say_both_figures_once_and_nothing_where_they_agree(name, tmp_path):
     dictionaries = right_and_wrong(tmp_path)
     (said,) = notes(ON_ARRAYS[name](dictionaries, data=X.numpy()))
     assert said.startswith("wrong") and f"{round(measured(dictionaries[0]))}" in said
+
+
+def test_verification_says_both_figures_once_in_the_check_of_the_stated_l0(tmp_path):
+    right, wrong = right_and_wrong(tmp_path)
+    report = verification(wrong.path, contexts=5, data=X.numpy())
+    (said,) = [caution for caution in report.cautions if "L0" in caution]
+    assert said.startswith("stated L0: ") and f"stated {round(measured(right))}," in said
+    assert float(said.split()[2]) == pytest.approx(measured(wrong), rel=0.05), "measured on a part of the same rows"
+    assert not report.passed
 
 
 @pytest.mark.parametrize("name", IN_MODEL)

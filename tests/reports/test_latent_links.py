@@ -43,7 +43,7 @@ def report_of(dictionaries, cards=()):
     frame = pd.DataFrame(
         {"of": ["small", "large", "other", "large"], "latent": [2, 4, 1, None], "count": [2, 4, 1, 3]}
     ).astype({"latent": "Int64"})
-    tables = {"pairs": Table.of_latents(frame, "c", {"latent": "of"})}
+    tables = {"pairs": Table(frame, "c", named_in={"latent": "of"})}
     return Report("t", "s", tables, cards={"what": Cards(cards, "c")} if cards else {}, inputs=tuple(dictionaries))
 
 

@@ -89,16 +89,16 @@ def _tables(
             "share: share of the active latents of all tokens that are explained ones; the bigram "
             f"model (of {settings['bigram_tokens']} training tokens) compares with a share of 1 only.",
         ),
-        "latents": Table.of_latents(
+        "latents": Table(
             latents_table(explained, tokenizer),
             f"One row a latent, on {text}; {INTERVAL} over sequences.",
-            {"latent": "dictionary"},
+            named_in={"latent": "dictionary"},
         ),
-        "patterns": Table.of_latents(
+        "patterns": Table(
             patterns_table(explained, tokenizer),
             "Every pattern: ∗ stands for any token, ^ for the beginning of a context; importance: share of the "
             "activation lost when a token is replaced, from left to right.",
-            {"latent": "dictionary"},
+            named_in={"latent": "dictionary"},
         ),
     }
     if len(explained) > 1:

@@ -95,16 +95,16 @@ def probes_report(
             "task, mean over tasks; of the label's entropy: the share of it that is left, mean over tasks; has: tasks "
             f"with an F1 of {min_f1:g} or more.",
         ),
-        "tasks": Table.of_latents(
+        "tasks": Table(
             tasks_table(measured, held.tasks, min_f1),
             f"The best feature of each task; {n}; {INTERVAL}. direction: whether the task is true where the latent is "
             "active, or silent. F1, precision and recall at the threshold with the best F1 on the training split.",
-            {"latent": "features"},
+            named_in={"latent": "features"},
         ),
-        "who": Table.of_latents(
+        "who": Table(
             who_table(measured, held.tasks, min_f1),
             f"Which dictionaries have a task: F1 {min_f1:g} or more.",
-            {"latent": "best"},
+            named_in={"latent": "best"},
         ),
     }
     if sample.left_out:

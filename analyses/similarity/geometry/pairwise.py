@@ -85,8 +85,8 @@ class PairwiseGeometry(NamedTuple):
         return {
             "contrasts": Table(_contrast_table(self.contrasts), _CONTRASTS),
             "regions": Table(_region_table(self.regions, contexts), self._caption()),
-            "region_latents": Table.of_latents(
-                _region_latents(self.regions, contexts), _LATENTS, {"latent": "dictionary"}
+            "region_latents": Table(
+                _region_latents(self.regions, contexts), _LATENTS, named_in={"latent": "dictionary"}
             ),
         }
 

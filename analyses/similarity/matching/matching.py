@@ -268,7 +268,7 @@ def _details(
         listed = [
             pd.concat([one, firing_columns(own.matched)], axis=1) for one, own in zip(listed, fired_too, strict=True)
         ]
-    tables = {"pairs": Table.of_latents(pd.concat(listed, ignore_index=True), _PAIRS, _OF)}
+    tables = {"pairs": Table(pd.concat(listed, ignore_index=True), _PAIRS, named_in=_OF)}
     if fired_too:
         caption = (
             f"Latents whose direction and trigger part ways, those furthest from a correlation of {correlation:g} "
@@ -276,15 +276,15 @@ def _details(
             "over sequences lies on the same side."
         )
         off = pd.concat([own.listed for own in fired_too], ignore_index=True)
-        tables["off_diagonal"] = Table.of_latents(off, caption, _OF)
+        tables["off_diagonal"] = Table(off, caption, named_in=_OF)
     known = [one for one in told[:DETAILED] if one is not None]
     if known:
-        tables["reconstruction"] = Table.of_latents(pd.concat(known, ignore_index=True), _TOLD, {"latent": "from"})
+        tables["reconstruction"] = Table(pd.concat(known, ignore_index=True), _TOLD, named_in={"latent": "from"})
     near = pd.concat([neighbour_table(pair) for pair in shown], ignore_index=True)
-    tables["latents"] = Table.of_latents(
+    tables["latents"] = Table(
         near,
         "The nearest latents of the other dictionary, for each alive one.",
-        {"latent": "from", "neighbour": "to"},
+        named_in={"latent": "from", "neighbour": "to"},
     )
     return tables
 
