@@ -231,7 +231,7 @@ def test_training_leaves_sinks_out_says_so_once_and_writes_it_down(text, tmp_pat
     config = TrainConfig("tiny", SITE, width=8, k=2, tokens=1280, batch=64, context=CONTEXT)
     run = train(config, model=model, text=text, out=tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("attention sinks") == 1 and "position 0" in said and "--token-selection all" in said
+    assert said.count("attention sinks") == 1 and "position 0" in said and "`token_selection='all'`" in said
     assert run.config.token_selection == "without-outliers=10"
     assert 'token_selection = "without-outliers=10"' in (tmp_path / "run" / "config.toml").read_text()
     (dictionary,) = run.dictionaries

@@ -20,7 +20,7 @@ from dictlab.cli.printing import as_options, examples, whole_output
 from dictlab.cli.training import train_command
 from dictlab.errors import DictlabError
 from dictlab.runtime.interruption import interrupts
-from dictlab.runtime.progress import Phase
+from dictlab.runtime.progress import Phase, worded
 
 HELP = {
     "explore": "Make a page on which latents are found, seen and compared with those of other dictionaries.",
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     complete until then has been written.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with interrupts() as caught, whole_output():
+    with interrupts() as caught, whole_output(), worded(as_options):
         try:
             with Phase("start"):  # torch and transformers take seconds to import
                 application = build(arguments)

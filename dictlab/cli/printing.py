@@ -115,7 +115,7 @@ def print_run(run: Run) -> None:
     out.print(f"Run: {run.folder}", soft_wrap=True)
     if run.stopped:
         done = run.dictionaries[0].metadata.tokens or 0
-        out.print(f"Stopped after {done:,} of {run.config.tokens:,} tokens: {run.stopped}.", style="yellow")
+        out.print(f"Stopped after {done:,} of {run.config.tokens:,} tokens: {as_options(run.stopped)}.", style="yellow")
         out.print(f"Go on with: dictlab train --resume {run.folder}", style="yellow", soft_wrap=True)
 
 

@@ -14,7 +14,6 @@ class Metadata:
         model: The language model's name or folder.
         model_fingerprint: `LanguageModel.fingerprint` of that model.
         site: Where in the model it reads, e.g. `blocks.6.hook_resid_pre`.
-        writes: Where a transcoder writes; None for a dictionary that writes the site that it reads.
         objective: "local", "e2e", "e2e+ds", "stitched", ...
         seed: The seed of its initialisation.
         tokens: Tokens it was trained on.
@@ -26,12 +25,12 @@ class Metadata:
             "transformer_lens" after that library's processing of the weights. See `evaluation.transformer_lens`.
         foreign: The configuration that another library wrote, for writing it back.
         notes: What its reader or writer found worth knowing.
+        writes: Where a transcoder writes; None for a dictionary that writes the site that it reads.
     """
 
     model: str | None = None
     model_fingerprint: str | None = None
     site: str | None = None
-    writes: str | None = None
     objective: str | None = None
     seed: int | None = None
     tokens: int | None = None
@@ -42,6 +41,7 @@ class Metadata:
     convention: str | None = None
     foreign: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    writes: str | None = None
 
 
 def reads_and_writes(metadata: Metadata) -> str:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from types import TracebackType
 from typing import ClassVar, TypeVar
 
@@ -178,8 +179,23 @@ def rate(amount: float, seconds: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+_wording: list[Callable[[str], str]] = []
+
+
+@contextmanager
+def worded(wording: Callable[[str], str]) -> Iterator[None]:
+    """Put everything that is written in other words: a command line has options where a function has arguments."""
+    _wording.append(wording)
+    try:
+        yield
+    finally:
+        _wording.pop()
+
+
 def write(text: str) -> None:
     """Write to standard error; one that is closed or full is no failure of the work."""
+    for wording in _wording:
+        text = wording(text)
     try:
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -17,7 +17,7 @@ from torch import Tensor
 from dictlab import Metadata, save
 from dictlab.dictionary.activation_functions import BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK
 from dictlab.dictionary.normalisation import Centred, LayerNorm, Scale
-from tests.planted import SITE, random_dictionary
+from tests.planted import SITE, random_dictionary, random_transcoder
 
 D, N, K = 6, 18, 3
 
@@ -297,10 +297,38 @@ def qwen_scope() -> Seed:
     return Seed("qwen_scope", weights, lambda folder: torch.save(content, folder / weights))
 
 
+def native_transcoder() -> Seed:
+    def write(folder: Path) -> None:
+        save(random_transcoder(N, D, D - 1), folder / "native.safetensors")
+
+    return Seed("dictlab", "native.safetensors", write)
+
+
+def circuit_tracer(**tensors: Tensor) -> Seed:
+    config = {
+        "model_kind": "transcoder_set",
+        "model_name": "Qwen/Qwen3-0.6B",
+        "feature_input_hook": "mlp.hook_in",
+        "feature_output_hook": "mlp.hook_out",
+    }
+
+    def write(folder: Path) -> None:
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        save_file({**PLAIN, "W_enc": draw(N, D), **tensors}, folder / "layer_3.safetensors")
+
+    return Seed("circuit_tracer", "layer_3.safetensors", write)
+
+
+def transcoder_circuits() -> Seed:
+    content = {"state_dict": {**PLAIN, "b_dec_out": draw(D)}}
+    return Seed("transcoder_circuits", "transcoder.pt", lambda folder: torch.save(content, folder / "transcoder.pt"))
+
+
 def gates(*names: str) -> dict[str, Tensor]:
     return {name: draw(N) for name in names}
 
 
+TRANSCODER = {"d_out": D, "apply_b_dec_to_input": False}
 WITHOUT_BIAS = {name: tensor for name, tensor in PLAIN.items() if name != "b_enc"}
 SEEDS = (
     native(activation=TopK(K)),
@@ -345,4 +373,10 @@ SEEDS = (
     llamascopium("topk"),
     llamascopium("jumprelu", **{"activation_function.log_jumprelu_threshold": draw(N)}),
     qwen_scope(),
+    native_transcoder(),
+    saelens("jumprelu_skip_transcoder", {**PLAIN, "threshold": positive(N), "W_skip": draw(D, D)}, **TRANSCODER),
+    sparsify(transcode=True),
+    circuit_tracer(),
+    circuit_tracer(**{"activation_function.threshold": positive(N), "W_skip": draw(D, D)}),
+    transcoder_circuits(),
 )

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from dictlab.cli.printing import as_options
 from dictlab.runtime import progress
 from dictlab.runtime.progress import Phase, clock, rate, track
 
@@ -82,3 +83,11 @@ def test_a_loop_that_is_left_early_ends_its_phase(monkeypatch):
     for _ in track(range(3), "items"):
         break
     assert Phase._open == []
+
+
+def test_on_the_command_line_lines_name_options(capsys):
+    with progress.worded(as_options):
+        progress.write("counts them with `token_selection='all'`\n")
+    progress.write("counts them with `token_selection='all'`\n")
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["counts them with --token-selection all", "counts them with `token_selection='all'`"]

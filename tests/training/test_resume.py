@@ -267,7 +267,7 @@ def test_a_member_that_diverges_is_given_up_and_the_rest_go_on(tmp_path, text, m
 
 def test_data_that_ends_before_its_time_is_said_and_what_was_learnt_is_kept(tmp_path, text, model):
     run = train(config(tokens=10**7, epochs=1), out=tmp_path / "run", model=model, text=text)
-    assert "the data ended after" in run.stopped and "--epochs" in run.stopped
+    assert "the data ended after" in run.stopped and "`epochs=...`" in run.stopped
     tokens = run.dictionaries[0].metadata.tokens
     assert 0 < tokens < 120 * 121 and tokens % 128 == 0
     assert (tmp_path / "run" / "state.safetensors").exists()

@@ -327,7 +327,7 @@ def test_what_is_outstanding_follows_the_answers_that_are_there(opened):
         ({"timeout": 0}, "timeout"),
         ({"per_minute": 0}, "per_minute"),
         ({"price": (-1.0, 2.0)}, "price"),
-        ({"budget": 3.0}, "--price"),
+        ({"budget": 3.0}, "`price="),
         ({"price": (1.0, 2.0), "budget": -3.0}, "budget"),
         ({"parameters": "seed=1"}, "JSON object"),
         ({"parameters": "[1]"}, "JSON object"),

@@ -399,7 +399,7 @@ def test_resampling_is_repeatable_and_revives():
         ({"name": "nope"}, "activation 'nope' is unknown; known are topk, relu"),
         ({"bandwidth": 0.0}, "bandwidth"),
         ({"p_norm": 0.0}, "p_norm"),
-        ({"kl": 1.0}, "kl is a weight of the objective weighted; add --objective weighted"),
+        ({"kl": 1.0}, "kl is a weight of the objective weighted; add `objective='weighted'`"),
         ({"objective": "weighted"}, "give one of the weights reconstruction, kl, ce, downstream"),
         ({"finetune": "local", "finetune_tokens": 5}, "finetune_tokens is 5"),
         ({"finetune_tokens": 512}, "finetune is not"),
