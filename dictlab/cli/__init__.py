@@ -88,7 +88,8 @@ def build(arguments: Sequence[str]) -> App:
         suppress_keyboard_interrupt=False,  # main says it
     )
     asked = arguments[0] if arguments else ""
-    known = {entry.name: entry for entry in entry_points(group=GROUP)}
+    installed = entry_points()  # once: every package's list is read from its file
+    known = {entry.name: entry for entry in installed.select(group=GROUP)}
     app.command(demo.demo, name="demo", help_epilogue=examples("dictlab demo", "dictlab demo my/folder"))
     if asked == "train":
         check_train_options(arguments[1:])
@@ -96,7 +97,7 @@ def build(arguments: Sequence[str]) -> App:
     _add_dictionaries(app)
     for name in SHORT:
         _add_short(app, name, known, arguments)
-    for entry in entry_points(group=COMMANDS):
+    for entry in installed.select(group=COMMANDS):
         _add_command(app, entry, arguments)
     app.command(_reports(known if asked == "report" else {}, arguments))
     return app

@@ -11,7 +11,7 @@ from rich.table import Table as Grid
 from dictlab.cli.printing import console
 from dictlab.dictionary.describe import describe, description
 from dictlab.errors import DictlabError
-from dictlab.formats.names import name_of
+from dictlab.formats.names import check_existence, name_of
 from dictlab.formats.native.header import described
 
 
@@ -38,6 +38,7 @@ def info(
     ignore
         Fields of its configuration to pass over although they are unknown here.
     """
+    check_existence(file)
     rows = None
     if format is None and scale is None and not map and not ignore and file.endswith(".safetensors"):
         rows = _from_header(Path(file))

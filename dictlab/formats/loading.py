@@ -24,7 +24,7 @@ from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.formats import hub, mapping
 from dictlab.formats.libraries.fields import listed
-from dictlab.formats.names import file_and_part, l0_in, near_name
+from dictlab.formats.names import check_existence, file_and_part, l0_in
 from dictlab.formats.reading.checks import check
 from dictlab.formats.reading.source import Source, weight_files
 from dictlab.formats.reading.wrappers import unwrapped
@@ -158,8 +158,7 @@ def _in_folder(folder: Path, like: Source) -> tuple[list[Source], list[str]]:
         DictlabError: There is none.
     """
     found, broken = [], []
-    if not folder.exists():
-        raise DictlabError(f"{folder}: no such file.{near_name(folder)}")
+    check_existence(str(folder))
     if not folder.is_dir():
         raise DictlabError(f"{folder}: neither a file nor a folder.")
     for file in weight_files(folder):

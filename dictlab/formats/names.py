@@ -33,6 +33,21 @@ def file_and_part(path: str) -> tuple[str, str | None]:
     return (file, part) if file and not Path(path).exists() else (path, None)
 
 
+def check_existence(path: str) -> None:
+    """Refuse the name of a file or folder that is not there, without the libraries that read one.
+
+    Raises:
+        DictlabError: It is no address on a hub, and there is no such file or folder.
+    """
+    try:
+        local, _ = file_and_part(path)
+        missing = "://" not in local and not Path(local).exists()
+    except OSError:  # no permission, a name that is too long: said where it is opened
+        return
+    if missing:
+        raise DictlabError(f"{local}: no such file.{near_name(Path(local))}")
+
+
 def name_of(path: str | Path) -> str:
     """What a dictionary is called, from the path or address it is opened by."""
     path, part = file_and_part(str(path))

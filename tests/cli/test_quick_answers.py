@@ -24,6 +24,8 @@ SLOW = ("torch", "transformers", "pandas", "matplotlib", "datasets", "scipy", "s
     [
         (["--help"], "Usage: dictlab COMMAND"),
         (["info", str(FILES[0])], FILES[0].stem),
+        (["info", "nowhere.safetensors"], "nowhere.safetensors: no such file."),
+        (["info", "nowhere.pt#blocks.6"], "nowhere.pt: no such file."),
         (["inof"], 'Did you mean "info"?'),
         (["info", "x", "--farr"], "Unknown option: --farr"),
         (["report", "geometri"], 'Did you mean "geometry"?'),
