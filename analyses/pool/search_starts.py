@@ -7,6 +7,7 @@ were fitted to each other: the set as a whole is good, and the way there from no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,13 @@ from analyses.pool.ridge_refit import NormalEquations
 from analyses.pool.subset_search import TRIALS, Search, budget_of, search, searched
 
 SEARCHED_REFITTED = 2048  # latents of a pool up to which every choice is refitted in a search, unless asked otherwise
+
+
+class BudgetLimits(NamedTuple):
+    """The most latents, and the most active latents a token, that may be chosen; None for any number."""
+
+    latents: int | None
+    l0: float | None
 
 
 def best_of_starts(

@@ -11,20 +11,26 @@ the same L0, and the L0 of the best of the dictionaries that it is made of. Each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.common.chance import sign_notes
 from analyses.common.compatibility import check_same_place
 from analyses.common.inputs import DataLike, open_activations
 from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
-from analyses.composition.frankenstein.append_rule import Appended, appended
+from analyses.composition.frankenstein.append_rule import Appended
+from analyses.composition.frankenstein.hybrids import (
+    ASKED,
+    COMPACT,
+    choose_by_rule,
+    choose_by_search,
+    compact_agreements,
+    compact_choices,
+    refit_choices,
+)
 from analyses.composition.frankenstein.report import (
     CompactHybrid,
     FrankensteinResult,
@@ -36,11 +42,9 @@ from analyses.composition.frankenstein.report import (
 )
 from analyses.composition.trained_frontier import frontier_ratios
 from analyses.pool.dictionary_chain import DictionaryChain, encode_chain
-from analyses.pool.quadratic_error import QuadraticError
-from analyses.pool.refitted_subsets import BY_GRADIENT, CLOSED, GradientRefit, RefittedSubsets, compacted
-from analyses.pool.ridge_refit import Refit, normal_equations
-from analyses.pool.search_starts import SEARCHED_REFITTED, best_of_starts
-from analyses.pool.threshold_calibration import agreement
+from analyses.pool.refitted_subsets import BY_GRADIENT, CLOSED, GradientRefit
+from analyses.pool.ridge_refit import Refit
+from analyses.pool.search_starts import SEARCHED_REFITTED, BudgetLimits
 from analyses.quality.measured_points import Point
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
@@ -51,17 +55,11 @@ from dictlab.evaluation.reconstruction import evaluate_activations
 from dictlab.reports.report import Report
 
 Compact = Literal["no", "codes", "decisions", "rate"]
-RULE, DONOR_L0, ASKED = "cosine", "best donor's L0", "as asked"
+RULE, DONOR_L0 = "cosine", "best donor's L0"
 CONTROL = "best donor"  # a refit helps any dictionary: its own latents under every refit
 FILES = {RULE: "frankenstein", DONOR_L0: "donor_l0"}
 GRADIENT: dict[str, GradientRefit] = {"biases": "biases by gradient", "all": "all by gradient"}
-SEARCH_RIDGE = 0.01  # of the decoders that a search fits
 AGREEMENT_TOKENS = 16_384  # held-out tokens on which firing decisions are compared
-
-COMPACT = "compact"
-
-Mask = NDArray[np.bool_]
-Budget = tuple[int | None, float | None]  # most latents, and most active ones a token
 
 
 def frankenstein(
@@ -142,43 +140,33 @@ def frankenstein(
     train, heldout = reading.parts()
     batches = list(train.sample(tokens, seed=seed))
     chain = encode_chain(donors, batches)
-    rule = _by_rule(chain, max_cosine, duplicate_threshold)
+    rule = choose_by_rule(chain, max_cosine, duplicate_threshold)
     trained = _measured([*donors, *others], heldout, contexts, seed)
-    best = min(trained[: len(donors)], key=lambda point: point.value("mse"))
-    budgets: dict[str, Budget] = {
-        "equal size": (int(rule.chosen.sum()), None),
-        "equal L0": (None, float(chain.sample.firing_rate[rule.chosen].sum())),
-        DONOR_L0: (None, best.value("l0")),
-    }
-    if max_latents is not None or max_l0 is not None:
-        budgets[ASKED] = (max_latents, max_l0)
+    best_donor = min(trained[: len(donors)], key=lambda point: point.value("mse"))
+    budgets = _budgets(chain, rule, best_donor, BudgetLimits(max_latents, max_l0))
     by_refit = chain.pool.n_latents <= SEARCHED_REFITTED if search_refit is None else search_refit
-    searched, cautions = _by_search(chain, rule, budgets, by_refit)
-    choices = {RULE: rule.chosen, **searched, CONTROL: chain.mask_of(trained.index(best))}
+    searched, cautions = choose_by_search(chain, rule, budgets, by_refit)
+    choices = {RULE: rule.chosen, **searched, CONTROL: chain.mask_of(trained.index(best_donor))}
     refits = [*CLOSED, *(kind for kind in BY_GRADIENT if gradient_refits or kind == written)]
-    made = _all_refits(chain, choices, refits, rule.order[0], batches, gradient_steps, seed)
+    refitted = refit_choices(chain, choices, refits, rule.order[0], batches, gradient_steps, seed)
     if compact != "no":
-        for choice in choices:
-            alone, again = compacted(made[choice, written], batches, written, compact)
-            made |= {
-                (choice, f"{written}, {COMPACT}, not refitted again"): alone,
-                (choice, f"{written}, {COMPACT}"): again,
-            }
-    points = _measured(list(made.values()), heldout, contexts, seed)
-    hybrids = {key: Hybrid(*key, point) for key, point in zip(made, points, strict=True)}
-    kept_refit = written if compact == "no" else f"{written}, {COMPACT}"
+        refitted |= compact_choices(refitted, choices, written, batches, compact)
+    points = _measured(list(refitted.values()), heldout, contexts, seed)
+    hybrids = {key: Hybrid(*key, point) for key, point in zip(refitted, points, strict=True)}
+    written_kind = written if compact == "no" else f"{written}, {COMPACT}"
+    agreements: list[CompactHybrid] = []
+    if compact != "no":
+        agreements = compact_agreements(hybrids, choices, written, heldout.sample(AGREEMENT_TOKENS, seed=seed))
     result = FrankensteinResult(
         hybrids=list(hybrids.values()),
         trained=trained,
         ratios={cost: frontier_ratios(points, trained, cost) for cost in ("l0", "latents")},
-        result=hybrids[RULE, kept_refit],
-        at_donor_l0=hybrids.get((DONOR_L0, kept_refit)),
-        best_donor=best,
+        result=hybrids[RULE, written_kind],
+        at_donor_l0=hybrids.get((DONOR_L0, written_kind)),
+        best_donor=best_donor,
         rule=rule,
         donors=donors,
-        compact=[]
-        if compact == "no"
-        else _agreements(hybrids, choices, written, heldout.sample(AGREEMENT_TOKENS, seed=seed)),
+        compact=agreements,
     )
     how: dict[str, Any] = {"max_cosine": max_cosine, "duplicate_threshold": duplicate_threshold}
     how |= {"written_refit": written_refit, "compact": compact}
@@ -191,7 +179,7 @@ def frankenstein(
         plots=frankenstein_plots(result),
         dictionaries={
             FILES.get(choice, choice.replace(" ", "_")): _described(
-                hybrids[choice, kept_refit].point, batches, how | {"choice": choice}
+                hybrids[choice, written_kind].point, batches, how | {"choice": choice}
             )
             for choice in (RULE, *searched)
         },
@@ -216,6 +204,16 @@ def _check(donors: Sequence[Dictionary], others: Sequence[Dictionary]) -> None:
     check_same_place([*donors, *others])
 
 
+def _budgets(chain: DictionaryChain, rule: Appended, best_donor: Point, asked: BudgetLimits) -> dict[str, BudgetLimits]:
+    """What searches may spend: the rule's size, the rule's L0, the best donor's L0, and what was asked for."""
+    budgets = {
+        "equal size": BudgetLimits(int(rule.chosen.sum()), None),
+        "equal L0": BudgetLimits(None, float(chain.sample.firing_rate[rule.chosen].sum())),
+        DONOR_L0: BudgetLimits(None, best_donor.value("l0")),
+    }
+    return budgets if asked == (None, None) else budgets | {ASKED: asked}
+
+
 def _silent_donors(chain: DictionaryChain) -> tuple[str, ...]:
     """Donors of which no latent was active on the sample."""
     active = [bool(chain.sample.firing_rate[chain.latents_of(i)].any()) for i in range(len(chain.dictionaries))]
@@ -230,79 +228,6 @@ def _silent_donors(chain: DictionaryChain) -> tuple[str, ...]:
 def _measured(dictionaries: Sequence[Dictionary], heldout: Activations, contexts: int, seed: int) -> list[Point]:
     evaluations = evaluate_activations(dictionaries, heldout, contexts=contexts, seed=seed)
     return [Point(d, e) for d, e in zip(dictionaries, evaluations, strict=True)]
-
-
-def _by_rule(chain: DictionaryChain, threshold: float, duplicates: float) -> Appended:
-    widths = [dictionary.n_latents for dictionary in chain.dictionaries]
-    rates = torch.from_numpy(chain.sample.firing_rate).split(widths)
-    directions = chain.pool.W_dec.cpu().split(widths)
-    signed = chain.pool.signed.cpu().split(widths)
-    rule = appended(directions, rates, signed=signed, threshold=threshold, duplicates=duplicates)
-    if not rule.chosen.any():
-        names = ", ".join(dictionary.name for dictionary in chain.dictionaries)
-        raise DictlabError(f"no latent of {names} was active on {chain.sample.n_tokens} tokens: nothing can be joined.")
-    return rule
-
-
-def _by_search(
-    chain: DictionaryChain, rule: Appended, budgets: Mapping[str, Budget], refit: bool
-) -> tuple[dict[str, Mask], tuple[str, ...]]:
-    """The latents with the smallest error within each budget, and what is to be said of how they were found."""
-    quadratic = QuadraticError.from_sample(chain.sample, chain.pool.W_dec)
-    starts = [rule.chosen, *(chain.mask_of(number) for number in range(len(chain.dictionaries)))]
-    equations = normal_equations(chain.sample) if refit else None
-    choices: dict[str, Mask] = {}
-    cautions = []
-    for name, (latents, l0) in budgets.items():
-        found = best_of_starts(quadratic, starts, latents=latents, l0=l0, equations=equations, ridge=SEARCH_RIDGE)
-        if not found.chosen.any():
-            if name == ASKED:
-                raise DictlabError(f"no latent fits into latents {latents} and L0 {l0}. Allow more.")
-            cautions.append(f"{name}: no latent that helps is active so seldom (L0 {l0}); left out.")
-            continue
-        choices[name] = found.chosen
-        if not found.settled:
-            cautions.append(f"{name}: the search stopped when its trials ran out; more might lower the error further.")
-    return choices, tuple(cautions)
-
-
-def _all_refits(
-    chain: DictionaryChain,
-    choices: Mapping[str, Mask],
-    refits: Sequence[Refit | GradientRefit],
-    first: int,
-    batches: Sequence[Tensor],
-    steps: int,
-    seed: int,
-) -> dict[tuple[str, str], Dictionary]:
-    """Every choice under every refit. Without one the output bias is that of the donor that the rule starts from."""
-    subsets = RefittedSubsets(chain.pool, chain.sample)
-    b_out = torch.from_numpy(chain.biases[first]).to(chain.pool.b_out)
-    made = {}
-    for choice, chosen in choices.items():
-        for refit in refits:
-            name = f"{choice}, {refit}"
-            if refit == "biases by gradient" or refit == "all by gradient":
-                made[choice, str(refit)] = subsets.tuned(chosen, refit, name, batches, steps=steps, seed=seed)
-            else:
-                made[choice, str(refit)] = subsets.subset(chosen, refit, name, b_out=b_out)
-    return made
-
-
-def _agreements(
-    hybrids: Mapping[tuple[str, str], Hybrid],
-    choices: Iterable[str],
-    refit: str,
-    heldout: Iterable[Tensor],
-) -> list[CompactHybrid]:
-    """Each compact hybrid beside the one with rivals that it stands for; both compact ones fire alike."""
-    batches, pairs = list(heldout), []
-    for choice in choices:
-        before, compact = hybrids[choice, refit], f"{refit}, {COMPACT}"
-        alone, again = hybrids[choice, f"{compact}, not refitted again"], hybrids[choice, compact]
-        agree = agreement(before.point.dictionary, alone.point.dictionary, batches)
-        pairs += [CompactHybrid(after, before, agree) for after in (alone, again)]
-    return pairs
 
 
 def _named(refit: str) -> Refit | GradientRefit:

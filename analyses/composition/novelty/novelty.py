@@ -33,9 +33,10 @@ from analyses.composition.novelty.report import (
     novelty_warnings,
     prediction_tables,
 )
-from dictlab.data.activations import ModelActivations
+from dictlab.data.activations import Activations, ModelActivations
 from dictlab.errors import DictlabError, check_at_least, check_choice
 from dictlab.numerics import seeds
+from dictlab.numerics.statistics import BySequence
 from dictlab.reports.cards import Cards
 from dictlab.reports.report import Plot, Report, Table
 
@@ -132,15 +133,7 @@ def novelty(
     if not isinstance(source, ModelActivations):
         n_cards = n_run = 0
     selected = select_latents(pair, which_latents, latent_choice, max(n_cards, n_run), seed)
-    shown, run = selected[:n_cards], selected[:n_run]
-    measured, held = None, 0
-    if isinstance(source, ModelActivations) and n_run:
-        sequences = source.as_split("heldout").sequences(contexts * source.context, seed)
-        if run:
-            measured = insertion_behaviour(
-                small, large, run, source.model, sequences, selection=source.selection, seed=seed
-            )
-        held = len(sequences)
+    behaviour, n_sequences = _measure_in_model(pair, selected[:n_run], source, contexts, seed) if n_run else (None, 0)
     parts = groups(pair.alive, kinds_of(large.activation, large.n_latents))
     result = NoveltyResult(
         pair=pair,
@@ -148,14 +141,14 @@ def novelty(
         shares=[novelty_shares(one, seed) for one in (pair, *floor)],
         prediction=prediction_areas(parts, seed),
         thresholds=threshold_rules(parts, threshold, seed),
-        behaviour_of=run,
-        behaviour=measured,
+        behaviour_of=selected[:n_run],
+        behaviour=behaviour,
     )
     portrait_tables: dict[str, Table] = {}
     latent_cards: dict[str, Cards] = {}
-    if isinstance(source, ModelActivations) and shown:
+    if isinstance(source, ModelActivations) and selected[:n_cards]:
         context = CardContext(source.model, source.sequences(tokens, seed), seed, source.selection)
-        portrait_tables, latent_cards = build_latent_cards(result, shown, context)
+        portrait_tables, latent_cards = build_latent_cards(result, selected[:n_cards], context)
     return Report(
         title=novelty_title(pair),
         summary=novelty_summary(result, seed),
@@ -163,7 +156,12 @@ def novelty(
         plots=_plots(result, seed),
         cards=latent_cards,
         settings={"tokens": pair.effects.tokens, "threshold": threshold, "seed": seed}
-        | {"latents": list(which_latents) or latent_choice, "cards": n_cards, "ce_latents": n_run, "contexts": held}
+        | {
+            "latents": list(which_latents) or latent_choice,
+            "cards": n_cards,
+            "ce_latents": n_run,
+            "contexts": n_sequences,
+        }
         | source.record(),
         inputs=(small, large, *controls),
         warnings=(
@@ -172,6 +170,21 @@ def novelty(
             *reading.cautions,
         ),
     )
+
+
+def _measure_in_model(
+    pair: SingleInsertions, latents: Sequence[int], source: Activations, contexts: int, seed: int
+) -> tuple[BySequence | None, int]:
+    """CE and KL of inserting each latent on held-out sequences, and the number of these; nothing for an array."""
+    if not isinstance(source, ModelActivations):
+        return None, 0
+    sequences = source.as_split("heldout").sequences(contexts * source.context, seed)
+    if not latents:
+        return None, len(sequences)
+    behaviour = insertion_behaviour(
+        pair.small, pair.large, latents, source.model, sequences, selection=source.selection, seed=seed
+    )
+    return behaviour, len(sequences)
 
 
 def select_latents(

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from analyses.common.neighbours import nearest
 from analyses.composition.stitching.continuation_report import Continuation
+from analyses.composition.stitching.stitching_data import StitchingData
 from analyses.pool.dictionary_chain import DictionaryChain
 from analyses.pool.one_competition import in_one_competition
-from analyses.pool.refitted_subsets import RefittedSubsets
 from analyses.pool.ridge_refit import refit_decoder
 from analyses.quality.measured_points import Point
 from dictlab.data.activations import Activations, ModelActivations
@@ -126,43 +126,25 @@ def continued(
     return {name: replace(dictionary, name=name, path=None) for name, dictionary in zip(names, made, strict=True)}
 
 
-def continue_stitching(
-    chain: DictionaryChain,
-    subsets: RefittedSubsets,
-    parent: int,
-    stitched: Dictionary,
-    k: int,
-    tokens: int,
-    train_on: Activations,
-    heldout: Activations,
-    batches: Sequence[Float[Tensor, "*tokens d_in"]],
-    *,
-    contexts: int,
-    seed: int,
-) -> Continuation:
+def continue_stitching(data: StitchingData, parent: int, stitched: Dictionary, k: int, tokens: int) -> Continuation:
     """A stitched dictionary and its controls after further training, measured held out.
 
     Args:
-        chain: The parents.
-        subsets: Of their pool.
-        parent: The number of the best of them.
+        data: The parents, the training split, the sample that decoders are refitted on before, the held-out split.
+        parent: The number of the best parent.
         stitched: Where training begins.
         k: Active latents a token, of all of them.
         tokens: To train on.
-        train_on: The training split.
-        heldout: What is measured on.
-        batches: What decoders are refitted on before.
-        contexts: Held-out sequences.
-        seed: Of the order of tokens, the fresh dictionary, the sample and the bootstrap.
     """
+    chain, subsets = data.chain, data.subsets
     of_parent = f"{chain.dictionaries[parent].name}, continued"
     starts = {
         of_parent: subsets.subset(chain.mask_of(parent), "decoder", of_parent),
         UNION: subsets.subset(np.ones(chain.pool.n_latents, dtype=bool), "decoder", UNION),
         CONTINUED: stitched,
     }
-    made = continued(starts, chain.pool.n_latents, k, tokens, train_on, batches, seed=seed)
-    evaluations = evaluate_activations(list(made.values()), heldout, contexts=contexts, seed=seed)
+    made = continued(starts, chain.pool.n_latents, k, tokens, data.train, data.batches, seed=data.seed)
+    evaluations = evaluate_activations(list(made.values()), data.heldout, contexts=data.contexts, seed=data.seed)
     points = {name: Point(made[name], e) for name, e in zip(made, evaluations, strict=True)}
     controls = [points[name] for name in (of_parent, UNION, FRESH)]
     return Continuation(points[CONTINUED], points[of_parent], controls, tokens, k)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-
-from jaxtyping import Float
-from torch import Tensor
 
 from analyses.composition.stitching.budget_rules import best_of
 from analyses.composition.stitching.equal_l0 import parents_at_levels, sparsity_curves
 from analyses.composition.stitching.report import StitchingResult
 from analyses.composition.stitching.selection_rules import Choice
-from analyses.pool.dictionary_chain import DictionaryChain
+from analyses.composition.stitching.stitching_data import StitchingData
 from analyses.pool.one_competition import Competition, competition_steps
-from analyses.pool.refitted_subsets import RefittedSubsets
 from analyses.pool.ridge_refit import Refit
 from analyses.pool.sparsity_levels import threshold_tokens
 from analyses.quality.measured_points import Point
-from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import emitting
 from dictlab.errors import DictlabError
@@ -35,38 +30,28 @@ UNREFITTED = {  # names of what each rule's choice is without a decoder refit
 }
 
 
-def best_rule(
-    choices: Mapping[str, Choice], subsets: RefittedSubsets, refit: Refit, train: Activations, seed: int
-) -> str:
+def best_rule(data: StitchingData, choices: Mapping[str, Choice], refit: Refit) -> str:
     """The rule whose choice, refitted, is best on training sequences drawn anew."""
-    candidates = [subsets.subset(choice.chosen, refit, f"by {rule}") for rule, choice in choices.items()]
-    return list(choices)[best_of(candidates, train, seed)]
+    candidates = [data.subsets.subset(choice.chosen, refit, f"by {rule}") for rule, choice in choices.items()]
+    return list(choices)[best_of(candidates, data.train, data.seed)]
 
 
 def stitched_in_steps(
-    subsets: RefittedSubsets,
-    choice: Choice,
-    refit: Refit,
-    competition: str | None,
-    batches: Sequence[Float[Tensor, "*tokens d_in"]],
-    *,
-    train: Activations | None,
-    seed: int,
+    data: StitchingData, choice: Choice, refit: Refit, competition: str | None, *, better: bool
 ) -> tuple[Dictionary, dict[str, Dictionary]]:
     """The result, and the steps that led to it where it is under one competition.
 
     Args:
-        subsets: Of the pool.
+        data: The pool and the training tokens.
         choice: Which of its latents.
         refit: What is refitted.
         competition: The rule; own for each donor's. None for own.
-        batches: What is refitted on.
-        train: With these, None stands for what is better on sequences drawn from them: own, or one threshold.
-        seed: Of these sequences.
+        better: None stands for what is better on training sequences drawn anew: own, or one threshold.
     """
+    subsets, batches = data.subsets, data.batches
     own = subsets.subset(choice.chosen, refit, STITCHED)
     kind: Competition | None = None if competition in (None, "own") else competition  # type: ignore[assignment]
-    if kind is None and (competition == "own" or train is None or not _ranked(own)):
+    if kind is None and (competition == "own" or not better or not _ranked(own)):
         return own, {}
     x = threshold_tokens(batches, subsets.pool.n_latents)
     l0 = float(subsets.sample.firing_rate[choice.chosen].sum())
@@ -79,8 +64,8 @@ def stitched_in_steps(
     candidates = {OWN_RULES: replace(own, name=OWN_RULES), **steps}
     names = list(candidates)
     chosen = names[-1]
-    if kind is None and train is not None:
-        chosen = names[best_of(list(candidates.values()), train, seed)]
+    if kind is None:
+        chosen = names[best_of(list(candidates.values()), data.train, data.seed)]
         if chosen == OWN_RULES:
             return own, {}
     result = candidates.pop(chosen)
@@ -94,21 +79,17 @@ def _ranked(dictionary: Dictionary) -> bool:
 
 
 def measure_stitching(
-    chain: DictionaryChain,
-    subsets: RefittedSubsets,
+    data: StitchingData,
     choices: Mapping[str, Choice],
     rule: str,
     refit: Refit,
     stitched: Dictionary,
     steps: Mapping[str, Dictionary],
-    batches: Sequence[Tensor],
-    heldout: Activations,
     *,
     threshold: float,
-    contexts: int,
-    seed: int,
 ) -> StitchingResult:
     """The parents, what each rule makes with and without a decoder refit, steps and controls, all measured held out."""
+    chain, subsets = data.chain, data.subsets
     chosen, rates = choices[rule].chosen, chain.sample.firing_rate
     unrefitted = {  # of choices that were made for the best bias, with it
         name: subsets.subset(choice.chosen, "none" if choice.insertions else "bias", UNREFITTED[name])
@@ -123,7 +104,7 @@ def measure_stitching(
         refitted |= {n: subsets.subset(c.chosen, refit, f"by {n}, refitted") for n, c in others.items()}
     levels, cautions = parents_at_levels(
         chain,
-        batches,
+        data.batches,
         refit,
         float(rates[chosen].sum()),
         [float(rates[choice.chosen].sum()) for choice in choices.values()],
@@ -131,7 +112,7 @@ def measure_stitching(
     )
     candidates = [*chain.dictionaries, *unrefitted.values(), *controls, *refitted.values(), stitched]
     candidates += [level.dictionary for level in levels]
-    evaluations = evaluate_activations(candidates, heldout, contexts=contexts, seed=seed)
+    evaluations = evaluate_activations(candidates, data.heldout, contexts=data.contexts, seed=data.seed)
     measured = {d.name: Point(d, e) for d, e in zip(candidates, evaluations, strict=True)}
     n_kept = int(chosen[chain.latents_of(0)].sum())
     return StitchingResult(
@@ -146,7 +127,7 @@ def measure_stitching(
         rule=rule,
         refit=refit,
         threshold=threshold,
-        seed=seed,
+        seed=data.seed,
         n_inserted=int(chosen.sum()) - n_kept,
         n_kept=n_kept,
     )

@@ -4,8 +4,8 @@ SMALL keeps all its latents; the latents of LARGE that are novel are added (Buss
 the next larger dictionary to what has been stitched so far. Three things decide whether the result is any good, and
 each is measured on held-out text (or on the held-out part of plain activations):
 
-* Which latents: by their measured effect, by the published cosine rule, by a search, or those at a point of the path
-  between sizes (`selection_rules`); by default the best of these within the parents' L0 (`budget_rules`).
+* Which latents (`latent_selection`): by their measured effect, by the published cosine rule, by a search, or those at a
+  point of the path between sizes; by default the best of these within the parents' L0.
 * What makes them active: every latent follows its own dictionary's activation function. A latent from a TopK dictionary
   is active where it is among that dictionary's k largest, so the latents that are left behind still compete, but emit
   nothing. Or all latents follow one activation function (`one_competition`).
@@ -33,37 +33,37 @@ from analyses.common.inputs import DataLike, open_activations
 from analyses.common.opening import DictionaryLike, ModelLike, TextLike
 from analyses.composition.path.path_steps import Order
 from analyses.composition.path.size_path import parse_until
-from analyses.composition.stitching.budget_rules import within_budget
 from analyses.composition.stitching.continuation import CONTINUED, check_can_train, continue_stitching, parent_and_novel
 from analyses.composition.stitching.continuation_report import continuation_sentence, continuation_table
 from analyses.composition.stitching.inserted_cards import inserted_cards
+from analyses.composition.stitching.latent_selection import Select, checked_budget, select_latents
 from analyses.composition.stitching.measurement import (
     STITCHED,
     UNREFITTED,
-    best_rule,
     measure_stitching,
     n_dead,
     stitched_in_steps,
 )
 from analyses.composition.stitching.report import (
+    StitchingResult,
     names_in_words,
     stitching_plots,
     stitching_summary,
     stitching_tables,
     stitching_warnings,
 )
-from analyses.composition.stitching.selection_rules import Choice, by_insertion, by_path, by_search
+from analyses.composition.stitching.stitching_data import StitchingData
 from analyses.pool.dictionary_chain import DictionaryChain, check_active, encode_chain, open_chain
 from analyses.pool.dictionary_pool import part_of, pool_of
 from analyses.pool.refitted_subsets import RefittedSubsets
 from analyses.pool.ridge_refit import Refit, check_active_refittable, check_refittable
+from analyses.pool.search_starts import BudgetLimits
 from analyses.quality.measured_points import Point
 from dictlab.dictionary import Dictionary
-from dictlab.errors import DictlabError, check_at_least, check_choice
+from dictlab.errors import check_at_least, check_choice
 from dictlab.evaluation.recorded_selection import with_selection
 from dictlab.reports.report import Report
 
-Select = Literal["best", "effect", "cosine", "optimal"]
 Rule = Literal["own", "topk", "batchtopk", "jumprelu"]
 
 
@@ -166,12 +166,7 @@ def stitching(
     check_choice(Refit, refit=refit)
     check_choice(Order, order=order)
     check_choice(Rule, competition=competition)
-    check_at_least(1, max_latents=max_latents)
-    check_at_least(0, max_l0=max_l0)
-    if select not in ("best", "optimal") and (max_latents is not None or max_l0 is not None):
-        raise DictlabError(
-            "`max_latents=...` and `max_l0=...` are budgets; give `select='best'` or `select='optimal'` with them."
-        )
+    budget = checked_budget(select, max_latents, max_l0)
     if until is not None:
         parse_until(until)  # refused before the work
     parents = [
@@ -184,68 +179,27 @@ def stitching(
     refit = refit or ("decoder" if until is None else "bias")
     batches = sampled_for_refit(train.sample(tokens, seed=seed), reading.dictionaries if refit == "decoder" else ())
     chain = _encoded(reading.dictionaries, batches, refit)
-    choices: dict[str, Choice] = {choice.rule: choice for choice in by_insertion(chain, threshold)}
-    cautions: tuple[str, ...] = ()
-    subsets = RefittedSubsets(chain.pool, chain.sample)
+    activations = StitchingData(
+        chain, RefittedSubsets(chain.pool, chain.sample), batches, train, heldout, contexts, seed
+    )
     best = select == "best" and until is None
-    if until is not None:
-        choices["path"], rule = by_path(chain, threshold, order, seed, until), "path"
-    elif best:
-        choices, cautions = within_budget(
-            chain, choices, threshold=threshold, order=order, seed=seed, refit=refit, latents=max_latents, l0=max_l0
-        )
-        rule = best_rule(choices, subsets, refit, train, seed)
-    else:
-        rule = select
-        if select == "optimal":
-            choices["optimal"] = by_search(chain, max_latents, max_l0, refit)
-    stitched, steps = stitched_in_steps(
-        subsets, choices[rule], refit, competition, batches, train=train if best else None, seed=seed
-    )
+    selection = select_latents(activations, select, refit, budget, until=until, threshold=threshold, order=order)
+    stitched, steps = stitched_in_steps(activations, selection.choice, refit, competition, better=best)
     result = measure_stitching(
-        chain,
-        subsets,
-        choices,
-        rule,
-        refit,
-        stitched,
-        steps,
-        batches,
-        heldout,
-        threshold=threshold,
-        contexts=contexts,
-        seed=seed,
+        activations, selection.choices, selection.rule, refit, stitched, steps, threshold=threshold
     )
-    how = {"select": rule, "refit": refit, "inserted": result.n_inserted, "kept": result.n_kept}
-    how |= {"point": result.choice.point, "threshold": threshold, "tokens": chain.sample.n_tokens}
-    how |= {"until": until, "order": order if rule == "path" else None}
-    how |= {"max_latents": max_latents, "max_l0": max_l0}
-    how = {name: value for name, value in how.items() if value is not None}
+    how = _settings(result, threshold, chain.sample.n_tokens, until=until, order=order, budget=budget)
     written = _described(result.stitched, how | train.record())
-    later = None
+    continued = None
     if finetune:
-        parent = result.best_parent
         start, active = result.stitched.dictionary, result.stitched.value("l0")
-        if best:  # at the budget, which what was chosen need not use up
-            active = float(chain.sample.firing_rate[chain.latents_of(parent)].sum()) if max_l0 is None else max_l0
-            start = subsets.subset(parent_and_novel(chain, parent, threshold), "decoder", CONTINUED)
-        later = continue_stitching(
-            chain,
-            subsets,
-            parent,
-            start,
-            max(1, round(active)),
-            finetune,
-            train,
-            heldout,
-            batches,
-            contexts=contexts,
-            seed=seed,
-        )
+        if best:
+            start, active = _start_at_budget(activations, result.best_parent, threshold, budget.l0)
+        continued = continue_stitching(activations, result.best_parent, start, max(1, round(active)), finetune)
     return Report(
         title=f"{parents[0].name} stitched with what {names_in_words(parents[1:])} adds",
-        summary=" ".join([stitching_summary(result), *([continuation_sentence(later)] if later else [])]),
-        tables=stitching_tables(result) | ({"continued": continuation_table(later)} if later else {}),
+        summary=" ".join([stitching_summary(result), *([continuation_sentence(continued)] if continued else [])]),
+        tables=stitching_tables(result) | ({"continued": continuation_table(continued)} if continued else {}),
         plots=stitching_plots(result),
         cards=inserted_cards(
             result.shown.insertions[0],
@@ -255,10 +209,15 @@ def stitching(
             contexts=contexts,
             seed=seed,
         ),
-        dictionaries={STITCHED: written} | ({"continued": later.result.dictionary} if later else {}),
+        dictionaries={STITCHED: written} | ({"continued": continued.result.dictionary} if continued else {}),
         settings=written.metadata.training | {"seed": seed} | result.stitched.evaluation.sample,
         inputs=chain.dictionaries,
-        warnings=(*stitching_warnings(result), *cautions, *sign_notes(chain.dictionaries), *reading.cautions),
+        warnings=(
+            *stitching_warnings(result),
+            *selection.cautions,
+            *sign_notes(chain.dictionaries),
+            *reading.cautions,
+        ),
     )
 
 
@@ -291,6 +250,35 @@ def _encoded(
     if refit == "decoder":
         check_active_refittable([d.name for d in chain.dictionaries], chain.n_active, chain.sample.n_tokens)
     return chain
+
+
+def _start_at_budget(
+    data: StitchingData, parent: int, threshold: float, max_l0: float | None
+) -> tuple[Dictionary, float]:
+    """The best parent and what is novel beside it, and the budget's L0, which what was chosen need not use up."""
+    chain = data.chain
+    active = float(chain.sample.firing_rate[chain.latents_of(parent)].sum()) if max_l0 is None else max_l0
+    return data.subsets.subset(parent_and_novel(chain, parent, threshold), "decoder", CONTINUED), active
+
+
+def _settings(
+    result: StitchingResult, threshold: float, tokens: int, *, until: str | None, order: Order, budget: BudgetLimits
+) -> dict[str, Any]:
+    """How the result was made, for its file's metadata and the report; what was not given is left out."""
+    settings = {
+        "select": result.rule,
+        "refit": result.refit,
+        "inserted": result.n_inserted,
+        "kept": result.n_kept,
+        "point": result.choice.point,
+        "threshold": threshold,
+        "tokens": tokens,
+        "until": until,
+        "order": order if result.rule == "path" else None,
+        "max_latents": budget.latents,
+        "max_l0": budget.l0,
+    }
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _as_parent(dictionary: Dictionary) -> Dictionary:

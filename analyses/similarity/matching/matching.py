@@ -9,8 +9,8 @@ signed, many to one, and not symmetric: MMCS(A -> B) asks how much of A is in B.
 mean cosine does not grow with duplicates (Paulo and Belrose 2025; Song et al. 2025, signed here), of the decoder's
 directions and apart from that of the encoder's, and by deciles of the firing rate.
 
-By activation, on the same tokens: correlation, Jaccard index and conditionals of the pairs (`firing`), and where
-direction and firing part ways. As whole spaces: `spaces`.
+By activation, on the same tokens: correlation, Jaccard index and conditionals of the pairs (`coactivation`), and where
+direction and firing part ways. As whole spaces: `representation`, `code_cka`, `cross_reconstruction`.
 
 Every similarity stands beside the values that chance gives, and beside the seed floor: the same between dictionaries
 that differ in seed alone. Dead latents are left out first, and counted.
@@ -23,47 +23,37 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any, TypeVar
 
-import pandas as pd
-
 from analyses.common.chance import chance_levels, comparison_notes
 from analyses.common.compatibility import check_same_place
 from analyses.common.distributed_search import ranks
 from analyses.common.inputs import DataLike
 from analyses.common.opening import DictionaryLike, ModelLike, TextLike, open_dictionaries
-from analyses.common.seed_floor import (
-    Similarity,
-    mean_known,
-    relation_table,
-    similarity_table,
-    with_seed_floors,
-    without_floor,
-)
-from analyses.similarity.matching.coactivation_report import Fired, fired, firing_columns
+from analyses.common.seed_floor import with_seed_floors
+from analyses.similarity.matching.coactivation_report import Fired, fired
 from analyses.similarity.matching.code_sample import Sample, sampled, with_firing_rates
-from analyses.similarity.matching.latent_pairs import Pair, matching_cost, paired
-from analyses.similarity.matching.plots import histogram, matrix, quadrant_plots, strata_plot, threshold_curves
-from analyses.similarity.matching.report import (
-    OrderedPair,
+from analyses.similarity.matching.direction_similarities import (
     Stratum,
-    assignment_table,
     direction_similarities,
-    neighbour_table,
     ordered_pairs,
-    overview_table,
-    pair_table,
     strata,
-    strata_table,
     threshold_shares,
-    threshold_table,
 )
-from analyses.similarity.matching.representation_report import compared_spaces, space_plot
+from analyses.similarity.matching.latent_pairs import Pair, matching_cost, paired
+from analyses.similarity.matching.report import (
+    MatchingResult,
+    matching_plots,
+    matching_summary,
+    matching_tables,
+    matching_title,
+    matching_warnings,
+)
+from analyses.similarity.matching.representation_report import compared_spaces
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError, check_at_least
-from dictlab.reports.report import Plot, Report, Table
+from dictlab.reports.report import Report
 from dictlab.runtime.progress import track
 
 T = TypeVar("T")
-DETAILED = 6  # pairs of dictionaries whose latents are listed: all of four dictionaries'
 
 
 def matching(
@@ -149,86 +139,50 @@ def matching(
             paired(a, b, top=neighbours, seed=seed) for a, b in _progress(list(combinations(opened, 2)), "directions")
         ]
     levels = {d.name: chance_levels(d, seed) for d in opened}
-    found = [s for pair in pairs for s in direction_similarities(pair, levels, threshold, seed)]
+    similarities = [s for pair in pairs for s in direction_similarities(pair, levels, threshold, seed)]
     firing: list[Fired] = []
     if sample is not None:
         how: Any = {"fewest": min_active_tokens, "permutations": permutations, "seed": seed}
         marks: Any = {"cosine": threshold, "correlation": correlation_threshold}
         firing = [fired(pair, sample, **marks, **how) for pair in _progress(pairs, "activations")]
-        found += [s for one in firing for s in one.similarities]
+        similarities += [s for pair in firing for s in pair.similarities]
     spaces = [
         compared_spaces(pair, sample, ridge=ridge, fewest=min_active_tokens, permutations=permutations, seed=seed)
         for pair in _progress(pairs, "spaces")
     ]
-    similarities = with_seed_floors([*found, *(s for one in spaces for s in one.similarities)], opened)
-    both_ways, shares = ordered_pairs(similarities, pairs, threshold), [threshold_shares(pair) for pair in pairs]
-    by_rate, rates = _strata(pairs, opened, sample, seed)
-    tables = {
-        "overview": Table(overview_table(both_ways), _OVERVIEW),
-        "similarities": Table(similarity_table(similarities), _SIMILARITIES),
-        "relations": Table(relation_table(similarities), _RELATIONS),
-        "assignment": Table(assignment_table(pairs), _ASSIGNMENT),
-        "thresholds": Table(threshold_table(shares), _THRESHOLDS),
-    }
-    plots: dict[str, Plot] = {"matrix": matrix(opened, both_ways)} if len(opened) > 2 else {}
-    plots |= {"cosines": histogram(pairs, both_ways), "thresholds": threshold_curves(shares)}
-    plots["spaces"] = space_plot(similarities)
-    if by_rate:
-        tables["strata"] = Table(
-            strata_table([one for own in by_rate for one in own]), f"{_STRATA} Firing rates {rates}."
-        )
-        plots["strata"] = strata_plot(by_rate, rates)
-    if sample is not None:
-        n = f"{sample.n_tokens} tokens, latents active at {min_active_tokens} or more"
-        plots |= quadrant_plots([one.points for one in firing], threshold, correlation_threshold, n)
+    similarities = with_seed_floors([*similarities, *(s for space in spaces for s in space.similarities)], opened)
+    by_rate, rate_source = _strata(pairs, opened, sample, seed)
+    result = MatchingResult(
+        dictionaries=opened,
+        pairs=pairs,
+        similarities=similarities,
+        both_ways=ordered_pairs(similarities, pairs, threshold),
+        shares=[threshold_shares(pair) for pair in pairs],
+        strata=by_rate,
+        rate_source=rate_source,
+        firing=firing,
+        spaces=spaces,
+        threshold=threshold,
+        correlation_threshold=correlation_threshold,
+        min_active_tokens=min_active_tokens,
+        n_tokens=None if sample is None else sample.n_tokens,
+    )
     settings: dict[str, Any] = {"neighbours": neighbours, "threshold": threshold}
     settings |= {"correlation_threshold": correlation_threshold, "min_active_tokens": min_active_tokens, "ridge": ridge}
     settings |= {"tokens": 0} if sample is None else sample.about
     return Report(
-        title=_title(opened),
-        summary=_summary(opened, both_ways, similarities, threshold),
-        tables=tables | _details(pairs, firing, [one.latents for one in spaces], correlation_threshold),
-        plots=plots,
+        title=matching_title(opened),
+        summary=matching_summary(result),
+        tables=matching_tables(result),
+        plots=matching_plots(result),
         settings=settings | {"permutations": permutations, "seed": seed},
         inputs=tuple(opened),
         warnings=(
             *warnings,
             *comparison_notes(given, {} if sample is None else sample.dead()),
-            *without_floor([one.mmcs.relation for one in both_ways]),
-            *_left_out(pairs, by_rate),
+            *matching_warnings(result),
         ),
     )
-
-
-_OVERVIEW = (
-    "One row an ordered pair. Mean max cosine similarity of the latents of the first with the second, 95 % bootstrap "
-    "interval over latents, and what random directions reach; seed floor: the same with the first in its other seeds. "
-    "One to one: mean cosine of the assignment; its chance level and floor are among the similarities."
-)
-_SIMILARITIES = (
-    "Every similarity with its 95 % interval, the values that random latents reach (directions uniform, or shaped like "
-    "the other dictionary's own; firing as often), the mean over shuffles of who belongs to whom and the one-sided "
-    "p-value against them, and the seed floor: the mean over pairs that differ in seed alone and share a dictionary "
-    "with this one."
-)
-_RELATIONS = "Means of the similarities over the pairs of each relation; those of one seed apart."
-_ASSIGNMENT = "One-to-one assignment by cosine, of decoders and of encoders. No assignment's mean exceeds the bound."
-_THRESHOLDS = (
-    "Share of the smaller dictionary's latents (of each, for max cosines) by the cosine from which two are the same. "
-    "Aligned: decoder and encoder assignments agree, and both cosines reach it."
-)
-_STRATA = (
-    "PW-MCC (signed mean cosine of one-to-one pairs) by decile of the firing rate of the smaller dictionary's latent; "
-    "95 % bootstrap intervals over latents."
-)
-_PAIRS = (
-    "The one-to-one pairs by decoder. Correlation of activations, Jaccard index and conditionals of firing sets with "
-    "95 % bootstrap intervals over sequences, where both latents fire often enough."
-)
-_TOLD = (
-    "Cross-reconstruction: share of the variance of each latent of the first, on sequences that were not fitted, that "
-    "the second's codes tell by ridge regression; worst told first, 95 % bootstrap interval over sequences."
-)
 
 
 def _check_levels(**levels: float) -> None:
@@ -253,94 +207,3 @@ def _strata(
     by_pair = [strata(pair, rates, seed) for pair in known]
     floored = iter(with_seed_floors([one.mcc for deciles in by_pair for one in deciles], opened))
     return [[one._replace(mcc=next(floored)) for one in deciles] for deciles in by_pair], source
-
-
-_OF = {"latent": "from", "partner": "to"}  # the columns that name the dictionaries of a pair of latents
-
-
-def _details(
-    pairs: Sequence[Pair], firing: Sequence[Fired], told: Sequence[pd.DataFrame | None], correlation: float
-) -> dict[str, Table]:
-    """Tables of latents, of the first `DETAILED` pairs of dictionaries."""
-    shown, fired_too = pairs[:DETAILED], firing[:DETAILED]
-    listed = [pair_table(pair) for pair in shown]
-    if fired_too:
-        listed = [
-            pd.concat([one, firing_columns(own.matched)], axis=1) for one, own in zip(listed, fired_too, strict=True)
-        ]
-    tables = {"pairs": Table(pd.concat(listed, ignore_index=True), _PAIRS, named_in=_OF)}
-    if fired_too:
-        caption = (
-            f"Latents whose direction and trigger part ways, those furthest from a correlation of {correlation:g} "
-            "first; each latent with its nearest by direction and by correlation. Clear: the 95 % bootstrap interval "
-            "over sequences lies on the same side."
-        )
-        off = pd.concat([own.listed for own in fired_too], ignore_index=True)
-        tables["off_diagonal"] = Table(off, caption, named_in=_OF)
-    known = [one for one in told[:DETAILED] if one is not None]
-    if known:
-        tables["reconstruction"] = Table(pd.concat(known, ignore_index=True), _TOLD, named_in={"latent": "from"})
-    near = pd.concat([neighbour_table(pair) for pair in shown], ignore_index=True)
-    tables["latents"] = Table(
-        near,
-        "The nearest latents of the other dictionary, for each alive one.",
-        named_in={"latent": "from", "neighbour": "to"},
-    )
-    return tables
-
-
-def _left_out(pairs: Sequence[Pair], by_rate: Sequence[Sequence[Stratum]]) -> list[str]:
-    said = []
-    if not by_rate:
-        said.append("No firing rates are known, so the one-to-one pairs are not told apart by them.")
-    if len(pairs) > DETAILED:
-        said.append(
-            f"Latents are listed for the first {DETAILED} of {len(pairs)} pairs of dictionaries; "
-            "give fewer dictionaries for the others."
-        )
-    return said
-
-
-def _title(opened: Sequence[Dictionary]) -> str:
-    if len(opened) == 2:
-        return f"Which latents do {opened[0].name} and {opened[1].name} share?"
-    return f"Which latents do {len(opened)} dictionaries share?"
-
-
-def _summary(
-    opened: Sequence[Dictionary],
-    both_ways: Sequence[OrderedPair],
-    similarities: Sequence[Similarity],
-    threshold: float,
-) -> str:
-    if len(opened) == 2:
-        first, second = both_ways
-        sentence = (
-            f"A latent of {first.mmcs.of} has a mean max cosine of {first.mmcs.value:.3f} with {first.mmcs.to} "
-            f"(chance: {first.mmcs.isotropic:.3f}, shaped {first.mmcs.shaped:.3f}), the other way "
-            f"{second.mmcs.value:.3f}; {first.share_above_threshold:.0%} lie above {threshold:g}, and "
-            f"{first.n_mutual} pairs are each other's nearest. "
-        )
-    else:
-        grouped: dict[tuple[str, str], list[float]] = {}
-        for one in both_ways:
-            grouped.setdefault((one.mmcs.relation, one.mmcs.seeds), []).append(one.mmcs.value)
-        means = [f"{name} ({s} seeds) {mean_known(v):.3f} in {len(v)}" for (name, s), v in grouped.items()]
-        sentence = f"Mean max cosine: {'; '.join(means)} ordered pairs. "
-    for measure, name in _NAMED.items():
-        measured = [s for s in similarities if s.measure == measure]
-        values = [s.value for s in measured if not math.isnan(s.value)]
-        chance = [s.shaped for s in measured if not math.isnan(s.shaped)]
-        if values:
-            what = f"{name} {mean_known(values):.3f}" + (" on average" if len(values) > 1 else "")
-            sentence += f"{what[0].upper()}{what[1:]}"
-            sentence += f" (chance, shaped: {mean_known(chance):.3f}). " if chance else ". "
-        elif measured:
-            sentence += "No pair of latents is active often enough, and varies, for a correlation. "
-    return sentence.strip()
-
-
-_NAMED = {
-    "MCC, decoder": "one to one, the mean cosine of pairs is",
-    "correlation, matched pairs": "the mean correlation of their activations is",
-}

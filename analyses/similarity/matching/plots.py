@@ -12,8 +12,8 @@ from torch import Tensor
 from analyses.common import plotting
 from analyses.common.seed_floor import SEEDS, mean_known
 from analyses.similarity.matching.coactivation_report import OFF, QUADRANTS, LatentPoints, point_table
+from analyses.similarity.matching.direction_similarities import THRESHOLDS, OrderedPair, Stratum, ThresholdShares
 from analyses.similarity.matching.latent_pairs import Pair
-from analyses.similarity.matching.report import THRESHOLDS, OrderedPair, Stratum, ThresholdShares
 from dictlab.dictionary import Dictionary
 from dictlab.reports.report import Plot, Scatter
 

@@ -1,253 +1,218 @@
-"""Numbers and tables of a comparison of two or more dictionaries by the directions of their latents."""
+"""What the comparison of dictionaries says: tables with their captions, plots, title, summary and warnings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from analyses.common.chance import KINDS, Levels
-from analyses.common.neighbours import Neighbours
-from analyses.common.seed_floor import Similarity, similarity_columns
-from analyses.similarity.matching.latent_pairs import Matched, Pair
+from analyses.common.seed_floor import Similarity, mean_known, relation_table, similarity_table, without_floor
+from analyses.similarity.matching.coactivation_report import Fired, firing_columns
+from analyses.similarity.matching.direction_similarities import OrderedPair, Stratum, ThresholdShares
+from analyses.similarity.matching.direction_tables import (
+    assignment_table,
+    neighbour_table,
+    overview_table,
+    pair_table,
+    strata_table,
+    threshold_table,
+)
+from analyses.similarity.matching.latent_pairs import Pair
+from analyses.similarity.matching.plots import histogram, matrix, quadrant_plots, strata_plot, threshold_curves
+from analyses.similarity.matching.representation_report import ComparedSpaces, space_plot
 from dictlab.dictionary import Dictionary
-from dictlab.numerics.statistics import mean_interval
+from dictlab.reports.report import Plot, Table
 
-THRESHOLDS = tuple(t / 100 for t in range(30, 100, 5))
-STRATA = 10
-
-Rates = Mapping[str, Tensor]  # by dictionary
+DETAILED = 6  # pairs of dictionaries whose latents are listed: all of four dictionaries'
 
 
-def direction_similarities(pair: Pair, levels: Levels, threshold: float, seed: int) -> list[Similarity]:
-    """Everything that cosines say about a pair."""
-    ways = ((pair.a, pair.b, pair.forward), (pair.b, pair.a, pair.backward))
-    found = []
-    for of, to, nearest in ways:
-        best = nearest.cosine[:, 0]
-        low, high = mean_interval(best, seed)
-        level, n = levels[to.name], f"{len(best)} latents"
-        one = Similarity("MMCS", of.name, to.name, float(best.double().mean()), low, high, n=n, directed=True)
-        found.append(one._replace(isotropic=level["isotropic"], shaped=level["shaped"]))
-    chosen, chance = pair.matched, {kind: pair.chance[kind].matched for kind in KINDS}
-    mutual = torch.zeros(len(chosen.decoder.rows))
-    mutual[: int(pair.mutual.sum())] = 1
-    found += [
-        _mean("mutual nearest, share", pair, mutual, {k: pair.chance[k].mutual for k in KINDS}, seed),
-        _mean("MCC, decoder", pair, chosen.decoder.cosine, {k: c.decoder.mean for k, c in chance.items()}, seed),
-        _mean("MCC, encoder", pair, chosen.encoder.cosine, {k: c.encoder.mean for k, c in chance.items()}, seed),
-        _mean("encoder and decoder agree, share", pair, chosen.agree.float(), _shares(chance, None), seed),
-        _mean(f"aligned at {threshold:g}, share", pair, aligned(chosen, threshold), _shares(chance, threshold), seed),
-    ]
-    return found
-
-
-def aligned(chosen: Matched, threshold: float) -> Tensor:
-    """Whether both assignments hold a pair and both its cosines reach a threshold; 0 or 1."""
-    return (chosen.agree & (chosen.decoder.cosine >= threshold) & (chosen.encoder_cosine >= threshold)).float()
-
-
-class OrderedPair(NamedTuple):
-    """The latents of one dictionary looked for in another.
+@dataclass(frozen=True, eq=False)
+class MatchingResult:
+    """Everything that was measured.
 
     Attributes:
-        mmcs: Mean max cosine similarity.
-        one_to_one: Mean cosine of the one-to-one pairs, by decoder and by encoder.
-        share_above_threshold: Share of the latents whose max cosine reaches the threshold.
-        n_mutual: Pairs that are each other's nearest.
-        n_alive: Alive latents of the one.
-        n_dead: Its dead ones.
+        dictionaries: In the order given.
+        pairs: Nearest neighbours and one-to-one pairs of every two of them.
+        similarities: All of them, with intervals, chance levels and seed floors.
+        both_ways: Mean max cosines of every ordered pair.
+        shares: Shares of latents above each cosine, by pair.
+        strata: MCC by decile of the firing rate, by pair whose rates are known.
+        rate_source: Where the firing rates are from.
+        firing: How the pairs are active together; empty without activations.
+        spaces: How well each dictionary's codes predict the other's, and CKA, by pair.
+        threshold: Cosine from which two latents count as the same.
+        correlation_threshold: Correlation from which they have the same trigger.
+        min_active_tokens: Tokens at which a latent must be active to be compared by its activations.
+        n_tokens: Tokens of the sample; None without activations.
     """
 
-    mmcs: Similarity
-    one_to_one: dict[str, float]
-    share_above_threshold: float
-    n_mutual: int
-    n_alive: int
-    n_dead: int
+    dictionaries: Sequence[Dictionary]
+    pairs: Sequence[Pair]
+    similarities: Sequence[Similarity]
+    both_ways: Sequence[OrderedPair]
+    shares: Sequence[ThresholdShares]
+    strata: Sequence[Sequence[Stratum]]
+    rate_source: str
+    firing: Sequence[Fired]
+    spaces: Sequence[ComparedSpaces]
+    threshold: float
+    correlation_threshold: float
+    min_active_tokens: int
+    n_tokens: int | None
 
 
-def ordered_pairs(similarities: Sequence[Similarity], pairs: Sequence[Pair], threshold: float) -> list[OrderedPair]:
-    """Both ways of every pair: mean max cosine, mutual and one-to-one pairs."""
-    by_key = {(s.measure, s.of, s.to): s for s in similarities}
-    both_ways = []
-    for pair in pairs:
-        one_to_one = {m: by_key[f"MCC, {m}", pair.a.name, pair.b.name].value for m in ("decoder", "encoder")}
-        for of, to, nearest in ((pair.a, pair.b, pair.forward), (pair.b, pair.a, pair.backward)):
-            best = nearest.cosine[:, 0]
-            share = float((best >= threshold).float().mean())
-            counts = (int(pair.mutual.sum()), len(best), of.n_emitting - len(best))
-            both_ways.append(OrderedPair(by_key["MMCS", of.name, to.name], one_to_one, share, *counts))
-    return both_ways
-
-
-def overview_table(both_ways: Sequence[OrderedPair]) -> pd.DataFrame:
-    """One row an ordered pair."""
-    return pd.DataFrame(
-        [
-            {"from": one.mmcs.of, "to": one.mmcs.to, "MMCS": one.mmcs.value}
-            | similarity_columns(one.mmcs)
-            | {
-                "share above threshold": one.share_above_threshold,
-                "mutual nearest": one.n_mutual,
-                "share mutual": one.n_mutual / one.n_alive,
-                **{f"one to one, {matrix}": value for matrix, value in one.one_to_one.items()},
-                "alive latents": one.n_alive,
-                "dead latents": one.n_dead,
-                "relation": one.mmcs.relation,
-                "seeds": one.mmcs.seeds,
-            }
-            for one in both_ways
-        ]
-    )
-
-
-def assignment_table(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """How good the one-to-one assignments are: what none can exceed, and what each says of the other's matrix."""
-    rows = []
-    for pair in pairs:
-        chosen = pair.matched
-        for matrix, found in (("decoder", chosen.decoder), ("encoder", chosen.encoder)):
-            row: dict[str, object] = {"from": pair.a.name, "to": pair.b.name, "matrix": matrix}
-            row["latents of"] = pair.small.name
-            row |= {"pairs": len(found.rows), "MCC": found.mean, "bound": found.bound, "exact": found.exact}
-            own = found.cosine if matrix == "decoder" else chosen.encoder_cosine
-            row |= {"same pair in the other matrix": float(chosen.agree.float().mean())}
-            rows.append(row | {"cosine of decoder pairs": float(own.mean())})
-    return pd.DataFrame(rows)
-
-
-class ThresholdShares(NamedTuple):
-    """Shares of latents at or above each of `THRESHOLDS`, by stricter and stricter ways of being the same."""
-
-    of: str
-    to: str
-    by_measure: dict[str, list[float]]
-
-
-def threshold_shares(pair: Pair) -> ThresholdShares:
-    """The shares of one pair of dictionaries."""
-    rows = [_shares_at(pair, t) for t in THRESHOLDS]
-    return ThresholdShares(pair.a.name, pair.b.name, {name: [row[name] for row in rows] for name in rows[0]})
-
-
-def threshold_table(shares: Sequence[ThresholdShares]) -> pd.DataFrame:
-    """One row a pair and threshold."""
-    return pd.DataFrame(
-        [
-            {"from": one.of, "to": one.to, "threshold": t} | {name: one.by_measure[name][i] for name in one.by_measure}
-            for one in shares
-            for i, t in enumerate(THRESHOLDS)
-        ]
-    )
-
-
-class Stratum(NamedTuple):
-    """A decile of the firing rate of the smaller dictionary's latents, and how well its pairs match."""
-
-    decile: int
-    lowest_rate: float
-    highest_rate: float
-    mcc: Similarity
-
-
-def strata(pair: Pair, rates: Rates, seed: int) -> list[Stratum]:
-    """MCC by decile of the firing rate of the smaller dictionary's latents; and the rates that each decile spans."""
-    own = rates[pair.small.name][pair.a_latents if pair.small is pair.a else pair.b_latents]
-    chance = {kind: pair.chance[kind].matched.decoder.mean for kind in KINDS}
-    deciles = []
-    for number, part in enumerate(own.argsort(stable=True).tensor_split(min(STRATA, len(own))), start=1):
-        name = f"MCC, decile {number} of firing rate"
-        mcc = _mean(name, pair, pair.matched.decoder.cosine[part], chance, seed)
-        deciles.append(Stratum(number, float(own[part].min()), float(own[part].max()), mcc))
-    return deciles
-
-
-def strata_table(deciles: Sequence[Stratum]) -> pd.DataFrame:
-    """One row a pair and decile."""
-    return pd.DataFrame(
-        [
-            {"relation": one.mcc.relation, "seeds": one.mcc.seeds, "from": one.mcc.of, "to": one.mcc.to}
-            | {"decile": one.decile, "rate from": one.lowest_rate, "rate to": one.highest_rate, "MCC": one.mcc.value}
-            | similarity_columns(one.mcc)
-            | {"over": one.mcc.n}
-            for one in deciles
-        ]
-    )
-
-
-def pair_table(pair: Pair) -> pd.DataFrame:
-    """One row a pair of the decoders' assignment, in numbers of latents."""
-    rows, partners = pair.matched.decoder.rows, pair.matched.decoder.partners
-    return pd.DataFrame(
-        {
-            "from": pair.a.name,
-            "to": pair.b.name,
-            "latent": pair.a_latents.numpy(),
-            "partner": pair.b_latents.numpy(),
-            "cosine": pair.matched.decoder.cosine.numpy(),
-            "encoder cosine": pair.matched.encoder_cosine.numpy(),
-            "same pair by encoder": pair.matched.agree.numpy(),
-            "mutual nearest": (pair.mutual[rows] & (pair.forward.rows[rows, 0] == partners)).numpy(),
-        }
-    )
-
-
-def neighbour_table(pair: Pair) -> pd.DataFrame:
-    """The nearest latents of the other dictionary, for each alive latent of both."""
-    back = torch.zeros(len(pair.others), dtype=torch.bool)
-    back[pair.forward.rows[pair.mutual, 0]] = True
-    return pd.concat(
-        [
-            _listed(pair.a, pair.b, pair.latents, pair.others, pair.forward, pair.mutual),
-            _listed(pair.b, pair.a, pair.others, pair.latents, pair.backward, back),
-        ],
-        ignore_index=True,
-    )
-
-
-def _mean(measure: str, pair: Pair, values: Tensor, chance: Mapping[str, float], seed: int) -> Similarity:
-    mean, (low, high) = float(values.double().mean()), mean_interval(values, seed)
-    one = Similarity(measure, pair.a.name, pair.b.name, mean, low, high, n=f"{len(values)} pairs")
-    return one._replace(isotropic=chance["isotropic"], shaped=chance["shaped"])
-
-
-def _shares(chance: Mapping[str, Matched], threshold: float | None) -> dict[str, float]:
-    return {
-        kind: float((found.agree.float() if threshold is None else aligned(found, threshold)).mean())
-        for kind, found in chance.items()
+def matching_tables(result: MatchingResult) -> dict[str, Table]:
+    """All tables, with their captions."""
+    tables = {
+        "overview": Table(overview_table(result.both_ways), _OVERVIEW),
+        "similarities": Table(similarity_table(result.similarities), _SIMILARITIES),
+        "relations": Table(relation_table(result.similarities), _RELATIONS),
+        "assignment": Table(assignment_table(result.pairs), _ASSIGNMENT),
+        "thresholds": Table(threshold_table(result.shares), _THRESHOLDS),
     }
+    if result.strata:
+        deciles = [stratum for pair in result.strata for stratum in pair]
+        tables["strata"] = Table(strata_table(deciles), f"{_STRATA} Firing rates {result.rate_source}.")
+    predicted = [space.latents for space in result.spaces]
+    return tables | _details(result.pairs, result.firing, predicted, result.correlation_threshold)
 
 
-def _shares_at(pair: Pair, t: float) -> dict[str, float]:
-    decoder, encoder = pair.matched.decoder.cosine, pair.matched.encoder_cosine
-    return {
-        "max cosine, A in B": float((pair.forward.cosine[:, 0] >= t).float().mean()),
-        "max cosine, B in A": float((pair.backward.cosine[:, 0] >= t).float().mean()),
-        "mutual nearest": int((pair.mutual & (pair.forward.cosine[:, 0] >= t)).sum()) / len(decoder),
-        "assigned, decoder": float((decoder >= t).float().mean()),
-        "assigned, both": float(((decoder >= t) & (encoder >= t)).float().mean()),
-        "aligned": float(aligned(pair.matched, t).mean()),
-        "aligned, chance (shaped)": float(aligned(pair.chance["shaped"].matched, t).mean()),
-    }
+def matching_plots(result: MatchingResult) -> dict[str, Plot]:
+    """All plots."""
+    plots: dict[str, Plot] = {}
+    if len(result.dictionaries) > 2:
+        plots["matrix"] = matrix(result.dictionaries, result.both_ways)
+    plots["cosines"] = histogram(result.pairs, result.both_ways)
+    plots["thresholds"] = threshold_curves(result.shares)
+    plots["spaces"] = space_plot(result.similarities)
+    if result.strata:
+        plots["strata"] = strata_plot(result.strata, result.rate_source)
+    if result.n_tokens is not None:
+        sample = f"{result.n_tokens} tokens, latents active at {result.min_active_tokens} or more"
+        points = [pair.points for pair in result.firing]
+        plots |= quadrant_plots(points, result.threshold, result.correlation_threshold, sample)
+    return plots
 
 
-def _listed(
-    a: Dictionary, b: Dictionary, latents: Tensor, others: Tensor, found: Neighbours, mutual: Tensor
-) -> pd.DataFrame:
-    top = found.rows.shape[1]
-    return pd.DataFrame(
-        {
-            "from": a.name,
-            "to": b.name,
-            "latent": latents.repeat_interleave(top).numpy(),
-            "rank": np.tile(np.arange(1, top + 1), len(latents)),
-            "neighbour": others[found.rows.flatten()].numpy(),
-            "cosine": found.cosine.flatten().numpy(),
-            "mutual": mutual.repeat_interleave(top).numpy() & (np.tile(np.arange(top), len(latents)) == 0),
-        }
+def matching_title(opened: Sequence[Dictionary]) -> str:
+    """The question that the report answers."""
+    if len(opened) == 2:
+        return f"Which latents do {opened[0].name} and {opened[1].name} share?"
+    return f"Which latents do {len(opened)} dictionaries share?"
+
+
+def matching_summary(result: MatchingResult) -> str:
+    """The mean max cosines, the one-to-one pairs and their correlations, beside chance."""
+    opened, both_ways, similarities = result.dictionaries, result.both_ways, result.similarities
+    if len(opened) == 2:
+        first, second = both_ways
+        sentence = (
+            f"A latent of {first.mmcs.of} has a mean max cosine of {first.mmcs.value:.3f} with {first.mmcs.to} "
+            f"(chance: {first.mmcs.isotropic:.3f}, shaped {first.mmcs.shaped:.3f}), the other way "
+            f"{second.mmcs.value:.3f}; {first.share_above_threshold:.0%} lie above {result.threshold:g}, and "
+            f"{first.n_mutual} pairs are each other's nearest. "
+        )
+    else:
+        grouped: dict[tuple[str, str], list[float]] = {}
+        for one in both_ways:
+            grouped.setdefault((one.mmcs.relation, one.mmcs.seeds), []).append(one.mmcs.value)
+        means = [f"{name} ({s} seeds) {mean_known(v):.3f} in {len(v)}" for (name, s), v in grouped.items()]
+        sentence = f"Mean max cosine: {'; '.join(means)} ordered pairs. "
+    for measure, name in _NAMED.items():
+        measured = [s for s in similarities if s.measure == measure]
+        values = [s.value for s in measured if not math.isnan(s.value)]
+        chance = [s.shaped for s in measured if not math.isnan(s.shaped)]
+        if values:
+            what = f"{name} {mean_known(values):.3f}" + (" on average" if len(values) > 1 else "")
+            sentence += f"{what[0].upper()}{what[1:]}"
+            sentence += f" (chance, shaped: {mean_known(chance):.3f}). " if chance else ". "
+        elif measured:
+            sentence += "No pair of latents is active often enough, and varies, for a correlation. "
+    return sentence.strip()
+
+
+def matching_warnings(result: MatchingResult) -> list[str]:
+    """What the tables leave out, and similarities that have no seed floor."""
+    pairs, warnings = result.pairs, [*without_floor([one.mmcs.relation for one in result.both_ways])]
+    if not result.strata:
+        warnings.append("No firing rates are known, so the one-to-one pairs are not told apart by them.")
+    if len(pairs) > DETAILED:
+        warnings.append(
+            f"Latents are listed for the first {DETAILED} of {len(pairs)} pairs of dictionaries; "
+            "give fewer dictionaries for the others."
+        )
+    return warnings
+
+
+_OF = {"latent": "from", "partner": "to"}  # the columns that name the dictionaries of a pair of latents
+
+
+def _details(
+    pairs: Sequence[Pair], firing: Sequence[Fired], predicted: Sequence[pd.DataFrame | None], correlation: float
+) -> dict[str, Table]:
+    """Tables of latents, of the first `DETAILED` pairs of dictionaries."""
+    shown, joint = pairs[:DETAILED], firing[:DETAILED]
+    listed = [pair_table(pair) for pair in shown]
+    if joint:
+        listed = [
+            pd.concat([one, firing_columns(activity.matched)], axis=1)
+            for one, activity in zip(listed, joint, strict=True)
+        ]
+    tables = {"pairs": Table(pd.concat(listed, ignore_index=True), _PAIRS, named_in=_OF)}
+    if joint:
+        caption = (
+            f"Latents whose direction and trigger part ways, those furthest from a correlation of {correlation:g} "
+            "first; each latent with its nearest by direction and by correlation. Clear: the 95 % bootstrap interval "
+            "over sequences lies on the same side."
+        )
+        off = pd.concat([pair.listed for pair in joint], ignore_index=True)
+        tables["off_diagonal"] = Table(off, caption, named_in=_OF)
+    known = [table for table in predicted[:DETAILED] if table is not None]
+    if known:
+        tables["reconstruction"] = Table(
+            pd.concat(known, ignore_index=True), _RECONSTRUCTION, named_in={"latent": "from"}
+        )
+    near = pd.concat([neighbour_table(pair) for pair in shown], ignore_index=True)
+    tables["latents"] = Table(
+        near,
+        "The nearest latents of the other dictionary, for each alive one.",
+        named_in={"latent": "from", "neighbour": "to"},
     )
+    return tables
+
+
+_OVERVIEW = (
+    "One row an ordered pair. Mean max cosine similarity of the latents of the first with the second, 95 % bootstrap "
+    "interval over latents, and what random directions reach; seed floor: the same with the first in its other seeds. "
+    "One to one: mean cosine of the assignment; its chance level and floor are among the similarities."
+)
+_SIMILARITIES = (
+    "Every similarity with its 95 % interval, the values that random latents reach (directions uniform, or shaped like "
+    "the other dictionary's own; firing as often), the mean over shuffles of who belongs to whom and the one-sided "
+    "p-value against them, and the seed floor: the mean over pairs that differ in seed alone and share a dictionary "
+    "with this one."
+)
+_RELATIONS = "Means of the similarities over the pairs of each relation; those of one seed apart."
+_ASSIGNMENT = "One-to-one assignment by cosine, of decoders and of encoders. No assignment's mean exceeds the bound."
+_THRESHOLDS = (
+    "Share of the smaller dictionary's latents (of each, for max cosines) by the cosine from which two are the same. "
+    "Aligned: decoder and encoder assignments agree, and both cosines reach it."
+)
+_STRATA = (
+    "PW-MCC (signed mean cosine of one-to-one pairs) by decile of the firing rate of the smaller dictionary's latent; "
+    "95 % bootstrap intervals over latents."
+)
+_PAIRS = (
+    "The one-to-one pairs by decoder. Correlation of activations, Jaccard index and conditionals of firing sets with "
+    "95 % bootstrap intervals over sequences, where both latents fire often enough."
+)
+_RECONSTRUCTION = (
+    "Cross-reconstruction: share of the variance of each latent of the first, on sequences that were not fitted, that "
+    "ridge regression predicts from the second's codes; worst predicted first, 95 % bootstrap interval over sequences."
+)
+_NAMED = {
+    "MCC, decoder": "one to one, the mean cosine of pairs is",
+    "correlation, matched pairs": "the mean correlation of their activations is",
+}

@@ -49,7 +49,7 @@ CROSS = "cross-reconstruction R²"
 DRAWS = 16  # pairs of dictionaries that a plot shows
 
 
-class Compared(NamedTuple):
+class ComparedSpaces(NamedTuple):
     """A pair of dictionaries as spaces: similarities, and the R2 of each latent (None without codes)."""
 
     similarities: list[Similarity]
@@ -58,7 +58,7 @@ class Compared(NamedTuple):
 
 def compared_spaces(
     pair: Pair, sample: Sample | None, *, ridge: float, fewest: int, permutations: int, seed: int
-) -> Compared:
+) -> ComparedSpaces:
     """Everything that compares two dictionaries as wholes.
 
     Args:
@@ -71,7 +71,7 @@ def compared_spaces(
     """
     found = _of_decoders(pair, permutations, seed)
     if sample is None:
-        return Compared(found, None)
+        return ComparedSpaces(found, None)
     found += _of_codes(pair, sample, permutations, seed)
     tables = []
     for of, to in ((pair.a, pair.b), (pair.b, pair.a)):
@@ -83,7 +83,7 @@ def compared_spaces(
         chance = _chance_of_fit(of, to, sample, ridge, fewest, seed)
         found += _of_fit(of.name, to.name, fit, chance)
         tables.append(_latents(of.name, to.name, fit))
-    return Compared(found, pd.concat(tables, ignore_index=True) if tables else None)
+    return ComparedSpaces(found, pd.concat(tables, ignore_index=True) if tables else None)
 
 
 @plotting.applied
