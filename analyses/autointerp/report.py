@@ -19,14 +19,8 @@ from analyses.autointerp.scores import Interpretation, InterpretedLatent, cost_i
 from analyses.autointerp.settings import Interpreter
 from analyses.common import plotting
 from dictlab.dictionary import Dictionary
-from dictlab.numerics.statistics import (
-    NAN,
-    Estimate,
-    difference_of_means,
-    estimate_columns,
-    interval_words,
-    mean_interval,
-)
+from dictlab.numerics.significance import difference_of_means
+from dictlab.numerics.statistics import NAN, Estimate, estimate_columns, interval_words, mean_interval
 from dictlab.reports.cards import Card, Cards, Passage, Piece
 from dictlab.reports.report import Plot, Report, Table
 

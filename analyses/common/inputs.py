@@ -30,7 +30,8 @@ from analyses.common.opening import (
 from dictlab.data.activations import Activations, ModelActivations
 from dictlab.data.arrays import ArrayActivations, ArrayLike, open_array
 from dictlab.data.attention_sinks import find_sinks, sinks_of, sinks_warning
-from dictlab.data.text import Split, Text
+from dictlab.data.hf_datasets import Split
+from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
 from dictlab.errors import DictlabError
 from dictlab.evaluation.recorded_selection import recorded_selection

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from dictlab.__about__ import VERSION
 from dictlab.dictionary import Dictionary, Metadata
-from dictlab.dictionary.activation_functions import Activation, Union, emitting, side_by_side
+from dictlab.dictionary.activation_functions import Activation
 from dictlab.dictionary.normalisation import to_record
+from dictlab.dictionary.union import Union, emitting, side_by_side
 from dictlab.errors import DictlabError
 
 

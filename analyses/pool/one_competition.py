@@ -27,7 +27,8 @@ from analyses.pool.ridge_refit import Refit, refit_bias, refit_decoder
 from analyses.pool.sparsity_levels import thresholds_for_l0
 from analyses.pool.threshold_calibration import as_jumprelu
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import Activation, BatchTopK, JumpReLU, TopK, emitting
+from dictlab.dictionary.activation_functions import Activation, BatchTopK, JumpReLU, TopK
+from dictlab.dictionary.union import emitting
 from dictlab.errors import DictlabError
 
 Competition = Literal["topk", "batchtopk", "jumprelu"]

@@ -23,16 +23,8 @@ from torch import Tensor
 
 from analyses.pool.threshold_calibration import standing_alone
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import (
-    AbsTopK,
-    Activation,
-    BatchTopK,
-    Gated,
-    JumpReLU,
-    ReLU,
-    TopK,
-    Union,
-)
+from dictlab.dictionary.activation_functions import AbsTopK, Activation, BatchTopK, Gated, JumpReLU, ReLU, TopK
+from dictlab.dictionary.union import Union
 from dictlab.errors import DictlabError
 
 PRE_ACTIVATIONS = 1 << 25  # on which thresholds are set: 128 MiB

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from analyses.pool.dictionary_pool import activation_parts
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import Activation, Gated, JumpReLU, ReLU, emitting
+from dictlab.dictionary.activation_functions import Activation, Gated, JumpReLU, ReLU
 from dictlab.dictionary.codes import Codes
+from dictlab.dictionary.union import emitting
 from dictlab.errors import DictlabError
 
 Calibration = Literal["decisions", "codes", "rate"]

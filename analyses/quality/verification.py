@@ -28,7 +28,8 @@ from analyses.common.opening import DictionaryLike, ModelLike, TextLike, in_mode
 from analyses.quality.read_sites import CLEAR, SiteFit, candidates, site_fits
 from dictlab.data.activations import Activations, ModelActivations
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import Gated, JumpReLU, emitting
+from dictlab.dictionary.activation_functions import Gated, JumpReLU
+from dictlab.dictionary.union import emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import METRICS, Evaluation
 from dictlab.evaluation.reconstruction import evaluate_activations

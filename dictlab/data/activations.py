@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dictlab.data.hf_datasets import Split
 from dictlab.data.shuffle_buffer import BUFFER_TOKENS, ShuffledStream
 from dictlab.data.shuffle_buffer import FORWARD_TOKENS as FORWARD_TOKENS  # also for those who capture by themselves
-from dictlab.data.text import Split, Text
+from dictlab.data.text import Text
 from dictlab.errors import check_at_least
 from dictlab.model.language_model import LanguageModel
 from dictlab.token_selection import ALL, TokenSelection, rectangles

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from dictlab.data.hf_datasets import Split
 from dictlab.data.packing import Contexts, Position
-from dictlab.data.text import HELD_OUT_SHARE, Split, Text
+from dictlab.data.text import HELD_OUT_SHARE, Text
 from dictlab.errors import DictlabError
 from dictlab.numerics import seeds
 

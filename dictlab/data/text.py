@@ -17,12 +17,12 @@ from __future__ import annotations
 import random
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,24 +30,20 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dictlab.data import text_files
-from dictlab.data.hf_datasets import TABLES as TABLES
 from dictlab.data.hf_datasets import Split as Split
 from dictlab.data.hf_datasets import data_files, is_saved, open_dataset, reading
 from dictlab.data.hf_datasets import rows as rows
 from dictlab.data.mapped_file import MappedFile
 from dictlab.data.packing import Contexts, Position, packing_notes
+from dictlab.data.row_pieces import TOKENS, Document, mixed, pieces_of_rows, shuffled_rows
 from dictlab.errors import DictlabError
 from dictlab.numerics import seeds
-
-Document: TypeAlias = str | list[int]  # text, or token ids
 
 HELD_OUT_SHARE = 10  # one document in ten, chosen by the checksum of its name, is never trained on
 SPREAD = 8  # contexts that a sampled one is drawn from
 PIECE_ALONE = 1 << 14  # bytes of a piece of a single file: they are all that it has to divide into splits
-PIECE = 1 << 16  # bytes of a piece of a file in a folder; characters of a piece of a row
+PIECE = 1 << 16  # bytes of a piece of a file in a folder
 PIECE_BUILTIN = 1 << 20  # more than any file of the built-in corpus, whose documents are whole files
-TOKENS = 1 << 14  # token ids of a piece
-SHUFFLED_PIECES, SHUFFLED_SIZE = 1000, 1 << 24  # pieces and characters that rows of a stream are shuffled among
 OPTIONS = ("column", "subset", "split", "documents")  # of a text, behind its name
 # Test suites are missing from some distributions of Python; _sysconfigdata holds this machine's paths.
 NOT_CORPUS = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "idlelib", "lib2to3"}
@@ -177,8 +173,8 @@ class Text:
             raise DictlabError(f"text {name}: no column {column!r}; the dataset has {', '.join(columns)}.")
 
         def source(seed: int | None) -> Iterator[tuple[str, Document]]:
-            keyed = _pieces_of_rows(name, opened if seed is None else _shuffled(opened, seed), column)
-            return keyed if seed is None else _mixed(keyed, seed)
+            keyed = pieces_of_rows(name, opened if seed is None else shuffled_rows(opened, seed), column)
+            return keyed if seed is None else mixed(keyed, seed)
 
         reopen = partial(cls.dataset, name, column=column, subset=subset, source_split=source_split)
         return cls(name, split, source, reopen, own_split)
@@ -314,44 +310,3 @@ def _separate(spec: str, documents: str) -> bool:
 def _reads_itself(rows: Any) -> bool:
     """Whether asking for the columns of rows is reading the first of them."""
     return not hasattr(rows, "features")
-
-
-def _shuffled(rows: Any, seed: int) -> Any:
-    """Rows in another order; of a stream, its files, whose rows `_mixed` then shuffles within bounds of memory."""
-    streamed = hasattr(rows, "n_shards") and hasattr(rows, "take") and not hasattr(rows, "__len__")
-    return rows.shuffle(seed=seed, buffer_size=1) if streamed else rows.shuffle(seed=seed)
-
-
-def _pieces_of_rows(name: str, rows: Iterable[Any], column: str) -> Iterator[tuple[str, Document]]:
-    """Keyed by content, so that shuffling moves nothing between the splits.
-
-    Raises:
-        DictlabError: A row holds neither text nor token ids.
-    """
-    for row in reading(name, rows):
-        document = row.get(column)
-        if isinstance(document, str):
-            for at in range(0, max(1, len(document)), PIECE):
-                piece = document[at : at + PIECE]
-                yield piece, piece
-        elif isinstance(document, list) and all(type(token) is int for token in document[:8]):
-            for at in range(0, len(document), TOKENS):
-                ids = document[at : at + TOKENS]
-                yield " ".join(map(str, ids)), ids
-        elif document is not None:
-            raise DictlabError(f"text {name}: column {column!r} holds {type(document).__name__}, not text.")
-
-
-def _mixed(keyed: Iterator[tuple[str, Document]], seed: int) -> Iterator[tuple[str, Document]]:
-    """The same in random order within a window of so many pieces and characters."""
-    order, held, size = random.Random(seed), [], 0
-    for entry in keyed:
-        held.append(entry)
-        size += len(entry[1])
-        while len(held) > SHUFFLED_PIECES or size > SHUFFLED_SIZE:
-            at = order.randrange(len(held))
-            held[at], held[-1] = held[-1], held[at]
-            size -= len(held[-1][1])
-            yield held.pop()
-    order.shuffle(held)
-    yield from held

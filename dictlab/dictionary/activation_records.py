@@ -22,8 +22,8 @@ from dictlab.dictionary.activation_functions import (
     PerToken,
     ReLU,
     TopK,
-    Union,
 )
+from dictlab.dictionary.union import Union
 from dictlab.errors import DictlabError
 
 COUNTED = ("topk", "abstopk", "batchtopk", "groupmax")  # kinds that are followed by their k

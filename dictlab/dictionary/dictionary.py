@@ -22,13 +22,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dictlab.dictionary.activation_functions import Activation, emitting, signed
+from dictlab.dictionary.activation_functions import Activation
 from dictlab.dictionary.activation_records import from_name, from_record
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
 from dictlab.dictionary.metadata import Metadata, reads_and_writes
 from dictlab.dictionary.normalisation import Centred, LayerNorm, NoNormalisation, Normalisation, Scale, Undo, unscaled
 from dictlab.dictionary.tensor_checks import TensorLike, bias, check_finite, check_shapes, tensor_of
+from dictlab.dictionary.union import emitting, signed
 from dictlab.errors import DictlabError
 
 NOTHING_TO_UNDO = Undo(1.0, 0.0)

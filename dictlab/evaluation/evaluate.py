@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dictlab.data.text import Text
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import emitting
 from dictlab.dictionary.codes import Codes
+from dictlab.dictionary.union import emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.metrics import Evaluation
 from dictlab.evaluation.recorded_selection import recorded_selection

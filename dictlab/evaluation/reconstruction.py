@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dictlab.data.activations import Activations, ModelActivations, moments, unit_of
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import emitting
+from dictlab.dictionary.union import emitting
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.evaluate import active_by_sequence, evaluate, reconstruct_selected, sums_by_sequence
 from dictlab.evaluation.metrics import Evaluation

@@ -9,7 +9,6 @@ Latents, or scores of latents, are resampled one by one.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,12 +28,9 @@ RESAMPLES = 1000  # of a percentile interval
 ENDS = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)  # quantiles that an interval lies between
 STANDARD_ERRORS = NormalDist().inv_cdf((1 + COVERAGE) / 2)  # on either side of a value: 1.96
 LEAST_SHARE = 0.5  # of the resamples must have a value, for these to stand for all of them
-DIFFERENCE_RESAMPLES = 100_000  # of a difference of means, whose p may be small
-BATCH = 5_000  # resamples of a difference that are held at once
 LATENT_BATCH = 50  # resamples of latents that are held at once
 FIT_RESAMPLES = 200  # where each is a fit
 CELLS = 1 << 22  # counts of resampled latents that are held at once
-ROUNDING = 1e-12  # numbers that are equal but for the order of a sum
 NAN = float("nan")
 
 Array = NDArray[np.float64]
@@ -59,15 +55,6 @@ class Estimate(NamedTuple):
         known = np.isfinite([self.low, self.high]).all()
         span = f" [{self.low:{style}}, {self.high:{style}}]" if known else ""
         return f"{self.value:{style}}{span}".replace("%", " %")
-
-
-class Difference(NamedTuple):
-    """A difference of means with its interval and two-sided p."""
-
-    value: float
-    low: float = NAN
-    high: float = NAN
-    p: float = NAN
 
 
 def interval_words(over: str = "", *, plural: bool = True) -> str:
@@ -271,73 +258,6 @@ def _row_interval(statistic: Callable[..., Any], seed: int, *samples: Tensor | A
 
 
 # Differences and p values
-
-
-def difference_of_means(
-    a: Float[Array, " n"], b: Float[Array, " m"], seed: int, resamples: int = DIFFERENCE_RESAMPLES
-) -> Difference:
-    """mean(a) - mean(b) of two independent samples.
-
-        interval    bootstrap with both samples resampled, bias-corrected and accelerated (BCa)
-        p           both samples pooled, and both groups drawn from the pool with replacement: share of the draws whose
-                    |difference| is at least the observed one, the observed one counted among them. Two-sided
-
-    Source: Braun et al. 2024, auto-interpretability. There draws above the observed difference are counted; with ties,
-    and scores out of a few contexts have ties, that would make equal samples differ.
-
-    Args:
-        a: The one sample; without interval and p where a sample has fewer than two values.
-        b: The other.
-        seed: Of the resampling.
-        resamples: For the interval and for p.
-    """
-    if min(len(a), len(b)) < 2:
-        return Difference(float(a.mean() - b.mean()) if len(a) and len(b) else NAN)
-    observed = float(a.mean() - b.mean())
-    low, high = _bca(a, b, seeds.numpy_generator(seed, "difference of means"), resamples)
-    p = _pooled_p(a, b, abs(observed), seeds.numpy_generator(seed, "pooled samples"), resamples)
-    return Difference(observed, low, high, p)
-
-
-def permutation_p(observed: float | Array, shuffled: Float[Array, shuffles * shape]) -> Any:
-    """One-sided p of a permutation test: share of shuffles with at least the observed value, itself counted among them.
-
-    NaN where the observed value is.
-    """
-    beyond = (shuffled >= np.asarray(observed) - ROUNDING).sum(axis=0)
-    p = np.where(np.isfinite(observed), (1 + beyond) / (1 + len(shuffled)), np.nan)
-    return float(p) if p.ndim == 0 else p
-
-
-def jackknife_interval(value: float, without: Float[Array, " groups"]) -> tuple[float, float]:
-    """Interval from the values without each group (delete-a-group jackknife): 1.96 standard errors on either side."""
-    groups = len(without)
-    error = float(np.sqrt((groups - 1) / groups * np.square(without - without.mean()).sum()))
-    return value - STANDARD_ERRORS * error, value + STANDARD_ERRORS * error
-
-
-def _bca(a: Array, b: Array, rng: np.random.Generator, resamples: int) -> tuple[float, float]:
-    if np.ptp(a) == 0 and np.ptp(b) == 0:  # every resample is the sample
-        return (float(a[0] - b[0]),) * 2
-
-    def difference(x: Array, y: Array, axis: int) -> Array:
-        return np.asarray(x.mean(axis=axis) - y.mean(axis=axis))
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        bootstrapped = stats.bootstrap(
-            (a, b), difference, confidence_level=COVERAGE, n_resamples=resamples, batch=BATCH, vectorized=True, rng=rng
-        )
-    return float(bootstrapped.confidence_interval.low), float(bootstrapped.confidence_interval.high)
-
-
-def _pooled_p(a: Array, b: Array, observed: float, rng: np.random.Generator, resamples: int) -> float:
-    pool, beyond = np.concatenate([a, b]), 0
-    for start in range(0, resamples, BATCH):
-        count = min(BATCH, resamples - start)
-        first, second = (pool[rng.integers(len(pool), size=(count, n))].mean(axis=1) for n in (len(a), len(b)))
-        beyond += int((np.abs(first - second) >= observed - ROUNDING).sum())
-    return (1 + beyond) / (1 + resamples)
 
 
 def _generator(seed: int) -> np.random.Generator:

@@ -17,8 +17,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from analyses.autointerp.settings import Interpreter
 from dictlab import Dictionary, LanguageModel, Metadata, Report, TopK, __version__, cli, load, save
-from dictlab.dictionary.activation_functions import JumpReLU, Union
+from dictlab.dictionary.activation_functions import JumpReLU
 from dictlab.dictionary.normalisation import Centred, Scale
+from dictlab.dictionary.union import Union
 from dictlab.reports.report import Table
 from dictlab.runtime import progress
 

@@ -5,19 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dictlab.dictionary.activation_functions import (
-    AbsTopK,
-    BatchTopK,
-    Gated,
-    GroupMax,
-    JumpReLU,
-    ReLU,
-    TopK,
-    Union,
-    side_by_side,
-)
+from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK
 from dictlab.dictionary.activation_records import from_record
 from dictlab.dictionary.codes import Codes, concatenate
+from dictlab.dictionary.union import Union, side_by_side
 from dictlab.errors import DictlabError
 
 shapes = st.tuples(st.integers(0, 6), st.integers(1, 12), st.integers(0, 10_000))

@@ -7,8 +7,8 @@ import torch
 
 from dictlab import TopK, load, save
 from dictlab.dictionary import hashing
-from dictlab.dictionary.activation_functions import Union
 from dictlab.dictionary.hashing import sha256_of_weights
+from dictlab.dictionary.union import Union
 from dictlab.formats import conversion
 from dictlab.formats.loading import mapped
 from tests.dictionary.test_activation_functions import every

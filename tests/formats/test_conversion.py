@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dictlab import DictlabError, Metadata, ReLU, TopK, load, save
-from dictlab.dictionary.activation_functions import BatchTopK, JumpReLU, Union
+from dictlab.dictionary.activation_functions import BatchTopK, JumpReLU
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.dictionary.union import Union
 from dictlab.formats import conversion, loading
 from dictlab.formats.native import native_file as native
 from tests.dictionary.test_activation_functions import every, gated, jumprelu

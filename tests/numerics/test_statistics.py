@@ -10,13 +10,8 @@ import pytest
 from scipy import stats
 
 from dictlab.numerics import statistics
-from dictlab.numerics.statistics import (
-    difference_of_means,
-    latent_counts,
-    latent_mean_draws,
-    resampled_runs,
-    share_draws,
-)
+from dictlab.numerics.significance import difference_of_means
+from dictlab.numerics.statistics import latent_counts, latent_mean_draws, resampled_runs, share_draws
 
 
 def test_p_is_the_share_of_all_resamples_of_the_pool():

@@ -48,7 +48,7 @@ from analyses.pool.search_starts import SEARCHED_REFITTED, BudgetLimits
 from analyses.quality.measured_points import Point
 from dictlab.data.activations import Activations
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import emitting
+from dictlab.dictionary.union import emitting
 from dictlab.errors import DictlabError, check_at_least, check_choice
 from dictlab.evaluation.evaluate import firing_rates
 from dictlab.evaluation.reconstruction import evaluate_activations

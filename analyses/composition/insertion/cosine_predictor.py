@@ -28,7 +28,8 @@ from analyses.composition.insertion.cosine_curves import (
     share_novel,
 )
 from analyses.composition.insertion.single_insertions import LatentEffects
-from dictlab.dictionary.activation_functions import Activation, Union
+from dictlab.dictionary.activation_functions import Activation
+from dictlab.dictionary.union import Union
 from dictlab.numerics.statistics import Estimate, interval
 
 CERTAIN = 2.0  # standard errors

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from analyses.composition.stitching.budget_rules import best_of
 from analyses.composition.stitching.equal_l0 import parents_at_levels, sparsity_curves
-from analyses.composition.stitching.report import StitchingResult
 from analyses.composition.stitching.selection_rules import Choice
 from analyses.composition.stitching.stitching_data import StitchingData
+from analyses.composition.stitching.stitching_result import StitchingResult
 from analyses.pool.one_competition import Competition, competition_steps
 from analyses.pool.ridge_refit import Refit
 from analyses.pool.sparsity_levels import threshold_tokens
 from analyses.quality.measured_points import Point
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import emitting
+from dictlab.dictionary.union import emitting
 from dictlab.errors import DictlabError
 from dictlab.evaluation.evaluate import firing_rates
 from dictlab.evaluation.reconstruction import evaluate_activations

@@ -45,7 +45,6 @@ from analyses.composition.stitching.measurement import (
     stitched_in_steps,
 )
 from analyses.composition.stitching.report import (
-    StitchingResult,
     names_in_words,
     stitching_plots,
     stitching_summary,
@@ -53,6 +52,7 @@ from analyses.composition.stitching.report import (
     stitching_warnings,
 )
 from analyses.composition.stitching.stitching_data import StitchingData
+from analyses.composition.stitching.stitching_result import StitchingResult
 from analyses.pool.dictionary_chain import DictionaryChain, check_active, encode_chain, open_chain
 from analyses.pool.dictionary_pool import part_of, pool_of
 from analyses.pool.refitted_subsets import RefittedSubsets

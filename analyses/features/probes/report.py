@@ -3,78 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from analyses.common import plotting
 from analyses.features.probes import single_latent_probes as probing
+from analyses.features.probes.plots import losses_plot, tasks_plot, widths_plot
+from analyses.features.probes.probe_means import ProbeMeans, feature_set_name, probe_means
 from analyses.features.probes.single_latent_probes import ALL, CHANNELS, Probed
 from analyses.features.probes.token_labels import ProbeSample
 from dictlab.dictionary import Dictionary
-from dictlab.numerics.statistics import Estimate, Formula, estimate_columns, interval, interval_words
+from dictlab.numerics.statistics import Estimate, estimate_columns, interval_words
 from dictlab.reports.report import Plot, Report, Table
 
 INTERVAL = interval_words("sequences")
-LOSS, LEFT = "probe loss (nats, mean over tasks)", "share of the labels' entropy left"
-DODGE = 1.03  # widths beside each other in a plot
-KINDS = {"dictionary": 0, "single coordinates": 1, "all coordinates": 2}
-
-
-class ProbeMeans(NamedTuple):
-    """Means over the tasks of one set of features.
-
-    Attributes:
-        probed: Its probes.
-        name: What it is called, with its site where there are several.
-        loss: Cross-entropy of the best feature of each task, nats.
-        of_entropy: Share of the labels' entropy that is left.
-        f1: F1.
-        has: Tasks with an F1 that is large enough.
-    """
-
-    probed: Probed
-    name: str
-    loss: Estimate
-    of_entropy: Estimate
-    f1: Estimate
-    has: int
-
-    @property
-    def kind(self) -> str:
-        """A key of KINDS."""
-        if self.probed.dictionary is not None:
-            return "dictionary"
-        return "all coordinates" if self.probed.name == ALL else "single coordinates"
-
-    @property
-    def family(self) -> tuple[str, str]:
-        """Objective and activation function of a dictionary."""
-        dictionary = self.probed.dictionary
-        return ("", "") if dictionary is None else (dictionary.metadata.objective or "unknown", _activation(dictionary))
-
-    @property
-    def width(self) -> int | None:
-        """Latents of a dictionary."""
-        return None if self.probed.dictionary is None else self.probed.dictionary.n_latents
-
-
-def probe_means(measured: Sequence[Probed], min_f1: float) -> list[ProbeMeans]:
-    """The means of every set of features."""
-    return [
-        ProbeMeans(
-            one,
-            feature_set_name(one, measured),
-            _mean_over_tasks(one, probing.ce),
-            _mean_over_tasks(one, probing.relative),
-            _mean_over_tasks(one, probing.f1),
-            int((one.f1 >= min_f1).sum()),
-        )
-        for one in measured
-    ]
 
 
 def probes_report(
@@ -154,12 +97,6 @@ def _summary(means: Sequence[ProbeMeans], n_tasks: int, min_f1: float) -> str:
     return " ".join(sentences)
 
 
-def feature_set_name(one: Probed, measured: Sequence[Probed]) -> str:
-    """What a set of features is called: with its site where there are several."""
-    several = len({other.site for other in measured}) > 1
-    return f"{one.name} at {one.site}" if several and one.dictionary is None else one.name
-
-
 def overview_table(means: Sequence[ProbeMeans]) -> pd.DataFrame:
     """One row a set of features: means over the tasks."""
     rows = []
@@ -226,90 +163,3 @@ def who_table(measured: Sequence[Probed], names: Sequence[str], min_f1: float) -
 def left_out_table(reasons: Mapping[str, str]) -> pd.DataFrame:
     """Tasks that were not probed, and why."""
     return pd.DataFrame(sorted(reasons.items()), columns=["task", "why"])
-
-
-def _mean_over_tasks(one: Probed, formula: Formula) -> Estimate:
-    """The mean of a formula over the tasks, with its interval over sequences."""
-
-    def mean(sums: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        return np.asarray(formula(sums).mean(axis=-1))
-
-    low, high = interval(one.sums.draws(mean)) if one.sums.n_sequences > 1 else (np.nan, np.nan)
-    return Estimate(float(one.sums.value(mean)), low, high)
-
-
-def _activation(dictionary: Any) -> str:
-    record = dictionary.activation.record()
-    return f"{record['kind']} {record['k']}" if "k" in record else str(record["kind"])
-
-
-def _panels(means: Sequence[ProbeMeans]) -> list[tuple[str, list[Estimate]]]:
-    """What the two panels of a plot show: axis, and the values of each set of features."""
-    return [(LOSS, [one.loss for one in means]), (LEFT, [one.of_entropy for one in means])]
-
-
-@plotting.applied
-def losses_plot(means: Sequence[ProbeMeans]) -> Figure:
-    """One line a set of features, the best on top."""
-    figure, panels = plotting.axes(2, width=5.2, height=max(2.2, 0.24 * len(means) + 1.1))
-    for ax, (axis, values) in zip(panels, _panels(means), strict=True):
-        order = sorted(range(len(means)), key=lambda i: -values[i].value)
-        for kind, number in KINDS.items():
-            rows = [row for row, i in enumerate(order) if means[i].kind == kind]
-            plotting.estimates(ax, [values[order[row]] for row in rows], rows, number, along="y", ms=5, label=kind)
-        ax.set_xlabel(axis)
-        plotting.named_rows(ax, range(len(means)), [means[i].name for i in order])
-        ax.tick_params(axis="y", labelsize=8)
-    panels[0].set_title("How well does the best single feature answer a task?")
-    panels[1].set_title("… each task counted alike")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
-
-
-@plotting.applied
-def widths_plot(means: Sequence[ProbeMeans]) -> Figure:
-    """Losses against width, a series for each objective and activation function."""
-    figure, panels = plotting.axes(2, width=4.8, height=3.8)
-    families = sorted({one.family for one in means if one.width}, key=_natural)
-    titles = ("Do wider dictionaries answer more?", "… each task counted alike")
-    widths = sorted({one.width for one in means if one.width})
-    for ax, (axis, values), title in zip(panels, _panels(means), titles, strict=True):
-        for number, family in enumerate(families):
-            beside = DODGE ** (number - (len(families) - 1) / 2)  # so that equal widths do not hide each other
-            own = [(one.width * beside, value) for one, value in zip(means, values, strict=True)
-                   if one.width and one.family == family]  # fmt: skip
-            points = [value for _, value in own], [width for width, _ in own]
-            plotting.estimates(ax, *points, number, ms=5, label=" ".join(family))
-        others = [(one, value) for one, value in zip(means, values, strict=True) if one.width is None]
-        for number, (one, value) in enumerate(others):
-            ax.axhline(value.value, color="0.4", ls=plotting.line(number + 1), lw=1, label=one.name)
-        ax.set(xlabel="width (latents)", ylabel=axis, title=title, xscale="log")
-        ax.set_xticks(widths, labels=[str(width) for width in widths])
-        ax.minorticks_off()
-    panels[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
-
-
-def _natural(name: Sequence[str]) -> list[tuple[int, str]]:
-    """Sorts numbers as numbers: k = 8 before k = 16."""
-    return [(int(word), "") if word.isdigit() else (0, word) for part in name for word in str(part).split()]
-
-
-@plotting.applied
-def tasks_plot(measured: Sequence[Probed], names: Sequence[str]) -> Figure:
-    """F1 by task and set of features, tasks sorted by the best dictionary's."""
-    scores = np.stack([one.f1 for one in measured], axis=1)
-    own = np.array([one.dictionary is not None for one in measured])
-    order = np.argsort(-scores[:, own].max(axis=1), kind="stable")
-    labels = plotting.short([feature_set_name(one, measured) for one in measured])
-    width, height = 3.4 + 0.3 * len(measured), 1.9 + 0.145 * len(names)
-    figure, (ax,) = plotting.axes(1, width=width, height=height)
-    image = ax.imshow(scores[order], aspect="auto", cmap="cividis", vmin=0, vmax=1)
-    ax.set(xticks=range(len(measured)), yticks=range(len(names)), title="Who has a latent for what?")
-    ax.set_xticklabels(labels, rotation=90, fontsize=8)
-    ax.set_yticklabels([names[i] for i in order], fontsize=7)
-    ax.grid(False)
-    if not own.all():
-        ax.axvline(own.sum() - 0.5, color="white", lw=2)
-    figure.colorbar(image, ax=ax, label="F1 on held-out text", shrink=0.6, pad=0.02)
-    return figure

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analyses.features.probes.token_labels import LabelledTokens, encoded, touched
+from dictlab.data.hf_datasets import TABLES, rows
 from dictlab.data.packing import leading_tokens
-from dictlab.data.text import TABLES, rows
 from dictlab.errors import DictlabError
 from dictlab.model.language_model import LanguageModel
 from dictlab.numerics import seeds

@@ -27,8 +27,8 @@ from analyses.common.token_texts import token_text
 from analyses.model_effects.pathology.dictionary_damage import DictionaryDamage
 from analyses.model_effects.pathology.replacement_damage import DamageSettings, measure_damage, measure_sites
 from analyses.model_effects.pathology.report import TokensMeasured, pathology_report
+from dictlab.data.hf_datasets import Split
 from dictlab.data.packing import leading_tokens
-from dictlab.data.text import Split
 from dictlab.errors import DictlabError, check_at_least
 from dictlab.evaluation.sites import site_of
 from dictlab.model.language_model import LanguageModel

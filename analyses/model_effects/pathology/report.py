@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analyses.model_effects.pathology import plots, tables
+from analyses.model_effects.pathology import plots, step_plots, tables
 from analyses.model_effects.pathology.dictionary_damage import DictionaryDamage
 from analyses.model_effects.pathology.estimates import DamageRatios, PathologyEstimates, pathology_estimates
 from analyses.model_effects.pathology.replacement_damage import DamageSettings
@@ -123,10 +123,10 @@ def _plots(
     if settings.positions_after:
         drawn["single_token"] = plots.single_token(estimates.single_token, damages, settings.position)
     if settings.random_points and any(math.isfinite(one.median_z) for one in estimates.comparison):
-        drawn["far_out"] = plots.far_out(damages)
+        drawn["far_out"] = step_plots.far_out(damages)
     if settings.sweep_contexts:
-        drawn["equal_damage"] = plots.equal_damage(estimates.lengths, estimates.equal_damage, damages)
-        drawn["sensitivity"] = plots.sensitivity(estimates.sensitivity, damages)
+        drawn["equal_damage"] = step_plots.equal_damage(estimates.lengths, estimates.equal_damage, damages)
+        drawn["sensitivity"] = step_plots.sensitivity(estimates.sensitivity, damages)
     if len({site_of(one.dictionary) for one in damages}) > 1:
         drawn["sites"] = plots.sites(estimates.comparison)
     return drawn

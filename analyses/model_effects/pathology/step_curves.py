@@ -18,8 +18,8 @@ from torch.nn.functional import normalize
 from analyses.common.patching import CleanRun
 from analyses.model_effects.pathology.replacements import COVARIANCE, ISOTROPIC, STEPS, ErrorSample, covariance_noise
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import emitting
 from dictlab.dictionary.codes import Codes
+from dictlab.dictionary.union import emitting
 
 MULTIPLES = (0.25, 0.5, 0.7071, 1.0, 1.4142, 2.0, 2.8284, 4.0, 8.0)  # of epsilon
 SCALES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # of the spread of the activations

@@ -20,7 +20,8 @@ from scipy import sparse
 
 from analyses.similarity.matching.code_sample import Matrix, firings
 from dictlab.numerics import seeds
-from dictlab.numerics.statistics import RESAMPLES, STANDARD_ERRORS, Array, BySequence, intervals, permutation_p
+from dictlab.numerics.significance import permutation_p
+from dictlab.numerics.statistics import RESAMPLES, STANDARD_ERRORS, Array, BySequence, intervals
 
 CELLS = 1 << 24  # joint sums of a block of latents with all of the other's
 SHUFFLED = 1024  # pairs that take part in a shuffle

@@ -15,7 +15,7 @@ from analyses.similarity.matching.coactivation import CELLS, spread
 from analyses.similarity.matching.code_sample import Matrix, firings
 from analyses.similarity.matching.representation import GROUPS, Tested, hsic, hsic_parts
 from dictlab.numerics import seeds
-from dictlab.numerics.statistics import jackknife_interval, permutation_p
+from dictlab.numerics.significance import jackknife_interval, permutation_p
 
 SHUFFLED_TOKENS = 1024
 

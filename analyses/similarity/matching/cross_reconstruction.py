@@ -26,7 +26,8 @@ from torch import Tensor
 from analyses.similarity.matching.coactivation import spread, varying
 from analyses.similarity.matching.code_sample import Matrix, firings
 from dictlab.numerics import seeds
-from dictlab.numerics.statistics import STANDARD_ERRORS, Array, BySequence, Formula, permutation_p
+from dictlab.numerics.significance import permutation_p
+from dictlab.numerics.statistics import STANDARD_ERRORS, Array, BySequence, Formula
 
 LARGEST = 6144  # latents of B that predict; of more, those that fire most often
 TARGETS = 256  # latents of A that are predicted at once

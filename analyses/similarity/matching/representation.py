@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from dictlab.numerics import seeds
-from dictlab.numerics.statistics import jackknife_interval, permutation_p
+from dictlab.numerics.significance import jackknife_interval, permutation_p
 
 Rows: TypeAlias = Float[np.ndarray, "n d"]
 Order: TypeAlias = Int[np.ndarray, " n"]

@@ -13,11 +13,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dictlab.data.activations import Moments
 from dictlab.dictionary import Dictionary
-from dictlab.dictionary.activation_functions import Elementwise, emitting
+from dictlab.dictionary.activation_functions import Elementwise
 from dictlab.dictionary.codes import Codes, DenseCodes
 from dictlab.dictionary.kernels import dense
 from dictlab.dictionary.kernels.error import squared_error
 from dictlab.dictionary.normalisation import Normalisation, Scale, unscaled
+from dictlab.dictionary.union import emitting
 from dictlab.numerics import seeds
 from dictlab.training import objectives
 from dictlab.training.config import TrainConfig

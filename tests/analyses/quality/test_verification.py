@@ -7,8 +7,9 @@ import torch
 
 from analyses.quality.verification import verification, weight_checks
 from dictlab import DictlabError, Metadata, ReLU, TopK, cli, load, save
-from dictlab.dictionary.activation_functions import BatchTopK, Gated, JumpReLU, Union
+from dictlab.dictionary.activation_functions import BatchTopK, Gated, JumpReLU
 from dictlab.dictionary.normalisation import Scale
+from dictlab.dictionary.union import Union
 from dictlab.evaluation.evaluate import evaluate
 from tests.planted import SITE, identity_dictionary, random_dictionary, tiny_model
 

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK, Union
+from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK
 from dictlab.dictionary.codes import Codes
 from dictlab.dictionary.kernels import sparse
+from dictlab.dictionary.union import Union
 from dictlab.numerics.linear import affine
 from tests.dictionary.test_activation_functions import every, gated, jumprelu
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dictlab import DictlabError, Metadata, ReLU, TopK, load
-from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, Union
+from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.dictionary.union import Union
 from dictlab.formats.libraries import saelens
 from dictlab.formats.loading import mapped
 from dictlab.formats.reading.source import Source

@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dictlab import Dictionary, DictlabError, Metadata, ReLU, TopK, load, save
-from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, Union
+from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.dictionary.union import Union
 from tests.dictionary.test_activation_functions import every, gated, jumprelu
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_pre", "b_out")

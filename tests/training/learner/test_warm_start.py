@@ -7,8 +7,9 @@ import torch
 
 from dictlab import Dictionary, DictlabError, Metadata, ReLU, TopK, save
 from dictlab.data.activations import moments
-from dictlab.dictionary.activation_functions import AbsTopK, Gated, GroupMax, JumpReLU, Union
+from dictlab.dictionary.activation_functions import AbsTopK, Gated, GroupMax, JumpReLU
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.dictionary.union import Union
 from dictlab.training import TrainConfig, train
 from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner

@@ -24,7 +24,8 @@ from analyses.composition.insertion.cosine_predictor import (
     threshold_rules,
 )
 from analyses.composition.insertion.single_insertions import LatentEffects
-from dictlab.dictionary.activation_functions import ReLU, TopK, Union
+from dictlab.dictionary.activation_functions import ReLU, TopK
+from dictlab.dictionary.union import Union
 from dictlab.numerics.statistics import interval
 
 

@@ -23,8 +23,9 @@ from analyses.pool.refitted_updates import penalties_of
 from analyses.pool.ridge_refit import refit_bias, refit_decoder
 from dictlab import DictlabError, ReLU, TopK, load, save
 from dictlab.data import activations
-from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, GroupMax, Union
+from dictlab.dictionary.activation_functions import AbsTopK, BatchTopK, GroupMax
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
+from dictlab.dictionary.union import Union
 from dictlab.evaluation.evaluate import evaluate
 from dictlab.formats import conversion
 from dictlab.numerics.statistics import interval
