@@ -11,16 +11,18 @@ and nothing about other seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from analyses.common import plotting
 from dictlab.errors import DictlabError
-from dictlab.numerics.statistics import interval, mean_draws
+from dictlab.numerics.statistics import Estimate, interval, mean_draws
 from dictlab.reports.report import Plot, Report, Table
 from dictlab.runs import RunFolder, open_run
 
@@ -32,6 +34,7 @@ OVERALL = {  # metrics of every member, their axis, and whether it is logarithmi
     "dead": ("dead latents (share)", False),
     "tokens_per_second": ("throughput (tokens/s)", False),
 }
+ENDING = ("loss", "l0", "explained_variance", "dead")  # metrics whose means at the end are told
 END = 10  # the end of training is the last of so many parts of its log, and two records at least
 SMOOTH = 20  # the running mean is over one of so many parts
 LEGEND = 8  # members that a legend has room for
@@ -58,24 +61,25 @@ def training(runs: Sequence[str | Path], *, seed: int = 0) -> Report:
     folders = [open_run(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)]
     if not folders:
         raise DictlabError("training: no run was given; expected one or more folders of training runs.")
-    curves = _curves(folders)
-    ends = _ends(curves, folders, seed)
-    terms = [c for c in curves.columns if c not in (*WHERE, "name", *OVERALL)]
-    plots = {"overview": _plot(curves, list(OVERALL), "How training went")}
+    logs = _read_logs(folders)
+    members = [member for log in logs for member in _members(log, with_run=len(folders) > 1)]
+    ends = [_end_of(member, seed) for member in members]
+    terms = [name for log in logs for name in log.records if name not in (*WHERE, *OVERALL)]
+    plots = {"overview": _plot(members, list(OVERALL), "How training went")}
     if terms:
-        plots["terms"] = _plot(curves, terms, "Terms of the loss, before their weights")
+        plots["terms"] = _plot(members, list(dict.fromkeys(terms)), "Terms of the loss, before their weights")
     return Report(
         title=f"How did the training of {_listed([f.name for f in folders])} go?",
         summary=_summary(ends),
         tables={
             "ends": Table(
-                ends,
+                _end_table(ends, with_run=len(folders) > 1),
                 f"Mean over the last {1 / END:.0%} of the log (two records at least), 95 % bootstrap interval over its "
                 "records; throughput is "
                 "the median over the whole run. Held-out metrics are in the dictionaries' own files.",
             ),
             "curves": Table(
-                curves.drop(columns="name"),
+                _curve_table(logs),
                 "The logs: a record for each member and every 25th step. L0, explained variance and the terms are of "
                 "that step's batch; seconds are of training, in all sittings; throughput is since the record before.",
             ),
@@ -86,71 +90,163 @@ def training(runs: Sequence[str | Path], *, seed: int = 0) -> Report:
     )
 
 
-def _curves(folders: Sequence[RunFolder]) -> pd.DataFrame:
-    """All records; `name` is the member, with its run where there are several."""
-    parts = []
+class RunLog(NamedTuple):
+    """The log of one run: a record for each member and logged step.
+
+    Attributes:
+        run: The run's name, with its number where several have the same one.
+        records: By field of the log; of metrics, NaN where a record has none.
+    """
+
+    run: str
+    records: Mapping[str, NDArray[Any]]
+
+
+class MemberLog(NamedTuple):
+    """The records of one member of a run.
+
+    Attributes:
+        run: As above.
+        member: Its name.
+        name: What plots call it: with its run where there are several.
+        metrics: By field, in the order of steps.
+    """
+
+    run: str
+    member: str
+    name: str
+    metrics: Mapping[str, NDArray[np.float64]]
+
+
+class MemberEnd(NamedTuple):
+    """How a member was at the end of its log.
+
+    Attributes:
+        log: Its records.
+        tokens: It was trained on.
+        means: By metric of ENDING, over the last records.
+        tokens_per_second: Median over the whole run.
+        seconds: Of training.
+    """
+
+    log: MemberLog
+    tokens: int
+    means: Mapping[str, Estimate]
+    tokens_per_second: float
+    seconds: float
+
+
+def _read_logs(folders: Sequence[RunFolder]) -> list[RunLog]:
+    """The logs of all runs.
+
+    Raises:
+        DictlabError: A run has logged nothing yet.
+    """
+    logs = []
     for number, folder in enumerate(folders):
         frame = folder.metrics()
         if frame.empty:
             raise DictlabError(f"{folder.path}: nothing is logged yet; the first record comes after 25 steps.")
-        alike = [other.name for other in folders].count(folder.name) > 1
-        frame.insert(0, "run", f"{folder.name} ({number + 1})" if alike else folder.name)
-        parts.append(frame)
-    curves = pd.concat(parts, ignore_index=True)
-    curves["name"] = curves["member"] if len(folders) == 1 else curves["run"] + "/" + curves["member"]
-    return curves
+        same_name = [other.name for other in folders].count(folder.name) > 1
+        records = {str(name): frame[name].to_numpy() for name in frame}
+        logs.append(RunLog(f"{folder.name} ({number + 1})" if same_name else folder.name, records))
+    return logs
 
 
-def _ends(curves: pd.DataFrame, folders: Sequence[RunFolder], seed: int) -> pd.DataFrame:
+def _members(log: RunLog, *, with_run: bool) -> list[MemberLog]:
+    """The records of each member, in the order in which members are first logged."""
+    of_record = log.records["member"]
+    members = []
+    for member in dict.fromkeys(of_record.tolist()):
+        metrics = {
+            name: values[of_record == member].astype(np.float64)
+            for name, values in log.records.items()
+            if name != "member"
+        }
+        members.append(MemberLog(log.run, member, f"{log.run}/{member}" if with_run else member, metrics))
+    return members
+
+
+def _end_of(log: MemberLog, seed: int) -> MemberEnd:
+    """Means over the last records, with intervals over these."""
+    last = -max(2, len(log.metrics["step"]) // END)
+    means = {name: _mean(log.metrics[name][last:], seed) for name in ENDING}
+    speed = log.metrics["tokens_per_second"]
+    return MemberEnd(
+        log,
+        int(log.metrics["tokens"].max()),
+        means,
+        float(np.nanmedian(speed)) if np.isfinite(speed).any() else float("nan"),
+        float(log.metrics["seconds"].max()),
+    )
+
+
+def _mean(values: NDArray[np.float64], seed: int) -> Estimate:
+    low, high = _interval(values, seed)
+    return Estimate(float(values.mean()), low, high)
+
+
+def _end_table(ends: Sequence[MemberEnd], *, with_run: bool) -> pd.DataFrame:
     """One row a member."""
-    rows = []
-    for (run, member), own in curves.groupby(["run", "member"], sort=False):
-        last = own.tail(max(2, len(own) // END))
-        row = {"run": run, "member": member, "tokens": int(own["tokens"].max())}
-        for metric in ("loss", "l0", "explained_variance", "dead"):
-            values = last[metric].to_numpy(dtype=float)
-            row[metric] = float(values.mean())
-            row[f"{metric} low"], row[f"{metric} high"] = _interval(values, seed)
-        row["tokens/s"] = float(own["tokens_per_second"].median())
-        row["minutes"] = float(own["seconds"].max()) / 60
-        rows.append(row)
-    frame = pd.DataFrame(rows)
-    leading = ["run", "member", "tokens", "loss", "l0", "explained_variance", "dead", "tokens/s", "minutes"]
-    columns = [c for c in leading if c != "run" or len(folders) > 1]
-    return frame[columns + [c for c in frame.columns if c.endswith(("low", "high"))]]
+    return pd.DataFrame(
+        [
+            ({"run": end.log.run} if with_run else {})
+            | {"member": end.log.member, "tokens": end.tokens}
+            | {name: mean.value for name, mean in end.means.items()}
+            | {"tokens/s": end.tokens_per_second, "minutes": end.seconds / 60}
+            | {f"{name} {side}": v for name, mean in end.means.items() for side, v in _sides(mean)}
+            for end in ends
+        ]
+    )
 
 
-def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+def _sides(mean: Estimate) -> tuple[tuple[str, float], tuple[str, float]]:
+    return ("low", mean.low), ("high", mean.high)
+
+
+def _curve_table(logs: Sequence[RunLog]) -> pd.DataFrame:
+    """The logs as they are, one row a record."""
+    return pd.concat([pd.DataFrame({"run": log.run, **log.records}) for log in logs], ignore_index=True)
+
+
+def _interval(values: NDArray[np.float64], seed: int) -> tuple[float, float]:
     if len(values) < 2 or not np.isfinite(values).all():
         return float("nan"), float("nan")
     return interval(mean_draws(values, seed))
 
 
 @plotting.applied
-def _plot(curves: pd.DataFrame, metrics: Sequence[str], title: str) -> Plot:
+def _plot(members: Sequence[MemberLog], metrics: Sequence[str], title: str) -> Plot:
     """One panel a metric, one line a member."""
-    shown = [metric for metric in metrics if curves[metric].notna().any()]
+    shown = [name for name in metrics if any(np.isfinite(_values(member, name)).any() for member in members)]
     figure, panels = plotting.axes(len(shown), width=4.6, height=3.2)
-    names = list(dict.fromkeys(curves["name"]))
     for metric, ax in zip(shown, panels, strict=True):
-        for number, name in enumerate(names):
-            own = curves[curves["name"] == name].dropna(subset=[metric])
-            _line(ax, own["tokens"].to_numpy() / 1e6, own[metric].to_numpy(dtype=float), number, name)
+        for number, member in enumerate(members):
+            values = _values(member, metric)
+            known = ~np.isnan(values)
+            _line(ax, member.metrics["tokens"][known] / 1e6, values[known], number, member.name)
         label, logarithmic = OVERALL.get(metric, (metric, True))
-        if logarithmic and (curves[metric].dropna() > 0).all():
+        logged = np.concatenate([_values(member, metric) for member in members])
+        if logarithmic and (logged[~np.isnan(logged)] > 0).all():
             ax.set_yscale("log")
         ax.set(xlabel="tokens (millions)", ylabel=label)
         if metric in ("dead", "tokens_per_second"):
             ax.set_ylim(bottom=0)
     panels[0].set_title(title)
-    if 1 < len(names) <= LEGEND:
+    if 1 < len(members) <= LEGEND:
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    crowd = f" {len(names)} members; the table curves tells them apart." if len(names) > LEGEND else ""
-    window = _window(len(curves) // len(names))
+    crowd = f" {len(members)} members; the table curves tells them apart." if len(members) > LEGEND else ""
+    window = _window(sum(len(member.metrics["step"]) for member in members) // len(members))
     return Plot(
         figure,
         f"Thin: each logged step, of its batch alone. Thick: running mean over {window} of them.{crowd}",
     )
+
+
+def _values(member: MemberLog, metric: str) -> NDArray[np.float64]:
+    """What was logged of a metric; NaN where its run has no such term."""
+    unknown = np.full(len(member.metrics["step"]), np.nan)
+    return member.metrics.get(metric, unknown)
 
 
 def _line(ax: Axes, x: np.ndarray, y: np.ndarray, number: int, name: str) -> None:
@@ -166,18 +262,17 @@ def _window(records: int) -> int:
     return max(1, records // SMOOTH)
 
 
-def _summary(ends: pd.DataFrame) -> str:
-    best = ends.loc[ends["explained_variance"].idxmax()] if ends["explained_variance"].notna().any() else ends.iloc[0]
-    whose = f"{best['run']}/{best['member']}" if "run" in ends else best["member"]
-    low, high = best["explained_variance low"], best["explained_variance high"]
-    interval = f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else ""
-    told = (
-        f"{best['tokens']:,} tokens at {best['tokens/s']:,.0f} a second, explained variance "
-        f"{best['explained_variance']:.3f}{interval} at L0 {best['l0']:.1f}, {best['dead']:.1%} of the latents dead."
+def _summary(ends: Sequence[MemberEnd]) -> str:
+    known = [end for end in ends if np.isfinite(end.means["explained_variance"].value)]
+    best = max(known, key=lambda end: end.means["explained_variance"].value, default=ends[0])
+    figures = (
+        f"{best.tokens:,} tokens at {best.tokens_per_second:,.0f} a second, explained variance "
+        f"{best.means['explained_variance'].words('.3f')} at L0 {best.means['l0'].value:.1f}, "
+        f"{best.means['dead'].value:.1%} of the latents dead."
     )
     if len(ends) == 1:
-        return f"{whose}: {told}"
-    return f"Of {len(ends)} dictionaries, {whose} explains most of its last batches: {told}"
+        return f"{best.log.name}: {figures}"
+    return f"Of {len(ends)} dictionaries, {best.log.name} explains most of its last batches: {figures}"
 
 
 def _cautions(folders: Sequence[RunFolder]) -> list[str]:
