@@ -16,7 +16,8 @@ from dictlab.token_selection import AUTO, TokenSelection
 from dictlab.training.learner.warm_start import variants_for
 from dictlab.training.member import Member
 from dictlab.training.objectives import OBJECTIVES, Objective, ObjectiveName
-from dictlab.training.recipes import RECIPES, Recipe, RecipeName, ScheduleName
+from dictlab.training.recipes import RECIPES, Recipe, RecipeName
+from dictlab.training.schedules import ScheduleName
 from dictlab.training.variants import BY_NAME, ActivationName, Variant
 
 LoggerName = Literal["wandb", "tensorboard"]

@@ -1,12 +1,6 @@
 """How fast does a dictionary learn, and when? Recipes are named sets of the optimizer's settings.
 
-The learning rate of step s of S is its peak times
-
-    (s + 1) / w                                                   in the first w steps: warm-up
-    linear     f + (1 - f) min(1, (S - s) / d)                    constant, then down to f over the last d steps
-    cosine     f + (1 - f) (1 + cos(pi (s - w) / (S - w))) / 2
-
-where w and d are given as shares of the steps (`warmup`, `decay`) and f is `final_lr`. With `clip` c and the gradient g
+The learning rate follows a schedule up to its peak and down again (`schedules`). With `clip` c and the gradient g
 of all weights of a dictionary, |g| its norm, Adam is given
 
     g min(1, c / |g|)        c > 0, in the units of the loss
@@ -22,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dictlab.errors import DictlabError, check_at_least
+from dictlab.training.schedules import ScheduleName, share_of_peak
 
-ScheduleName = Literal["linear", "cosine"]
 RecipeName = Literal["dictlab", "dictlab-0.1", "gao2024", "braun2024"]
 
 
@@ -106,21 +100,8 @@ class Recipe:
             raise DictlabError(f"ema is {self.ema}; expected a decay between 0 and 1, such as 0.999.")
 
     def share_of_peak(self, step: int, steps: int) -> float:
-        """The learning rate of a step, as a share of its peak.
-
-        Args:
-            step: From 0; the number of steps stands for after the last.
-            steps: Of this part of the run.
-        """
-        warmup = round(self.warmup * steps)
-        if step < warmup:
-            return (step + 1) / warmup
-        if self.schedule == "cosine":
-            progress = (step - warmup) / max(1, steps - warmup)
-            left = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        else:
-            left = min(1.0, (steps - step) / max(1, round(self.decay * steps)))
-        return self.final_lr + (1 - self.final_lr) * max(0.0, left)
+        """The learning rate of a step, as a share of its peak; see `schedules.share_of_peak`."""
+        return share_of_peak(self.schedule, step, steps, warmup=self.warmup, decay=self.decay, final_lr=self.final_lr)
 
 
 GAO = LearningRate(2e-4, by_width=-0.5)  # Gao et al. 2024, appendix A.3, as it is commonly read

@@ -19,7 +19,7 @@ from dictlab.training.learner.initialisation import geometric_median
 from dictlab.training.learner.learner import Learner
 from dictlab.training.objectives import Batch, Splice
 from dictlab.training.recipes import Recipe
-from dictlab.training.variants import penalties, topk
+from dictlab.training.variants import aux_k, topk
 from tests.planted import SITE, random_dictionary, sparse_data, tiny_model
 
 LATER = ["blocks.2.hook_resid_pre"]
@@ -96,7 +96,7 @@ def test_aux_k_is_its_formula_and_teaches_only_dead_latents(monkeypatch, share):
     x = torch.randn(30, 8)
     dead = torch.arange(15, 20)
     x_hat = dictionary.reconstruct(x)
-    found = penalties.aux_k(dictionary, x, x_hat, dead, k=3)
+    found = aux_k.aux_k(dictionary, x, x_hat, dead, k=3)
     z = ((x - dictionary.b_pre) @ dictionary.W_enc + dictionary.b_enc)[:, 15:]
     chosen = torch.zeros_like(z).scatter(1, z.topk(3, dim=1).indices, 1.0)
     error = (x - x_hat).detach()
@@ -115,9 +115,9 @@ def test_aux_k_is_its_formula_and_teaches_only_dead_latents(monkeypatch, share):
 def test_aux_k_without_dead_latents_or_with_fewer_than_k():
     dictionary, x = random_dictionary(20, 8), torch.randn(30, 8)
     x_hat = dictionary.reconstruct(x)
-    assert penalties.aux_k(dictionary, x, x_hat, torch.empty(0).long(), 4) == 0
-    assert penalties.aux_k(dictionary, x, x_hat, torch.tensor([3]), 4) > 0
-    assert penalties.aux_k(dictionary, x, x, torch.tensor([3]), 4) == 0  # nothing is left to explain
+    assert aux_k.aux_k(dictionary, x, x_hat, torch.empty(0).long(), 4) == 0
+    assert aux_k.aux_k(dictionary, x, x_hat, torch.tensor([3]), 4) > 0
+    assert aux_k.aux_k(dictionary, x, x, torch.tensor([3]), 4) == 0  # nothing is left to explain
 
 
 # The learner
@@ -198,7 +198,7 @@ def test_gradients_of_norm_one_make_training_blind_to_the_units_of_the_loss():
 
 @pytest.mark.parametrize(("x", "power"), [(384, 512), (64, 64), (0.4, 1), (3, 4), (22, 16)])
 def test_the_nearest_power_of_two(x, power):
-    assert penalties.nearest_power_of_two(x) == power
+    assert aux_k.nearest_power_of_two(x) == power
 
 
 def test_aux_k_revives_latents_that_plain_topk_leaves_dead(monkeypatch):

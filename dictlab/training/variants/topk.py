@@ -20,8 +20,8 @@ from torch import Tensor
 from dictlab.dictionary import Dictionary, activation_functions
 from dictlab.dictionary.codes import Codes
 from dictlab.errors import DictlabError
+from dictlab.training.variants.aux_k import AUX_WEIGHT, aux_k, nearest_power_of_two
 from dictlab.training.variants.base import BaseVariant, ForwardPass, Term, Weights
-from dictlab.training.variants.penalties import AUX_WEIGHT, aux_k, nearest_power_of_two
 
 WIDER = 4  # Multi-TopK's second k, as a multiple of the first
 WIDER_WEIGHT = 1 / 8

@@ -134,7 +134,7 @@ def meaning(raw: dict[str, Any], ignore: tuple[str, ...] = ()) -> Meaning:
         k=_k(config) if architecture in BY_K else None,
         rescaled=_rescaled(config, architecture),
         pre_bias=field_of(config, "apply_b_dec_to_input", bool, default(SAELENS, "apply_b_dec_to_input")),
-        normalisation=_normalisation(config),
+        normalisation=_normalize_activations(config),
         finetuned=_finetuned(config),
         d_out=whole(config.get("d_out"), "d_out") if transcodes else whole(config.get("d_in"), "d_in"),
     )
@@ -224,7 +224,7 @@ def _finetuned(config: dict[str, Any]) -> bool:
     return finetuned
 
 
-def _normalisation(config: dict[str, Any]) -> str:
+def _normalize_activations(config: dict[str, Any]) -> str:
     value = config.get("normalize_activations")
     if value is None or type(value) is bool:
         return "expected_average_only_in" if value else "none"

@@ -11,7 +11,8 @@
     transcoder               u = N(x), y = max(u W_enc + b_enc, 0) W_dec + b_dec: N is not undone, y is another site's
     jumprelu_transcoder      the same with f as jumprelu; with `skip_` before it, y + x W_skip^T
 
-With `rescale_acts_by_decoder_norm`, z is multiplied by the length of its decoder row, and y made of rows of length 1.
+N is the input normalisation (`normalisation`). With `rescale_acts_by_decoder_norm`, z is multiplied by the length of
+its decoder row, and y made of rows of length 1.
 `sparsity` is log10 of the share of tokens at which a latent fires, plus 1e-10. Source: sae_lens 6.54.12, `saes/*.py`.
 """
 
@@ -24,12 +25,12 @@ from torch import Tensor
 
 from dictlab.dictionary import Dictionary
 from dictlab.dictionary.activation_functions import AbsTopK, Activation, Gated, JumpReLU, ReLU, TopK
-from dictlab.dictionary.normalisation import ConstantNorm, LayerNorm, NoNormalisation, Normalisation, Scale
 from dictlab.errors import DictlabError
 from dictlab.formats.libraries.fields import refuse_part, refuse_unknown, shaped, short
 from dictlab.formats.libraries.saelens.config import BATCHTOPK, BY_K, Meaning, meaning
+from dictlab.formats.libraries.saelens.normalisation import read_normalisation
 from dictlab.formats.libraries.saelens.origin import read_metadata
-from dictlab.formats.libraries.saelens.writing import CONFIG, EPS, NEVER, SPARSITY
+from dictlab.formats.libraries.saelens.writing import CONFIG, NEVER, SPARSITY
 from dictlab.formats.reading.source import Source
 
 FINETUNED = ("scaling_factor", "finetuning_scaling_factor")
@@ -56,7 +57,7 @@ def read(source: Source) -> Dictionary:
     means = meaning(raw, source.ignore)
     refuse_unknown(source.entries, (), "the entry", source.ignore)
     tensors = _fitting(dict(source.tensors), means)
-    normalisation = _normalisation(means, source)
+    normalisation = read_normalisation(means, source)
     W_enc, W_dec, b_dec = (tensors[name] for name in ("W_enc", "W_dec", "b_dec"))
     b_enc = tensors.get("b_enc", torch.zeros(means.n_latents, dtype=W_enc.dtype))
     activation, notes = _activation(means, tensors)
@@ -123,39 +124,6 @@ def _activation(means: Meaning, tensors: dict[str, Tensor]) -> tuple[Activation,
     if "log_threshold" in tensors:
         return JumpReLU(tensors["log_threshold"].to(_precise(tensors["log_threshold"])).exp()), ()
     return (JumpReLU(tensors["threshold"]) if means.jumps else ReLU()), ()
-
-
-def _normalisation(means: Meaning, source: Source) -> Normalisation:
-    if means.normalisation != "expected_average_only_in" and source.scale is not None:
-        raise DictlabError(
-            f"a scale of {source.scale:g} was given, but normalize_activations is {means.normalisation!r}: its inputs "
-            "were not scaled, or the scale is folded in already. Leave `scale=...` away."
-        )
-    if means.normalisation == "layer_norm":
-        return LayerNorm(EPS)
-    if means.normalisation == "constant_norm_rescale":
-        return ConstantNorm()
-    return Scale(_scale(source)) if means.normalisation == "expected_average_only_in" else NoNormalisation()
-
-
-def _scale(source: Source) -> float:
-    """What inputs were multiplied by: a checkpoint has it beside it, other files do not tell."""
-    beside = source.config("scaling_factor") or {}
-    candidates = (source.scale, beside.get("scaling_factor"), source.registered)
-    factor = next((candidate for candidate in candidates if candidate is not None), None)
-    if factor is None:
-        raise DictlabError(
-            "normalize_activations is 'expected_average_only_in': inputs were multiplied by a number that no file "
-            "here states. Expected activation_scaler.json beside it, or the number with `scale=...`: "
-            "sqrt(d_in) divided by "
-            "the mean length of an activation."
-        )
-    tiny, huge = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
-    if type(factor) not in (int, float) or not tiny <= factor <= huge:
-        raise DictlabError(
-            f"the scale of its inputs (scaling_factor or `scale=...`) is {short(factor)}; expected above 0."
-        )
-    return float(factor)
 
 
 def _finetuned(means: Meaning, tensors: dict[str, Tensor]) -> Tensor | None:
