@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dictlab.dictionary.activation_functions import Activation, Gated, JumpReLU, ReLU, Union
+from dictlab.dictionary.activation_functions import Activation, Gated, JumpReLU, ReLU
 from dictlab.dictionary.dictionary import Dictionary
+from dictlab.dictionary.union import Union
 
 
 def with_unit_directions(dictionary: Dictionary) -> Dictionary:

@@ -155,7 +155,7 @@ def _check_transcoder(config: dict[str, Any]) -> None:
         raise DictlabError(
             "reshape_activations is 'hook_z' with a transcoder, which does not reshape; expected 'none'."
         )
-    if _normalisation(config) == "expected_average_only_in":
+    if _normalize_activations(config) == "expected_average_only_in":
         raise DictlabError(
             "normalize_activations is 'expected_average_only_in' with a transcoder: one number cannot be the scale of "
             "both of its sites. Expected 'none', with the scales folded into the weights."
