@@ -13,11 +13,7 @@ from dictlab.numerics import seeds
 from dictlab.numerics.statistics import COVERAGE, NAN, STANDARD_ERRORS, Array
 
 DIFFERENCE_RESAMPLES = 100_000  # of a difference of means, whose p may be small
-
-
 BATCH = 5_000  # resamples of a difference that are held at once
-
-
 ROUNDING = 1e-12  # numbers that are equal but for the order of a sum
 
 
