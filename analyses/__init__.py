@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from analyses.quality.scaling.scaling import scaling
     from analyses.quality.shrinkage.shrinkage import shrinkage
     from analyses.quality.training import training
-    from analyses.quality.verification import verification
+    from analyses.quality.verification.verification import verification
     from analyses.similarity.geometry.geometry import geometry
     from analyses.similarity.matching.matching import matching
     from analyses.similarity.meta import meta
@@ -42,7 +42,7 @@ _HOMES = {
     "shrinkage": "analyses.quality.shrinkage.shrinkage",
     "stitching": "analyses.composition.stitching.stitching",
     "training": "analyses.quality.training",
-    "verification": "analyses.quality.verification",
+    "verification": "analyses.quality.verification.verification",
 }
 
 __all__ = [

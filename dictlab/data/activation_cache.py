@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dictlab.errors import DictlabError
 from dictlab.model.language_model import LanguageModel
-from dictlab.runtime.atomic_files import save_tensors
+from dictlab.runtime.atomic_files import WRITING, remove, save_tensors
 
 GIGABYTE = 10**9
 ABOUT = "about.json"
@@ -136,10 +136,10 @@ def _unfinished(path: Path) -> Iterator[Path]:
 
 def _remove_left_behind(place: Path) -> None:
     """Remove unfinished files of processes of this machine that are gone. Others may be writing theirs just now."""
-    for partial in place.glob(f".*.{glob.escape(socket.gethostname())}.*.partial"):
-        number = partial.name.split(".")[-2]
+    for partial in place.glob(f".*.{glob.escape(socket.gethostname())}.*.partial*"):
+        number = partial.name.removesuffix(WRITING).split(".")[-2]
         if number.isdecimal() and not _runs(int(number)):
-            partial.unlink(missing_ok=True)
+            remove(partial)
 
 
 def _runs(process: int) -> bool:

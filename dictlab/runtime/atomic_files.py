@@ -23,11 +23,15 @@ from dictlab.errors import DictlabError
 if TYPE_CHECKING:
     from torch import Tensor
 
+WRITING = ".writing"  # what a file's name is followed by in that of the folder that it is written in
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a new safetensors file, readable by whom the user's umask lets read it.
+
+    The library writes under a random name beside, which would stay for ever where the process is killed. It gets a
+    folder for that, of a name that follows from the file's, so that the next writing of the file removes it.
 
     Raises:
         FileExistsError: There is something in that place.
@@ -38,10 +42,16 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 
     with path.open("xb") as file:
         mode = os.fstat(file.fileno()).st_mode & 0o777
+    folder = path.with_name(f"{path.name}{WRITING}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
-        save_file(dict(tensors), path, metadata=metadata)
+        save_file(dict(tensors), folder / "tensors", metadata=metadata)
+        (folder / "tensors").rename(path)
     except SafetensorError as error:
         raise OSError(errno.EIO, " ".join(str(error).split())[:200], str(path)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     path.chmod(mode)  # the library makes its files the user's alone
 
 

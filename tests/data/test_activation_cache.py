@@ -10,6 +10,7 @@ import torch
 
 from dictlab import DictlabError
 from dictlab.data.activation_cache import ActivationCache
+from dictlab.runtime.atomic_files import WRITING
 from dictlab.training import TrainConfig, train
 from tests.planted import SITE, tiny_model
 
@@ -80,7 +81,13 @@ def test_what_a_killed_process_left_unfinished_goes_and_what_is_being_written_st
     )
     for path in (left, going, elsewhere):
         path.write_bytes(b"")
+        inner = path.with_name(f"{path.name}{WRITING}")  # with what the library was writing
+        inner.mkdir()
+        (inner / ".tmpAbCdEf").write_bytes(b"")
     cache_of(tmp_path, model)
+    assert sorted(path.name for path in place.glob(".*.writing")) == sorted(
+        f"{path.name}{WRITING}" for path in (going, elsewhere)
+    )
     assert not left.exists() and going.exists() and elsewhere.exists()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from analyses.quality.pareto.pareto import pareto
-from analyses.quality.verification import verification
+from analyses.quality.verification.verification import verification
 from dictlab import DictlabError, Metadata
 from dictlab.evaluation.evaluate import evaluate
 from dictlab.evaluation.metrics import METRICS

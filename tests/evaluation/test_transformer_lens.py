@@ -10,7 +10,7 @@ from analyses.common.opening import in_model
 from analyses.composition.novelty.novelty import novelty
 from analyses.composition.stitching.stitching import stitching
 from analyses.quality.pareto.pareto import pareto
-from analyses.quality.verification import verification
+from analyses.quality.verification.verification import verification
 from dictlab import DictlabError, LanguageModel, Metadata, ReLU, TopK
 from dictlab.dictionary.normalisation import Centred, ConstantNorm, LayerNorm, NoNormalisation, Scale
 from dictlab.evaluation.evaluate import evaluate

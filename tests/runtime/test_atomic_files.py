@@ -5,6 +5,8 @@ import resource
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from dictlab import DictlabError, TopK, load, save
 from dictlab.formats import conversion
 from dictlab.runtime import atomic_files
+from dictlab.runtime.atomic_files import new_file, save_tensors
 from tests.planted import random_dictionary
 
 FORMATS = {"dictlab": "a.safetensors", "saelens": "folder", "sparsify": "folder", "dictionary_learning": "folder"}
@@ -180,3 +183,31 @@ def test_bytes_are_on_the_disk_before_the_name_is_theirs(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(("replace", Path(b).suffix)), replace(a, b)))
     save(dictionary(1), tmp_path / "a.safetensors")
     assert order == [("fsync", ".partial"), ("replace", ".safetensors"), ("fsync", tmp_path.suffix)]
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import torch
+from dictlab.runtime.atomic_files import new_file, save_tensors
+
+path = Path(sys.argv[1])
+
+def kill():
+    while not any(path.parent.rglob(".tmp*")):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=kill, daemon=True).start()
+with new_file(path, alone=True) as partial:
+    save_tensors({"zeros": torch.zeros(2**26)}, partial)
+"""
+
+
+def test_what_a_process_leaves_that_is_killed_while_it_writes_tensors_is_removed_by_the_next(tmp_path):
+    path = tmp_path / "state.safetensors"
+    ran = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, timeout=120)
+    assert ran.returncode == -signal.SIGKILL and not path.exists() and len(list(tmp_path.iterdir())) == 2
+    with new_file(path, alone=True) as partial:
+        save_tensors({"one": torch.ones(1)}, partial)
+    assert [inner.name for inner in tmp_path.iterdir()] == [path.name]

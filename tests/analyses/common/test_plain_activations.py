@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from analyses import frankenstein, geometry, matching, novelty, pareto, path, scaling, shrinkage, stitching
 from analyses.common.max_activating import find_contexts
-from analyses.quality.verification import verification
+from analyses.quality.verification.verification import verification
 from dictlab import Dictionary, DictlabError, Metadata, ReLU, TopK
 from dictlab.data.activations import ModelActivations
 from dictlab.data.arrays import open_array

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analyses.quality.verification import verification, weight_checks
+from analyses.quality.verification.verification import verification
+from analyses.quality.verification.weight_checks import weight_checks
 from dictlab import DictlabError, Metadata, ReLU, TopK, cli, load, save
 from dictlab.dictionary.activation_functions import BatchTopK, Gated, JumpReLU
 from dictlab.dictionary.normalisation import Scale

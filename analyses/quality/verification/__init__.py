@@ -1,0 +1,1 @@
+"""Is this file the dictionary that it claims to be?"""
