@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from dataclasses import fields, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import get_args
 
 import pandas as pd
@@ -614,8 +614,8 @@ def plugins(monkeypatch):
         EntryPoint("forgetful", f"{__name__}:returning_nothing", cli.GROUP),
         EntryPoint("broken", "no_such_package.analysis:main", cli.GROUP),
     ]
-    known = [*entry_points(group=cli.GROUP), *own]
-    monkeypatch.setattr(cli, "entry_points", lambda group: [entry for entry in known if entry.group == group])
+    known = EntryPoints([*entry_points(group=cli.GROUP), *own])
+    monkeypatch.setattr(cli, "entry_points", known.select)
 
 
 def test_somebody_elses_analysis_is_a_command_like_any_other(run, plugins, tmp_path):
@@ -644,7 +644,7 @@ def test_an_analysis_that_returns_no_report_is_named(refuse, plugins):
 
 
 def test_stitch_without_installed_analyses_says_what_to_do(refuse, monkeypatch, pair):
-    monkeypatch.setattr(cli, "entry_points", lambda group: [])
+    monkeypatch.setattr(cli, "entry_points", EntryPoints([]).select)
     refuse("stitch", *pair, says=("not installed",))
 
 

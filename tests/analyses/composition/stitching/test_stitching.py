@@ -224,7 +224,9 @@ def test_a_decoder_too_large_to_be_refitted_is_refused_after_the_first_batch(mon
 def test_what_only_the_whole_sample_shows_to_be_too_large_is_refused_before_the_search(monkeypatch, text):
     monkeypatch.setattr(refit, "LARGEST_REFIT", 30)
     monkeypatch.setattr(refit, "PROBED_TOKENS", 1)
-    monkeypatch.setattr("analyses.composition.stitching.stitching.by_insertion", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(
+        "analyses.composition.stitching.latent_selection.by_insertion", lambda *_: pytest.fail("too late")
+    )
     with pytest.raises(DictlabError, match=r"large: \d+ latents are active on [\d,]+ tokens.*refit='none'"):
         run(text)
 
