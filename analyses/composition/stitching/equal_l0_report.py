@@ -61,9 +61,10 @@ def equal_l0_plot(points: Sequence[Point], result: Point, curves: Sequence[Spars
     figure, panels = plotting.axes(len(keys), width=4.6, height=4.6)
     for ax, key in zip(panels, keys, strict=True):
         for number, curve in enumerate(curves):
-            costs, errors = (np.array([p.value(metric) for p in curve.points]) for metric in ("l0", key))
-            look: dict[str, Any] = {"color": plotting.colour(number), "ls": plotting.line(number), "marker": "."}
-            ax.plot(costs, errors, label=f"{curve.parent}, at other sparsities", **look)
+            for place, (kind, along) in enumerate(_by_activation(curve).items()):
+                costs, errors = (np.array([p.value(metric) for p in along]) for metric in ("l0", key))
+                look: dict[str, Any] = {"color": plotting.colour(number), "ls": plotting.line(place), "marker": "."}
+                ax.plot(costs, errors, label=f"{curve.parent}, {kind}, at other sparsities", **look)
         for number, point in enumerate(points, start=len(curves)):
             low, high = point.interval(key)
             value = point.value(key)
@@ -78,10 +79,19 @@ def equal_l0_plot(points: Sequence[Point], result: Point, curves: Sequence[Spars
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     caption = (
         "Each parent along its own sparsity curve (another k, or other thresholds), refitted at each point as the "
-        f"result is; everything else as points. Measured on {result.evaluation.size}; bars: 95 % bootstrap interval "
-        "over sequences. What lies below the parents' curves is better than both at its L0."
+        "result is, a line for each activation function; everything else as points. Measured on "
+        f"{result.evaluation.size}; bars: 95 % bootstrap interval over sequences. What lies below the parents' curves "
+        "is better than both at its L0."
     )
     return Plot(figure, caption)
+
+
+def _by_activation(curve: SparsityCurve) -> dict[str, list[Point]]:
+    """A curve's points by activation function: one line through several would jump where they take turns."""
+    found: dict[str, list[Point]] = {}
+    for point in curve.points:
+        found.setdefault(point.dictionary.activation.kind, []).append(point)
+    return found
 
 
 def equal_l0_sentence(compared: Mapping[str, EqualL0], *, refitted: bool) -> str:

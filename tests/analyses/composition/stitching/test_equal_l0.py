@@ -1,11 +1,13 @@
 """Parents at a result's sparsity: curves of closed form, and refits against those of each dictionary by itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from analyses.composition.stitching.equal_l0 import SparsityCurve, at_equal_l0, levels_of, parents_at_levels
-from analyses.composition.stitching.equal_l0_report import equal_l0_sentence
+from analyses.composition.stitching.equal_l0_report import equal_l0_plot, equal_l0_sentence
 from analyses.pool.dictionary_chain import encode_chain
 from analyses.pool.one_competition import competition_steps
 from analyses.pool.ridge_refit import refit_bias, refit_decoder
@@ -61,6 +63,23 @@ def test_below_every_curve_there_is_nothing_to_compare_with_and_beyond_its_end_t
     assert at_equal_l0(measured("r", 4.0, 1.0), curves) == {}
     beyond = at_equal_l0(measured("r", 20.0, 1.0), curves)["mse"].ratio
     assert beyond.place.kind == "level" and beyond.frontier == pytest.approx(60 / 16)
+
+
+def test_a_curve_has_a_line_for_each_activation_function():
+    """Of two rules that take turns along L0, one line would jump up and down."""
+    points = [measured("p", level, 60 / level) for level in (8, 12, 16, 20)]
+    threshold = jumprelu(24)
+    mixed = tuple(
+        replace(point, dictionary=replace(point.dictionary, activation=threshold)) if i % 2 else point
+        for i, point in enumerate(points)
+    )
+    result = measured("result", 14.0, 4.0)
+    figure = equal_l0_plot([result], result, [SparsityCurve("p", mixed)]).figure
+    lines = {
+        line.get_label(): line.get_xdata().tolist() for line in figure.axes[0].lines if "sparsities" in line.get_label()
+    }
+    kinds = [point.dictionary.activation.kind for point in mixed[:2]]
+    assert lines == {f"p, {kinds[0]}, at other sparsities": [8, 16], f"p, {kinds[1]}, at other sparsities": [12, 20]}
 
 
 def test_parents_are_measured_around_the_result_and_as_far_as_the_others_go():
